@@ -1,0 +1,298 @@
+"""From a row of the log to a typed event, or the reason why not."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from projections import messagepack
+
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+"""The largest `data` that is read, as stored."""
+_MAX_MS: Final = 2**53
+_SECONDS_BELOW: Final = 100_000_000_000
+_PREFIX: Final = "session:"
+_T = TypeVar("_T")
+
+
+class Unfoldable(Exception):
+    """An event that goes to quarantine; the text is the reason, in words to act on."""
+
+
+class LogRow(msgspec.Struct, frozen=True):
+    """A row of `event_log` as it stands; text that is not UTF-8 carries lone surrogates."""
+
+    seq: int
+    id: Any
+    key: Any
+    data: Any
+    created_at: Any
+
+
+class Messages(msgspec.Struct, frozen=True):
+    """Messages as the writer encoded them: `body` is `count` MessagePack maps, end to end."""
+
+    count: int
+    body: bytes
+
+
+class SessionCreated(msgspec.Struct, frozen=True):
+    """`created_at` in milliseconds."""
+
+    project: str
+    messages: Messages
+    status: str
+    created_at: int
+
+
+class MessagesAppended(msgspec.Struct, frozen=True):
+    """Of `session_append` and `session_append_messages` alike."""
+
+    messages: Messages
+
+
+class SessionUpdated(msgspec.Struct, frozen=True):
+    """Of `session_updated` and `session_status_update`; None leaves a field as it is."""
+
+    messages: Messages | None
+    status: str | None
+    project: str | None
+
+
+Body = SessionCreated | MessagesAppended | SessionUpdated
+
+
+class Event(msgspec.Struct, frozen=True):
+    """`time` in milliseconds; `body` is None for types that are somebody else's."""
+
+    seq: int
+    id: str
+    type: str
+    session_id: str
+    time: int
+    body: Body | None
+
+
+def decode(row: LogRow) -> Event:
+    """The event of a row; raises `Unfoldable`."""
+    data, event = _whole(row.data)
+    kind = event.get("type")
+    if not isinstance(kind, str):
+        raise _wrong("type", kind, "text")
+    read_body = _READERS.get(kind)
+    if read_body is None:
+        return Event(row.seq, "", kind, "", 0, None)
+    time = _optional_ms(event, "timestamp")
+    if time is None:
+        time = created_ms(row.created_at)
+    event_id = _text("id", row.id)
+    session_id = _session_id(_text("key", row.key), event.get("sessionId"))
+    if not isinstance(event.get("data"), dict):
+        raise _wrong("data", event.get("data"), "a map")
+    return Event(row.seq, event_id, kind, session_id, time, read_body(_Data(event, data), time))
+
+
+def session_of(key: str) -> str:
+    """The session that a key names, in either spelling."""
+    return key.removeprefix(_PREFIX)
+
+
+def keys_of(session_id: str) -> tuple[str, ...]:
+    """The keys that name a session: `session:x`, and `x` where that names no other session."""
+    bare = () if session_id.startswith(_PREFIX) else (session_id,)
+    return (*bare, _PREFIX + session_id)
+
+
+def created_ms(value: Any) -> int:
+    """`event_log.created_at` in milliseconds; raises `Unfoldable`."""
+    number = _integer("created_at", value)
+    return _in_range("created_at", number * 1000 if number < _SECONDS_BELOW else number)
+
+
+def _whole(data: Any) -> tuple[bytes, dict[Any, Any]]:
+    """The event in MessagePack and its values, whichever encoding the writer chose."""
+    if isinstance(data, str):
+        value = _decode_json(data)
+        data = _encode(value)
+    elif isinstance(data, bytes):
+        _check_size(data)
+        try:
+            value = messagepack.decode(data)
+        except messagepack.Malformed as error:
+            raise Unfoldable(str(error)) from None
+    else:
+        raise _wrong("data", data, "MessagePack (a BLOB) or JSON (a TEXT)")
+    if not isinstance(value, dict):
+        raise _wrong("the event", value, "a map")
+    return data, value
+
+
+def _decode_json(text: str) -> Any:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise Unfoldable("not JSON: the text is not UTF-8") from None
+    _check_size(data)
+    if _json_depth(text) > messagepack.MAX_DEPTH:
+        raise Unfoldable(f"JSON nested deeper than {messagepack.MAX_DEPTH} levels")
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Unfoldable(
+            "not JSON (RFC 8259: UTF-8, no byte-order mark, no NaN, no lone surrogate, no number"
+            " beyond float64)"
+        ) from None
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return msgspec.msgpack.encode(value)
+    except OverflowError:
+        raise Unfoldable(
+            "JSON with an integer beyond 64 bits, which MessagePack cannot hold"
+        ) from None
+
+
+def _json_depth(text: str) -> int:
+    """The deepest nesting, exact where it could be beyond the limit: there, as the library's own
+    limit differs between Pythons, it is counted before the text is decoded."""
+    if text.count("[") + text.count("{") <= messagepack.MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for match in _JSON_NESTING.finditer(text):
+        depth += _STEP.get(match[0], 0)
+        deepest = max(deepest, depth)
+    return deepest
+
+
+_JSON_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_EVENT_BYTES:
+        raise Unfoldable(f"larger than {MAX_EVENT_BYTES} bytes, the most an event may have")
+
+
+def _session_id(key: str, stated: Any) -> str:
+    if stated is not None and not isinstance(stated, str):
+        raise _wrong("sessionId", stated, "text")
+    if stated == "" or not session_of(key):
+        raise Unfoldable("the session id is empty")
+    if stated is not None and stated != session_of(key):
+        raise Unfoldable("sessionId names another session than the key of the row")
+    return session_of(key)
+
+
+class _Data(msgspec.Struct, frozen=True):
+    """The fields of an event's own `data`."""
+
+    event: dict[Any, Any]
+    encoded: bytes
+
+    def optional_text(self, name: str) -> str | None:
+        value = self.event["data"].get(name)
+        return None if value is None else _text(name, value)
+
+    def status(self) -> str | None:
+        status = self.optional_text("status")
+        if status == "":
+            raise Unfoldable("status is empty")
+        return status
+
+    def messages(self) -> Messages | None:
+        values = self.event["data"].get("messages")
+        if values is None:
+            return None
+        if not isinstance(values, list):
+            raise _wrong("messages", values, "a list")
+        for index, message in enumerate(values):
+            if not isinstance(message, dict):
+                raise _wrong(f"message {index}", message, "a map")
+        data = messagepack.fields(self.encoded)["data"]
+        return Messages(*messagepack.split_list(messagepack.fields(data)["messages"]))
+
+
+def _created(data: _Data, time: int) -> SessionCreated:
+    created_at = _optional_ms(data.event["data"], "createdAt")
+    return SessionCreated(
+        project=_required(data.optional_text("project"), "project"),
+        messages=data.messages() or Messages(0, b""),
+        status=data.status() or "ready",
+        created_at=time if created_at is None else created_at,
+    )
+
+
+def _appended(data: _Data, _time: int) -> MessagesAppended:
+    messages = _required(data.messages(), "messages")
+    if not messages.count:
+        raise Unfoldable("messages is empty")
+    return MessagesAppended(messages)
+
+
+def _status_updated(data: _Data, _time: int) -> SessionUpdated:
+    return SessionUpdated(None, _required(data.status(), "status"), None)
+
+
+def _updated(data: _Data, _time: int) -> SessionUpdated:
+    return SessionUpdated(data.messages(), data.status(), data.optional_text("project"))
+
+
+_READERS: Final[Mapping[str, Callable[[_Data, int], Body]]] = {
+    "session_created": _created,
+    "session_append": _appended,
+    "session_append_messages": _appended,
+    "session_status_update": _status_updated,
+    "session_updated": _updated,
+}
+
+
+def _required(value: _T | None, name: str) -> _T:
+    if value is None:
+        raise _wrong(name, None, "")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "text")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise Unfoldable(f"{name} is not UTF-8")
+    return value
+
+
+def _optional_ms(fields: Mapping[Any, Any], name: str) -> int | None:
+    value = fields.get(name)
+    return None if value is None else _in_range(name, _integer(name, value))
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong(name, value, "an integer")
+    return value
+
+
+def _in_range(name: str, milliseconds: int) -> int:
+    if not -_MAX_MS <= milliseconds <= _MAX_MS:
+        raise Unfoldable(f"{name} is beyond 2^53 milliseconds")
+    return milliseconds
+
+
+def _wrong(name: str, value: Any, wanted: str) -> Unfoldable:
+    if value is None:
+        return Unfoldable(f"{name} is missing or null")
+    return Unfoldable(f"{name} is {_KINDS.get(type(value), 'an extension type')}, not {wanted}")
+
+
+_KINDS: Final[Mapping[type, str]] = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    bytes: "binary",
+    list: "a list",
+    dict: "a map",
+}

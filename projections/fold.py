@@ -1,0 +1,58 @@
+"""Views and events in; changed views, quarantined events and a count of the skipped out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from projections.event import Event, LogRow, Unfoldable, decode
+from projections.projection import Projection
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """An event that goes to quarantine, and why."""
+
+    seq: int
+    reason: str
+
+
+class Folded(msgspec.Struct, frozen=True):
+    """What a run of events did to a projection."""
+
+    views: dict[str, Any]
+    quarantined: list[Rejected]
+    skipped: int
+
+
+def read(rows: Iterable[LogRow]) -> list[Event | Rejected]:
+    """Every row decoded once, for all projections."""
+    return [_read(row) for row in rows]
+
+
+def fold(
+    projection: Projection, views: Mapping[str, Any | None], events: Iterable[Event | Rejected]
+) -> Folded:
+    """Fold events, in log order, onto the views that stand; only changed views come back."""
+    changed: dict[str, Any] = {}
+    quarantined: list[Rejected] = []
+    skipped = 0
+    for event in events:
+        if isinstance(event, Rejected):
+            quarantined.append(event)
+            continue
+        key = projection.key_of(event)
+        if key is None:
+            skipped += 1
+            continue
+        try:
+            changed[key] = projection.fold(changed.get(key, views.get(key)), event)
+        except Unfoldable as error:
+            quarantined.append(Rejected(event.seq, str(error)))
+    return Folded(changed, quarantined, skipped)
+
+
+def _read(row: LogRow) -> Event | Rejected:
+    try:
+        return decode(row)
+    except Unfoldable as error:
+        return Rejected(row.seq, str(error))

@@ -1,0 +1,187 @@
+"""The `session:<id>` rows of `view`: one whole session each."""
+
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from projections.event import (
+    Event,
+    Messages,
+    MessagesAppended,
+    SessionCreated,
+    SessionUpdated,
+    Unfoldable,
+    keys_of,
+    session_of,
+)
+from projections.messagepack import Malformed, list_header, split_list
+from projections.projection import Damaged, Table
+
+MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
+"""The largest `view.data`."""
+PREFIX: Final = "session:"
+
+_Chunks = tuple["_Chunks", bytes] | None
+"""Encoded messages, newest chunk outermost: adding one copies nothing and shares the rest."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A session after some of its events; times in milliseconds."""
+
+    id: str
+    project: str
+    status: str
+    created_at: int
+    updated_at: int
+    last_event_id: str
+    count: int
+    body_bytes: int
+    chunks: _Chunks
+
+
+class Sessions:
+    """Folds every event of a session into its row."""
+
+    name = "sessions"
+    version = 1
+    table = Table(
+        name="view",
+        columns=("id", "key", "data", "last_offset_id", "created_at", "updated_at"),
+        key="key",
+        prefix=PREFIX,
+    )
+
+    def key_of(self, event: Event) -> str | None:
+        return None if event.body is None else PREFIX + event.session_id
+
+    def view_of(self, log_key: str) -> str:
+        return PREFIX + session_of(log_key)
+
+    def log_keys(self, key: str) -> tuple[str, ...]:
+        return keys_of(key.removeprefix(PREFIX))
+
+    def fold(self, view: Session | None, event: Event) -> Session:
+        body = event.body
+        if isinstance(body, SessionCreated):
+            if view is not None:
+                raise Unfoldable("the session is there already: session_created came twice")
+            return _within_limit(_created(event, body))
+        if view is None:
+            raise Unfoldable(f"{event.type} for a session that was never created")
+        match body:
+            case MessagesAppended():
+                return _within_limit(_changed(view, event, added=body.messages))
+            case SessionUpdated():
+                return _within_limit(_updated(view, event, body))
+            case None:
+                raise AssertionError("an event of no concern was folded")
+        assert_never(body)
+
+    def to_row(self, view: Session) -> tuple[Any, ...]:
+        key = PREFIX + view.id
+        data = msgspec.msgpack.encode(
+            _Data(
+                id=view.id,
+                project=view.project,
+                messages=msgspec.Raw(list_header(view.count) + _join(view.chunks)),
+                status=view.status,
+                createdAt=view.created_at,
+                updatedAt=view.updated_at,
+            )
+        )
+        return (key, key, data, view.last_event_id, view.created_at, view.updated_at)
+
+    def from_row(self, row: tuple[Any, ...]) -> Session:
+        data, last_event_id = row[2:4]
+        try:
+            fields = _decode(data)
+            count, body = split_list(fields.messages)
+        except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, Malformed) as error:
+            raise Damaged(f"data is not a session: {error}") from None
+        session = Session(
+            id=fields.id,
+            project=fields.project,
+            status=fields.status,
+            created_at=fields.createdAt,
+            updated_at=fields.updatedAt,
+            last_event_id=last_event_id,
+            count=count,
+            body_bytes=len(body),
+            chunks=(None, body),
+        )
+        if not isinstance(last_event_id, str) or self.to_row(session) != row:
+            raise Damaged("its columns disagree with its data")
+        return session
+
+
+class _Data(msgspec.Struct, frozen=True):
+    """`view.data`, its fields in the order of the contract."""
+
+    id: str
+    project: str
+    messages: msgspec.Raw
+    status: str
+    createdAt: int  # noqa: N815
+    updatedAt: int  # noqa: N815
+
+
+_decode = msgspec.msgpack.Decoder(_Data).decode
+
+
+def _created(event: Event, body: SessionCreated) -> Session:
+    return Session(
+        id=event.session_id,
+        project=body.project,
+        status=body.status,
+        created_at=body.created_at,
+        updated_at=event.time,
+        last_event_id=event.id,
+        count=body.messages.count,
+        body_bytes=len(body.messages.body),
+        chunks=(None, body.messages.body),
+    )
+
+
+def _changed(
+    view: Session,
+    event: Event,
+    *,
+    added: Messages | None = None,
+    project: str | None = None,
+    status: str | None = None,
+) -> Session:
+    return Session(
+        id=view.id,
+        project=view.project if project is None else project,
+        status=view.status if status is None else status,
+        created_at=view.created_at,
+        updated_at=event.time,
+        last_event_id=event.id,
+        count=view.count + (added.count if added else 0),
+        body_bytes=view.body_bytes + (len(added.body) if added else 0),
+        chunks=(view.chunks, added.body) if added else view.chunks,
+    )
+
+
+def _updated(view: Session, event: Event, body: SessionUpdated) -> Session:
+    if body.messages is not None:
+        view = msgspec.structs.replace(view, count=0, body_bytes=0, chunks=None)
+    return _changed(view, event, added=body.messages, project=body.project, status=body.status)
+
+
+def _within_limit(view: Session) -> Session:
+    texts = len(view.id) + len(view.project) + len(view.status)
+    if view.body_bytes + 4 * texts + 128 > MAX_VIEW_BYTES:
+        empty = msgspec.structs.replace(view, count=0, body_bytes=0, chunks=None)
+        rest = len(Sessions().to_row(empty)[2]) - 1 + len(list_header(view.count))
+        if rest + view.body_bytes > MAX_VIEW_BYTES:
+            raise Unfoldable(f"the view would be larger than {MAX_VIEW_BYTES} bytes")
+    return view
+
+
+def _join(chunks: _Chunks) -> bytes:
+    parts: list[bytes] = []
+    while chunks is not None:
+        chunks, part = chunks
+        parts.append(part)
+    return b"".join(reversed(parts))

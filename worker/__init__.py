@@ -1,0 +1,1 @@
+"""The daemon and its commands: everything that touches the world."""

@@ -1,0 +1,5 @@
+"""`python -P -m worker` is `projector`."""
+
+from worker.cli import main
+
+main()

@@ -1,0 +1,209 @@
+"""The command line: the only reader of the environment; results to stdout, logs to stderr."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from worker.database import resolve
+from worker.errors import BadUsage, ProjectorError
+from worker.log import LogFormat, LogLevel
+from worker.options import SETTINGS, Database, Json
+from worker.session_cli import session
+
+# Imports that a command does not share with `--help` stand inside it: they cost more than it does.
+
+app = typer.Typer(
+    help="Tail an event log in SQLite and keep session views.",
+    pretty_exceptions_enable=False,
+    **SETTINGS,
+)
+db = typer.Typer(help="Make, upgrade and look at a database.", **SETTINGS)
+event = typer.Typer(help="Look at single events.", **SETTINGS)
+quarantine = typer.Typer(help="Events that could not be folded.", **SETTINGS)
+app.add_typer(db, name="db")
+app.add_typer(session, name="session")
+app.add_typer(event, name="event")
+app.add_typer(quarantine, name="quarantine")
+
+
+def main() -> NoReturn:
+    """Run a command; what a user can cause ends in one line, a hint and an exit code."""
+    try:
+        app()
+    except ProjectorError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(error: ProjectorError) -> NoReturn:
+    from worker.output import one_line
+
+    print(f"projector: {one_line(error)}", file=sys.stderr)
+    if error.hint:
+        print(f"  {one_line(error.hint)}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version("session-projector"))
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    database: Database = "local.db",
+    once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Make an absent database.")] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="auto: readable on a terminal, else JSON.")
+    ] = LogFormat.AUTO,
+) -> None:
+    """Fold the log into views, and go on as events come."""
+    import anyio
+
+    from projections import BUILT_IN
+    from worker import log, schema, service
+
+    path = resolve(database)
+    log.configure(log_level, log_format)
+    if create and not path.exists():
+        schema.setup(path)
+    schema.require_current(path)
+    anyio.run(service.run_once if once else service.run, path, BUILT_IN)
+
+
+@app.command()
+def status(database: Database = "local.db", json: Json = False) -> None:
+    """Position, lag, views, quarantine, and whether a daemon is alive."""
+    from worker import output, readers
+
+    found = readers.status(resolve(database))
+    if json:
+        print(output.to_json(found))
+        return
+    daemon = found["daemon"]
+    lines = [
+        ("database", found["database"]),
+        ("daemon", f"alive, process {daemon['pid']}" if daemon["alive"] else "none is alive"),
+        ("schema", found["schema"]),
+        ("newest event", found["newest"]),
+        ("file", f"{found['file_bytes']:,} bytes"),
+        ("write-ahead log", f"{found['wal_bytes']:,} bytes"),
+    ]
+    for progress in found["projections"]:
+        lag = f"{progress['lag_events']:,} events, {progress['lag_seconds']:.1f} s"
+        lines += [
+            ("projection", f"{progress['name']}, version {progress['version'] or '-'}"),
+            ("  position", progress["position"]),
+            ("  lag", lag),
+            ("  views", f"{progress['views']:,}"),
+            ("  skipped", f"{progress['skipped']:,} events"),
+            ("  quarantined", f"{progress['quarantined']:,} events"),
+        ]
+    width = max(len(label) for label, _ in lines)
+    for label, value in lines:
+        print(f"{label:{width}}  {output.one_line(value)}")
+    if not daemon["alive"]:
+        print(f"\nstart one: projector run -d {output.one_line(found['database'])}")
+    if any(progress["quarantined"] for progress in found["projections"]):
+        print("\nsee why: projector quarantine list")
+
+
+@app.command()
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option(help="End by itself; else Ctrl-C ends it.", min=1)
+    ] = None,
+) -> None:
+    """Watch a daemon fold what a few agents write, in a scratch database."""
+    from worker import demo
+
+    demo.run(seconds)
+
+
+@db.command("setup")
+def db_setup(
+    database: Database = "local.db",
+    group: Annotated[
+        str | None,
+        typer.Option(help="Let this group write events: files 0660, folder 2770."),
+    ] = None,
+) -> None:
+    """Create a database, or upgrade one, Kanbatte's included."""
+    from worker import schema
+    from worker.output import one_line, printable
+
+    path = resolve(database)
+    done = schema.setup(path, group=group)
+    name = printable(str(path))
+    if done.backup:
+        print(f"copied the database as it was to {printable(str(done.backup))}")
+    for migration in done.applied:
+        print(f"applied {migration}")
+    for key in done.doubled_keys:
+        print(f"repaired {one_line(key)}: it stood in several rows of view, the newest was kept")
+    if group:
+        print(f"shared {name} and its folder with the group {printable(group)}")
+    print(f"{name} is ready" if done.applied else f"nothing to do: {name} is up to date")
+
+
+@db.command("status")
+def db_status(database: Database = "local.db", json: Json = False) -> None:
+    """List the migrations, and which are applied."""
+    from worker import output, schema
+
+    found = schema.status(resolve(database))
+    if json:
+        print(output.to_json([{"name": name, "applied": applied} for name, applied in found]))
+        return
+    for name, applied in found:
+        print(f"{'applied' if applied else 'pending'}  {output.printable(name)}")
+
+
+@event.command("check")
+def event_check(
+    file: Annotated[str, typer.Argument(help="MessagePack or JSON; - reads stdin.")] = "-",
+    database: Database = "local.db",
+) -> None:
+    """Say whether an event would fold, and why not."""
+    from worker import output, writers
+
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise BadUsage(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
+    print(output.one_line(writers.check(resolve(database), data)))
+
+
+@quarantine.command("list")
+def quarantine_list(database: Database = "local.db", json: Json = False) -> None:
+    """List the events that could not be folded, and why."""
+    from worker import output, readers
+    from worker.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        found = readers.quarantined(client)
+    if json:
+        print(output.to_json(found))
+    elif not found:
+        print("nothing is quarantined")
+    else:
+        headers = ("seq", "projection", "id", "key", "reason")
+        rows = [[row[column] for column in headers] for row in found]
+        print(output.table(headers, rows))

@@ -1,0 +1,142 @@
+"""The database file: where it is, plain connections to it, the daemon's lock beside it."""
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from worker.errors import BadUsage, NeedsPerson, RetryLater, translated
+
+BUSY_TIMEOUT_S = 5.0
+
+
+def resolve(database: str) -> Path:
+    """The real path of a database named by path or `sqlite:` URL.
+
+    The one place that knows which engines there are: a URL of another scheme will choose one.
+    """
+    scheme, colon, rest = database.partition("://")
+    if colon and scheme != "sqlite":
+        raise BadUsage(f"there is no engine for {scheme}://", "give the path of a SQLite file")
+    if not (path := rest if colon else database):
+        raise BadUsage("the name of the database is empty", "give the path of a SQLite file")
+    return Path(path).resolve()
+
+
+def require(path: Path) -> None:
+    """Refuse an absent database: a typing error must not start an empty log."""
+    if not path.exists():
+        raise NeedsPerson(
+            f"there is no database at {path}",
+            f"make it with `projector db setup -d {path}`, or correct the path",
+        )
+    if not path.is_file():
+        raise NeedsPerson(f"{path} is not a file", "give the path of a SQLite file")
+
+
+def uri(path: Path, *, mode: str) -> str:
+    """A SQLite URI; mode `ro`, `rw` or `rwc`."""
+    return f"file:{quote(str(path))}?mode={mode}"
+
+
+def connect(path: Path, *, mode: str) -> sqlite3.Connection:
+    """A connection for one command, outside any transaction unless it begins one."""
+    if mode != "rwc":
+        require(path)
+    with translated(path):
+        connection = sqlite3.connect(
+            uri(path, mode=mode), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+        )
+        connection.text_factory = lossless_text
+        return connection
+
+
+def lossless_text(data: bytes) -> str:
+    """Text from a column; bytes that are not UTF-8 become lone surrogates instead of an error."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+class FileIdentity:
+    """Notices that the file at a path is no longer the one that was opened.
+
+    By `stat` alone: opening and closing the file would drop SQLite's POSIX locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = self._read()
+
+    def check(self) -> None:
+        """Raises `RetryLater` when the file was replaced or deleted."""
+        if self._read() != self._identity:
+            raise RetryLater(
+                f"{self._path} was replaced or deleted while it was open",
+                "start again, and the new file is read",
+            )
+
+    def _read(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class DaemonLock:
+    """An advisory lock on `<database>-projector.lock`, held as long as a daemon lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + "-projector.lock")
+        self._database = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take it if nobody holds it; the file then says our process id."""
+        descriptor = self._open(os.O_RDWR | os.O_CREAT)
+        if not _try_lock(descriptor, fcntl.LOCK_EX):
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return True
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def holder(self) -> int | None:
+        """The process id of the daemon that is alive, or None."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if _try_lock(descriptor, fcntl.LOCK_SH):
+                return None
+            return int(os.pread(descriptor, 32, 0) or b"0")
+        finally:
+            os.close(descriptor)
+
+    def _open(self, flags: int) -> int:
+        try:
+            descriptor = os.open(self._path, flags | os.O_CLOEXEC, 0o666)
+            shared = self._database.stat()
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                os.fchmod(descriptor, shared.st_mode & 0o666)
+            return descriptor
+        except OSError as error:
+            raise NeedsPerson(
+                f"{self._path} cannot be opened ({error.strerror})",
+                f"the daemon needs write access to the folder {self._path.parent}",
+            ) from None
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""Everything a user can cause: what happened, to which file or event, and what mends it."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+
+class ProjectorError(Exception):
+    """Ends a command with one line, a hint and its exit code, never with a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Finding(ProjectorError):
+    """The answer is no: no such session, an event that would not fold."""
+
+
+class BadUsage(ProjectorError):
+    """The call's words are off."""
+
+    exit_code = 2
+
+
+class RetryLater(ProjectorError):
+    """A retry may mend it: the database is locked, the disk full, the file replaced."""
+
+    exit_code = 3
+
+
+class Unavailable(RetryLater):
+    """The database may not be written or read just now; a daemon waits and goes on."""
+
+
+class NeedsPerson(ProjectorError):
+    """No retry mends it: unknown layout, newer schema, corrupt file, a log that does not fit."""
+
+    exit_code = 4
+
+
+class LostRace(Exception):
+    """Somebody else moved the checkpoint: drop what is remembered of it and read again."""
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise what SQLite says of `path` as an error with a hint."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translate(path, error) from error
+
+
+def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return RetryLater(f"{path} was moved or replaced while it was open", "start again")
+    match code & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return Unavailable(
+                f"{path} is locked by another process ({error})",
+                f"see who holds it with `fuser {path}`, then try again",
+            )
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
+            return Unavailable(
+                f"{path} cannot be written or read ({error})",
+                f"make room on its disk (`df {path.parent}`), then try again",
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return NeedsPerson(
+                f"{path} or its folder may not be written by this user ({error})",
+                f"look at `ls -la {path.parent}`; `projector db setup --group NAME -d {path}` "
+                "shares a database among users",
+            )
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return NeedsPerson(
+                f"{path} is damaged or not a SQLite database ({error})",
+                f"see what is left with `sqlite3 {path} .recover`, or restore a backup",
+            )
+    return NeedsPerson(f"{path}: SQLite says: {error}", "run `projector db status` on it")

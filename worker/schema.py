@@ -1,0 +1,284 @@
+"""Migrations: which are applied, and making or upgrading a database to the newest."""
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+import migrations
+from worker.database import connect
+from worker.errors import BadUsage, NeedsPerson, RetryLater, translated
+
+_SIDECARS = ("", "-wal", "-shm")
+_WAL_PATIENCE_S = 10.0
+_OURS = "-projector-"
+"""Stands in every migration's name since the third: the history may hold Kanbatte's later ones."""
+
+
+class Layout(Enum):
+    """What a database's columns say it is, whatever its history table says."""
+
+    EMPTY = "empty"
+    KANBATTE = "Kanbatte up to 0.0.3"
+    PROJECTOR = "projector"
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted."""
+
+    applied: list[str]
+    backup: Path | None
+    doubled_keys: list[str]
+
+
+_COLUMNS = {
+    ("id", "key", "data", "created_at"): Layout.KANBATTE,
+    ("seq", "id", "key", "data", "created_at"): Layout.PROJECTOR,
+}
+_VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_at")
+
+
+def layout(connection: sqlite3.Connection, path: Path) -> Layout:
+    """Recognised by columns; raises `NeedsPerson` for any other layout."""
+    log, view = _columns(connection, "event_log"), _columns(connection, "view")
+    if not log and not view:
+        return Layout.EMPTY
+    found = _COLUMNS.get(log)
+    if found is None or view not in (_VIEW_COLUMNS, ()):
+        raise NeedsPerson(
+            f"{path} has a layout that is not known here (event_log has the columns"
+            f" {', '.join(log) or 'of no table'}; view {', '.join(view) or 'is absent'}), and was"
+            " left untouched",
+            "only databases of projector and of Kanbatte up to 0.0.3 can be taken over",
+        )
+    return found
+
+
+def status(path: Path) -> list[tuple[str, bool]]:
+    """Every migration and whether it is applied, oldest first."""
+    connection = connect(path, mode="ro")
+    try:
+        with translated(path):
+            applied = _applied(connection, layout(connection, path))
+    finally:
+        connection.close()
+    return [(name, name in applied) for name in sorted({*migrations.load(), *_newer(applied)})]
+
+
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database whose schema is older or newer than this program's."""
+    applied = _applied(connection, layout(connection, path))
+    if newer := _newer(applied):
+        raise NeedsPerson(
+            f"{path} has a newer schema than this projector ({', '.join(newer)})",
+            "upgrade projector: pip install -U session-projector",
+        )
+    if missing := [name for name in migrations.load() if name not in applied]:
+        raise NeedsPerson(
+            f"{path} lacks {', '.join(missing)}", f"upgrade it with `projector db setup -d {path}`"
+        )
+
+
+def require_current(path: Path) -> None:
+    """For the daemon, before it opens its own connection: this program's schema, WAL mode."""
+    connection = connect(path, mode="rw")
+    try:
+        with translated(path):
+            check(connection, path)
+            _use_wal(connection, path)
+    finally:
+        connection.close()
+
+
+def setup(path: Path, *, group: str | None = None) -> Setup:
+    """Create or upgrade the database, in one transaction; a Kanbatte database is copied first."""
+    if group is not None:
+        _check_folder(path)
+    with _os_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    connection = connect(path, mode="rwc")
+    try:
+        with translated(path):
+            done = _upgrade(connection, path)
+            if group is not None:
+                _share(path, group)
+            _use_wal(connection, path)
+            if group is not None:
+                _share(path, group)
+    finally:
+        connection.close()
+    return done
+
+
+def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
+    applied = _applied(connection, layout(connection, path))
+    if _newer(applied):
+        check(connection, path)
+    if all(name in applied for name in migrations.load()):
+        return Setup([], None, [])
+    kanbatte = layout(connection, path) is Layout.KANBATTE
+    backup = _copy(connection, path) if kanbatte else None
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        names, doubled = _migrate(connection, path)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return Setup(names, backup, doubled)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> tuple[list[str], list[str]]:
+    """Inside the transaction, so that what two set-ups at once see cannot change under them."""
+    found = layout(connection, path)
+    applied = _applied(connection, found)
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS umzug_meta"
+        " (name TEXT PRIMARY KEY, created_at TEXT DEFAULT CURRENT_TIMESTAMP)"
+    )
+    for name in sorted(applied):
+        connection.execute("INSERT OR IGNORE INTO umzug_meta (name) VALUES (?)", (name,))
+    doubled = _doubled_keys(connection)
+    foreign = _foreign_objects(connection)
+    names = [name for name in migrations.load() if name not in applied]
+    for name in names:
+        for statement in _statements(migrations.load()[name]):
+            connection.execute(statement)
+        connection.execute("INSERT INTO umzug_meta (name) VALUES (?)", (name,))
+    for statement in foreign - _foreign_objects(connection):
+        connection.execute(statement)
+    return names, doubled
+
+
+def _applied(connection: sqlite3.Connection, found: Layout) -> set[str]:
+    """From the history of ours, and from the layout where that history is missing or foreign."""
+    known = list(migrations.load())
+    applied = set(known[:3]) if found is Layout.PROJECTOR else set()
+    if found is Layout.KANBATTE:
+        applied = {known[0]} | ({known[1]} if _columns(connection, "view") else set())
+    if found is Layout.PROJECTOR and _columns(connection, "umzug_meta"):
+        names = {str(name) for (name,) in connection.execute("SELECT name FROM umzug_meta")}
+        applied |= {name for name in names if name in known or _OURS in name}
+    return applied
+
+
+def _newer(applied: set[str]) -> list[str]:
+    return sorted(name for name in applied if name not in migrations.load())
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    rows = connection.execute("SELECT name FROM pragma_table_info(?) ORDER BY cid", (table,))
+    return tuple(name for (name,) in rows)
+
+
+def _doubled_keys(connection: sqlite3.Connection) -> list[str]:
+    if not _columns(connection, "view"):
+        return []
+    rows = connection.execute(
+        "SELECT key FROM view WHERE key >= 'session:' AND key < 'session;'"
+        " GROUP BY key HAVING count(*) > 1 ORDER BY key"
+    )
+    return [key for (key,) in rows]
+
+
+def _foreign_objects(connection: sqlite3.Connection) -> set[str]:
+    """SQL of the indexes and triggers that others put on event_log: making it anew drops them."""
+    rows = connection.execute(
+        "SELECT sql FROM sqlite_master WHERE tbl_name = 'event_log' AND sql IS NOT NULL"
+        " AND (type = 'trigger' AND name NOT LIKE 'event\\_log\\_%' ESCAPE '\\'"
+        " OR type = 'index' AND name NOT LIKE 'idx\\_event\\_log\\_%' ESCAPE '\\')"
+    )
+    return {sql for (sql,) in rows}
+
+
+def _statements(script: str) -> Iterator[str]:
+    """One by one: `executescript` would commit the transaction first."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _copy(connection: sqlite3.Connection, path: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    backup = path.with_name(f"{path.name}.before-projector-{stamp}")
+    partial = backup.with_name(backup.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        connection.execute("VACUUM INTO ?", (str(partial),))
+        shutil.copymode(path, partial)
+        partial.replace(backup)
+    finally:
+        partial.unlink(missing_ok=True)
+    return backup
+
+
+def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
+    """Switching fails while anyone reads or writes: wait and retry."""
+    deadline = time.monotonic() + _WAL_PATIENCE_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            mode = "busy"
+        if mode == "wal":
+            return
+        if time.monotonic() > deadline:
+            raise RetryLater(
+                f"the schema of {path} is ready, but its journal mode is still not WAL, because"
+                " other processes keep it busy",
+                f"stop them, and run `projector db setup -d {path}` again",
+            )
+        time.sleep(0.05)
+
+
+def _check_folder(path: Path) -> None:
+    """A folder that holds anything else is somebody's own, and not to be opened to a group."""
+    try:
+        others = sorted(
+            entry.name for entry in path.parent.iterdir() if not entry.name.startswith(path.name)
+        )
+    except FileNotFoundError:
+        return
+    if others:
+        raise BadUsage(
+            f"--group would open the whole folder {path.parent}, which holds more than the database"
+            f" ({others[0]}{', …' if len(others) > 1 else ''})",
+            "give it a folder of its own: projector db setup -d FOLDER/local.db --group NAME",
+        )
+
+
+def _share(path: Path, group: str) -> None:
+    """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other."""
+    with _os_errors(path):
+        try:
+            shutil.chown(path.parent, group=int(group) if group.isdigit() else group)
+        except LookupError:
+            raise BadUsage(f"there is no group {group}", f"make it: groupadd {group}") from None
+        path.parent.chmod(0o2770)
+        for file in (path.with_name(path.name + suffix) for suffix in _SIDECARS):
+            if file.exists():
+                os.chown(file, -1, path.parent.stat().st_gid)
+                file.chmod(0o660)
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NeedsPerson(
+            f"{error.filename or path}: {error.strerror}",
+            f"look at `ls -la {path.parent}` and who you are (`id`)",
+        ) from None

@@ -1,0 +1,133 @@
+"""`projector session …`, in the verbs that Kanbatte's users know."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from worker.database import resolve
+from worker.errors import BadUsage
+from worker.options import SETTINGS, Database
+from worker.output import Format
+
+session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
+
+
+@session.command("queue")
+def session_queue(
+    message: Annotated[str, typer.Argument(help="The first user message.")],
+    project: Annotated[str, typer.Option("-p", "--project", help="The project's name.")],
+    database: Database = "local.db",
+) -> None:
+    """Start a session with its first message; prints the new id."""
+    from worker import output, writers
+    from worker.client import Client
+
+    with Client.writing(resolve(database)) as client:
+        print(output.one_line(writers.queue(client, _utf8(project), _utf8(message))))
+
+
+@session.command("append")
+def session_append(
+    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    messages: Annotated[
+        str, typer.Option("-m", "--messages", help="A JSON list of messages; - reads stdin.")
+    ],
+    stop: Annotated[bool, typer.Option("--stop", help="Also set the status ready.")] = False,
+    database: Database = "local.db",
+) -> None:
+    """Add messages at the end of a session; prints the position of the event."""
+    from worker import writers
+    from worker.client import Client
+
+    data = sys.stdin.buffer.read() if messages == "-" else _utf8(messages).encode()
+    with Client.writing(resolve(database)) as client:
+        print(writers.append(client, _utf8(session_id), data, stop=stop))
+
+
+@session.command("status")
+def session_status(
+    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    new_status: Annotated[str | None, typer.Argument(metavar="STATUS")] = None,
+    database: Database = "local.db",
+) -> None:
+    """Print the status of a session; or set it, and print the position of the event."""
+    from worker import output, readers, writers
+    from worker.client import Client
+
+    if new_status is None:
+        with Client.reading(resolve(database)) as client:
+            print(output.one_line(readers.session(client, _utf8(session_id))["status"]))
+    else:
+        with Client.writing(resolve(database)) as client:
+            print(writers.set_status(client, _utf8(session_id), _utf8(new_status)))
+
+
+@session.command("list")
+def session_list(
+    database: Database = "local.db",
+    project: Annotated[
+        str | None, typer.Option("-p", "--project", help="Only this project's.")
+    ] = None,
+    statuses: Annotated[
+        str | None, typer.Option("-s", "--status", help="Only these, such as ready,in-progress.")
+    ] = None,
+    form: Annotated[Format, typer.Option("-f", "--format")] = Format.TABLE,
+) -> None:
+    """List sessions, oldest first."""
+    from worker import output, readers
+    from worker.client import Client
+
+    wanted = None if statuses is None else set(statuses.split(","))
+    found = []
+    with Client.reading(resolve(database)) as client:
+        for view in readers.sessions(client):
+            if isinstance(view, str):
+                note = f"{view} was not written by projector; `projector run --once` folds it"
+                print(f"projector: {output.one_line(note)}", file=sys.stderr)
+            elif project in (None, view.project) and (wanted is None or view.status in wanted):
+                found.append(view)
+    if form is Format.JSON:
+        print(output.to_json([_summary(view) for view in found]))
+        return
+    headers = ("id", "project", "status", "messages", "updated")
+    rows = [(v.id, v.project, v.status, v.count, output.when(v.updated_at)) for v in found]
+    print((output.table if form is Format.TABLE else output.markdown_table)(headers, rows))
+
+
+@session.command("view")
+def session_view(
+    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    database: Database = "local.db",
+    form: Annotated[Format, typer.Option("-f", "--format")] = Format.MARKDOWN,
+) -> None:
+    """Print a session with all its messages."""
+    from worker import output, readers
+    from worker.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        view = readers.session(client, _utf8(session_id))
+    if form is Format.JSON:
+        print(output.to_json(view))
+    else:
+        print(output.session_table(view) if form is Format.TABLE else output.session_markdown(view))
+
+
+def _summary(view: Any) -> dict[str, Any]:
+    return {
+        "id": view.id,
+        "project": view.project,
+        "status": view.status,
+        "messages": view.count,
+        "createdAt": view.created_at,
+        "updatedAt": view.updated_at,
+    }
+
+
+def _utf8(text: str) -> str:
+    """An argument as it was typed; bytes that are not UTF-8 cannot go into an event."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadUsage("an argument is not UTF-8", "set a UTF-8 locale, or mend it") from None
+    return text

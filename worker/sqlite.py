@@ -1,0 +1,243 @@
+"""The embedded engine: the storage port on SQLite."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import aiosqlite
+import anyio
+
+from projections.event import MAX_EVENT_BYTES, LogRow
+from projections.projection import Projection, Table
+from worker import schema
+from worker.database import BUSY_TIMEOUT_S, FileIdentity, lossless_text, uri
+from worker.errors import LostRace, translated
+from worker.store import Change, Checkpoint, Loaded
+
+PAGE_EVENTS: Final = 1000
+PAGE_BYTES: Final = 8 * 1024 * 1024
+VIEW_BYTES: Final = 32 * 1024 * 1024
+"""What one batch may load of views, and so about what it writes under the lock."""
+PAGE_KEYS: Final = 500
+
+# secure_delete, on in many distributions' builds, logs the rewriting of a large row twice.
+# synchronous NORMAL may lose the last commits to a power cut, views and checkpoint alike: they
+# are folded again.
+_PRAGMAS: Final = (
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA secure_delete = OFF",
+    "PRAGMA cache_size = -65536",
+)
+# An oversized event is quarantined by its size alone, so no more of it is read.
+_EVENT_COLUMNS: Final = (
+    "seq, id, key, CASE WHEN length(data) > :max THEN substr(data, 1, :max + 1) ELSE data END,"
+    " created_at"
+)
+_CHECKPOINT_COLUMNS: Final = "name, version, position, generation, digest, skipped"
+
+
+class SqliteStore:
+    """Implements `worker.store.Store`; open with `SqliteStore.open`."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._identity = FileIdentity(path)
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Open a database whose schema is this program's; raises `ProjectorError`."""
+        schema.require_current(path)
+        with translated(path):
+            connection = await aiosqlite.connect(
+                uri(path, mode="rw"), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+            )
+        connection.text_factory = lossless_text
+        store = cls(connection, path)
+        try:
+            for pragma in _PRAGMAS:
+                await store._fetch(pragma)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._connection.close()
+
+    async def newest(self) -> int:
+        self._identity.check()
+        rows = await self._fetch("SELECT coalesce(max(seq), 0) FROM event_log")
+        return int(rows[0][0])
+
+    async def checkpoint(self, projection: Projection) -> Checkpoint:
+        select = f"SELECT {_CHECKPOINT_COLUMNS} FROM checkpoint WHERE name = ?"
+        rows = await self._fetch(select, (projection.name,))
+        if not rows:
+            with anyio.CancelScope(shield=True), translated(self._path):
+                await self._connection.execute(
+                    f"INSERT OR IGNORE INTO checkpoint ({_CHECKPOINT_COLUMNS})"
+                    " VALUES (?, ?, 0, 0, '', 0)",
+                    (projection.name, projection.version),
+                )
+            rows = await self._fetch(select, (projection.name,))
+        return Checkpoint(*rows[0])
+
+    async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
+        return await self._read_page(["seq >= :position"], position=start, until=until)
+
+    async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
+        named = {f"key{index}": key for index, key in enumerate(keys)}
+        conditions = [f"key IS :{name} AND seq > :position" for name in named]
+        return await self._read_page(conditions, position=after, until=until, **named)
+
+    async def load_views(self, table: Table, keys: Sequence[str]) -> Loaded:
+        if not keys:
+            return Loaded({}, 0)
+        size = " + ".join(f"coalesce(length({column}), 0)" for column in table.columns)
+        sizes = dict(
+            await self._fetch(
+                f"SELECT {table.key}, {size} FROM {table.name}"
+                f" WHERE {table.key} IN ({_placeholders(keys)})",
+                tuple(keys),
+            )
+        )
+        covered = _prefix_within((sizes.get(key, 0) for key in keys), VIEW_BYTES)
+        present = [key for key in keys[:covered] if key in sizes]
+        rows = await self._fetch(
+            f"SELECT {', '.join(table.columns)} FROM {table.name}"
+            f" WHERE {table.key} IN ({_placeholders(present)})",
+            tuple(present),
+        )
+        key_at = table.columns.index(table.key)
+        return Loaded({row[key_at]: tuple(row) for row in rows}, covered)
+
+    async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
+        rows = await self._fetch(
+            f"WITH asked (key) AS (VALUES {', '.join('(?)' for _ in keys)})"
+            " SELECT key FROM asked WHERE EXISTS ("
+            "SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND e.seq <= ? AND NOT EXISTS ("
+            "SELECT 1 FROM quarantine AS q WHERE q.projection = ? AND q.seq = e.seq))",
+            (*keys, checkpoint.position, checkpoint.name),
+        )
+        return {key for (key,) in rows}
+
+    async def log_keys(self, *, after: Any) -> list[Any]:
+        # One step through the index for each key, however many events it has.
+        above = "" if after is None else "WHERE key > :after"
+        rows = await self._fetch(
+            "WITH RECURSIVE keys (key, n) AS ("
+            f"SELECT (SELECT min(key) FROM event_log {above}), 1"
+            " UNION ALL SELECT (SELECT min(key) FROM event_log WHERE key > keys.key), n + 1"
+            " FROM keys WHERE key IS NOT NULL AND n < :page)"
+            " SELECT key FROM keys WHERE key IS NOT NULL",
+            {"after": after, "page": PAGE_KEYS},
+        )
+        return [key for (key,) in rows]
+
+    async def view_keys(self, table: Table, *, after: str) -> list[str]:
+        rows = await self._fetch(
+            f"SELECT {table.key} FROM {table.name} WHERE {table.key} > ? AND {table.key} >= ?"
+            f" AND {table.key} < ? ORDER BY {table.key} LIMIT ?",
+            (after, *table.bounds, PAGE_KEYS),
+        )
+        return [key for (key,) in rows]
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        # A cancelled task does not cancel a statement that waits in the database thread: a
+        # BEGIN IMMEDIATE would open the transaction later and lock every writer out.
+        with anyio.CancelScope(shield=True), translated(self._path):
+            try:
+                await self._connection.execute("BEGIN IMMEDIATE")
+                for change in changes:
+                    await self._apply(change)
+                await self._connection.execute("COMMIT")
+            except BaseException:
+                await self._connection.rollback()
+                raise
+
+    async def _apply(self, change: Change) -> None:
+        before, after, table = change.before, change.after, change.table
+        cursor = await self._connection.execute(
+            "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?,"
+            " skipped = ? WHERE name = ? AND version = ? AND position = ? AND generation = ?"
+            " AND digest = ?",
+            (
+                *(after.version, after.position, after.generation, after.digest, after.skipped),
+                *(before.name, before.version, before.position, before.generation, before.digest),
+            ),
+        )
+        if cursor.rowcount != 1:
+            raise LostRace
+        if change.rows:
+            await self._connection.executemany(_upsert(table), change.rows)
+        if change.removed:
+            await self._connection.executemany(
+                f"DELETE FROM {table.name} WHERE {table.key} = ?",
+                [(key,) for key in change.removed],
+            )
+        if change.quarantined:
+            await self._connection.executemany(
+                "INSERT INTO quarantine (projection, seq, id, key, reason)"
+                " SELECT ?, seq, id, key, ? FROM event_log WHERE seq = ?"
+                " ON CONFLICT (projection, seq) DO UPDATE SET reason = excluded.reason",
+                [(before.name, event.reason, event.seq) for event in change.quarantined],
+            )
+
+    async def _read_page(
+        self, conditions: Sequence[str], *, position: int, until: int | None, **values: Any
+    ) -> list[LogRow]:
+        """Rows that meet any of the conditions (each served by an index, in seq order)."""
+        bytes_read = (
+            "CASE WHEN seq = :position THEN 0 ELSE min(coalesce(length(data), 0), :max) END"
+        )
+        sized = " UNION ALL ".join(
+            f"SELECT seq, {bytes_read} AS bytes FROM event_log WHERE {condition} AND seq <= :until"
+            for condition in conditions
+        )
+        rows = await self._fetch(
+            f"SELECT {_EVENT_COLUMNS} FROM event_log WHERE seq IN (SELECT seq FROM ("
+            "SELECT seq, sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before"
+            f" FROM ({sized} ORDER BY seq LIMIT :events)) WHERE bytes_before <= :page)"
+            " ORDER BY seq",
+            {
+                "position": position,
+                "until": 2**63 - 1 if until is None else until,
+                "max": MAX_EVENT_BYTES,
+                "events": PAGE_EVENTS + 1,
+                "page": PAGE_BYTES,
+                **values,
+            },
+        )
+        return [LogRow(*row) for row in rows]
+
+    async def _fetch(self, sql: str, parameters: Any = ()) -> list[Any]:
+        with translated(self._path):
+            return list(await self._connection.execute_fetchall(sql, parameters))
+
+
+def _upsert(table: Table) -> str:
+    columns = ", ".join(table.columns)
+    low, high = table.bounds
+    owned = f" WHERE {table.key} >= '{low}' AND {table.key} < '{high}'"
+    updates = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
+    return (
+        f"INSERT INTO {table.name} ({columns}) VALUES ({_placeholders(table.columns)})"
+        f" ON CONFLICT ({table.key}){owned if table.prefix else ''} DO UPDATE SET {updates}"
+    )
+
+
+def _placeholders(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _prefix_within(sizes: Iterable[int], budget: int) -> int:
+    """How many of the first sizes fit the budget, at least one."""
+    total = count = 0
+    for size in sizes:
+        total += size
+        if count and total > budget:
+            break
+        count += 1
+    return count

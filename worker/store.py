@@ -1,0 +1,83 @@
+"""The storage port: what the tail and the walk need of an engine, in the domain's words."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from projections.event import LogRow
+from projections.fold import Rejected
+from projections.projection import Projection, Table
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """How far a projection has come; `digest` is of the event at `position`, '' at 0."""
+
+    name: str
+    version: int
+    position: int
+    generation: int
+    digest: str
+    skipped: int
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What one projection commits: from one checkpoint to the next, whole rows only."""
+
+    table: Table
+    before: Checkpoint
+    after: Checkpoint
+    rows: Sequence[tuple[Any, ...]] = ()
+    removed: Sequence[str] = ()
+    quarantined: Sequence[Rejected] = ()
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Rows by key; only the first `covered` of the keys asked for were looked up."""
+
+    rows: dict[str, tuple[Any, ...]]
+    covered: int
+
+
+class Store(Protocol):
+    """One engine's connection, owned by one task. Every method may raise `RetryLater`."""
+
+    async def newest(self) -> int:
+        """The newest seq, 0 for an empty log; notices that the file was replaced."""
+
+    async def checkpoint(self, projection: Projection) -> Checkpoint:
+        """Where the projection stands; the row is made where there is none."""
+
+    async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
+        """The event at `start` and a bounded page of those after it."""
+
+    async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
+        """The next events under some log keys, a bounded page in seq order."""
+
+    async def load_views(self, table: Table, keys: Sequence[str]) -> Loaded:
+        """The rows that stand for some views: as many as fit a batch, at least one."""
+
+    async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
+        """Which log keys have events up to the checkpoint that are not in its quarantine."""
+
+    async def log_keys(self, *, after: Any) -> list[Any]:
+        """The next distinct values of `event_log.key`, a page in the engine's order."""
+
+    async def view_keys(self, table: Table, *, after: str) -> list[str]:
+        """The next keys of a projection's rows, a page."""
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        """All of it in one transaction; raises `LostRace` where a checkpoint is not `before`."""
+
+    async def close(self) -> None:
+        """Leave nothing open, also when cancelled."""
+
+
+def digest(row: LogRow) -> str:
+    """What a checkpoint remembers of an event, to know it again."""
+    data = row.data.encode("utf-8", "surrogatepass") if isinstance(row.data, str) else row.data
+    columns = ascii((row.seq, row.id, row.key, row.created_at, type(row.data).__name__))
+    hasher = hashlib.blake2b(columns.encode(), digest_size=16)
+    hasher.update(data if isinstance(data, bytes) else ascii(data).encode())
+    return hasher.hexdigest()
