@@ -15,18 +15,18 @@ from worker.client import Client
 from worker.database import DaemonLock
 from worker.errors import Finding, NeedsPerson
 
-_SESSIONS: Final = Sessions()
+SESSIONS: Final = Sessions()
 
 
 def sessions(client: Client) -> Iterator[Session | str]:
     """Every session's view, oldest first; in place of a row that no fold has written, its key."""
-    columns = ", ".join(_SESSIONS.table.columns)
+    columns = ", ".join(SESSIONS.table.columns)
     for row in client.rows(
         f"SELECT {columns} FROM view WHERE key >= 'session:' AND key < 'session;'"
         " ORDER BY created_at, key"
     ):
         try:
-            yield _SESSIONS.from_row(row)
+            yield SESSIONS.from_row(row)
         except Damaged:
             yield str(row[1])
 
@@ -141,7 +141,7 @@ def folded(client: Client, session_id: str, *, first_only: bool = False) -> Sess
     ):
         try:
             event = decode(LogRow(*row))
-            view = view if event.body is None else _SESSIONS.fold(view, event)
+            view = view if event.body is None else SESSIONS.fold(view, event)
         except Unfoldable:
             continue
         if first_only and view is not None:
