@@ -1,7 +1,8 @@
 """Composition: the lock, the signals, a tail for each projection, shutdown."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -27,7 +28,6 @@ async def run(path: Path, projections: Sequence[Projection]) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_stop_on_signal, stop)
             if await _take_over(lock, stop):
-                log.info("started", database=str(path), projections=[p.name for p in projections])
                 await _tail_all(path, projections, stop)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -43,27 +43,28 @@ async def run_once(path: Path, projections: Sequence[Projection]) -> None:
     lock = DaemonLock(path)
     try:
         for projection in projections:
-            store = await SqliteStore.open(path)
-            try:
+            async with _opened(path) as store:
                 until = await store.newest()
                 await _leave_rebuild_to_holder(store, projection, lock)
                 await tail(store, projection, stop, until=until)
-            finally:
-                await store.close()
     finally:
         lock.release()
 
 
 async def _tail_all(path: Path, projections: Sequence[Projection], stop: anyio.Event) -> None:
-    async with anyio.create_task_group() as tasks:
-        for projection in projections:
-            tasks.start_soon(_tail_one, path, projection, stop)
+    async with AsyncExitStack() as stores:
+        opened = [await stores.enter_async_context(_opened(path)) for _ in projections]
+        log.info("started", database=str(path), projections=[p.name for p in projections])
+        async with anyio.create_task_group() as tasks:
+            for store, projection in zip(opened, projections, strict=True):
+                tasks.start_soon(tail, store, projection, stop)
 
 
-async def _tail_one(path: Path, projection: Projection, stop: anyio.Event) -> None:
+@asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[SqliteStore]:
     store = await SqliteStore.open(path)
     try:
-        await tail(store, projection, stop)
+        yield store
     finally:
         await store.close()
 

@@ -43,6 +43,7 @@ class SqliteStore:
         self._connection = connection
         self._path = path
         self._identity = FileIdentity(path)
+        self._data_version = None
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -66,8 +67,13 @@ class SqliteStore:
         with anyio.CancelScope(shield=True):
             await self._connection.close()
 
-    async def newest(self) -> int:
+    async def changed(self) -> bool:
         self._identity.check()
+        rows = await self._fetch("PRAGMA data_version")
+        before, self._data_version = self._data_version, rows[0][0]
+        return before != self._data_version
+
+    async def newest(self) -> int:
         rows = await self._fetch("SELECT coalesce(max(seq), 0) FROM event_log")
         return int(rows[0][0])
 

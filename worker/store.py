@@ -43,8 +43,14 @@ class Loaded(msgspec.Struct, frozen=True):
 class Store(Protocol):
     """One engine's connection, owned by one task. Every method may raise `RetryLater`."""
 
+    async def changed(self) -> bool:
+        """Whether others may have committed anything since this was last asked.
+
+        Raises `RetryLater` where the file was replaced.
+        """
+
     async def newest(self) -> int:
-        """The newest seq, 0 for an empty log; notices that the file was replaced."""
+        """The newest seq, 0 for an empty log."""
 
     async def checkpoint(self, projection: Projection) -> Checkpoint:
         """Where the projection stands; the row is made where there is none."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Final
 
 import anyio
@@ -17,6 +18,8 @@ from worker.replay import fold_history, needs_rebuild, rebuild
 from worker.store import Change, Checkpoint, Store, digest
 from worker.wakeup import poll_delay_s
 
+LONGEST_IDLE_S: Final = 1.0
+"""After so much waiting the log is read whatever the engine says of changes."""
 RETRY_S: Final = 0.5
 """Between two attempts at a database that is locked or has no room."""
 
@@ -31,7 +34,7 @@ async def tail(
     A database that is locked or has no room is waited for; with `until` it ends the tail.
     """
     checkpoint: Checkpoint | None = None
-    idle_polls = failures = 0
+    failures = 0
     while not stop.is_set():
         before = checkpoint
         try:
@@ -54,13 +57,20 @@ async def tail(
         if failures:
             log.info("database_available_again", failures=failures)
             failures = 0
-        if checkpoint != before:
-            idle_polls = 0
-        elif until is None:
-            idle_polls += 1
-            await _wait(poll_delay_s(idle_polls), stop)
         if until is not None and (checkpoint == before or checkpoint.position >= until):
             return
+        if checkpoint == before:
+            await _idle(store, stop)
+
+
+async def _idle(store: Store, stop: anyio.Event) -> None:
+    """Until somebody may have written something; that is only a hint, so never for long."""
+    waited_s = 0.0
+    for polls in count():
+        if stop.is_set() or waited_s >= LONGEST_IDLE_S or await store.changed():
+            return
+        await _wait(poll_delay_s(polls), stop)
+        waited_s += poll_delay_s(polls)
 
 
 async def _wait(seconds: float, stop: anyio.Event) -> None:
@@ -84,8 +94,6 @@ async def _turn(
     """One batch, or none where there is nothing new; returns where the projection then stands."""
     started = time.perf_counter()
     newest = await store.newest()
-    if checkpoint.position in (newest, until):
-        return checkpoint
     rows = await store.read_events(start=checkpoint.position, until=until)
     if not _fits(checkpoint, rows):
         return await _reload(store, projection, checkpoint, newest)

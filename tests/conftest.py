@@ -1,0 +1,33 @@
+"""What every test file shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from support import Database
+
+from worker import schema
+
+settings.register_profile(
+    "projector",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("projector")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    """A fresh database of ours."""
+    path = tmp_path / "local.db"
+    schema.setup(path)
+    return Database(path)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = 1

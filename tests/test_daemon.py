@@ -1,0 +1,238 @@
+"""`projector run` as its own process, beside writers that know nothing of it."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import msgpack
+import oracle
+import pytest
+from support import INSERT, T0, Database, daemon, event, projector
+
+SHELL = shutil.which("sqlite3")
+
+
+def test_a_raw_insert_becomes_a_view_and_a_stop_is_clean(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        database.created("A-1", "one")
+        running.wait_until_at(1)
+        database.appended("A-1", "two")
+        running.wait_until_at(2)
+
+        assert database.contents("A-1") == ["one", "two"]
+        assert running.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.skipif(SHELL is None, reason="needs the sqlite3 shell")
+def test_an_insert_from_the_sqlite3_shell_shows_up_within_a_second(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        subprocess.run(
+            [
+                str(SHELL),
+                database.path,
+                "INSERT INTO event_log (id, key, data, created_at) VALUES ('sh-1', 'session:A-1',"
+                " json_object('type', 'session_created', 'data', json_object('project', 'A')),"
+                " unixepoch())",
+            ],
+            check=True,
+        )
+        written = time.time()
+        running.wait_until_at(1)
+
+        assert time.time() - written < 1
+        assert database.view("A-1")["project"] == "A"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_catching_up_ends_after_the_batch_in_hand(
+    database: Database, number: int
+) -> None:
+    fill(database, sessions=50, events=20_000)
+    with daemon(database.path) as running:
+        running.wait_for("batch_committed")
+
+        assert running.stop(number) == 0
+        assert database.position() > 0
+
+    projector("run", "--once", "-d", database.path)
+    assert database.views() == oracle.fold(database.log()).views
+
+
+def test_killed_again_and_again_under_writers_it_loses_and_doubles_nothing(
+    database: Database,
+) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), str(number)])
+        for number in range(2)
+    ]
+    kills = 0
+    try:
+        while any(writer.poll() is None for writer in writers):
+            with daemon(database.path) as running:
+                running.wait_for("batch_committed")
+                running.stop(signal.SIGKILL)
+                kills += 1
+    finally:
+        for writer in writers:
+            writer.wait()
+    projector("run", "--once", "-d", database.path)
+
+    assert kills > 2
+    assert database.sql("SELECT count(*) FROM event_log") == [(2 * 600,)]
+    assert database.views() == oracle.fold(database.log()).views
+    assert not database.quarantine()
+
+
+WRITER = f"""
+import json, sqlite3, sys, time
+path, number = sys.argv[1:]
+for n in range(600):
+    kind, data = "session_append", {{"messages": [{{"role": "user", "content": str(n)}}]}}
+    if n < 5:
+        kind, data = "session_created", {{"project": "W"}}
+    event = json.dumps({{"type": kind, "data": data}})
+    connection = sqlite3.connect(path, timeout=30)
+    with connection:
+        key = f"W-{{number}}-{{n % 5}}"
+        connection.execute("{INSERT}", (f"{{number}}-{{n}}", key, event, {T0}))
+    connection.close()
+    time.sleep(0.002)
+"""
+
+
+def test_an_absent_database_is_refused_and_not_made(tmp_path: Path) -> None:
+    refused = projector("run", "-d", tmp_path / "typo.db", check=4)
+
+    assert f"projector db setup -d {tmp_path}/typo.db" in refused.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_create_makes_an_absent_database(tmp_path: Path) -> None:
+    projector("run", "--once", "--create", "-d", tmp_path / "new.db")
+
+    assert Database(tmp_path / "new.db").position() == 0
+
+
+def test_a_second_daemon_stands_by_and_takes_over(database: Database) -> None:
+    with daemon(database.path) as first:
+        first.wait_for("started")
+        with daemon(database.path) as second:
+            second.wait_for("standing_by", daemon_pid=first.process.pid)
+            first.stop(signal.SIGKILL)
+            second.wait_for("started")
+            database.created("A-1")
+            second.wait_until_at(1)
+
+            assert second.stop(signal.SIGTERM) == 0
+
+
+def test_a_daemon_standing_by_stops_when_told(database: Database) -> None:
+    with daemon(database.path) as first:
+        first.wait_for("started")
+        with daemon(database.path) as second:
+            second.wait_for("standing_by")
+
+            assert second.stop(signal.SIGTERM) == 0
+
+
+def test_run_once_beside_a_daemon_keeps_every_view_exact(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        for number in range(8):
+            database.created(f"A-{number}", "one")
+            projector("run", "--once", "-d", database.path)
+        running.stop(signal.SIGTERM)
+
+    assert database.position() == 8
+    assert database.views() == oracle.fold(database.log()).views
+
+
+def test_two_daemons_without_the_lock_keep_every_view_exact(database: Database) -> None:
+    lock = database.path.with_name("local.db-projector.lock")
+    with daemon(database.path) as first:
+        first.wait_for("started")
+        lock.unlink()
+        with daemon(database.path) as second:
+            second.wait_for("started")
+            for number in range(200):
+                if number < 5:
+                    database.created(f"A-{number}")
+                else:
+                    database.appended(f"A-{number % 5}", str(number))
+            projector("run", "--once", "-d", database.path)
+            assert first.stop(signal.SIGTERM) == second.stop(signal.SIGTERM) == 0
+
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.position() == 200
+
+
+def test_a_lock_held_by_others_is_waited_out(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        database.created("A-1")
+        running.wait_until_at(1)
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute(INSERT, ("own", "A-1", APPEND, T0))
+            other.execute("COMMIT")
+            other.execute("BEGIN IMMEDIATE")
+            running.wait_for("database_unavailable")
+            other.execute("ROLLBACK")
+        running.wait_for("database_available_again")
+
+        assert len(database.view("A-1")["messages"]) == 1
+        assert running.stop(signal.SIGTERM) == 0
+
+
+APPEND = msgpack.packb(event("session_append", {"messages": [{"role": "user"}]}))
+
+
+def test_a_replaced_file_ends_it_with_exit_3(database: Database, tmp_path: Path) -> None:
+    projector("db", "setup", "-d", tmp_path / "new.db")
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        os.replace(tmp_path / "new.db", database.path)
+
+        _, said = running.process.communicate(timeout=10)
+        assert running.process.returncode == 3
+        assert "was replaced or deleted" in said
+
+
+def test_logs_are_json_without_a_terminal_and_never_hold_contents(database: Database) -> None:
+    database.created("A-1", "a secret")
+    database.insert("A-1", {"type": "session_append", "data": "another secret"})
+
+    said = projector("run", "--once", "-d", database.path).stderr
+
+    assert '"event": "batch_committed"' in said
+    assert "secret" not in said
+
+
+def test_log_level_and_format(database: Database) -> None:
+    database.created("A-1")
+    quiet = projector("run", "--once", "-d", database.path, "--log-level", "error").stderr
+    database.created("A-2")
+    readable = projector("run", "--once", "-d", database.path, "--log-format", "console").stderr
+
+    assert quiet == ""
+    assert "batch_committed" in readable
+    assert not readable.startswith("{")
+
+
+def fill(database: Database, *, sessions: int, events: int) -> None:
+    """Many small events at once."""
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        for number in range(events):
+            kind, data = "session_append", {"messages": [{"role": "user", "content": str(number)}]}
+            if number < sessions:
+                kind, data = "session_created", {"project": "F"}
+            row = (f"f{number}", f"F-{number % sessions}", msgpack.packb(event(kind, data)), T0)
+            connection.execute(INSERT, row)

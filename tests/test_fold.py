@@ -1,0 +1,112 @@
+"""The same log gives the same views, byte for byte, in whatever batches."""
+
+from typing import Any
+
+import logs
+import oracle
+import pytest
+from hypothesis import given
+
+from projections import fold as folding
+from projections import sessions as sessions_module
+from projections.event import LogRow
+from projections.projection import Damaged
+from projections.sessions import Sessions
+
+SESSIONS = Sessions()
+Rows = dict[str, tuple[Any, ...]]
+
+
+def fold_batches(batches: list[list[tuple[Any, ...]]]) -> tuple[Rows, dict[int, str], int]:
+    """Each batch begins from the rows that the one before left, as a daemon's does."""
+    standing: Rows = {}
+    quarantined: dict[int, str] = {}
+    skipped = 0
+    for batch in batches:
+        views = {key: SESSIONS.from_row(row) for key, row in standing.items()}
+        folded = folding.fold(SESSIONS, views, folding.read(LogRow(*row) for row in batch))
+        standing |= {key: SESSIONS.to_row(view) for key, view in folded.views.items()}
+        quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
+        skipped += folded.skipped
+    return standing, quarantined, skipped
+
+
+@given(log=logs.logs, sizes=logs.batchings)
+def test_any_batching_gives_the_same_views_and_the_same_quarantine(
+    log: list[Any], sizes: list[int]
+) -> None:
+    rows = logs.rows(log)
+
+    assert fold_batches(logs.batches(rows, sizes)) == fold_batches([rows])
+
+
+@given(log=logs.logs)
+def test_any_log_folds_to_what_the_oracle_says(log: list[Any]) -> None:
+    rows = logs.rows(log)
+
+    views, quarantined, skipped = fold_batches([rows])
+
+    expected = oracle.fold(rows)
+    assert (views, skipped) == (expected.views, expected.skipped)
+    assert quarantined.keys() == expected.quarantine.keys()
+
+
+@given(log=logs.logs, sizes=logs.batchings)
+def test_a_fold_leaves_the_views_it_began_from_as_they_were(
+    log: list[Any], sizes: list[int]
+) -> None:
+    views: dict[str, Any] = {}
+    for batch in logs.batches(logs.rows(log), sizes):
+        events = folding.read(LogRow(*row) for row in batch)
+        before = {key: SESSIONS.to_row(view) for key, view in views.items()}
+        once = folding.fold(SESSIONS, views, events)
+        twice = folding.fold(SESSIONS, views, events)
+        assert {key: SESSIONS.to_row(view) for key, view in views.items()} == before
+        assert once == twice
+        views |= once.views
+
+
+@pytest.mark.parametrize("kind", ["session_append", "session_updated"])
+def test_an_event_that_would_make_a_view_too_large_is_quarantined(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def append(seq: int, size: int) -> tuple[Any, ...]:
+        data = f'{{"type":"{kind}","data":{{"messages":[{{"c":"{"x" * size}"}}]}}}}'
+        return (seq, f"e{seq}", "A-1", data, 1_700_000_000_000)
+
+    created = (1, "e1", "A-1", '{"type":"session_created","data":{"project":"A"}}', 5)
+    (row,) = fold_batches([[created, append(2, 3000)]])[0].values()
+    limit = len(row[2])
+    monkeypatch.setattr(sessions_module, "MAX_VIEW_BYTES", limit)
+    monkeypatch.setattr(oracle, "VIEW_LIMIT_BYTES", limit)
+
+    for size in (2999, 3000, 3001):
+        rows = [created, append(2, size), append(3, 1)]
+        views, quarantined, _ = fold_batches([rows])
+        expected = oracle.fold(rows)
+        assert views == expected.views
+        assert quarantined.keys() == expected.quarantine.keys()
+        assert (2 in quarantined) == (size > 3000)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (0, "other"),
+        (2, None),
+        (2, "text"),
+        (2, b""),
+        (2, b"\x80"),
+        (2, b"\x86"),
+        (3, None),
+        (4, 1),
+        (5, "soon"),
+    ],
+)
+def test_a_row_that_no_fold_has_written_is_found_damaged(column: int, value: Any) -> None:
+    created = (1, "e1", "A-1", '{"type":"session_created","data":{"project":"A"}}', 5)
+    (row,) = fold_batches([[created]])[0].values()
+    damaged = (*row[:column], value, *row[column + 1 :])
+
+    with pytest.raises(Damaged):
+        SESSIONS.from_row(damaged)
