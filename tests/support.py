@@ -98,12 +98,9 @@ def projector(
 class Daemon:
     """`projector run` as its own process; its log lines are the events to wait for."""
 
-    def __init__(self, path: Path, *arguments: str, **options: Any) -> None:
+    def __init__(self, path: Path, *, program: list[str]) -> None:
         self.process = subprocess.Popen(
-            [*PROJECTOR, "run", "-d", str(path), *arguments],
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
+            [*program, "run", "-d", str(path)], stderr=subprocess.PIPE, text=True
         )
         self.lines: list[dict[str, Any]] = []
 
@@ -129,9 +126,9 @@ class Daemon:
 
 
 @contextmanager
-def daemon(path: Path, *arguments: str, **options: Any) -> Iterator[Daemon]:
+def daemon(path: Path, *, program: list[str] = PROJECTOR) -> Iterator[Daemon]:
     """A daemon that does not outlive the block."""
-    running = Daemon(path, *arguments, **options)
+    running = Daemon(path, program=program)
     try:
         yield running
     finally:

@@ -9,8 +9,7 @@ import typer
 
 from worker.database import resolve
 from worker.errors import BadUsage, ProjectorError
-from worker.log import LogFormat, LogLevel
-from worker.options import SETTINGS, Database, Json
+from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel
 from worker.session_cli import session
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.

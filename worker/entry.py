@@ -22,11 +22,13 @@ def main() -> None:
         found = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
         if not any((folder / file).is_file() for folder in found):
             where = f"is {found[0]}" if found else "is missing"
-            sys.exit(
+            print(
                 f"projector: the Python package `{package}` {where}, which is not projector's own\n"
                 "  install projector into a venv of its own, and take the other package off"
-                " PYTHONPATH"
+                " PYTHONPATH",
+                file=sys.stderr,
             )
+            sys.exit(4)
     from worker import cli
 
     cli.main()

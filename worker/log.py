@@ -2,23 +2,11 @@
 
 import logging
 import sys
-from enum import StrEnum
 from typing import Any
 
 import structlog
 
-
-class LogLevel(StrEnum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
+from worker.options import LogFormat, LogLevel
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:

@@ -1,8 +1,10 @@
 """Migrations: which are applied, and making or upgrading a database to the newest."""
 
+import grp
 import os
 import shutil
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -261,16 +263,23 @@ def _check_folder(path: Path) -> None:
 
 def _share(path: Path, group: str) -> None:
     """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other."""
+    try:
+        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadUsage(f"there is no group {group}", f"make it: groupadd {group}") from None
     with _os_errors(path):
-        try:
-            shutil.chown(path.parent, group=int(group) if group.isdigit() else group)
-        except LookupError:
-            raise BadUsage(f"there is no group {group}", f"make it: groupadd {group}") from None
-        path.parent.chmod(0o2770)
+        _give(path.parent, gid, 0o2770)
         for file in (path.with_name(path.name + suffix) for suffix in _SIDECARS):
             if file.exists():
-                os.chown(file, -1, path.parent.stat().st_gid)
-                file.chmod(0o660)
+                _give(file, gid, 0o660)
+
+
+def _give(file: Path, gid: int, mode: int) -> None:
+    """Only what differs: a sidecar that another user made is not ours to change, nor need it be."""
+    if file.stat().st_gid != gid:
+        os.chown(file, -1, gid)
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
 
 
 @contextmanager

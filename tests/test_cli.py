@@ -1,0 +1,332 @@
+"""The commands as a user types them."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from support import PROJECTOR, T0, Database, daemon, event, projector
+
+
+def run(database: Database, *arguments: str, **options: Any) -> str:
+    return projector(*arguments, "-d", database.path, **options).stdout
+
+
+def fold(database: Database) -> None:
+    run(database, "run", "--once")
+
+
+def refused(database: Database, *arguments: str, code: int, **options: Any) -> str:
+    done = projector(*arguments, "-d", database.path, check=code, **options)
+    assert done.stdout == ""
+    assert done.stderr.startswith("projector: ")
+    return done.stderr
+
+
+def test_queue_append_and_status_without_waiting_for_a_fold(database: Database) -> None:
+    session_id = run(database, "session", "queue", "-p", "web", "Fix it").strip()
+    said = '[{"role": "assistant", "content": "Fixed"}]'
+    run(database, "session", "append", session_id, "-m", said)
+    run(database, "session", "status", session_id, "review")
+    fold(database)
+
+    assert session_id == "web-1"
+    view = database.view("web-1")
+    assert [message["content"] for message in view["messages"]] == ["Fix it", "Fixed"]
+    assert (view["project"], view["status"]) == ("web", "review")
+    assert run(database, "session", "status", "web-1") == "review\n"
+
+
+def test_append_reads_standard_input_and_stop_sets_ready(database: Database) -> None:
+    database.created("A-1")
+    run(database, "session", "status", "A-1", "in-progress")
+    said = json.dumps([{"role": "user", "content": "ü"}, {"role": "tool", "content": [1, None]}])
+    position = run(database, "session", "append", "A-1", "-m", "-", "--stop", stdin=said)
+    fold(database)
+
+    assert database.contents("A-1") == ["ü", [1, None]]
+    assert database.view("A-1")["status"] == "ready"
+    assert int(position) == database.position() == 4
+
+
+def test_numbers_go_on_above_the_highest_in_use_in_either_spelling(database: Database) -> None:
+    for key in ("web-2", "session:web-7", "web-x", "web-1-9", "other-50", "web-007"):
+        database.insert(key, {"type": "session_created", "data": {"project": "web"}})
+
+    assert run(database, "session", "queue", "-p", "web", "x") == "web-8\n"
+    assert run(database, "session", "queue", "-p", "web-1", "x") == "web-1-10\n"
+
+
+def test_two_processes_never_get_the_same_number(database: Database) -> None:
+    command = [*PROJECTOR, "session", "queue", "-p", "A", "x", "-d", str(database.path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    ids = [process.communicate()[0].strip() for process in running]
+
+    assert sorted(ids) == [f"A-{number}" for number in range(1, 9)]
+
+
+def test_writers_only_insert_as_a_foreign_process_would(database: Database) -> None:
+    run(database, "session", "queue", "-p", "A", "x")
+
+    ((_, event_id, key, data, created_at),) = database.log()
+    written = msgpack.unpackb(data)
+    assert (key, written["sessionId"], written["type"]) == (
+        "session:A-1",
+        "A-1",
+        "session_created",
+    )
+    assert written["timestamp"] == created_at > T0
+    assert event_id
+    assert database.views() == {}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        "",
+        "x",
+        "{}",
+        "[]",
+        "[1]",
+        '[{"role": "user"}]',
+        '[{"content": "x"}]',
+        '[{"role": 1, "content": "x"}]',
+        '[{"role": "user", "content": 1e999}]',
+        '[{"role": "user", "content": 18446744073709551616}]',
+        '[{"role": "user", "content": "\\ud800"}]',
+    ],
+)
+def test_messages_that_are_none_are_a_usage_error(database: Database, messages: str) -> None:
+    database.created("A-1")
+
+    refused(database, "session", "append", "A-1", "-m", messages, code=2)
+    assert len(database.log()) == 1
+
+
+def test_a_session_that_is_not_there_is_exit_1(database: Database) -> None:
+    database.appended("A-1", "never created")
+    said = '[{"role": "user", "content": "x"}]'
+
+    assert "no session A-1" in refused(database, "session", "view", "A-1", code=1)
+    assert "no session A-1" in refused(database, "session", "append", "A-1", "-m", said, code=1)
+    assert "no session A-1" in refused(database, "session", "status", "A-1", "done", code=1)
+    assert len(database.log()) == 1
+
+
+def test_a_session_that_is_not_folded_yet_is_said_to_be(database: Database) -> None:
+    database.created("A-1")
+
+    assert "not yet folded" in refused(database, "session", "view", "A-1", code=1)
+
+
+def test_an_empty_status_is_a_usage_error(database: Database) -> None:
+    database.created("A-1")
+
+    assert "status is empty" in refused(database, "session", "status", "A-1", "", code=2)
+
+
+def test_list_filters_by_project_and_status(database: Database) -> None:
+    for session_id, status in (("A-1", "ready"), ("A-2", "done"), ("A-3", "in-progress")):
+        database.created(session_id, "x", project="A")
+        run(database, "session", "status", session_id, status)
+    database.created("B-1", project="B")
+    fold(database)
+
+    def ids(*arguments: str) -> list[str]:
+        listed = run(database, "session", "list", "-f", "json", *arguments)
+        return [session["id"] for session in json.loads(listed)]
+
+    assert ids() == ["A-1", "A-2", "A-3", "B-1"]
+    assert ids("-p", "A") == ["A-1", "A-2", "A-3"]
+    assert ids("-p", "A", "-s", "ready,in-progress") == ["A-1", "A-3"]
+    assert ids("-p", "C") == []
+    table = run(database, "session", "list", "-p", "B").splitlines()
+    assert table[0].split() == ["id", "project", "status", "messages", "updated"]
+    assert table[1].split()[:4] == ["B-1", "B", "ready", "0"]
+    assert run(database, "session", "list", "-p", "B", "-f", "markdown").startswith("| id | ")
+
+
+NASTY = "\x1b[31mred\x1b[0m \x07 \x9b2J \u202e \x00 \r | grün 頑張って 🤖"
+
+
+@pytest.mark.parametrize("form", ["table", "json", "markdown"])
+def test_control_characters_never_reach_the_terminal_raw(database: Database, form: str) -> None:
+    database.insert(
+        f"session:{NASTY}",
+        event(
+            "session_created",
+            {
+                "project": NASTY,
+                "status": NASTY,
+                "messages": [{"role": NASTY, "content": NASTY}, {"role": "x", "content": [NASTY]}],
+            },
+        ),
+    )
+    database.insert(NASTY, b"\xc1")
+    fold(database)
+    view = ["session", "view", NASTY.replace("\x00", ""), "-f", form]
+
+    said = run(database, "session", "list", "-f", form)
+    said += run(database, "quarantine", "list", *(["--json"] if form == "json" else []))
+    said += projector(*view, "-d", database.path, check=None).stderr
+    said += run(database, "status", *(["--json"] if form == "json" else []))
+
+    assert not {c for c in said if c in NASTY and (c < " " or "\x7f" <= c <= "\x9f")} - {"\n"}
+    assert "\u202e" not in said
+    assert "頑張って 🤖" in said
+
+
+@pytest.mark.parametrize("form", ["table", "json", "markdown"])
+def test_view_shows_a_session_printably(database: Database, form: str) -> None:
+    data = {"project": "A", "messages": [{"role": "user\x1b", "content": "\x1b[1mbold ü"}]}
+    database.insert("A-1", event("session_created", data))
+    fold(database)
+
+    said = run(database, "session", "view", "A-1", "-f", form)
+
+    assert "\x1b" not in said
+    assert "[1mbold ü" in said
+    assert "A-1" in said
+
+
+def test_json_shows_what_json_cannot_hold_by_the_rules_of_the_contract(database: Database) -> None:
+    content = (
+        b"\x88"  # a map of eight
+        b"\xa1b\xc4\x02\x00\xff"  # binary
+        b"\xa1e\xd4\x05a"  # an extension type
+        b"\xa1t\xd6\xff\x00\x00\x00\x01"  # a time
+        b"\xa1n\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00"  # NaN
+        b"\xa1u\xcf\xff\xff\xff\xff\xff\xff\xff\xff"  # 2^64 - 1
+        b"\x01\xa1i"  # an integer key
+        b"\xc0\xa1k"  # a nil key
+        b"\xa1f\xca\x3f\x00\x00\x00"  # a 32-bit float
+    )
+    head = b"\x82\xa4type\xafsession_created\xa4data\x82\xa7project\xa1A\xa8messages\x91"
+    database.insert("A-1", head + b"\x82\xa4role\xa1u\xa7content" + content)
+    fold(database)
+
+    view = json.loads(run(database, "session", "view", "A-1", "-f", "json"))
+
+    assert view["messages"][0]["content"] == {
+        "b": "AP8=",
+        "e": {"ext": 5, "data": "YQ=="},
+        "t": {"ext": -1, "data": "AAAAAQ=="},
+        "n": None,
+        "u": 2**64 - 1,
+        "1": "i",
+        "null": "k",
+        "f": 0.5,
+    }
+    assert list(view) == ["id", "project", "messages", "status", "createdAt", "updatedAt"]
+
+
+def test_quarantine_list_says_which_and_why(database: Database) -> None:
+    assert "nothing is quarantined" in run(database, "quarantine", "list")
+    database.insert("A-1", {"type": "session_append", "data": {}}, id="bad")
+    fold(database)
+
+    (row,) = json.loads(run(database, "quarantine", "list", "--json"))
+    assert {"seq": 1, "id": "bad", "key": "A-1"}.items() <= row.items()
+    assert row["reason"] == "messages is missing or null"
+    assert "messages is missing" in run(database, "quarantine", "list")
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        ('{"type": "session_append", "data": {"messages": [{}]}}', 0, "its row's key names"),
+        (event("session_append", {"messages": [{}]}, sessionId="A-1"), 0, "would fold"),
+        (event("session_append", {"messages": [{}]}, sessionId="A-2"), 1, "never created"),
+        (event("session_created", {"project": "A"}, sessionId="A-1"), 1, "came twice"),
+        (event("session_append", {"messages": []}, sessionId="A-1"), 1, "messages is empty"),
+        (event("task_created", {}), 0, "would be skipped"),
+        ("", 1, "not JSON"),
+        ("[1", 1, "not JSON"),
+        (b"\x81", 1, "not MessagePack"),
+        (b"\xff", 1, "not a map"),
+    ],
+)
+def test_event_check_says_whether_and_why_not(
+    database: Database, tmp_path: Path, data: Any, code: int, words: str
+) -> None:
+    database.created("A-1")
+    if isinstance(data, dict):
+        data = msgpack.packb(data)
+    file = tmp_path / "event"
+    file.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+    for done in (
+        projector("event", "check", "-d", database.path, stdin=data, check=code),
+        projector("event", "check", file, "-d", database.path, check=code),
+    ):
+        assert words in done.stdout + done.stderr
+
+
+def test_event_check_works_without_a_database(tmp_path: Path) -> None:
+    data = msgpack.packb(event("session_append", {"messages": [{}]}, sessionId="A-1"))
+
+    said = projector("event", "check", "-d", tmp_path / "absent.db", stdin=data).stdout
+
+    assert "would fold" in said
+    projector("event", "check", tmp_path / "absent", check=2)
+
+
+def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Database) -> None:
+    database.created("A-1")
+    database.insert("A-1", {"type": "task_created"})
+    database.insert("A-1", b"\xc1")
+    fold(database)
+    database.insert("A-1", {"type": "task_created"}, created_at=T0)
+
+    status = json.loads(run(database, "status", "--json"))
+
+    (sessions,) = status["projections"]
+    assert status["newest"] == 4
+    assert status["daemon"] == {"alive": False, "pid": None}
+    assert status["file_bytes"] == database.path.stat().st_size
+    assert (
+        sessions.items()
+        >= {
+            "name": "sessions",
+            "version": 1,
+            "position": 3,
+            "lag_events": 1,
+            "views": 1,
+            "quarantined": 1,
+            "skipped": 1,
+        }.items()
+    )
+    assert sessions["lag_seconds"] > 1_000_000
+    readable = run(database, "status")
+    assert "none is alive" in readable
+    with daemon(database.path) as running:
+        running.wait_until_at(4)
+        readable = run(database, "status")
+        assert f"alive, process {running.process.pid}" in readable
+
+
+def test_the_database_comes_from_flag_environment_or_folder(tmp_path: Path) -> None:
+    environment = {"PROJECTOR_DATABASE": str(tmp_path / "env.db")}
+    projector("db", "setup", env=environment, cwd=tmp_path)
+    projector("db", "setup", "-d", "sqlite://" + str(tmp_path / "flag.db"), env=environment)
+    projector("db", "setup", cwd=tmp_path, env={})
+
+    assert {"env.db", "flag.db", "local.db"} == {entry.name for entry in tmp_path.glob("*.db")}
+
+
+def test_a_database_of_an_engine_that_is_not_there_is_a_usage_error() -> None:
+    assert "postgresql" in projector("status", "-d", "postgresql://h/d", check=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nope"], ["session"], ["session", "view"], ["session", "list", "-f", "xml"]]
+)
+def test_wrong_words_are_exit_2(arguments: list[str]) -> None:
+    projector(*arguments, check=2)
+
+
+def test_version_and_help() -> None:
+    assert projector("--version").stdout.strip()
+    assert "quarantine" in projector("--help").stdout

@@ -1,0 +1,31 @@
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+from support import PROJECTOR, Database, projector
+
+from worker.database import DaemonLock
+
+
+def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
+    said = projector("demo", "--seconds", "4").stdout
+
+    path = Path(re.findall(r"the database is (\S+)\. Try", said)[0])
+    assert re.search(r"^web-1 \S+, [1-9] messages, lag \d+ events$", said, re.MULTILINE)
+    assert f"projector session view web-1 -d {path}" in said
+    encodings = Database(path).sql("SELECT DISTINCT typeof(data) FROM event_log ORDER BY 1")
+    assert encodings == [("blob",), ("text",)]
+    assert DaemonLock(path).holder() is None
+
+
+def test_a_signal_ends_the_demo_and_all_that_it_started() -> None:
+    demo = subprocess.Popen([*PROJECTOR, "demo"], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    demo.stdout.readline()
+    demo.send_signal(signal.SIGINT)
+    said, _ = demo.communicate(timeout=30)
+
+    path = Path(re.findall(r"the database is (\S+)\. Try", said)[0])
+    assert demo.returncode == 0
+    assert DaemonLock(path).holder() is None
