@@ -37,6 +37,8 @@ def test_an_insert_from_the_sqlite3_shell_shows_up_within_a_second(database: Dat
         subprocess.run(
             [
                 str(SHELL),
+                "-cmd",
+                ".timeout 5000",
                 database.path,
                 "INSERT INTO event_log (id, key, data, created_at) VALUES ('sh-1', 'session:A-1',"
                 " json_object('type', 'session_created', 'data', json_object('project', 'A')),"

@@ -32,14 +32,10 @@ def become(uid, *groups):
     os.umask(0o077)
 """
 DAEMON = f"""{BECOME}
-import anyio._backends._asyncio
-import migrations
-from worker import cli, errors, service
-try:  # what a command would read and import later
-    migrations.load()
-    cli.app(["run", "-d", "/absent"], standalone_mode=False)
-except errors.ProjectorError:
-    pass
+import tempfile
+from worker import cli
+with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
+    cli.app(["run", "--once", "--create", "-d", folder + "/db"], standalone_mode=False)
 become({DAEMON_UID}, {GROUP})
 cli.main()
 """

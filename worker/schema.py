@@ -124,16 +124,18 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
         check(connection, path)
     if all(name in applied for name in migrations.load()):
         return Setup([], None, [])
-    kanbatte = layout(connection, path) is Layout.KANBATTE
-    backup = _copy(connection, path) if kanbatte else None
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        names, doubled = _migrate(connection, path)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+    with _copied(connection, path) as copy:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Seen anew: another set-up may have been here since.
+            adopting = layout(connection, path) is Layout.KANBATTE
+            names, doubled = _migrate(connection, path)
+            backup = copy.rename(_backup_name(path)) if copy and adopting else None
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
     return Setup(names, backup, doubled)
 
 
@@ -176,7 +178,13 @@ def _newer(applied: set[str]) -> list[str]:
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    rows = connection.execute("SELECT name FROM pragma_table_info(?) ORDER BY cid", (table,))
+    # Through sqlite_master, because pragma_table_info alone goes on answering from the schema that
+    # was read before another process changed it.
+    rows = connection.execute(
+        "SELECT c.name FROM sqlite_master AS t, pragma_table_info(t.name) AS c"
+        " WHERE t.type = 'table' AND t.name = ? ORDER BY c.cid",
+        (table,),
+    )
     return tuple(name for (name,) in rows)
 
 
@@ -210,18 +218,24 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def _copy(connection: sqlite3.Connection, path: Path) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    backup = path.with_name(f"{path.name}.before-projector-{stamp}")
-    partial = backup.with_name(backup.name + ".partial")
-    partial.unlink(missing_ok=True)
+@contextmanager
+def _copied(connection: sqlite3.Connection, path: Path) -> Iterator[Path | None]:
+    """A copy of a database that is to be adopted, gone again unless it was renamed."""
+    if layout(connection, path) is not Layout.KANBATTE:
+        yield None
+        return
+    copy = path.with_name(f"{path.name}.copying-{os.getpid()}")
     try:
-        connection.execute("VACUUM INTO ?", (str(partial),))
-        shutil.copymode(path, partial)
-        partial.replace(backup)
+        connection.execute("VACUUM INTO ?", (str(copy),))
+        shutil.copymode(path, copy)
+        yield copy
     finally:
-        partial.unlink(missing_ok=True)
-    return backup
+        copy.unlink(missing_ok=True)
+
+
+def _backup_name(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return path.with_name(f"{path.name}.before-projector-{stamp}")
 
 
 def _use_wal(connection: sqlite3.Connection, path: Path) -> None:

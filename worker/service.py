@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import structlog
+from anyio.abc import TaskStatus
 
 from projections.projection import Projection
 from worker.database import DaemonLock
@@ -26,7 +27,7 @@ async def run(path: Path, projections: Sequence[Projection]) -> None:
     lock = DaemonLock(path)
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_stop_on_signal, stop)
+            await tasks.start(_stop_on_signal, stop)
             if await _take_over(lock, stop):
                 await _tail_all(path, projections, stop)
             tasks.cancel_scope.cancel()
@@ -93,8 +94,11 @@ async def _leave_rebuild_to_holder(
         await anyio.sleep(STANDBY_POLL_S)
 
 
-async def _stop_on_signal(stop: anyio.Event) -> None:
+async def _stop_on_signal(
+    stop: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
             stop.set()
