@@ -108,6 +108,8 @@ class Daemon:
         """The next log line of that name and with these fields."""
         assert self.process.stderr is not None
         for text in self.process.stderr:
+            if not text.startswith("{"):
+                raise AssertionError(text + self.process.stderr.read())
             line = json.loads(text)
             self.lines.append(line)
             if line["event"] == name and fields.items() <= line.items():
