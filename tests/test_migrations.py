@@ -88,7 +88,8 @@ def test_the_views_of_an_adopted_database_equal_kanbattes_own(kanbatte: Database
 
 
 def test_the_copy_made_before_an_adoption_is_the_database_as_it_was(kanbatte: Database) -> None:
-    before = "\n".join(sqlite3.connect(kanbatte.path).iterdump())
+    with closing(sqlite3.connect(kanbatte.path)) as original:
+        before = "\n".join(original.iterdump())
 
     done = schema.setup(kanbatte.path)
 
