@@ -203,6 +203,25 @@ def test_a_damaged_or_missing_row_is_folded_from_the_log_on_the_spot(
     assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
 
 
+def test_views_are_found_through_our_own_index(database: Database) -> None:
+    """A Kanbatte database may lack its index on `key`; without one each look-up reads every row."""
+    database.sql("DROP INDEX idx_view_key")
+    database.created("A-1")
+    statements: list[str] = []
+
+    async def fold() -> None:
+        store = await SqliteStore.open(database.path)
+        await store._connection.set_trace_callback(statements.append)
+        await tail(store, SESSIONS, anyio.Event(), until=1)
+        await store.close()
+
+    anyio.run(fold)
+    on_view = [sql for sql in statements if " FROM view " in sql]
+    plans = [database.sql(f"EXPLAIN QUERY PLAN {sql}")[0][3] for sql in on_view]
+    assert plans
+    assert all("INDEX idx_view_session_key" in plan for plan in plans), plans
+
+
 def test_a_rewound_log_is_refused_with_the_command_that_mends_it(
     database: Database, tmp_path: Path
 ) -> None:

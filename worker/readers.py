@@ -33,7 +33,10 @@ def sessions(client: Client) -> Iterator[Session | str]:
 
 def session(client: Client, session_id: str) -> dict[str, Any]:
     """A session's view as it stands; raises `Finding` where there is none."""
-    rows = client.rows("SELECT data FROM view WHERE key = ?", (PREFIX + session_id,))
+    rows = client.rows(
+        "SELECT data FROM view WHERE key >= 'session:' AND key < 'session;' AND key = ?",
+        (PREFIX + session_id,),
+    )
     row = next(rows, None)
     if row is None:
         raise _no_session(client, session_id)

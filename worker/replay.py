@@ -77,11 +77,11 @@ class _Found:
         self.rows: list[tuple[Any, ...]] = []
         self.removed: list[str] = []
         self.quarantined: list[Rejected] = []
-        self.skipped = 0
+        self.skipped = self.visited = 0
 
     @property
     def full(self) -> bool:
-        changes = len(self.rows) + len(self.removed) + len(self.quarantined)
+        changes = len(self.removed) + len(self.quarantined) + self.visited
         size = sum(len(value) for row in self.rows for value in row if isinstance(value, bytes))
         return changes >= CHUNK_CHANGES or size >= CHUNK_BYTES
 
@@ -96,6 +96,7 @@ async def _walk(
 ) -> AsyncIterator[_Found]:
     found = _Found()
     async for log_key in _log_keys(store):
+        found.visited += 1
         await _compare(store, projection, log_key, until, found)
         if found.full:
             yield found

@@ -105,15 +105,17 @@ class SqliteStore:
         sizes = dict(
             await self._fetch(
                 f"SELECT {table.key}, {size} FROM {table.name}"
-                f" WHERE {table.key} IN ({_placeholders(keys)})",
+                f" WHERE {_owned(table)} AND {table.key} IN ({_placeholders(keys)})",
                 tuple(keys),
             )
         )
         covered = _prefix_within((sizes.get(key, 0) for key in keys), VIEW_BYTES)
         present = [key for key in keys[:covered] if key in sizes]
+        if not present:
+            return Loaded({}, covered)
         rows = await self._fetch(
             f"SELECT {', '.join(table.columns)} FROM {table.name}"
-            f" WHERE {table.key} IN ({_placeholders(present)})",
+            f" WHERE {_owned(table)} AND {table.key} IN ({_placeholders(present)})",
             tuple(present),
         )
         key_at = table.columns.index(table.key)
@@ -144,9 +146,9 @@ class SqliteStore:
 
     async def view_keys(self, table: Table, *, after: str) -> list[str]:
         rows = await self._fetch(
-            f"SELECT {table.key} FROM {table.name} WHERE {table.key} > ? AND {table.key} >= ?"
-            f" AND {table.key} < ? ORDER BY {table.key} LIMIT ?",
-            (after, *table.bounds, PAGE_KEYS),
+            f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)} AND {table.key} > ?"
+            f" ORDER BY {table.key} LIMIT ?",
+            (after, PAGE_KEYS),
         )
         return [key for (key,) in rows]
 
@@ -180,7 +182,7 @@ class SqliteStore:
             await self._connection.executemany(_upsert(table), change.rows)
         if change.removed:
             await self._connection.executemany(
-                f"DELETE FROM {table.name} WHERE {table.key} = ?",
+                f"DELETE FROM {table.name} WHERE {_owned(table)} AND {table.key} = ?",
                 [(key,) for key in change.removed],
             )
         if change.quarantined:
@@ -225,13 +227,19 @@ class SqliteStore:
 
 def _upsert(table: Table) -> str:
     columns = ", ".join(table.columns)
-    low, high = table.bounds
-    owned = f" WHERE {table.key} >= '{low}' AND {table.key} < '{high}'"
     updates = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
     return (
         f"INSERT INTO {table.name} ({columns}) VALUES ({_placeholders(table.columns)})"
-        f" ON CONFLICT ({table.key}){owned if table.prefix else ''} DO UPDATE SET {updates}"
+        f" ON CONFLICT ({table.key}) WHERE {_owned(table)} DO UPDATE SET {updates}"
     )
+
+
+def _owned(table: Table) -> str:
+    """Only a projection's own rows, in the words of the index on them, so that it is used."""
+    if not table.prefix:
+        return "TRUE"
+    low, high = table.bounds
+    return f"{table.key} >= '{low}' AND {table.key} < '{high}'"
 
 
 def _placeholders(values: Sequence[object]) -> str:
