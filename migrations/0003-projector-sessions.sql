@@ -70,7 +70,10 @@ CREATE TABLE checkpoint (
   position INTEGER NOT NULL,          -- the last seq folded, skipped or quarantined
   generation INTEGER NOT NULL,        -- raised by every replay that replaces rows
   digest TEXT NOT NULL,               -- of the event at `position`, '' at 0
-  skipped INTEGER NOT NULL            -- events up to `position` that are of no concern
+  skipped INTEGER NOT NULL,           -- events up to `position` that are of no concern
+  kept_in TEXT NOT NULL,              -- the table of its views
+  key_column TEXT NOT NULL,           -- the column there that holds a view's key
+  prefix TEXT NOT NULL                -- what the keys of its rows begin with, '' if all are its own
 );
 
 CREATE TABLE quarantine (

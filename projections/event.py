@@ -31,10 +31,18 @@ class LogRow(msgspec.Struct, frozen=True):
 
 
 class Messages(msgspec.Struct, frozen=True):
-    """Messages as the writer encoded them: `body` is `count` MessagePack maps, end to end."""
+    """Messages as the writer encoded them: `body` is MessagePack maps, end to end.
 
-    count: int
+    `values` are the same decoded. As an extension type, msgspec's or ours, stands what is none of
+    Python's types.
+    """
+
+    values: list[dict[Any, Any]]
     body: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
 
 
 class SessionCreated(msgspec.Struct, frozen=True):
@@ -211,14 +219,15 @@ class _Data(msgspec.Struct, frozen=True):
             if not isinstance(message, dict):
                 raise _wrong(f"message {index}", message, "a map")
         data = messagepack.fields(self.encoded)["data"]
-        return Messages(*messagepack.split_list(messagepack.fields(data)["messages"]))
+        _count, body = messagepack.split_list(messagepack.fields(data)["messages"])
+        return Messages(values, body)
 
 
 def _created(data: _Data, time: int) -> SessionCreated:
     created_at = _optional_ms(data.event["data"], "createdAt")
     return SessionCreated(
         project=_required(data.optional_text("project"), "project"),
-        messages=data.messages() or Messages(0, b""),
+        messages=data.messages() or Messages([], b""),
         status=data.status() or "ready",
         created_at=time if created_at is None else created_at,
     )
@@ -257,9 +266,14 @@ def _required(value: _T | None, name: str) -> _T:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _wrong(name, value, "text")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_utf8(value):
         raise Unfoldable(f"{name} is not UTF-8")
     return value
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text of the database was UTF-8: `LogRow` has lone surrogates where it was not."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _optional_ms(fields: Mapping[Any, Any], name: str) -> int | None:

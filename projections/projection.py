@@ -1,22 +1,25 @@
 """What a projection is: which events concern which view, how a view folds, how it is kept."""
 
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import msgspec
 
-from projections.event import Event
+from projections.event import Event, SessionCreated, Unfoldable, keys_of, session_of
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Where a projection keeps its views: one row per view, found by `key`.
+    """Where a projection keeps its views: one row per view, found by the column `key`.
 
-    Only rows whose key begins with `prefix` are the projection's own.
+    `columns` gives each column's SQL type, in the order of a row. The table is made when the
+    projection first runs, with an index on each of `indexes`; with a `prefix` it is there
+    already, others keep rows in it too, and only those whose key begins so are ours.
     """
 
     name: str
-    columns: tuple[str, ...]
+    columns: dict[str, str]
     key: str
     prefix: str = ""
+    indexes: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> tuple[str, str]:
@@ -30,28 +33,71 @@ class Damaged(Exception):
     """A row that no fold can have written; the text says what is wrong with it."""
 
 
-class Projection(Protocol):
-    """Pure: the same events give the same rows, in whatever batches."""
+class Projection:
+    """Pure: the same events give the same rows, in whatever batches.
 
-    name: str
-    version: int
+    What must be given: `name`, `version`, `table`, `key_of` and `fold`. A view is then its own
+    row, a tuple in the order of `table.columns`; `to_row` and `from_row` let it be more.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
     """Raised by every change that lets the same log give other rows or another quarantine."""
-    table: Table
+    table: ClassVar[Table]
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""
-
-    def view_of(self, log_key: str) -> str:
-        """The key of the one view that events under a value of `event_log.key` may concern."""
-
-    def log_keys(self, key: str) -> tuple[str, ...]:
-        """The values of `event_log.key` under which a view's events stand."""
+        raise NotImplementedError
 
     def fold(self, view: Any | None, event: Event) -> Any:
         """The view after the event, the one before left as it was; raises `Unfoldable`."""
+        raise NotImplementedError
 
     def to_row(self, view: Any) -> tuple[Any, ...]:
-        """The row that keeps a view, in the order of `table.columns`."""
+        """The row that keeps a view."""
+        row: tuple[Any, ...] = view
+        return row
 
     def from_row(self, row: tuple[Any, ...]) -> Any:
         """The view that a row keeps; raises `Damaged`."""
+        return row
+
+    def view_of(self, log_key: str) -> str | None:
+        """The one view that events under a value of `event_log.key` concern, if that says it."""
+        del log_key
+        return None
+
+    def log_keys(self, key: str) -> tuple[str, ...] | None:
+        """The values of `event_log.key` under which a view's events stand; None: any."""
+        del key
+        return None
+
+
+class PerSession(Projection):
+    """One view for each session, from its creation on; give `created` and `changed`."""
+
+    def created(self, event: Event, body: SessionCreated) -> Any:
+        """The view of a new session."""
+        raise NotImplementedError
+
+    def changed(self, view: Any, event: Event) -> Any:
+        """The view after any other event of the session."""
+        raise NotImplementedError
+
+    def key_of(self, event: Event) -> str | None:
+        return None if event.body is None else self.table.prefix + event.session_id
+
+    def view_of(self, log_key: str) -> str:
+        return self.table.prefix + session_of(log_key)
+
+    def log_keys(self, key: str) -> tuple[str, ...]:
+        return keys_of(key.removeprefix(self.table.prefix))
+
+    def fold(self, view: Any | None, event: Event) -> Any:
+        if isinstance(event.body, SessionCreated):
+            if view is not None:
+                raise Unfoldable("the session is there already: session_created came twice")
+            return self.created(event, event.body)
+        if view is None:
+            raise Unfoldable(f"{event.type} for a session that was never created")
+        return self.changed(view, event)

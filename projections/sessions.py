@@ -1,6 +1,6 @@
 """The `session:<id>` rows of `view`: one whole session each."""
 
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import msgspec
 
@@ -11,11 +11,9 @@ from projections.event import (
     SessionCreated,
     SessionUpdated,
     Unfoldable,
-    keys_of,
-    session_of,
 )
 from projections.messagepack import Malformed, list_header, split_list
-from projections.projection import Damaged, Table
+from projections.projection import Damaged, PerSession, Table
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
 """The largest `view.data`."""
@@ -39,43 +37,35 @@ class Session(msgspec.Struct, frozen=True):
     chunks: _Chunks
 
 
-class Sessions:
+class Sessions(PerSession):
     """Folds every event of a session into its row."""
 
     name = "sessions"
     version = 1
     table = Table(
         name="view",
-        columns=("id", "key", "data", "last_offset_id", "created_at", "updated_at"),
+        columns={
+            "id": "TEXT",
+            "key": "TEXT",
+            "data": "BLOB",
+            "last_offset_id": "TEXT",
+            "created_at": "INTEGER",
+            "updated_at": "INTEGER",
+        },
         key="key",
         prefix=PREFIX,
     )
 
-    def key_of(self, event: Event) -> str | None:
-        return None if event.body is None else PREFIX + event.session_id
+    def created(self, event: Event, body: SessionCreated) -> Session:
+        return _within_limit(_created(event, body))
 
-    def view_of(self, log_key: str) -> str:
-        return PREFIX + session_of(log_key)
-
-    def log_keys(self, key: str) -> tuple[str, ...]:
-        return keys_of(key.removeprefix(PREFIX))
-
-    def fold(self, view: Session | None, event: Event) -> Session:
-        body = event.body
-        if isinstance(body, SessionCreated):
-            if view is not None:
-                raise Unfoldable("the session is there already: session_created came twice")
-            return _within_limit(_created(event, body))
-        if view is None:
-            raise Unfoldable(f"{event.type} for a session that was never created")
-        match body:
-            case MessagesAppended():
-                return _within_limit(_changed(view, event, added=body.messages))
-            case SessionUpdated():
+    def changed(self, view: Session, event: Event) -> Session:
+        match event.body:
+            case MessagesAppended(added):
+                return _within_limit(_changed(view, event, added=added))
+            case SessionUpdated() as body:
                 return _within_limit(_updated(view, event, body))
-            case None:
-                raise AssertionError("an event of no concern was folded")
-        assert_never(body)
+        raise AssertionError(f"{event.type} changes no session")
 
     def to_row(self, view: Session) -> tuple[Any, ...]:
         key = PREFIX + view.id

@@ -1,4 +1,4 @@
-"""A second, naive session fold, written from the contract alone: no code of the product's."""
+"""A second, naive fold of both tables, written from the contract alone: no product code."""
 
 import json
 import math
@@ -6,12 +6,14 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgpack
 
 EVENT_LIMIT_BYTES = 16 * 1024 * 1024  # of `data` as stored
 VIEW_LIMIT_BYTES = 256 * 1024 * 1024  # of the view's encoded `data`; a test may lower it
 LEVEL_LIMIT = 256  # the event's own map is level 1
+TITLE_LIMIT = 80  # code points
 APPENDS = ("session_append", "session_append_messages")
 OUR_TYPES = (*APPENDS, "session_created", "session_status_update", "session_updated")
 
@@ -22,6 +24,9 @@ pack = msgpack.packb  # writes the shortest form
 Map = dict[str, object]
 Row = tuple[int, object, object, object, object]  # seq, id, key, data, created_at
 ViewRow = tuple[str, str, bytes, str, int, int]
+# session_id, project, status, title, message_count, last_role, created_at, updated_at,
+# last_event_id, last_seq
+IndexRow = tuple[str, str, str, str | None, int, str | None, int, int, str, int]
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Session:
     created_at: int
     updated_at: int
     last_offset_id: str
+    last_seq: int = 0
 
     def encoded(self) -> list[bytes]:
         """Return the view's `data` in pieces: a map of six, each message as its own bytes."""
@@ -57,6 +63,20 @@ class Session:
 
 def fold(rows: Iterable[Row]) -> Result:
     """Fold the rows of `event_log`, in `seq` order, from nothing."""
+    result, sessions = run(rows, VIEW_LIMIT_BYTES)
+    for s in sessions.values():
+        key, data = f"session:{s.id}", b"".join(s.encoded())
+        result.views[key] = (key, key, data, s.last_offset_id, s.created_at, s.updated_at)
+    return result
+
+
+def index(rows: Iterable[Row]) -> dict[str, IndexRow]:
+    """Fold the same rows to those of `session_index`, which no size of a view stops."""
+    return {s.id: index_row(s) for s in run(rows, None)[1].values()}
+
+
+def run(rows: Iterable[Row], view_limit: int | None) -> tuple[Result, dict[str, Session]]:
+    """Fold the rows to sessions, and to a result that has no views yet."""
     result = Result()
     sessions: dict[str, Session] = {}
     for seq, row_id, key, data, created_at in rows:
@@ -68,15 +88,39 @@ def fold(rows: Iterable[Row]) -> Result:
             name = session_named(key, event.get("sessionId"))
             time = event_time(event.get("timestamp"), created_at)
             changed = apply(event, sessions.get(name), name, time, text(row_id, "id"))
-            if sum(map(len, changed.encoded())) > VIEW_LIMIT_BYTES:
+            if view_limit is not None and sum(map(len, changed.encoded())) > view_limit:
                 raise Refused("view over the size limit")
-            sessions[name] = changed
+            sessions[name] = replace(changed, last_seq=seq)
         except Refused as refused:
             result.quarantine[seq] = str(refused)
-    for s in sessions.values():
-        key, data = f"session:{s.id}", b"".join(s.encoded())
-        result.views[key] = (key, key, data, s.last_offset_id, s.created_at, s.updated_at)
-    return result
+    return result, sessions
+
+
+def index_row(s: Session) -> IndexRow:
+    """Compute the row from all of the session's messages, decoded anew."""
+    messages: list[Any] = [MessagePack(message).whole() for message in s.messages]
+    role = messages[-1].get("role") if messages else None
+    last_role = role if isinstance(role, str) else None
+    of_user = [message for message in messages if message.get("role") == "user"]
+    title = one_line(said(of_user[0].get("content"))) if of_user else None
+    about = (s.id, s.project, s.status, title, len(messages), last_role)
+    return (*about, s.created_at, s.updated_at, s.last_offset_id, s.last_seq)
+
+
+def said(content: object) -> str:
+    """Return the text of a message's `content`, or of its first part that has one."""
+    if isinstance(content, str):
+        return content
+    for part in content if isinstance(content, list) else []:
+        words = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if isinstance(words, str):
+            return words
+    return ""
+
+
+def one_line(words: str) -> str:
+    line = re.sub(r"[ \t\n\r\f\v]+", " ", words).strip(" ")
+    return line if len(line) <= TITLE_LIMIT else line[: TITLE_LIMIT - 1] + "…"
 
 
 def apply(event: Map, old: Session | None, name: str, time: int, row_id: str) -> Session:

@@ -52,6 +52,9 @@ class Database:
         rows = self.sql("SELECT * FROM view WHERE key >= 'session:' AND key < 'session;'")
         return {row[1]: row for row in rows}
 
+    def index(self) -> dict[str, tuple[Any, ...]]:
+        return {row[0]: row for row in self.sql("SELECT * FROM session_index")}
+
     def view(self, session_id: str) -> Any:
         return msgpack.unpackb(self.views()[f"session:{session_id}"][2], strict_map_key=False)
 
@@ -69,8 +72,9 @@ class Database:
         """All that a fold leaves, each column of it, but for the generation."""
         return [
             self.sql("SELECT * FROM view ORDER BY key, id"),
+            self.sql("SELECT * FROM session_index ORDER BY session_id"),
             self.sql("SELECT * FROM quarantine ORDER BY projection, seq"),
-            self.sql("SELECT name, version, position, digest, skipped FROM checkpoint"),
+            self.sql("SELECT name, version, position, digest, skipped FROM checkpoint ORDER BY 1"),
         ]
 
 

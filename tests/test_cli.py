@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import select
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_list_filters_by_project_and_status(database: Database) -> None:
     assert ids("-p", "A", "-s", "ready,in-progress") == ["A-1", "A-3"]
     assert ids("-p", "C") == []
     table = run(database, "session", "list", "-p", "B").splitlines()
-    assert table[0].split() == ["id", "project", "status", "messages", "updated"]
+    assert table[0].split() == ["id", "project", "status", "messages", "updated", "title"]
     assert table[1].split()[:4] == ["B-1", "B", "ready", "0"]
     assert run(database, "session", "list", "-p", "B", "-f", "markdown").startswith("| id | ")
 
@@ -227,9 +228,10 @@ def test_quarantine_list_says_which_and_why(database: Database) -> None:
     database.insert("A-1", {"type": "session_append", "data": {}}, id="bad")
     fold(database)
 
-    (row,) = json.loads(run(database, "quarantine", "list", "--json"))
-    assert {"seq": 1, "id": "bad", "key": "A-1"}.items() <= row.items()
-    assert row["reason"] == "messages is missing or null"
+    rows = json.loads(run(database, "quarantine", "list", "--json"))
+    assert [row.pop("projection") for row in rows] == ["session_index", "sessions"]
+    reason = "messages is missing or null"
+    assert rows == [{"seq": 1, "id": "bad", "key": "A-1", "reason": reason}] * 2
     assert "messages is missing" in run(database, "quarantine", "list")
 
 
@@ -282,22 +284,21 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
 
     status = json.loads(run(database, "status", "--json"))
 
-    (sessions,) = status["projections"]
+    sessions, index = status["projections"]
     assert status["newest"] == 4
     assert status["daemon"] == {"alive": False, "pid": None}
     assert status["file_bytes"] == database.path.stat().st_size
-    assert (
-        sessions.items()
-        >= {
-            "name": "sessions",
-            "version": 1,
-            "position": 3,
-            "lag_events": 1,
-            "views": 1,
-            "quarantined": 1,
-            "skipped": 1,
-        }.items()
-    )
+    expected = {
+        "version": 1,
+        "position": 3,
+        "lag_events": 1,
+        "views": 1,
+        "quarantined": 1,
+        "skipped": 1,
+        "fits_log": True,
+    }
+    assert sessions.items() >= (expected | {"name": "sessions"}).items()
+    assert index.items() >= (expected | {"name": "session_index"}).items()
     assert sessions["lag_seconds"] > 1_000_000
     readable = run(database, "status")
     assert "none is alive" in readable
@@ -330,3 +331,163 @@ def test_wrong_words_are_exit_2(arguments: list[str]) -> None:
 def test_version_and_help() -> None:
     assert projector("--version").stdout.strip()
     assert "quarantine" in projector("--help").stdout
+
+
+@pytest.mark.parametrize("project", ["a  b", " lead", "日本\u3000語"])
+def test_the_id_that_queue_prints_is_the_sessions_id(database: Database, project: str) -> None:
+    done = projector("session", "queue", "-p", project, "x", "-d", database.path, check=None)
+
+    if done.returncode == 0:
+        session_id = done.stdout.removesuffix("\n")
+        said = '[{"role": "user", "content": "y"}]'
+        run(database, "session", "append", session_id, "-m", said)
+        assert session_id == f"{project}-1"
+    else:
+        assert done.returncode == 2
+        assert database.log() == []
+
+
+@pytest.mark.parametrize("project", ["", "a\nb", "a\tb", "\x1b[31m", "\u202e"])
+def test_a_project_that_cannot_be_seen_is_a_usage_error(database: Database, project: str) -> None:
+    refused(database, "session", "queue", "-p", project, "x", code=2)
+
+
+def test_a_row_that_another_program_wrote_is_said_to_be_one(database: Database) -> None:
+    database.created("A-1", "x")
+    fold(database)
+    for data in ({"id": "A-1"}, {"sessionId": "A-1"}, {"id": "A-1", "messages": [1]}):
+        database.sql("UPDATE view SET data = ?", msgpack.packb(data))
+        for command in (["session", "view", "A-1"], ["session", "status", "A-1"]):
+            assert "not written by projector" in refused(database, *command, code=4)
+
+
+def test_status_says_when_the_log_is_not_the_one_that_was_folded(database: Database) -> None:
+    database.created("A-1")
+    fold(database)
+    database.sql("UPDATE checkpoint SET position = 999")
+
+    assert "the log is not the one" in run(database, "status")
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("loop/x.db", 4), ("x" * 300, 4), ("", 2), (b"\xff.db", 4), ("/", 4), ("/dev/null", 4)],
+)
+def test_odd_paths_are_refused_without_a_traceback(
+    tmp_path: Path, path: str | bytes, code: int
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    for command in (["status"], ["run"], ["session", "list"]):
+        done = subprocess.run(
+            [*PROJECTOR, *command, "-d", path], cwd=tmp_path, capture_output=True, check=False
+        )
+        assert (done.returncode, b"Traceback" in done.stderr) == (code, False), done.stderr
+
+
+def test_a_database_by_a_name_that_is_not_utf8_works(tmp_path: Path) -> None:
+    for command in (["db", "setup"], ["run", "--once"], ["status"]):
+        subprocess.run([*PROJECTOR, *command, "-d", b"\xff?#%.db"], cwd=tmp_path, check=True)
+
+
+def test_output_that_cannot_be_written_is_said_without_a_traceback(database: Database) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROJECTOR, "status", "-d", database.path],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["projector: standard output: No space left on device"]
+
+
+def test_deep_json_and_closed_input_are_no_traceback(database: Database) -> None:
+    run(database, "event", "check", stdin="[" * 100_000, check=1)
+    closed = subprocess.run(
+        ["bash", "-c", f"{' '.join(PROJECTOR)} event check <&-"], capture_output=True, check=False
+    )
+    assert closed.returncode == 2
+
+
+def test_list_reads_the_index_alone(database: Database) -> None:
+    database.created("A-1", "First\nthing", project="A")
+    fold(database)
+    database.sql("DELETE FROM view")
+
+    (listed,) = json.loads(run(database, "session", "list", "-f", "json"))
+
+    assert (listed["id"], listed["title"], listed["lastRole"]) == ("A-1", "First thing", "user")
+    assert listed["lastSeq"] == 1
+
+
+def test_watch_prints_a_line_for_each_change_as_it_becomes_visible(database: Database) -> None:
+    database.created("B-1", project="B")
+    with daemon(database.path) as running:
+        running.wait_until_at(1)
+        command = [*PROJECTOR, "session", "watch", "-p", "A", "-d", str(database.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            seq = 1
+            while True:  # until it watches, what is written goes by unseen
+                seq = database.created(f"A-{seq}", project="A")
+                running.wait_until_at(seq)
+                if select.select([watching.stdout], [], [], 0.2)[0]:
+                    break
+            first = json.loads(watching.stdout.readline())
+            database.created("B-2", project="B")
+            database.appended(first["id"], "more")
+            last = json.loads(watching.stdout.readline())
+            watching.terminate()
+
+    assert first["project"] == "A"
+    assert (last["id"], last["messages"]) == (first["id"], 1)
+
+
+def test_projection_list_and_drop(database: Database) -> None:
+    database.created("A-1", "x")
+    database.insert("A-1", b"\xc1")
+    fold(database)
+    before = database.everything()
+    listed = json.loads(run(database, "projection", "list", "--json"))
+    kept = [database.sql("SELECT * FROM view"), database.log()]
+
+    unsure = projector(
+        "projection", "drop", "session_index", "-d", database.path, stdin="n\n", check=1
+    )
+    assert database.everything() == before
+    said = run(database, "projection", "drop", "session_index", "--yes")
+
+    assert [(row["name"], row["rows"], row["position"]) for row in listed] == [
+        ("sessions", 1, 2),
+        ("session_index", 1, 2),
+    ]
+    for text in (unsure.stdout, said):
+        assert "drops 1 rows of session_index, 1 of quarantine, and the checkpoint" in text
+    assert [database.sql("SELECT * FROM view"), database.log()] == kept
+    assert database.sql("SELECT DISTINCT projection FROM quarantine") == [("sessions",)]
+    fold(database)
+    assert database.everything() == before
+
+
+def test_dropping_what_is_not_there_or_in_use_is_refused(database: Database) -> None:
+    assert "no projection nope" in refused(database, "projection", "drop", "nope", code=1)
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        database.created("A-1")
+        running.wait_until_at(1)
+        assert "stop it first" in refused(
+            database, "projection", "drop", "sessions", "--yes", code=1
+        )
+
+
+def test_dropping_sessions_leaves_rows_of_other_programs(database: Database) -> None:
+    database.sql("INSERT INTO view VALUES ('1', 'project:A', x'80', 'e', 1, 1)")
+    database.created("A-1")
+    fold(database)
+
+    run(database, "projection", "drop", "sessions", "--yes")
+
+    assert database.sql("SELECT key FROM view") == [("project:A",)]

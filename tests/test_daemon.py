@@ -13,7 +13,7 @@ from pathlib import Path
 import msgpack
 import oracle
 import pytest
-from support import INSERT, T0, Database, daemon, event, projector
+from support import INSERT, PROJECTOR, T0, Database, daemon, event, projector
 
 SHELL = shutil.which("sqlite3")
 
@@ -227,6 +227,77 @@ def test_log_level_and_format(database: Database) -> None:
     assert quiet == ""
     assert "batch_committed" in readable
     assert not readable.startswith("{")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stop_during_the_first_walk_over_an_adopted_log_leaves_it_to_the_next(
+    database: Database, number: int
+) -> None:
+    fill(database, sessions=3000, events=6000)
+    database.sql("INSERT INTO view VALUES ('x', 'session:F-0', x'80', 'x', 1, 1)")
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        while not len(database.views()) > 100:
+            time.sleep(0.01)
+        assert running.stop(number) == (0 if number != signal.SIGKILL else -signal.SIGKILL)
+        assert database.position() == 0
+
+    projector("run", "--once", "-d", database.path)
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.quarantine() == {}
+
+
+def test_a_stop_is_obeyed_while_the_walk_finds_nothing_to_change(database: Database) -> None:
+    fill(database, sessions=3000, events=3000)
+    projector("run", "--once", "-d", database.path)
+    database.sql("UPDATE checkpoint SET position = 0, digest = '', skipped = 0")
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        assert running.stop(signal.SIGTERM) == 0
+        assert not [line for line in running.lines if line["event"] == "batch_committed"]
+
+
+def test_run_once_beside_a_busy_daemon_takes_its_progress_for_its_own(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), "0"])
+        while writer.poll() is None:
+            projector("run", "--once", "-d", database.path)
+        running.stop(signal.SIGTERM)
+    projector("run", "--once", "-d", database.path)
+
+    assert database.views() == oracle.fold(database.log()).views
+
+
+def test_logs_that_cannot_be_written_stop_nothing(database: Database) -> None:
+    with open("/dev/full", "w") as full:
+        for number in range(2):
+            database.created(f"A-{number}")
+            done = subprocess.run(
+                [*PROJECTOR, "run", "--once", "-d", database.path], stderr=full, check=False
+            )
+            assert done.returncode == 0
+
+    assert database.position() == 2
+
+
+def test_a_projection_that_is_new_catches_up_alone_and_joins(database: Database) -> None:
+    fill(database, sessions=20, events=5000)
+    projector("run", "--once", "-d", database.path)
+    projector("projection", "drop", "session_index", "--yes", "-d", database.path)
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        database.created("A-1")
+        running.wait_for("caught_up", projection="session_index")
+        seq = database.created("A-2")
+        while running.wait_for("batch_committed")["position"] < seq:
+            pass
+        together = running.lines[-1]
+        running.stop(signal.SIGTERM)
+
+    assert together["views"].keys() == {"sessions", "session_index"}
+    assert database.sql("SELECT count(DISTINCT position), count(*) FROM checkpoint") == [(1, 2)]
+    assert database.sql("SELECT count(*) FROM session_index") == [(22,)]
 
 
 def fill(database: Database, *, sessions: int, events: int) -> None:

@@ -1,6 +1,8 @@
 import re
 import signal
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 from support import PROJECTOR, Database, projector
@@ -29,3 +31,16 @@ def test_a_signal_ends_the_demo_and_all_that_it_started() -> None:
     path = Path(re.findall(r"the database is (\S+)\. Try", said)[0])
     assert demo.returncode == 0
     assert DaemonLock(path).holder() is None
+
+
+def test_a_killed_demo_leaves_nothing_running() -> None:
+    demo = subprocess.Popen([*PROJECTOR, "demo"], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    demo.stdout.readline()
+    folders = Path(tempfile.gettempdir()).glob("projector-demo-*/local.db")
+    path = max(folders, key=lambda file: file.stat().st_mtime)
+    demo.kill()
+    demo.communicate()
+
+    while DaemonLock(path).holder() is not None:
+        time.sleep(0.05)

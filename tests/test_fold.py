@@ -7,37 +7,43 @@ import oracle
 import pytest
 from hypothesis import given
 
+from projections import BUILT_IN
 from projections import fold as folding
 from projections import sessions as sessions_module
 from projections.event import LogRow
-from projections.projection import Damaged
+from projections.projection import Damaged, Projection
+from projections.session_index import SessionIndex
 from projections.sessions import Sessions
 
 SESSIONS = Sessions()
 Rows = dict[str, tuple[Any, ...]]
+every_projection = pytest.mark.parametrize("projection", BUILT_IN, ids=lambda p: p.name)
 
 
-def fold_batches(batches: list[list[tuple[Any, ...]]]) -> tuple[Rows, dict[int, str], int]:
+def fold_batches(
+    batches: list[list[tuple[Any, ...]]], projection: Projection = SESSIONS
+) -> tuple[Rows, dict[int, str], int]:
     """Each batch begins from the rows that the one before left, as a daemon's does."""
     standing: Rows = {}
     quarantined: dict[int, str] = {}
     skipped = 0
     for batch in batches:
-        views = {key: SESSIONS.from_row(row) for key, row in standing.items()}
-        folded = folding.fold(SESSIONS, views, folding.read(LogRow(*row) for row in batch))
-        standing |= {key: SESSIONS.to_row(view) for key, view in folded.views.items()}
+        views = {key: projection.from_row(row) for key, row in standing.items()}
+        folded = folding.fold(projection, views, folding.read(LogRow(*row) for row in batch))
+        standing |= {key: projection.to_row(view) for key, view in folded.views.items()}
         quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
         skipped += folded.skipped
     return standing, quarantined, skipped
 
 
+@every_projection
 @given(log=logs.logs, sizes=logs.batchings)
 def test_any_batching_gives_the_same_views_and_the_same_quarantine(
-    log: list[Any], sizes: list[int]
+    projection: Projection, log: list[Any], sizes: list[int]
 ) -> None:
     rows = logs.rows(log)
 
-    assert fold_batches(logs.batches(rows, sizes)) == fold_batches([rows])
+    assert fold_batches(logs.batches(rows, sizes), projection) == fold_batches([rows], projection)
 
 
 @given(log=logs.logs)
@@ -45,10 +51,13 @@ def test_any_log_folds_to_what_the_oracle_says(log: list[Any]) -> None:
     rows = logs.rows(log)
 
     views, quarantined, skipped = fold_batches([rows])
+    entries, index_quarantined, index_skipped = fold_batches([rows], SessionIndex())
 
     expected = oracle.fold(rows)
     assert (views, skipped) == (expected.views, expected.skipped)
     assert quarantined.keys() == expected.quarantine.keys()
+    assert entries == oracle.index(rows)
+    assert (index_quarantined, index_skipped) == (quarantined, skipped)
 
 
 @given(log=logs.logs, sizes=logs.batchings)

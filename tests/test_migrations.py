@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from support import PROJECTOR, Database, projector
+from support import PROJECTOR, Database, event, projector
 
+import migrations
 from worker import schema
 from worker.errors import NeedsPerson
 
@@ -293,3 +294,34 @@ def test_dump_and_reload_keeps_positions_and_the_protection(
 def test_an_absent_folder_of_folders_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NeedsPerson):
         schema.setup(tmp_path / "no" / "such" / "local.db")
+
+
+def test_odd_text_in_an_adopted_database_is_quarantined_not_fatal(tmp_path: Path) -> None:
+    database = Database(tmp_path / "odd.db")
+    for name in NAMES[:2]:
+        for statement in filter(str.strip, migrations.load()[name].split(";")):
+            database.sql(statement)
+    database.insert("session:good", event("session_created", {"project": "A"}))
+    odd = ["CAST(x'ff' AS TEXT)", "CAST(x'73657373696f6e3aff' AS TEXT)", "x'ff'", "''"]
+    for number, key in enumerate(odd):
+        database.sql(f"INSERT INTO event_log VALUES ({key} || {number}, {key}, x'c1', 1)")
+        database.sql(f"INSERT INTO view VALUES ({key} || {number}, {key}, x'80', 'x', 1, 1)")
+    (others,) = database.sql(
+        "SELECT count(*) FROM view WHERE key NOT BETWEEN 'session:' AND 'session;'"
+    )
+
+    projector("db", "setup", "-d", database.path)
+    projector("run", "--once", "-d", database.path)
+
+    assert database.sql("SELECT hex(key) FROM view WHERE key LIKE 'session:%'") == [
+        (b"session:good".hex().upper(),)
+    ]
+    assert database.sql("SELECT count(*) FROM quarantine WHERE projection = 'sessions'") == [(4,)]
+    assert database.sql("SELECT count(*) - 1 FROM view") == [others]
+
+
+def test_a_wrong_group_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    for group in ("no-such-group", "²", "9" * 30):
+        projector("db", "setup", "-d", tmp_path / "x.db", "--group", group, check=2)
+
+    assert not any(tmp_path.iterdir())

@@ -1,15 +1,17 @@
 """The command line: the only reader of the environment; results to stdout, logs to stderr."""
 
+import os
 import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from worker.database import resolve
-from worker.errors import BadUsage, ProjectorError
-from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel
+from worker.errors import BadUsage, Finding, ProjectorError
+from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, read_stdin
 from worker.session_cli import session
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
@@ -21,19 +23,28 @@ app = typer.Typer(
 )
 db = typer.Typer(help="Make, upgrade and look at a database.", **SETTINGS)
 event = typer.Typer(help="Look at single events.", **SETTINGS)
+projection = typer.Typer(help="The projections of a database.", **SETTINGS)
 quarantine = typer.Typer(help="Events that could not be folded.", **SETTINGS)
 app.add_typer(db, name="db")
 app.add_typer(session, name="session")
 app.add_typer(event, name="event")
+app.add_typer(projection, name="projection")
 app.add_typer(quarantine, name="quarantine")
 
 
 def main() -> NoReturn:
     """Run a command; what a user can cause ends in one line, a hint and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
+        sys.stdout.flush()
     except ProjectorError as error:
         _fail(error)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains once more
+        _fail(Finding(f"{error.filename or 'standard output'}: {error.strerror}"))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
@@ -118,7 +129,13 @@ def status(database: Database = "local.db", json: Json = False) -> None:
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
         print(f"{label:{width}}  {output.one_line(value)}")
-    if not daemon["alive"]:
+    unfit = [progress["name"] for progress in found["projections"] if not progress["fits_log"]]
+    if unfit:
+        print(
+            f"\nthe log is not the one that was folded into {', '.join(unfit)}: it was rewound or"
+        )
+        print("replaced. To fold it anew, stop the daemon, `projector projection drop NAME`, run.")
+    elif not daemon["alive"]:
         print(f"\nstart one: projector run -d {output.one_line(found['database'])}")
     if any(progress["quarantined"] for progress in found["projections"]):
         print("\nsee why: projector quarantine list")
@@ -184,7 +201,7 @@ def event_check(
     from worker import output, writers
 
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        data = read_stdin() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise BadUsage(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
     print(output.one_line(writers.check(resolve(database), data)))
@@ -206,3 +223,53 @@ def quarantine_list(database: Database = "local.db", json: Json = False) -> None
         headers = ("seq", "projection", "id", "key", "reason")
         rows = [[row[column] for column in headers] for row in found]
         print(output.table(headers, rows))
+
+
+@projection.command("list")
+def projection_list(database: Database = "local.db", json: Json = False) -> None:
+    """List the projections: version, position, rows."""
+    from msgspec.structs import asdict
+
+    from worker import catalog, output
+    from worker.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        found = [asdict(listed) for listed in catalog.listing(client)]
+    if json:
+        print(output.to_json(found))
+        return
+    headers = ("name", "version", "position", "kept_in", "rows", "quarantined", "skipped")
+    rows = [["-" if row[h] is None else row[h] for h in headers] for row in found]
+    print(output.table(headers, rows))
+
+
+@projection.command("drop")
+def projection_drop(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    database: Database = "local.db",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a projection's rows, quarantine and checkpoint, after saying what that is."""
+    from worker import catalog, output
+    from worker.client import Client
+    from worker.database import DaemonLock
+
+    path = resolve(database)
+    with Client.writing(path) as client:
+        listed = catalog.find(client, name)
+        if listed.built_in and (daemon := DaemonLock(path).holder()) is not None:
+            raise Finding(
+                f"a daemon (process {daemon}) runs {name}, and would make it anew at once",
+                "stop it first",
+            )
+        if listed.version is None:
+            raise Finding(f"{output.one_line(name)} never ran here: there is nothing to drop")
+        print(
+            f"drops {listed.rows:,} rows of {listed.kept_in}, {listed.quarantined:,} of quarantine,"
+            f" and the checkpoint of {output.one_line(name)} at {listed.position:,};"
+            " the log stays as it is"
+        )
+        if not yes:
+            typer.confirm("Drop it?", abort=True)
+        catalog.drop(client, name)
+    print("dropped" + ("; the next run makes it anew" if listed.built_in else ""))

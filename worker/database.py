@@ -3,10 +3,11 @@
 import fcntl
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from worker.errors import BadUsage, NeedsPerson, RetryLater, translated
+from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
 BUSY_TIMEOUT_S = 5.0
 
@@ -21,28 +22,44 @@ def resolve(database: str) -> Path:
         raise BadUsage(f"there is no engine for {scheme}://", "give the path of a SQLite file")
     if not (path := rest if colon else database):
         raise BadUsage("the name of the database is empty", "give the path of a SQLite file")
-    return Path(path).resolve()
+    try:
+        return Path(os.path.realpath(path))
+    except OSError as error:  # the working folder is gone
+        raise BadUsage(f"{path}: {error.strerror}", "give an absolute path") from None
 
 
 def require(path: Path) -> None:
     """Refuse an absent database: a typing error must not start an empty log."""
+    require_file_or_nothing(path)
     if not path.exists():
         raise NeedsPerson(
             f"there is no database at {path}",
-            f"make it with `projector db setup -d {path}`, or correct the path",
+            f"make it with `projector db setup -d {quoted(path)}`, or correct the path",
         )
-    if not path.is_file():
+
+
+def require_file_or_nothing(path: Path) -> None:
+    """Refuse what no database can be, and a path that may not be looked at."""
+    try:
+        wrong = path.exists() and not path.is_file()
+    except OSError as error:
+        raise NeedsPerson(
+            f"{path}: {error.strerror}", "correct the path, or look who you are (`id`)"
+        ) from None
+    if wrong:
         raise NeedsPerson(f"{path} is not a file", "give the path of a SQLite file")
 
 
 def uri(path: Path, *, mode: str) -> str:
     """A SQLite URI; mode `ro`, `rw` or `rwc`."""
-    return f"file:{quote(str(path))}?mode={mode}"
+    return f"file:{quote(os.fsencode(path))}?mode={mode}"
 
 
 def connect(path: Path, *, mode: str) -> sqlite3.Connection:
     """A connection for one command, outside any transaction unless it begins one."""
-    if mode != "rwc":
+    if mode == "rwc":
+        require_file_or_nothing(path)
+    else:
         require(path)
     with translated(path):
         connection = sqlite3.connect(
@@ -93,13 +110,15 @@ class DaemonLock:
 
     def acquire(self) -> bool:
         """Take it if nobody holds it; the file then says our process id."""
+        require(self._database)
         descriptor = self._open(os.O_RDWR | os.O_CREAT)
         if not _try_lock(descriptor, fcntl.LOCK_EX):
             os.close(descriptor)
             return False
         self._descriptor = descriptor
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk the lock holds without our number in it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return True
 
     def release(self) -> None:
@@ -108,7 +127,7 @@ class DaemonLock:
             self._descriptor = None
 
     def holder(self) -> int | None:
-        """The process id of the daemon that is alive, or None."""
+        """The process id of the daemon that is alive (0 where it could not say), or None."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -116,7 +135,8 @@ class DaemonLock:
         try:
             if _try_lock(descriptor, fcntl.LOCK_SH):
                 return None
-            return int(os.pread(descriptor, 32, 0) or b"0")
+            said = os.pread(descriptor, 32, 0).strip()
+            return int(said) if said.isdigit() else 0
         finally:
             os.close(descriptor)
 

@@ -1,6 +1,7 @@
 """`projector demo`: a scratch database, the real daemon, a few agents, and what they do to it."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -11,12 +12,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from projections.session_index import Entry
 from worker import output, readers, schema
 from worker.client import Client
 from worker.errors import RetryLater
@@ -50,7 +52,7 @@ def run(seconds: float | None) -> None:
         with ExitStack() as stack:
             daemon = stack.enter_context(_process("run", "-d", str(path), "--log-level", "warning"))
             for agent in range(AGENTS):
-                stack.enter_context(_agent(path, agent))
+                stack.enter_context(_agent(path, agent, daemon.pid))
             _show(path, daemon, seconds)
     except KeyboardInterrupt:
         pass
@@ -74,9 +76,9 @@ def _process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _agent(path: Path, number: int) -> Iterator[subprocess.Popen[bytes]]:
-    code = "import sys; from worker import demo; demo.write(sys.argv[1], int(sys.argv[2]))"
-    with _python("-c", code, str(path), str(number)) as process:
+def _agent(path: Path, number: int, daemon: int) -> Iterator[subprocess.Popen[bytes]]:
+    code = "import sys; from worker import demo; demo.write(sys.argv[1], *map(int, sys.argv[2:]))"
+    with _python("-c", code, str(path), str(number), str(daemon)) as process:
         yield process
 
 
@@ -94,34 +96,40 @@ def _python(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 def _show(path: Path, daemon: subprocess.Popen[bytes], seconds: float | None) -> None:
     terminal = sys.stdout.isatty()
     deadline = None if seconds is None else time.monotonic() + seconds
-    seen: dict[str, Any] = {}
+    seen: dict[str, Entry] = {}
     while deadline is None or time.monotonic() < deadline:
         if daemon.poll() is not None:
             raise RetryLater("the daemon of the demo has ended", "its last words stand above")
         with Client.reading(path) as client:
-            views = {v.id: v for v in readers.sessions(client) if not isinstance(v, str)}
+            entries = list(readers.sessions(client))
         state = readers.status(path)
         lag = state["projections"][0]["lag_events"]
         if terminal:
-            head = f"{state['newest']} events, {len(views)} sessions, lag {lag} events"
-            _draw(head, path, [*views.values()])
+            head = f"{state['newest']} events, {len(entries)} sessions, lag {lag} events"
+            _draw(head, path, entries)
         else:
-            for view in views.values():
-                if view != seen.get(view.id):
-                    line = f"{view.id} {view.status}, {view.count} messages, lag {lag} events"
-                    print(output.one_line(line), flush=True)
-        seen = views
+            for entry in entries:
+                if entry != seen.get(entry.session_id):
+                    line = f"{entry.session_id} {entry.status}, {entry.message_count} messages"
+                    print(output.one_line(f"{line}, lag {lag} events"), flush=True)
+        seen = {entry.session_id: entry for entry in entries}
         time.sleep(0.2)
 
 
-def _draw(head: str, path: Path, views: list[Any]) -> None:
+def _draw(head: str, path: Path, entries: list[Entry]) -> None:
     """The whole picture over the last one, each line cleared to its end, cut to the terminal."""
     columns, height = shutil.get_terminal_size()
-    newest = sorted(views, key=lambda view: view.updated_at, reverse=True)[: max(height - 8, 1)]
+    newest = sorted(entries, key=lambda entry: entry.last_seq)[-max(height - 8, 1) :]
     now = time.time() * 1000
     rows = [
-        (v.id, v.status, v.count, f"{max(now - v.updated_at, 0) / 1000:.1f} s ago", _last_words(v))
-        for v in sorted(newest, key=lambda view: (view.project, view.created_at))
+        (
+            entry.session_id,
+            entry.status,
+            entry.message_count,
+            f"{max(now - entry.updated_at, 0) / 1000:.1f} s ago",
+            entry.title or "",
+        )
+        for entry in sorted(newest, key=lambda entry: (entry.project, entry.created_at))
     ]
     lines = [
         "projector demo: agents INSERT events, a daemon folds them, this reads the views",
@@ -129,9 +137,7 @@ def _draw(head: str, path: Path, views: list[Any]) -> None:
         "",
         head,
         "",
-        *output.table(("session", "status", "messages", "changed", "last message"), rows).split(
-            "\n"
-        ),
+        *output.table(("session", "status", "messages", "changed", "title"), rows).split("\n"),
         "",
         "Ctrl-C ends it",
     ]
@@ -139,16 +145,12 @@ def _draw(head: str, path: Path, views: list[Any]) -> None:
     print(f"\x1b[H{picture}\x1b[J", end="", flush=True)
 
 
-def _last_words(view: Any) -> str:
-    messages = msgspec.msgpack.decode(readers.SESSIONS.to_row(view)[2])["messages"]
-    return output.one_line(output.content(messages[-1]), 60) if messages else ""
-
-
 # The writers: each in a process of its own, none of them using anything of projector.
 
 
-def write(path: str, agent: int) -> None:
-    """Work on one task after the other, as agent number `agent`, until killed."""
+def write(path: str, agent: int, daemon: int) -> None:
+    """Work on one task after the other, as agent number `agent`, as long as the demo lives."""
+    demo = os.getppid()
     chance = random.Random(agent)
     insert = _insert_as_shell if agent == 0 else _insert_as_library
     for turn in range(1_000_000):
@@ -157,6 +159,10 @@ def write(path: str, agent: int) -> None:
         now = time.time_ns() // 1_000_000
         for step, (kind, data) in enumerate(_work(project, task, chance)):
             event = {"type": kind, "sessionId": session_id, "data": data, "timestamp": now}
+            if os.getppid() != demo:  # it was killed, and could end nobody
+                with suppress(ProcessLookupError):
+                    os.kill(daemon, signal.SIGTERM)
+                return
             insert(path, f"session:{session_id}", event)
             time.sleep(chance.uniform(0.05, 0.2) if step == 0 else chance.uniform(0.2, 1.2))
             now = time.time_ns() // 1_000_000

@@ -1,5 +1,6 @@
 """Everything a user can cause: what happened, to which file or event, and what mends it."""
 
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,11 @@ class LostRace(Exception):
     """Somebody else moved the checkpoint: drop what is remembered of it and read again."""
 
 
+def quoted(path: Path) -> str:
+    """A path as it can be pasted into a shell."""
+    return shlex.quote(str(path))
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Raise what SQLite says of `path` as an error with a hint."""
@@ -64,22 +70,22 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return Unavailable(
                 f"{path} is locked by another process ({error})",
-                f"see who holds it with `fuser {path}`, then try again",
+                f"see who holds it with `fuser {quoted(path)}`, then try again",
             )
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return Unavailable(
                 f"{path} cannot be written or read ({error})",
-                f"make room on its disk (`df {path.parent}`), then try again",
+                f"make room on its disk (`df {quoted(path.parent)}`), then try again",
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return NeedsPerson(
                 f"{path} or its folder may not be written by this user ({error})",
-                f"look at `ls -la {path.parent}`; `projector db setup --group NAME -d {path}` "
-                "shares a database among users",
+                f"look at `ls -la {quoted(path.parent)}`; to share a database among users:"
+                f" `projector db setup --group NAME -d {quoted(path)}`",
             )
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return NeedsPerson(
                 f"{path} is damaged or not a SQLite database ({error})",
-                f"see what is left with `sqlite3 {path} .recover`, or restore a backup",
+                f"see what is left with `sqlite3 {quoted(path)} .recover`, or restore a backup",
             )
     return NeedsPerson(f"{path}: SQLite says: {error}", "run `projector db status` on it")

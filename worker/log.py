@@ -2,11 +2,14 @@
 
 import logging
 import sys
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
 from worker.options import LogFormat, LogLevel
+from worker.output import printable
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:
@@ -22,8 +25,25 @@ def configure(level: LogLevel, form: LogFormat) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _printable,
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lenient())),
     )
+
+
+class _Lenient:
+    """Standard error, of which a full disk or a reader that is gone must not stop the folding."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
+def _printable(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    return {key: printable(v) if isinstance(v, str) else v for key, v in fields.items()}

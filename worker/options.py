@@ -1,9 +1,12 @@
 """Options that several commands share."""
 
+import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+
+from worker.errors import BadUsage
 
 Database = Annotated[
     str,
@@ -25,3 +28,10 @@ class LogFormat(StrEnum):
     AUTO = "auto"
     JSON = "json"
     CONSOLE = "console"
+
+
+def read_stdin() -> bytes:
+    """All of standard input."""
+    if sys.stdin is None:
+        raise BadUsage("standard input is closed", "pipe something in")
+    return sys.stdin.buffer.read()

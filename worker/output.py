@@ -44,7 +44,7 @@ def to_json(value: Any, *, indent: int | None = 2) -> str:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns aligned by spaces."""
-    cells = [list(headers), *([one_line(cell) for cell in row] for row in rows)]
+    cells = [list(headers), *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = (
         "  ".join(
@@ -58,9 +58,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(
-        "| " + " | ".join(one_line(cell).replace("|", "\\|") for cell in line) + " |"
-        for line in lines
+        "| " + " | ".join(_cell(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
     )
+
+
+def _cell(value: object) -> str:
+    """Exactly what stands there, so that an id can be copied, but on one line."""
+    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def when(milliseconds: int) -> str:

@@ -1,53 +1,94 @@
 """What commands read: views, the quarantine, how things stand."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from projections import BUILT_IN
 from projections.event import LogRow, Unfoldable, created_ms, decode, keys_of
 from projections.messagepack import Malformed, decode_exact
-from projections.projection import Damaged, Projection
+from projections.projection import Damaged
+from projections.session_index import Entry, SessionIndex
 from projections.sessions import PREFIX, Session, Sessions
 from worker import schema
+from worker.catalog import Listed, listing
 from worker.client import Client
 from worker.database import DaemonLock
-from worker.errors import Finding, NeedsPerson
+from worker.errors import Finding, NeedsPerson, quoted
+from worker.store import digest
 
 SESSIONS: Final = Sessions()
+_INDEX: Final = SessionIndex()
+WATCH_POLL_S: Final = 0.02
 
 
-def sessions(client: Client) -> Iterator[Session | str]:
-    """Every session's view, oldest first; in place of a row that no fold has written, its key."""
-    columns = ", ".join(SESSIONS.table.columns)
+def sessions(
+    client: Client,
+    *,
+    project: str | None = None,
+    statuses: Sequence[str] | None = None,
+    after: int | None = None,
+) -> Iterator[Entry]:
+    """The sessions of a project and of some statuses, oldest first.
+
+    With `after`: those changed by events after that position, in the order of the changes.
+    """
+    conditions: list[tuple[str, Any]] = []
+    if project is not None:
+        conditions.append(("project = ?", [project]))
+    if statuses is not None:
+        conditions.append((f"status IN ({', '.join('?' * len(statuses))})", statuses))
+    if after is not None:
+        conditions.append(("last_seq > ?", [after]))
+    where = " AND ".join(condition for condition, _ in conditions) or "TRUE"
+    order = "created_at, session_id" if after is None else "last_seq"
     for row in client.rows(
-        f"SELECT {columns} FROM view WHERE key >= 'session:' AND key < 'session;'"
-        " ORDER BY created_at, key"
+        f"SELECT {', '.join(_INDEX.table.columns)} FROM session_index WHERE {where}"
+        f" ORDER BY {order}",
+        [value for _, values in conditions for value in values],
     ):
-        try:
-            yield SESSIONS.from_row(row)
-        except Damaged:
-            yield str(row[1])
+        yield Entry(*row)
+
+
+def watch(client: Client, project: str | None) -> Iterator[Entry]:
+    """Each change of a session as it becomes visible, for ever."""
+    seen = _newest_change(client)
+    while True:
+        if (newest := _newest_change(client)) != seen:
+            # A log that was restored to fewer events begins anew from where it is.
+            yield from sessions(client, project=project, after=min(seen, newest))
+            seen = newest
+        time.sleep(WATCH_POLL_S)
+
+
+def _newest_change(client: Client) -> int:
+    return int(client.value("SELECT coalesce(max(last_seq), 0) FROM session_index"))
 
 
 def session(client: Client, session_id: str) -> dict[str, Any]:
     """A session's view as it stands; raises `Finding` where there is none."""
     rows = client.rows(
-        "SELECT data FROM view WHERE key >= 'session:' AND key < 'session;' AND key = ?",
+        f"SELECT {', '.join(SESSIONS.table.columns)} FROM view"
+        " WHERE key >= 'session:' AND key < 'session;' AND key = ?",
         (PREFIX + session_id,),
     )
     row = next(rows, None)
     if row is None:
         raise _no_session(client, session_id)
     try:
-        view = decode_exact(row[0])
-    except (Malformed, TypeError):
-        view = None
-    if not isinstance(view, dict) or "id" not in view:
+        SESSIONS.from_row(row)
+        view: dict[str, Any] = decode_exact(row[2])
+    except (Damaged, Malformed):
+        view = {"messages": [None]}
+    if not all(isinstance(message, dict) for message in view["messages"]):
+        path = quoted(client.path)
+        adopted = not client.value("SELECT coalesce(max(position), 0) FROM checkpoint")
         raise NeedsPerson(
             f"the view of session {session_id} in {client.path} was not written by projector",
-            f"fold it from the log with `projector run --once -d {client.path}`",
+            f"fold it from the log: `projector run -d {path}`"
+            if adopted
+            else f"fold all of them anew: stop the daemon, `projector projection drop sessions -d"
+            f" {path}`, `projector run -d {path}`",
         )
     return view
 
@@ -56,11 +97,11 @@ def _no_session(client: Client, session_id: str) -> Finding:
     if exists(client, session_id):
         return Finding(
             f"session {session_id} is in the log, and not yet folded into a view",
-            f"is a daemon running? `projector status -d {client.path}`",
+            f"is a daemon running? `projector status -d {quoted(client.path)}`",
         )
     return Finding(
         f"there is no session {session_id} in {client.path}",
-        f"see which there are with `projector session list -d {client.path}`",
+        f"see which there are with `projector session list -d {quoted(client.path)}`",
     )
 
 
@@ -76,7 +117,7 @@ def status(path: Path) -> dict[str, Any]:
     with Client.reading(path) as client:
         log = client.rows("SELECT coalesce(max(seq), 0), count(*) FROM event_log")
         newest, events = next(log)
-        projections = [_progress(client, projection) for projection in BUILT_IN]
+        projections = [_progress(client, listed) for listed in listing(client)]
         applied = [name for name, is_applied in schema.status(path) if is_applied]
     wal = path.with_name(path.name + "-wal")
     holder = DaemonLock(path).holder()
@@ -92,30 +133,31 @@ def status(path: Path) -> dict[str, Any]:
     }
 
 
-def _progress(client: Client, projection: Projection) -> dict[str, Any]:
-    table = projection.table
-    row = next(
-        client.rows(
-            "SELECT version, position, skipped FROM checkpoint WHERE name = ?", (projection.name,)
-        ),
-        (None, 0, 0),
-    )
-    version, position, skipped = row
+def _progress(client: Client, projection: Listed) -> dict[str, Any]:
+    position = projection.position
     return {
         "name": projection.name,
-        "version": version,
+        "version": projection.version,
         "position": position,
         "lag_events": client.value("SELECT count(*) FROM event_log WHERE seq > ?", (position,)),
         "lag_seconds": _lag_seconds(client, position),
-        "views": client.value(
-            f"SELECT count(*) FROM {table.name} WHERE {table.key} >= ? AND {table.key} < ?",
-            table.bounds,
-        ),
-        "quarantined": client.value(
-            "SELECT count(*) FROM quarantine WHERE projection = ?", (projection.name,)
-        ),
-        "skipped": skipped,
+        "views": projection.rows,
+        "quarantined": projection.quarantined,
+        "skipped": projection.skipped,
+        "fits_log": _fits_log(client, projection),
     }
+
+
+def _fits_log(client: Client, projection: Listed) -> bool:
+    """Whether the event at the checkpoint is the one that the checkpoint remembers."""
+    if not projection.position:
+        return True
+    rows = client.rows(
+        "SELECT seq, id, key, data, created_at FROM event_log WHERE seq = ?",
+        (projection.position,),
+    )
+    row = next(rows, None)
+    return row is not None and digest(LogRow(*row)) == projection.digest
 
 
 def _lag_seconds(client: Client, position: int) -> float:

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from projections import fold as folding
+from projections.event import Event, is_utf8
 from projections.fold import Folded, Rejected
 from projections.projection import Projection
 from worker.store import Change, Checkpoint, Store, digest
@@ -36,6 +37,19 @@ async def fold_history(
         quarantined += folded.quarantined
         skipped += folded.skipped
     return Folded(views, quarantined, skipped), present
+
+
+async def refold(store: Store, projection: Projection, key: str, *, until: int) -> Any | None:
+    """One view as the log has it at a position; None where no event made it."""
+    log_keys = projection.log_keys(key)
+    if log_keys is not None:
+        folded, _ = await fold_history(store, projection, log_keys, until=until)
+        return folded.views.get(key)
+    view = None
+    async for events in _all_events(store, until):
+        concerned = [e for e in events if isinstance(e, Event) and projection.key_of(e) == key]
+        view = folding.fold(projection, {key: view}, concerned).views.get(key, view)
+    return view
 
 
 async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
@@ -95,6 +109,9 @@ async def _walk(
     store: Store, projection: Projection, checkpoint: Checkpoint, until: int
 ) -> AsyncIterator[_Found]:
     found = _Found()
+    if projection.log_keys("") is None:
+        yield await _compare_all(store, projection, until)
+        return
     async for log_key in _log_keys(store):
         found.visited += 1
         await _compare(store, projection, log_key, until, found)
@@ -103,8 +120,9 @@ async def _walk(
             found = _Found()
     at_end = msgspec.structs.replace(checkpoint, position=until)
     async for keys in _view_keys(store, projection):
-        spellings = {key: projection.log_keys(key) for key in keys}
-        explained = await store.with_history(at_end, [*chain.from_iterable(spellings.values())])
+        spellings = {key: (projection.log_keys(key) or ()) if is_utf8(key) else () for key in keys}
+        asked = [*chain.from_iterable(spellings.values())]
+        explained = await store.with_history(at_end, asked) if asked else set()
         found.removed += [key for key in keys if explained.isdisjoint(spellings[key])]
         yield found
         found = _Found()
@@ -115,13 +133,14 @@ async def _compare(
     store: Store, projection: Projection, log_key: Any, until: int, found: _Found
 ) -> None:
     """Fold what stands under a log key, and add what differs from the row that stands."""
-    if not isinstance(log_key, str):
+    if not isinstance(log_key, str) or not is_utf8(log_key):
         folded, _ = await fold_history(store, projection, (log_key,), until=until)
         found.quarantined += folded.quarantined
         found.skipped += folded.skipped
         return
-    key = projection.view_of(log_key)
-    folded, present = await fold_history(store, projection, projection.log_keys(key), until=until)
+    key = projection.view_of(log_key) or log_key
+    log_keys = projection.log_keys(key) or ()
+    folded, present = await fold_history(store, projection, log_keys, until=until)
     if not present or log_key != min(present):
         return  # all of it is newer than the walk, or was met under its other spelling
     found.quarantined += folded.quarantined
@@ -131,6 +150,32 @@ async def _compare(
         found.removed += [key] if standing else []
     elif standing != (row := projection.to_row(folded.views[key])):
         found.rows.append(row)
+
+
+async def _compare_all(store: Store, projection: Projection, until: int) -> _Found:
+    """For views whose events may stand under any key: all of them at once."""
+    found = _Found()
+    views: dict[str, Any] = {}
+    async for events in _all_events(store, until):
+        folded = folding.fold(projection, views, events)
+        views.update(folded.views)
+        found.quarantined += folded.quarantined
+        found.skipped += folded.skipped
+    async for keys in _view_keys(store, projection):
+        standing = (await store.load_views(projection.table, keys)).rows
+        found.removed += [key for key in keys if key not in views]
+        for key in keys:
+            if key in views and projection.to_row(views[key]) == standing.get(key):
+                del views[key]
+    found.rows = [projection.to_row(view) for view in views.values()]
+    return found
+
+
+async def _all_events(store: Store, until: int) -> AsyncIterator[list[Event | Rejected]]:
+    start = 0
+    while rows := await store.read_events(start=start, until=until):
+        yield folding.read(rows)
+        start = rows[-1].seq + 1
 
 
 async def _log_keys(store: Store) -> AsyncIterator[Any]:

@@ -2,6 +2,7 @@
 
 import grp
 import os
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -9,13 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 import migrations
+from projections import BUILT_IN
+from projections.projection import Table
 from worker.database import connect
-from worker.errors import BadUsage, NeedsPerson, RetryLater, translated
+from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
 _SIDECARS = ("", "-wal", "-shm")
 _WAL_PATIENCE_S = 10.0
@@ -83,7 +87,8 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         )
     if missing := [name for name in migrations.load() if name not in applied]:
         raise NeedsPerson(
-            f"{path} lacks {', '.join(missing)}", f"upgrade it with `projector db setup -d {path}`"
+            f"{path} lacks {', '.join(missing)}",
+            f"upgrade it with `projector db setup -d {quoted(path)}`",
         )
 
 
@@ -98,9 +103,28 @@ def require_current(path: Path) -> None:
         connection.close()
 
 
+def table_statements(table: Table) -> list[str]:
+    """What makes the table of a projection, where it is the projection's own."""
+    if table.prefix:
+        return []
+    columns = ", ".join(
+        f"{name} {kind}{' PRIMARY KEY' if name == table.key else ''}"
+        for name, kind in table.columns.items()
+    )
+    return [
+        f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}) WITHOUT ROWID",
+        *(
+            f"CREATE INDEX IF NOT EXISTS idx_{table.name}_{index.replace(', ', '_')}"
+            f" ON {table.name} ({index})"
+            for index in table.indexes
+        ),
+    ]
+
+
 def setup(path: Path, *, group: str | None = None) -> Setup:
     """Create or upgrade the database, in one transaction; a Kanbatte database is copied first."""
-    if group is not None:
+    gid = None if group is None else _gid(group)
+    if gid is not None:
         _check_folder(path)
     with _os_errors(path):
         path.parent.mkdir(exist_ok=True)
@@ -108,11 +132,13 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     try:
         with translated(path):
             done = _upgrade(connection, path)
-            if group is not None:
-                _share(path, group)
+            for statement in chain.from_iterable(table_statements(p.table) for p in BUILT_IN):
+                connection.execute(statement)
+            if gid is not None:
+                _share(path, gid)
             _use_wal(connection, path)
-            if group is not None:
-                _share(path, group)
+            if gid is not None:
+                _share(path, gid)
     finally:
         connection.close()
     return done
@@ -254,7 +280,7 @@ def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
             raise RetryLater(
                 f"the schema of {path} is ready, but its journal mode is still not WAL, because"
                 " other processes keep it busy",
-                f"stop them, and run `projector db setup -d {path}` again",
+                f"stop them, and run `projector db setup -d {quoted(path)}` again",
             )
         time.sleep(0.05)
 
@@ -275,12 +301,19 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _share(path: Path, group: str) -> None:
-    """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other."""
+def _gid(group: str) -> int:
     try:
-        gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        if group.isascii() and group.isdigit() and int(group) < 2**32 - 1:
+            return int(group)
+        return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise BadUsage(f"there is no group {group}", f"make it: groupadd {group}") from None
+        raise BadUsage(
+            f"there is no group {group}", f"make it: groupadd {shlex.quote(group)}"
+        ) from None
+
+
+def _share(path: Path, gid: int) -> None:
+    """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other."""
     with _os_errors(path):
         _give(path.parent, gid, 0o2770)
         for file in (path.with_name(path.name + suffix) for suffix in _SIDECARS):

@@ -1,8 +1,8 @@
 """Composition: the lock, the signals, a tail for each projection, shutdown."""
 
 import signal
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -11,10 +11,10 @@ from anyio.abc import TaskStatus
 
 from projections.projection import Projection
 from worker.database import DaemonLock
-from worker.errors import ProjectorError
-from worker.replay import needs_rebuild
+from worker.errors import LostRace, ProjectorError, Unavailable
+from worker.replay import needs_rebuild, rebuild
 from worker.sqlite import SqliteStore
-from worker.tail import tail
+from worker.tail import Member, Outage, Tail, load, wait
 
 STANDBY_POLL_S = 0.5
 
@@ -43,22 +43,95 @@ async def run_once(path: Path, projections: Sequence[Projection]) -> None:
     stop = anyio.Event()
     lock = DaemonLock(path)
     try:
-        for projection in projections:
-            async with _opened(path) as store:
-                until = await store.newest()
-                await _leave_rebuild_to_holder(store, projection, lock)
-                await tail(store, projection, stop, until=until)
+        async with _opened(path) as store:
+            until = await store.newest()
+            while True:
+                try:
+                    for group in await _groups(store, projections, lock):
+                        await Tail(store, group).run(stop, until=until)
+                    return
+                except LostRace:
+                    log.info("checkpoint_moved_by_another")
     finally:
         lock.release()
 
 
+async def _groups(
+    store: SqliteStore, projections: Sequence[Projection], lock: DaemonLock
+) -> Iterable[list[Member]]:
+    """The projections by the position where they stand, none of them in need of a rebuild."""
+    groups: dict[int, list[Member]] = {}
+    for projection in projections:
+        await _leave_rebuild_to_holder(store, projection, lock)
+        member = await load(store, projection)
+        if await _stale(store, member):
+            await rebuild(store, projection, member.checkpoint, anyio.Event())
+            member = await load(store, projection)
+        groups.setdefault(member.checkpoint.position, []).append(member)
+    return groups.values()
+
+
 async def _tail_all(path: Path, projections: Sequence[Projection], stop: anyio.Event) -> None:
-    async with AsyncExitStack() as stores:
-        opened = [await stores.enter_async_context(_opened(path)) for _ in projections]
+    outage = Outage()
+    async with _opened(path) as store:
         log.info("started", database=str(path), projections=[p.name for p in projections])
+        while not stop.is_set():
+            try:
+                await _tail_together(path, store, projections, outage, stop)
+            except LostRace:
+                log.info("checkpoint_moved_by_another")
+            except Unavailable as error:
+                await outage.wait_out(error, stop)
+
+
+async def _tail_together(
+    path: Path,
+    store: SqliteStore,
+    projections: Sequence[Projection],
+    outage: Outage,
+    stop: anyio.Event,
+) -> None:
+    """Those furthest on lead; each of the others catches up by itself, and joins them."""
+    members = [await load(store, projection) for projection in projections]
+    ready = [member for member in members if not await _stale(store, member)]
+    furthest = max((member.checkpoint.position for member in ready), default=0)
+    leaders = [member for member in ready if member.checkpoint.position == furthest]
+    lead = Tail(store, leaders, outage)
+    try:
         async with anyio.create_task_group() as tasks:
-            for store, projection in zip(opened, projections, strict=True):
-                tasks.start_soon(tail, store, projection, stop)
+            tasks.start_soon(lead.run, stop)
+            for member in members:
+                if member not in leaders:
+                    tasks.start_soon(_catch_up, path, member, lead, outage, stop)
+    except BaseExceptionGroup as group:
+        raise _first_error(group) from None
+
+
+async def _stale(store: SqliteStore, member: Member) -> bool:
+    return await needs_rebuild(store, member.projection, member.checkpoint)
+
+
+async def _catch_up(
+    path: Path, member: Member, lead: Tail, outage: Outage, stop: anyio.Event
+) -> None:
+    """Bring one projection to where the others stand, on a connection of its own, and join them."""
+    async with _opened(path) as store:
+        if await _stale(store, member):
+            await rebuild(store, member.projection, member.checkpoint, stop)
+            member = await load(store, member.projection)
+        alone = Tail(store, [member], outage)
+        while not stop.is_set():
+            if alone.position < lead.position:
+                await alone.run(stop, until=lead.position)
+                continue
+            async with lead.turn_lock:
+                # What the others folded since is little, and they wait for it here.
+                await alone.run(stop, until=lead.position)
+                if not lead.members or alone.position == lead.position:
+                    lead.members += alone.members
+                    log.info("caught_up", projection=member.projection.name)
+                    return
+            await wait(STANDBY_POLL_S, stop)  # a rebuild came out further on than the others
 
 
 @asynccontextmanager
@@ -79,8 +152,7 @@ async def _take_over(lock: DaemonLock, stop: anyio.Event) -> bool:
         if not announced:
             log.info("standing_by", daemon_pid=lock.holder())
             announced = True
-        with anyio.move_on_after(STANDBY_POLL_S):
-            await stop.wait()
+        await wait(STANDBY_POLL_S, stop)
     return False
 
 

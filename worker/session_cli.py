@@ -1,13 +1,12 @@
 """`projector session …`, in the verbs that Kanbatte's users know."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from worker.database import resolve
 from worker.errors import BadUsage
-from worker.options import SETTINGS, Database
+from worker.options import SETTINGS, Database, read_stdin
 from worker.output import Format
 
 session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
@@ -24,7 +23,7 @@ def session_queue(
     from worker.client import Client
 
     with Client.writing(resolve(database)) as client:
-        print(output.one_line(writers.queue(client, _utf8(project), _utf8(message))))
+        print(output.printable(writers.queue(client, _utf8(project), _utf8(message))))
 
 
 @session.command("append")
@@ -40,7 +39,7 @@ def session_append(
     from worker import writers
     from worker.client import Client
 
-    data = sys.stdin.buffer.read() if messages == "-" else _utf8(messages).encode()
+    data = read_stdin() if messages == "-" else _utf8(messages).encode()
     with Client.writing(resolve(database)) as client:
         print(writers.append(client, _utf8(session_id), data, stop=stop))
 
@@ -78,21 +77,41 @@ def session_list(
     from worker import output, readers
     from worker.client import Client
 
-    wanted = None if statuses is None else set(statuses.split(","))
-    found = []
+    wanted = None if statuses is None else statuses.split(",")
     with Client.reading(resolve(database)) as client:
-        for view in readers.sessions(client):
-            if isinstance(view, str):
-                note = f"{view} was not written by projector; `projector run --once` folds it"
-                print(f"projector: {output.one_line(note)}", file=sys.stderr)
-            elif project in (None, view.project) and (wanted is None or view.status in wanted):
-                found.append(view)
+        found = list(readers.sessions(client, project=project, statuses=wanted))
     if form is Format.JSON:
-        print(output.to_json([_summary(view) for view in found]))
+        print(output.to_json([_summary(entry) for entry in found]))
         return
-    headers = ("id", "project", "status", "messages", "updated")
-    rows = [(v.id, v.project, v.status, v.count, output.when(v.updated_at)) for v in found]
+    headers = ("id", "project", "status", "messages", "updated", "title")
+    rows = [
+        (
+            entry.session_id,
+            entry.project,
+            entry.status,
+            entry.message_count,
+            output.when(entry.updated_at),
+            entry.title or "",
+        )
+        for entry in found
+    ]
     print((output.table if form is Format.TABLE else output.markdown_table)(headers, rows))
+
+
+@session.command("watch")
+def session_watch(
+    database: Database = "local.db",
+    project: Annotated[
+        str | None, typer.Option("-p", "--project", help="Only this project's.")
+    ] = None,
+) -> None:
+    """Print a JSON line for each change of a session as it becomes visible."""
+    from worker import output, readers
+    from worker.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        for entry in readers.watch(client, project):
+            print(output.to_json(_summary(entry), indent=None), flush=True)
 
 
 @session.command("view")
@@ -113,14 +132,18 @@ def session_view(
         print(output.session_table(view) if form is Format.TABLE else output.session_markdown(view))
 
 
-def _summary(view: Any) -> dict[str, Any]:
+def _summary(entry: Any) -> dict[str, Any]:
     return {
-        "id": view.id,
-        "project": view.project,
-        "status": view.status,
-        "messages": view.count,
-        "createdAt": view.created_at,
-        "updatedAt": view.updated_at,
+        "id": entry.session_id,
+        "project": entry.project,
+        "status": entry.status,
+        "title": entry.title,
+        "messages": entry.message_count,
+        "lastRole": entry.last_role,
+        "createdAt": entry.created_at,
+        "updatedAt": entry.updated_at,
+        "lastEventId": entry.last_event_id,
+        "lastSeq": entry.last_seq,
     }
 
 

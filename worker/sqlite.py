@@ -1,13 +1,14 @@
 """The embedded engine: the storage port on SQLite."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 import aiosqlite
 import anyio
 
-from projections.event import MAX_EVENT_BYTES, LogRow
+from projections.event import MAX_EVENT_BYTES, LogRow, is_utf8
 from projections.projection import Projection, Table
 from worker import schema
 from worker.database import BUSY_TIMEOUT_S, FileIdentity, lossless_text, uri
@@ -81,12 +82,7 @@ class SqliteStore:
         select = f"SELECT {_CHECKPOINT_COLUMNS} FROM checkpoint WHERE name = ?"
         rows = await self._fetch(select, (projection.name,))
         if not rows:
-            with anyio.CancelScope(shield=True), translated(self._path):
-                await self._connection.execute(
-                    f"INSERT OR IGNORE INTO checkpoint ({_CHECKPOINT_COLUMNS})"
-                    " VALUES (?, ?, 0, 0, '', 0)",
-                    (projection.name, projection.version),
-                )
+            await self._make(projection)
             rows = await self._fetch(select, (projection.name,))
         return Checkpoint(*rows[0])
 
@@ -95,8 +91,11 @@ class SqliteStore:
 
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}
-        conditions = [f"key IS :{name} AND seq > :position" for name in named]
-        return await self._read_page(conditions, position=after, until=until, **named)
+        conditions = [
+            f"key IS {_bound(f':{name}', key)} AND seq > :position" for name, key in named.items()
+        ]
+        values = {name: _raw(key) for name, key in named.items()}
+        return await self._read_page(conditions, position=after, until=until, **values)
 
     async def load_views(self, table: Table, keys: Sequence[str]) -> Loaded:
         if not keys:
@@ -118,7 +117,7 @@ class SqliteStore:
             f" WHERE {_owned(table)} AND {table.key} IN ({_placeholders(present)})",
             tuple(present),
         )
-        key_at = table.columns.index(table.key)
+        key_at = [*table.columns].index(table.key)
         return Loaded({row[key_at]: tuple(row) for row in rows}, covered)
 
     async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
@@ -133,37 +132,29 @@ class SqliteStore:
 
     async def log_keys(self, *, after: Any) -> list[Any]:
         # One step through the index for each key, however many events it has.
-        above = "" if after is None else "WHERE key > :after"
+        above = "" if after is None else f"WHERE key > {_bound(':after', after)}"
         rows = await self._fetch(
             "WITH RECURSIVE keys (key, n) AS ("
             f"SELECT (SELECT min(key) FROM event_log {above}), 1"
             " UNION ALL SELECT (SELECT min(key) FROM event_log WHERE key > keys.key), n + 1"
             " FROM keys WHERE key IS NOT NULL AND n < :page)"
             " SELECT key FROM keys WHERE key IS NOT NULL",
-            {"after": after, "page": PAGE_KEYS},
+            {"after": _raw(after), "page": PAGE_KEYS},
         )
         return [key for (key,) in rows]
 
     async def view_keys(self, table: Table, *, after: str) -> list[str]:
         rows = await self._fetch(
-            f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)} AND {table.key} > ?"
-            f" ORDER BY {table.key} LIMIT ?",
-            (after, PAGE_KEYS),
+            f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)}"
+            f" AND {table.key} > {_bound('?', after)} ORDER BY {table.key} LIMIT ?",
+            (_raw(after), PAGE_KEYS),
         )
         return [key for (key,) in rows]
 
     async def commit(self, changes: Sequence[Change]) -> None:
-        # A cancelled task does not cancel a statement that waits in the database thread: a
-        # BEGIN IMMEDIATE would open the transaction later and lock every writer out.
-        with anyio.CancelScope(shield=True), translated(self._path):
-            try:
-                await self._connection.execute("BEGIN IMMEDIATE")
-                for change in changes:
-                    await self._apply(change)
-                await self._connection.execute("COMMIT")
-            except BaseException:
-                await self._connection.rollback()
-                raise
+        async with self._transaction():
+            for change in changes:
+                await self._apply(change)
 
     async def _apply(self, change: Change) -> None:
         before, after, table = change.before, change.after, change.table
@@ -180,10 +171,11 @@ class SqliteStore:
             raise LostRace
         if change.rows:
             await self._connection.executemany(_upsert(table), change.rows)
-        if change.removed:
-            await self._connection.executemany(
-                f"DELETE FROM {table.name} WHERE {_owned(table)} AND {table.key} = ?",
-                [(key,) for key in change.removed],
+        for key in change.removed:
+            await self._connection.execute(
+                f"DELETE FROM {table.name} WHERE {_owned(table)}"
+                f" AND {table.key} = {_bound('?', key)}",
+                (_raw(key),),
             )
         if change.quarantined:
             await self._connection.executemany(
@@ -192,6 +184,31 @@ class SqliteStore:
                 " ON CONFLICT (projection, seq) DO UPDATE SET reason = excluded.reason",
                 [(before.name, event.reason, event.seq) for event in change.quarantined],
             )
+
+    async def _make(self, projection: Projection) -> None:
+        """The table and the checkpoint of a projection that runs for the first time."""
+        table = projection.table
+        async with self._transaction():
+            for statement in schema.table_statements(table):
+                await self._connection.execute(statement)
+            await self._connection.execute(
+                f"INSERT OR IGNORE INTO checkpoint ({_CHECKPOINT_COLUMNS}, kept_in, key_column,"
+                " prefix) VALUES (?, ?, 0, 0, '', 0, ?, ?, ?)",
+                (projection.name, projection.version, table.name, table.key, table.prefix),
+            )
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        # A cancelled task does not cancel a statement that waits in the database thread: a
+        # BEGIN IMMEDIATE would open the transaction later and lock every writer out.
+        with anyio.CancelScope(shield=True), translated(self._path):
+            try:
+                await self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                await self._connection.execute("COMMIT")
+            except BaseException:
+                await self._connection.rollback()
+                raise
 
     async def _read_page(
         self, conditions: Sequence[str], *, position: int, until: int | None, **values: Any
@@ -229,7 +246,7 @@ def _upsert(table: Table) -> str:
     columns = ", ".join(table.columns)
     updates = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
     return (
-        f"INSERT INTO {table.name} ({columns}) VALUES ({_placeholders(table.columns)})"
+        f"INSERT INTO {table.name} ({columns}) VALUES ({_placeholders([*table.columns])})"
         f" ON CONFLICT ({table.key}) WHERE {_owned(table)} DO UPDATE SET {updates}"
     )
 
@@ -240,6 +257,21 @@ def _owned(table: Table) -> str:
         return "TRUE"
     low, high = table.bounds
     return f"{table.key} >= '{low}' AND {table.key} < '{high}'"
+
+
+def _bound(parameter: str, value: Any) -> str:
+    """How a value is bound: text that is not UTF-8 can only go in as its bytes."""
+    return f"CAST({parameter} AS TEXT)" if isinstance(_raw(value), _Bytes) else parameter
+
+
+def _raw(value: Any) -> Any:
+    if isinstance(value, str) and not is_utf8(value):
+        return _Bytes(value.encode("utf-8", "surrogateescape"))
+    return value
+
+
+class _Bytes(bytes):
+    """The bytes of a text, where a plain `bytes` is a BLOB."""
 
 
 def _placeholders(values: Sequence[object]) -> str:

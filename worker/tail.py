@@ -1,8 +1,7 @@
 """One batch: read, load, fold, commit; then wait."""
 
 import time
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import anyio
@@ -14,7 +13,7 @@ from projections.event import Event, LogRow
 from projections.fold import Rejected
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, NeedsPerson, Unavailable
-from worker.replay import fold_history, needs_rebuild, rebuild
+from worker.replay import refold
 from worker.store import Change, Checkpoint, Store, digest
 from worker.wakeup import poll_delay_s
 
@@ -26,107 +25,184 @@ RETRY_S: Final = 0.5
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-async def tail(
-    store: Store, projection: Projection, stop: anyio.Event, *, until: int | None = None
-) -> None:
-    """Fold events as they come, until `stop`; with `until`, only up to that position.
+class Member(msgspec.Struct, frozen=True):
+    """A projection and where it stands."""
 
-    A database that is locked or has no room is waited for; with `until` it ends the tail.
-    """
-    checkpoint: Checkpoint | None = None
-    failures = 0
-    while not stop.is_set():
-        before = checkpoint
-        try:
-            if before is None:
-                before = await _start(store, projection, stop)
-            checkpoint = await _turn(store, projection, before, until)
-        except LostRace:
-            log.info("checkpoint_moved_by_another", projection=projection.name)
-            checkpoint = None
-            continue
-        except Unavailable as error:
-            if until is not None:
-                raise
-            if not failures:
-                log.warning("database_unavailable", why=str(error), hint=error.hint)
-            failures += 1
-            checkpoint = None
-            await _wait(RETRY_S, stop)
-            continue
-        if failures:
-            log.info("database_available_again", failures=failures)
-            failures = 0
-        if until is not None and (checkpoint == before or checkpoint.position >= until):
-            return
-        if checkpoint == before:
-            await _idle(store, stop)
+    projection: Projection
+    checkpoint: Checkpoint
 
 
-async def _idle(store: Store, stop: anyio.Event) -> None:
-    """Until somebody may have written something; that is only a hint, so never for long."""
-    waited_s = 0.0
-    for polls in count():
-        if stop.is_set() or waited_s >= LONGEST_IDLE_S or await store.changed():
-            return
-        await _wait(poll_delay_s(polls), stop)
-        waited_s += poll_delay_s(polls)
+class Outage:
+    """A database that is locked or has no room: said once, then counted, then said to be over."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
+        if not self._failures:
+            log.warning("database_unavailable", why=str(error), hint=error.hint)
+        self._failures += 1
+        await wait(RETRY_S, stop)
+
+    def over(self) -> None:
+        if self._failures:
+            log.info("database_available_again", failures=self._failures)
+            self._failures = 0
 
 
-async def _wait(seconds: float, stop: anyio.Event) -> None:
+class Tail:
+    """Projections that stand at one position: one read, one decoding, one transaction for all."""
+
+    def __init__(
+        self, store: Store, members: Sequence[Member], outage: Outage | None = None
+    ) -> None:
+        self.members = list(members)
+        self.turn_lock = anyio.Lock()
+        """Held during a turn; whoever holds it may add a member that stands where these do."""
+        self._store = store
+        self._outage = outage
+        self._idle_polls = 0
+
+    @property
+    def position(self) -> int:
+        return self.members[0].checkpoint.position if self.members else 0
+
+    async def run(self, stop: anyio.Event, *, until: int | None = None) -> None:
+        """Fold events as they come until `stop`; with `until`, only up to that position.
+
+        Waits out an `Outage` if it was given one. Raises `LostRace` where somebody else moved a
+        checkpoint.
+        """
+        while not stop.is_set():
+            try:
+                async with self.turn_lock:
+                    moved = await self.turn(until)
+            except Unavailable as error:
+                if self._outage is None:
+                    raise
+                await self._outage.wait_out(error, stop)
+                continue
+            if self._outage:
+                self._outage.over()
+            if moved:
+                self._idle_polls = 0
+            else:
+                if until is not None:
+                    return
+                await self._idle(stop)
+
+    async def turn(self, until: int | None = None) -> bool:
+        """One batch, or none where there is nothing new; whether there was."""
+        if not self.members:
+            return False
+        started = time.perf_counter()
+        newest = await self._store.newest()
+        if until is not None:
+            until = max(until, self.position)
+        rows = await self._store.read_events(start=self.position, until=until)
+        if not _fits([member.checkpoint for member in self.members], rows):
+            await self._check_log(newest)
+        rows = rows[1:] if self.position else rows
+        if not rows:
+            return False
+        changes = await self._fold(rows)
+        await self._store.commit(changes)
+        self.members = [
+            Member(member.projection, change.after)
+            for member, change in zip(self.members, changes, strict=True)
+        ]
+        _report(changes, newest, started)
+        return True
+
+    async def _idle(self, stop: anyio.Event) -> None:
+        """Until somebody may have written; as that is only a hint, never for long."""
+        waited_s = 0.0
+        while not stop.is_set() and waited_s < LONGEST_IDLE_S and not await self._store.changed():
+            delay_s = poll_delay_s(self._idle_polls)
+            self._idle_polls += 1
+            await wait(delay_s, stop)
+            waited_s += delay_s
+
+    async def _fold(self, rows: Sequence[LogRow]) -> list[Change]:
+        """What these rows change; of the first only, if all touch more than may be loaded."""
+        events = folding.read(rows)
+        loaded: list[dict[str, tuple[Any, ...]]] = []
+        for member in self.members:
+            views, cut = await _load(self._store, member.projection, events)
+            events = events[:cut]
+            loaded.append(views)
+        last = rows[len(events) - 1]
+        return [
+            await _change(self._store, member, standing, events, last)
+            for member, standing in zip(self.members, loaded, strict=True)
+        ]
+
+    def _names(self) -> str:
+        return ", ".join(member.projection.name for member in self.members)
+
+    async def _check_log(self, newest: int) -> None:
+        """The log does not fit what is remembered: was the database restored in place?"""
+        for member in self.members:
+            if await self._store.checkpoint(member.projection) != member.checkpoint:
+                raise LostRace
+        raise NeedsPerson(
+            f"the log does not fit the checkpoint of {self.members[0].projection.name}: it was at"
+            f" seq {self.position}, and the event there is gone or another one (the newest is"
+            f" {newest})",
+            "the log was rewound or replaced; to fold it from the first event, stop every daemon,"
+            f" `projector projection drop NAME` (of {self._names()}), `projector run`",
+        )
+
+
+async def load(store: Store, projection: Projection) -> Member:
+    """Where a projection stands; refuses views of a newer version."""
+    checkpoint = await store.checkpoint(projection)
+    if checkpoint.version > projection.version:
+        raise NeedsPerson(
+            f"the views of {projection.name} were made by version {checkpoint.version} of the"
+            f" projection; this projector has version {projection.version}",
+            "upgrade projector: pip install -U session-projector",
+        )
+    return Member(projection, checkpoint)
+
+
+async def wait(seconds: float, stop: anyio.Event) -> None:
+    """Until `stop`, for so long at most."""
     with anyio.move_on_after(seconds):
         await stop.wait()
 
 
-async def _start(store: Store, projection: Projection, stop: anyio.Event) -> Checkpoint:
-    """Where the projection stands, once nothing stands that another program made."""
-    while True:
-        checkpoint = await store.checkpoint(projection)
-        _check_version(projection, checkpoint)
-        if stop.is_set() or not await needs_rebuild(store, projection, checkpoint):
-            return checkpoint
-        await rebuild(store, projection, checkpoint, stop)
-
-
-async def _turn(
-    store: Store, projection: Projection, checkpoint: Checkpoint, until: int | None
-) -> Checkpoint:
-    """One batch, or none where there is nothing new; returns where the projection then stands."""
-    started = time.perf_counter()
-    newest = await store.newest()
-    rows = await store.read_events(start=checkpoint.position, until=until)
-    if not _fits(checkpoint, rows):
-        return await _reload(store, projection, checkpoint, newest)
-    rows = rows[1:] if checkpoint.position else rows
-    if not rows:
-        return checkpoint
-    change = await _fold(store, projection, checkpoint, rows)
-    await store.commit([change])
-    _report(change, newest, started)
-    return change.after
-
-
-async def _fold(
-    store: Store, projection: Projection, checkpoint: Checkpoint, rows: Sequence[LogRow]
-) -> Change:
-    """What the first of these rows change: as many as touch views that may be loaded at once."""
-    events = folding.read(rows)
+async def _load(
+    store: Store, projection: Projection, events: Sequence[Event | Rejected]
+) -> tuple[dict[str, tuple[Any, ...]], int]:
+    """The rows that events touch, and how many of the events that covers."""
     keys = [_key_of(projection, event) for event in events]
     asked = [*dict.fromkeys(key for key in keys if key is not None)]
     loaded = await store.load_views(projection.table, asked)
-    if loaded.covered < len(asked):
-        cut = keys.index(asked[loaded.covered])
-        rows, events, asked = rows[:cut], events[:cut], asked[: loaded.covered]
-    views = await _views(store, projection, checkpoint, asked, loaded.rows)
+    cut = len(events) if loaded.covered == len(asked) else keys.index(asked[loaded.covered])
+    return loaded.rows, cut
+
+
+async def _change(
+    store: Store,
+    member: Member,
+    standing: Mapping[str, tuple[Any, ...]],
+    events: Sequence[Event | Rejected],
+    last: LogRow,
+) -> Change:
+    """What events do to a projection, up to and with the one of the row `last`."""
+    projection, before = member.projection, member.checkpoint
+    keys = {_key_of(projection, event) for event in events} - {None}
+    views = await _views(store, projection, before, sorted(filter(None, keys)), standing)
     folded = folding.fold(projection, views, events)
     after = msgspec.structs.replace(
-        checkpoint,
-        position=rows[-1].seq,
-        digest=digest(rows[-1]),
-        skipped=checkpoint.skipped + folded.skipped,
+        before,
+        position=last.seq,
+        digest=digest(last),
+        skipped=before.skipped + folded.skipped,
     )
     changed = [projection.to_row(view) for view in folded.views.values()]
-    return Change(projection.table, checkpoint, after, changed, (), folded.quarantined)
+    return Change(projection.table, before, after, changed, (), folded.quarantined)
 
 
 async def _views(
@@ -134,80 +210,55 @@ async def _views(
     projection: Projection,
     checkpoint: Checkpoint,
     keys: Sequence[str],
-    rows: dict[str, tuple[Any, ...]],
+    standing: Mapping[str, tuple[Any, ...]],
 ) -> dict[str, Any | None]:
     """The views that stand; one found damaged, or gone, is folded from the log on the spot."""
     views: dict[str, Any | None] = dict.fromkeys(keys)
-    suspect: list[str] = []
-    for key, row in rows.items():
+    suspect: set[str] = set()
+    for key in standing.keys() & views.keys():
         try:
-            views[key] = projection.from_row(row)
+            views[key] = projection.from_row(standing[key])
         except Damaged as error:
             log.warning("damaged_view_found", projection=projection.name, key=key, why=str(error))
-            suspect.append(key)
+            suspect.add(key)
     absent = {
-        spelling: key for key in keys if key not in rows for spelling in projection.log_keys(key)
+        spelling: key
+        for key in views.keys() - standing.keys()
+        for spelling in projection.log_keys(key) or ()
     }
     if checkpoint.position and absent:
-        suspect += {absent[key] for key in await store.with_history(checkpoint, [*absent])}
-    for key in suspect:
-        folded, _ = await fold_history(
-            store, projection, projection.log_keys(key), until=checkpoint.position
-        )
-        views[key] = folded.views.get(key)
+        suspect |= {absent[key] for key in await store.with_history(checkpoint, [*absent])}
+    for key in sorted(suspect):
+        views[key] = await refold(store, projection, key, until=checkpoint.position)
         if views[key] is not None:
             log.warning("view_folded_from_log", projection=projection.name, key=key)
     return views
 
 
-async def _reload(
-    store: Store, projection: Projection, checkpoint: Checkpoint, newest: int
-) -> Checkpoint:
-    """The log does not fit what is remembered: the database was restored in place, or is wrong."""
-    standing = await store.checkpoint(projection)
-    if standing != checkpoint:
-        return standing
-    raise NeedsPerson(
-        f"the log does not fit the checkpoint of {projection.name}: it was at seq"
-        f" {checkpoint.position}, and the event there is gone or another one (the newest is"
-        f" {newest})",
-        "the log was rewound or replaced; to fold it from the first event: projector replay",
-    )
-
-
-def _fits(checkpoint: Checkpoint, rows: Sequence[LogRow]) -> bool:
-    if checkpoint.position == 0:
+def _fits(checkpoints: Sequence[Checkpoint], rows: Sequence[LogRow]) -> bool:
+    """Whether the first row is the event that each checkpoint remembers."""
+    position = checkpoints[0].position
+    if position == 0:
         return True
-    return (
-        bool(rows) and rows[0].seq == checkpoint.position and digest(rows[0]) == checkpoint.digest
-    )
+    if not rows or rows[0].seq != position:
+        return False
+    return {digest(rows[0])} == {checkpoint.digest for checkpoint in checkpoints}
 
 
 def _key_of(projection: Projection, event: Event | Rejected) -> str | None:
     return None if isinstance(event, Rejected) else projection.key_of(event)
 
 
-def _check_version(projection: Projection, checkpoint: Checkpoint) -> None:
-    if checkpoint.version > projection.version:
-        raise NeedsPerson(
-            f"the views of {projection.name} were made by version {checkpoint.version} of the"
-            f" projection; this projector has version {projection.version}",
-            "upgrade projector: pip install -U session-projector",
-        )
-
-
-def _report(change: Change, newest: int, started: float) -> None:
-    before, after = change.before, change.after
+def _report(changes: Sequence[Change], newest: int, started: float) -> None:
+    after = changes[0].after
     fields: dict[str, Any] = {
-        "projection": after.name,
         "position": after.position,
         "lag_events": max(newest - after.position, 0),
-        "views": len(change.rows),
-        "skipped": after.skipped - before.skipped,
+        "views": {change.after.name: len(change.rows) for change in changes},
+        "skipped": {c.after.name: c.after.skipped - c.before.skipped for c in changes},
         "duration_ms": round((time.perf_counter() - started) * 1000, 2),
     }
-    if change.quarantined:
-        fields["quarantined"] = [event.seq for event in change.quarantined[:10]]
-        log.warning("batch_committed", quarantined_count=len(change.quarantined), **fields)
-    else:
-        log.info("batch_committed", **fields)
+    quarantined = sorted({event.seq for change in changes for event in change.quarantined})
+    if quarantined:
+        fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
+    (log.warning if quarantined else log.info)("batch_committed", **fields)

@@ -19,8 +19,10 @@ from worker.readers import exists, folded
 
 def queue(client: Client, project: str, message: str) -> str:
     """A new session with its first message; its id is the project's next free number."""
-    if not project:
-        raise BadUsage("the project is empty", "name one: -p PROJECT")
+    if not project or not project.isprintable():
+        raise BadUsage(
+            "the project is empty, or holds characters that cannot be seen", "name it: -p PROJECT"
+        )
     guess = _next_number(client, project)
     with client.transaction():
         numbers = itertools.count(guess)
@@ -83,7 +85,7 @@ def _stated_key(data: str | bytes) -> str:
     try:
         event = msgspec.json.decode(data) if isinstance(data, str) else decode_exact(data)
         stated = event.get("sessionId")
-    except (msgspec.MsgspecError, Malformed, AttributeError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, Malformed, AttributeError, UnicodeError, RecursionError):
         stated = None
     return PREFIX + (stated if isinstance(stated, str) and stated else _UNSTATED)
 

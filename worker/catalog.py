@@ -1,0 +1,91 @@
+"""Which projections there are in a database, and taking one out of it."""
+
+import msgspec
+
+from projections import BUILT_IN
+from projections.projection import Table
+from worker.client import Client
+from worker.errors import Finding
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A projection as its checkpoint says, and what it keeps; version None: it never ran."""
+
+    name: str
+    version: int | None
+    position: int
+    digest: str
+    skipped: int
+    kept_in: str
+    rows: int
+    quarantined: int
+    built_in: bool
+
+
+def listing(client: Client) -> list[Listed]:
+    """Every projection that is built in or has a checkpoint, the built-in ones first."""
+    found = {p.name: (None, 0, "", 0, p.table) for p in BUILT_IN} | {
+        name: (version, position, digest, skipped, _table(*kept))
+        for name, version, position, digest, skipped, *kept in client.rows(
+            "SELECT name, version, position, digest, skipped, kept_in, key_column, prefix"
+            " FROM checkpoint ORDER BY name"
+        )
+    }
+    return [_listed(client, name, *standing) for name, standing in found.items()]
+
+
+def find(client: Client, name: str) -> Listed:
+    """One of `listing`; raises `Finding`."""
+    known = listing(client)
+    for listed in known:
+        if listed.name == name:
+            return listed
+    raise Finding(
+        f"there is no projection {name} in {client.path}",
+        f"there are {', '.join(listed.name for listed in known)}",
+    )
+
+
+def drop(client: Client, name: str) -> None:
+    """Delete a projection's rows, its quarantine and its checkpoint, in one transaction."""
+    with client.transaction():
+        ((kept_in, key, prefix),) = client.rows(
+            "SELECT kept_in, key_column, prefix FROM checkpoint WHERE name = ?", (name,)
+        )
+        if prefix:
+            low, high = _table(kept_in, key, prefix).bounds
+            statement = f'DELETE FROM "{kept_in}" WHERE "{key}" >= ? AND "{key}" < ?'
+            client.connection.execute(statement, (low, high))
+        else:
+            client.connection.execute(f'DROP TABLE IF EXISTS "{kept_in}"')
+        client.connection.execute("DELETE FROM quarantine WHERE projection = ?", (name,))
+        client.connection.execute("DELETE FROM checkpoint WHERE name = ?", (name,))
+
+
+def _listed(
+    client: Client,
+    name: str,
+    version: int | None,
+    position: int,
+    digest: str,
+    skipped: int,
+    table: Table,
+) -> Listed:
+    there = client.value("SELECT count(*) FROM sqlite_master WHERE name = ?", (table.name,))
+    owned = f'"{table.key}" >= ? AND "{table.key}" < ?' if table.prefix else "? <> ?"
+    counting = f'SELECT count(*) FROM "{table.name}" WHERE {owned}'
+    return Listed(
+        name=name,
+        version=version,
+        position=position,
+        digest=digest,
+        skipped=skipped,
+        kept_in=f"{table.name} ({table.prefix}…)" if table.prefix else table.name,
+        rows=client.value(counting, table.bounds) if there else 0,
+        quarantined=client.value("SELECT count(*) FROM quarantine WHERE projection = ?", (name,)),
+        built_in=name in {projection.name for projection in BUILT_IN},
+    )
+
+
+def _table(kept_in: str, key: str, prefix: str) -> Table:
+    return Table(kept_in, {}, key, prefix)
