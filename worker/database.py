@@ -110,6 +110,8 @@ class DaemonLock:
 
     def acquire(self) -> bool:
         """Take it if nobody holds it; the file then says our process id."""
+        if self._descriptor is not None:
+            return True
         require(self._database)
         descriptor = self._open(os.O_RDWR | os.O_CREAT)
         if not _try_lock(descriptor, fcntl.LOCK_EX):

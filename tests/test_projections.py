@@ -1,0 +1,193 @@
+"""Each projection as given, when, then; and the kit that says it, on projections that are wrong."""
+
+from typing import Any
+
+import anyio
+import pytest
+from support import Database
+
+from projections import BUILT_IN
+from projections.event import Event, SessionCreated
+from projections.projection import Projection, Table
+from projections.session_index import SessionIndex
+from projections.sessions import Sessions
+from projections.testing import T0, appended, created, event, given, updated
+from worker import service
+
+USER = {"role": "user", "content": "Fix the\n  login   form"}
+AGENT = {"role": "assistant", "content": [{"type": "text", "text": "Done."}]}
+
+
+def test_a_session_is_created_and_appended_to() -> None:
+    given(created("A-1", USER, project="web")).when(appended("A-1", AGENT)).expect(
+        Sessions(),
+        {
+            "session:A-1": {
+                "id": "session:A-1",
+                "data": {
+                    "id": "A-1",
+                    "project": "web",
+                    "messages": [USER, AGENT],
+                    "status": "ready",
+                    "createdAt": T0,
+                    "updatedAt": T0 + 1000,
+                },
+                "last_offset_id": "e2",
+                "created_at": T0,
+                "updated_at": T0 + 1000,
+            }
+        },
+        quarantined={},
+    )
+
+
+def test_an_index_entry_says_what_a_list_needs() -> None:
+    given(created("A-1", USER, project="web")).when(
+        appended("A-1", AGENT), updated("A-1", status="review")
+    ).expect(
+        SessionIndex(),
+        {
+            "A-1": {
+                "session_id": "A-1",
+                "project": "web",
+                "status": "review",
+                "title": "Fix the login form",
+                "message_count": 2,
+                "last_role": "assistant",
+                "created_at": T0,
+                "updated_at": T0 + 2000,
+                "last_event_id": "e3",
+                "last_seq": 3,
+            }
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "title"),
+    [
+        ([], None),
+        ([AGENT], None),
+        ([AGENT, USER], "Fix the login form"),
+        ([{"role": "user"}, USER], ""),
+        ([{"role": "user", "content": 5}], ""),
+        ([{"role": "user", "content": AGENT["content"]}], "Done."),
+        ([{"role": "user", "content": [{"type": "image"}, 1, {"type": "text", "text": "x"}]}], "x"),
+        ([{"role": "user", "content": "x" * 80}], "x" * 80),
+        ([{"role": "user", "content": "x" * 81}], "x" * 79 + "…"),
+    ],
+)
+def test_the_title_is_the_first_user_message_in_a_line(messages: Any, title: str | None) -> None:
+    for log in (
+        given(created("A-1", *messages)),
+        given(created("A-1")).when(*([appended("A-1", *messages)] if messages else [])),
+        given(created("A-1", {"role": "user", "content": "old"})).when(
+            updated("A-1", messages=messages)
+        ),
+    ):
+        log.expect(SessionIndex(), {"A-1": {"title": title, "message_count": len(messages)}})
+
+
+@pytest.mark.parametrize("projection", BUILT_IN, ids=lambda p: p.name)
+def test_what_no_session_can_be_is_quarantined(projection: Projection) -> None:
+    key = f"{projection.table.prefix}A-1"
+    given(appended("A-1", AGENT), created("A-1")).when(
+        created("A-1"), event("task_created", "A-1", {}), appended("A-1")
+    ).expect(
+        projection,
+        {key: {"created_at": T0 + 1000}},
+        quarantined={1: "never created", 3: "came twice", 5: "messages is empty"},
+        skipped=1,
+    )
+
+
+class CreatedPerDay(Projection):
+    """Gathers over many sessions: how many a project got each day."""
+
+    name = "created_per_day"
+    version = 1
+    table = Table(
+        name="created_per_day",
+        columns={"id": "TEXT", "project": "TEXT", "day": "INTEGER", "count": "INTEGER"},
+        key="id",
+    )
+
+    def key_of(self, event: Event) -> str | None:
+        if not isinstance(event.body, SessionCreated):
+            return None
+        return f"{event.body.project}/{event.time // 86_400_000}"
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        assert isinstance(event.body, SessionCreated)
+        key, project = self.key_of(event), event.body.project
+        return (key, project, event.time // 86_400_000, view[3] + 1 if view else 1)
+
+
+DAY = T0 // 86_400_000
+
+
+def test_a_projection_may_gather_over_sessions() -> None:
+    given(created("A-1", project="A"), created("B-1", project="B")).when(
+        created("A-2", project="A"), appended("A-2", AGENT)
+    ).expect(
+        CreatedPerDay(),
+        {
+            f"A/{DAY}": {"project": "A", "day": DAY, "count": 2},
+            f"B/{DAY}": {"project": "B", "day": DAY, "count": 1},
+        },
+        skipped=1,
+    )
+
+
+def test_a_gathering_projection_runs_beside_the_built_in_ones(database: Database) -> None:
+    projections = (*BUILT_IN, CreatedPerDay())
+
+    def fold() -> list[tuple[Any, ...]]:
+        anyio.run(service.run_once, database.path, projections)
+        return database.sql("SELECT project, count FROM created_per_day ORDER BY project")
+
+    database.created("A-1", project="A")
+    anyio.run(service.run_once, database.path, BUILT_IN)
+    database.created("A-2", project="A")
+    database.created("B-1", project="B")
+    caught_up = fold()
+    database.created("B-2", project="B")
+    live = fold()
+    database.sql("UPDATE created_per_day SET count = 70")
+    database.sql("INSERT INTO created_per_day VALUES ('ghost', 'G', 1, 1)")
+    database.sql("UPDATE checkpoint SET position = 0, digest = '', skipped = 0 WHERE version = 1")
+    rebuilt = fold()
+
+    assert caught_up == [("A", 2), ("B", 1)]
+    assert live == rebuilt == [("A", 2), ("B", 2)]
+    assert database.sql("SELECT count(*), min(position) FROM checkpoint") == [(3, 4)]
+
+
+def test_the_kit_catches_a_projection_that_is_not_deterministic() -> None:
+    class Counting(CreatedPerDay):
+        folds = 0
+
+        def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+            Counting.folds += 1
+            return (*super().fold(view, event)[:3], Counting.folds)
+
+    with pytest.raises(AssertionError, match="not deterministic"):
+        given(created("A-1")).expect(Counting(), {f"P/{DAY}": {}})
+
+
+def test_the_kit_catches_a_projection_whose_row_is_not_its_view() -> None:
+    class Forgetful(CreatedPerDay):
+        def from_row(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (*row[:3], 0)
+
+    with pytest.raises(AssertionError):
+        given(created("A-1"), created("A-2")).expect(Forgetful(), {f"P/{DAY}": {"count": 2}})
+
+
+def test_the_kit_says_what_differs() -> None:
+    with pytest.raises(AssertionError, match="session_index made"):
+        given(created("A-1")).expect(SessionIndex(), {"A-1": {"project": "Q"}})
+    with pytest.raises(AssertionError, match="session_index made"):
+        given(created("A-1")).expect(SessionIndex(), {})
+    with pytest.raises(AssertionError, match="quarantined"):
+        given(created("A-1")).expect(SessionIndex(), {"A-1": {}}, quarantined={1: "x"})
