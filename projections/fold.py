@@ -40,19 +40,29 @@ def fold(
         if isinstance(event, Rejected):
             quarantined.append(event)
             continue
-        key = projection.key_of(event)
-        if key is None:
-            skipped += 1
-            continue
         try:
-            changed[key] = projection.fold(changed.get(key, views.get(key)), event)
-        except Unfoldable as error:
-            quarantined.append(Rejected(event.seq, str(error)))
+            key = projection.key_of(event)
+            if key is None:
+                skipped += 1
+            else:
+                changed[key] = projection.fold(changed.get(key, views.get(key)), event)
+        except Exception as error:
+            quarantined.append(Rejected(event.seq, reason(error)))
     return Folded(changed, quarantined, skipped)
 
 
 def _read(row: LogRow) -> Event | Rejected:
     try:
         return decode(row)
-    except Unfoldable as error:
-        return Rejected(row.seq, str(error))
+    except Exception as error:
+        return Rejected(row.seq, reason(error))
+
+
+def reason(error: Exception) -> str:
+    """Why an event goes to quarantine. A fault in the code is no reason to stop the feed either;
+    only a lack of memory is, because it says nothing of the event."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, Unfoldable):
+        return str(error)
+    return f"a fault in the code of the projection: {type(error).__name__}"

@@ -83,7 +83,7 @@ class _Reader:
             key = self.value(1)
             start = self.position
             self.value(1)
-            found[key] = self.data[start : self.position]
+            found[_frozen(key)] = self.data[start : self.position]
         return found
 
     def list_length(self) -> int:

@@ -175,6 +175,8 @@ def test_other_types_are_skipped_and_counted_whatever_else_they_say(kind: str) -
         ' {"type":"session_append","type":"session_updated","data":{"status":"a","status":"b"}}\n',
         b"\x83\xa4type\x01\xa4type\xafsession_updated\xa4data\x80",
         b"\x84\xa4type\xafsession_updated\xa4data\x80\xd4\x05a\x02\x91\x01\x03",
+        b"\x82\xa4type\xaesession_append\xa4data\x83\xa8messages\x91\x80"
+        b"\xd4\x05a\xc0\x91\x91\x01\xc0",  # odd keys beside the messages
     ],
 )
 def test_what_is_valid_folds(data: Any) -> None:

@@ -163,6 +163,33 @@ def test_a_gathering_projection_runs_beside_the_built_in_ones(database: Database
     assert database.sql("SELECT count(*), min(position) FROM checkpoint") == [(3, 4)]
 
 
+def test_a_projection_that_raises_quarantines_the_event_for_itself_alone(
+    database: Database,
+) -> None:
+    class Faulty(CreatedPerDay):
+        def key_of(self, event: Event) -> str | None:
+            if event.seq == 2:
+                raise KeyError("in key_of")
+            return super().key_of(event)
+
+        def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+            if event.seq == 3:
+                raise ZeroDivisionError
+            return super().fold(view, event)
+
+    for number in range(4):
+        database.created(f"A-{number}", project="A")
+
+    anyio.run(service.run_once, database.path, (*BUILT_IN, Faulty()))
+
+    assert database.sql("SELECT projection, seq, reason FROM quarantine ORDER BY seq") == [
+        ("created_per_day", 2, "a fault in the code of the projection: KeyError"),
+        ("created_per_day", 3, "a fault in the code of the projection: ZeroDivisionError"),
+    ]
+    assert database.sql("SELECT count FROM created_per_day") == [(2,)]
+    assert len(database.views()) == 4
+
+
 def test_the_kit_catches_a_projection_that_is_not_deterministic() -> None:
     class Counting(CreatedPerDay):
         folds = 0

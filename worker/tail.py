@@ -246,7 +246,14 @@ def _fits(checkpoints: Sequence[Checkpoint], rows: Sequence[LogRow]) -> bool:
 
 
 def _key_of(projection: Projection, event: Event | Rejected) -> str | None:
-    return None if isinstance(event, Rejected) else projection.key_of(event)
+    """The view that must be loaded; an event that cannot say it loads none, and is quarantined."""
+    if isinstance(event, Rejected):
+        return None
+    try:
+        return projection.key_of(event)
+    except Exception as error:
+        folding.reason(error)
+        return None
 
 
 def _report(changes: Sequence[Change], newest: int, started: float) -> None:
