@@ -47,7 +47,7 @@ def fold(
             else:
                 changed[key] = projection.fold(changed.get(key, views.get(key)), event)
         except Exception as error:
-            quarantined.append(Rejected(event.seq, reason(error)))
+            quarantined.append(Rejected(event.seq, _reason(error)))
     return Folded(changed, quarantined, skipped)
 
 
@@ -55,10 +55,21 @@ def _read(row: LogRow) -> Event | Rejected:
     try:
         return decode(row)
     except Exception as error:
-        return Rejected(row.seq, reason(error))
+        return Rejected(row.seq, _reason(error))
 
 
-def reason(error: Exception) -> str:
+def key_of(projection: Projection, event: Event | Rejected) -> str | None:
+    """The view to have at hand for an event; none where the projection fails to say."""
+    if isinstance(event, Rejected):
+        return None
+    try:
+        return projection.key_of(event)
+    except Exception as error:
+        _reason(error)
+        return None
+
+
+def _reason(error: Exception) -> str:
     """Why an event goes to quarantine. A fault in the code is no reason to stop the feed either;
     only a lack of memory is, because it says nothing of the event."""
     if isinstance(error, MemoryError):

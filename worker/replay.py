@@ -47,7 +47,7 @@ async def refold(store: Store, projection: Projection, key: str, *, until: int) 
         return folded.views.get(key)
     view = None
     async for events in _all_events(store, until):
-        concerned = [e for e in events if isinstance(e, Event) and projection.key_of(e) == key]
+        concerned = [e for e in events if folding.key_of(projection, e) == key]
         view = folding.fold(projection, {key: view}, concerned).views.get(key, view)
     return view
 

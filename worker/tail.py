@@ -176,7 +176,7 @@ async def _load(
     store: Store, projection: Projection, events: Sequence[Event | Rejected]
 ) -> tuple[dict[str, tuple[Any, ...]], int]:
     """The rows that events touch, and how many of the events that covers."""
-    keys = [_key_of(projection, event) for event in events]
+    keys = [folding.key_of(projection, event) for event in events]
     asked = [*dict.fromkeys(key for key in keys if key is not None)]
     loaded = await store.load_views(projection.table, asked)
     cut = len(events) if loaded.covered == len(asked) else keys.index(asked[loaded.covered])
@@ -192,7 +192,7 @@ async def _change(
 ) -> Change:
     """What events do to a projection, up to and with the one of the row `last`."""
     projection, before = member.projection, member.checkpoint
-    keys = {_key_of(projection, event) for event in events} - {None}
+    keys = {folding.key_of(projection, event) for event in events} - {None}
     views = await _views(store, projection, before, sorted(filter(None, keys)), standing)
     folded = folding.fold(projection, views, events)
     after = msgspec.structs.replace(
@@ -243,17 +243,6 @@ def _fits(checkpoints: Sequence[Checkpoint], rows: Sequence[LogRow]) -> bool:
     if not rows or rows[0].seq != position:
         return False
     return {digest(rows[0])} == {checkpoint.digest for checkpoint in checkpoints}
-
-
-def _key_of(projection: Projection, event: Event | Rejected) -> str | None:
-    """The view that must be loaded; an event that cannot say it loads none, and is quarantined."""
-    if isinstance(event, Rejected):
-        return None
-    try:
-        return projection.key_of(event)
-    except Exception as error:
-        folding.reason(error)
-        return None
 
 
 def _report(changes: Sequence[Change], newest: int, started: float) -> None:
