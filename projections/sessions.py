@@ -12,7 +12,7 @@ from projections.event import (
     SessionUpdated,
     Unfoldable,
 )
-from projections.messagepack import Malformed, list_header, split_list
+from projections.messagepack import Malformed, decode_exact, list_header, split_list
 from projections.projection import Damaged, PerSession, Table
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
@@ -86,8 +86,11 @@ class Sessions(PerSession):
         try:
             fields = _decode(data)
             count, body = split_list(fields.messages)
+            messages = _messages(fields.messages)
         except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, Malformed) as error:
             raise Damaged(f"data is not a session: {error}") from None
+        if not all(isinstance(message, dict) for message in messages):
+            raise Damaged("a message is not a map")
         session = Session(
             id=fields.id,
             project=fields.project,
@@ -116,6 +119,18 @@ class _Data(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.msgpack.Decoder(_Data).decode
+
+
+def _messages(encoded: msgspec.Raw) -> list[Any]:
+    """Every byte of them checked, as they are built upon without being looked at again."""
+    try:
+        return _decode_list(encoded)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        messages: list[Any] = decode_exact(bytes(encoded))
+        return messages
+
+
+_decode_list = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def _created(event: Event, body: SessionCreated) -> Session:

@@ -237,6 +237,14 @@ def test_brackets_in_text_and_wide_data_are_no_nesting() -> None:
     assert after_creation(json.dumps(wide, ensure_ascii=False)).skipped == 1
 
 
+@pytest.mark.parametrize("end", ["", '"', "\\", '\\"'])
+def test_a_large_text_that_is_cut_short_is_refused_in_no_time(end: str) -> None:
+    """The suite's deadline holds this: a quadratic scan would take days."""
+    content = json.dumps(json.dumps([{"a": 'x"y\\'}] * 200_000))
+
+    assert "not JSON" in reason('{"type":"session_append","data":' + content[:-3] + end)
+
+
 @pytest.mark.parametrize("text", [False, True])
 def test_16_mib_are_the_most(text: bool) -> None:
     def sized(size: int) -> Any:

@@ -122,11 +122,13 @@ def test_a_database_with_kanbattes_first_migration_alone_is_adopted(tmp_path: Pa
     assert database.view("A-1")["project"] == "A"
 
 
-@pytest.mark.parametrize("history", ["umzug_meta", "none", "odd names"])
+@pytest.mark.parametrize("history", ["umzug_meta", "none", "odd names", "odd columns"])
 def test_the_layout_counts_whatever_the_history_says(kanbatte: Database, history: str) -> None:
     kanbatte.sql("DROP TABLE schema_migrations")
     if history != "none":
-        kanbatte.sql("CREATE TABLE umzug_meta (name TEXT PRIMARY KEY)")
+        more = ", at INTEGER NOT NULL, by TEXT NOT NULL" if history == "odd columns" else ""
+        kanbatte.sql(f"CREATE TABLE umzug_meta (name TEXT PRIMARY KEY{more})")
+    if history in ("umzug_meta", "odd names"):
         kanbatte.sql("INSERT INTO umzug_meta VALUES ('0001-initial-schema')")
     if history == "odd names":
         kanbatte.sql("INSERT INTO umzug_meta VALUES ('0003-add-tasks'), ('9999-later')")
@@ -159,11 +161,11 @@ def test_other_peoples_views_indexes_and_triggers_survive(kanbatte: Database) ->
         "CREATE VIEW board AS SELECT key, updated_at FROM view",
         "CREATE VIEW tape AS SELECT id, key FROM event_log",
         "CREATE INDEX my_index ON view (created_at)",
-        "CREATE INDEX my_log_index ON event_log (created_at, id)",
+        "CREATE INDEX idx_event_log_mine ON event_log (created_at, id)",
         "CREATE TABLE seen (key TEXT)",
         "CREATE TRIGGER my_trigger AFTER UPDATE ON view"
         " BEGIN INSERT INTO seen VALUES (NEW.key); END",
-        "CREATE TRIGGER my_log_trigger AFTER INSERT ON event_log"
+        "CREATE TRIGGER event_log_audit AFTER INSERT ON event_log"
         " BEGIN INSERT INTO seen VALUES (NEW.key); END",
     ]
     for statement in foreign:

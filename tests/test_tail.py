@@ -191,6 +191,10 @@ async def test_a_cancelled_commit_locks_nobody_out(database: Database) -> None:
         "UPDATE view SET data = 'text' WHERE key = 'session:A-1'",
         "UPDATE view SET updated_at = 1 WHERE key = 'session:A-1'",
         "UPDATE view SET id = 'other' WHERE key = 'session:A-1'",
+        "UPDATE view SET data = CAST(replace(hex(data), '', '') AS BLOB)",
+        "UPDATE view SET data = x'86A26964A3412D31A770726F6A656374A150A86D65737361676573910"
+        "5A6737461747573A57265616479A9637265617465644174CF0000018BCFE56800A9757064617465644174CF"
+        "0000018BCFE56800'",
         "DELETE FROM view WHERE key = 'session:A-1'",
     ],
 )
@@ -208,6 +212,41 @@ def test_a_damaged_or_missing_row_is_folded_from_the_log_on_the_spot(
 
     assert database.contents("A-1") == ["one", "bare", "two"]
     assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+
+
+def test_a_damaged_row_is_mended_also_by_an_event_that_does_not_fold(
+    database: Database, tmp_path: Path
+) -> None:
+    for session_id in ("A-1", "A-2"):
+        database.created(session_id, "one")
+    catch_up(database)
+    database.sql("UPDATE view SET data = x'80' WHERE key = 'session:A-1'")
+    database.sql("DELETE FROM view WHERE key = 'session:A-2'")
+    database.sql("DELETE FROM session_index WHERE session_id = 'A-2'")
+    database.sql("INSERT INTO view VALUES ('g', 'session:G', x'80', 'e', 1, 1)")
+
+    for session_id in ("A-1", "A-2"):
+        database.created(session_id, "again")
+    database.appended("G", "never created")
+    catch_up(database)
+
+    assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+
+
+def test_a_database_restored_to_an_earlier_checkpoint_is_noticed_while_idle(
+    database: Database, tmp_path: Path
+) -> None:
+    database.created("A-1", "one")
+    catch_up(database)
+    database.appended("A-1", "two")
+    copy(database.path, tmp_path / "backup.db")  # the checkpoint is one event behind
+    with daemon(database.path) as running:
+        running.wait_until_at(2)
+        copy(tmp_path / "backup.db", database.path)
+        running.wait_for("checkpoint_moved_by_another")
+        running.wait_until_at(2)
+
+    assert database.contents("A-1") == ["one", "two"]
 
 
 def test_views_are_found_through_our_own_index(database: Database) -> None:

@@ -156,8 +156,8 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
             # Seen anew: another set-up may have been here since.
             adopting = layout(connection, path) is Layout.KANBATTE
             names, doubled = _migrate(connection, path)
-            backup = copy.rename(_backup_name(path)) if copy and adopting else None
             connection.execute("COMMIT")
+            backup = copy.rename(_backup_name(path)) if copy and adopting else None
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -174,17 +174,33 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> tuple[list[str], lis
         " (name TEXT PRIMARY KEY, created_at TEXT DEFAULT CURRENT_TIMESTAMP)"
     )
     for name in sorted(applied):
-        connection.execute("INSERT OR IGNORE INTO umzug_meta (name) VALUES (?)", (name,))
+        _record(connection, name)
     doubled = _doubled_keys(connection)
     foreign = _foreign_objects(connection)
     names = [name for name in migrations.load() if name not in applied]
     for name in names:
         for statement in _statements(migrations.load()[name]):
             connection.execute(statement)
-        connection.execute("INSERT INTO umzug_meta (name) VALUES (?)", (name,))
+        _record(connection, name)
     for statement in foreign - _foreign_objects(connection):
         connection.execute(statement)
     return names, doubled
+
+
+def _record(connection: sqlite3.Connection, name: str) -> None:
+    """A line of the history, also where the table is another tool's and wants more than a name."""
+    wanted = [
+        column
+        for (column,) in connection.execute(
+            "SELECT name FROM pragma_table_info('umzug_meta')"
+            " WHERE \"notnull\" AND dflt_value IS NULL AND NOT pk AND name <> 'name'"
+        )
+    ]
+    columns = ", ".join(["name", *(f'"{column}"' for column in wanted)])
+    values = ", ".join(["?", *("unixepoch()" for _ in wanted)])
+    connection.execute(
+        f"INSERT INTO umzug_meta ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING", (name,)
+    )
 
 
 def _applied(connection: sqlite3.Connection, found: Layout) -> set[str]:
@@ -228,8 +244,9 @@ def _foreign_objects(connection: sqlite3.Connection) -> set[str]:
     """SQL of the indexes and triggers that others put on event_log: making it anew drops them."""
     rows = connection.execute(
         "SELECT sql FROM sqlite_master WHERE tbl_name = 'event_log' AND sql IS NOT NULL"
-        " AND (type = 'trigger' AND name NOT LIKE 'event\\_log\\_%' ESCAPE '\\'"
-        " OR type = 'index' AND name NOT LIKE 'idx\\_event\\_log\\_%' ESCAPE '\\')"
+        " AND type IN ('trigger', 'index') AND name NOT IN ("
+        "'idx_event_log_key', 'idx_event_log_created_at', 'event_log_no_update',"
+        " 'event_log_no_delete', 'event_log_known_id', 'event_log_next_seq')"
     )
     return {sql for (sql,) in rows}
 
@@ -251,6 +268,7 @@ def _copied(connection: sqlite3.Connection, path: Path) -> Iterator[Path | None]
         yield None
         return
     copy = path.with_name(f"{path.name}.copying-{os.getpid()}")
+    copy.unlink(missing_ok=True)
     try:
         connection.execute("VACUUM INTO ?", (str(copy),))
         shutil.copymode(path, copy)

@@ -104,6 +104,7 @@ class Tail:
             await self._check_log(newest)
         rows = rows[1:] if self.position else rows
         if not rows:
+            await self._check_checkpoints()
             return False
         changes = await self._fold(rows)
         await self._store.commit(changes)
@@ -137,14 +138,18 @@ class Tail:
             for member, standing in zip(self.members, loaded, strict=True)
         ]
 
+    async def _check_checkpoints(self) -> None:
+        """A database restored in place stands elsewhere than what is remembered of it."""
+        for member in self.members:
+            if await self._store.checkpoint(member.projection) != member.checkpoint:
+                raise LostRace
+
     def _names(self) -> str:
         return ", ".join(member.projection.name for member in self.members)
 
     async def _check_log(self, newest: int) -> None:
         """The log does not fit what is remembered: was the database restored in place?"""
-        for member in self.members:
-            if await self._store.checkpoint(member.projection) != member.checkpoint:
-                raise LostRace
+        await self._check_checkpoints()
         raise NeedsPerson(
             f"the log does not fit the checkpoint of {self.members[0].projection.name}: it was at"
             f" seq {self.position}, and the event there is gone or another one (the newest is"
@@ -193,7 +198,7 @@ async def _change(
     """What events do to a projection, up to and with the one of the row `last`."""
     projection, before = member.projection, member.checkpoint
     keys = {folding.key_of(projection, event) for event in events} - {None}
-    views = await _views(store, projection, before, sorted(filter(None, keys)), standing)
+    views, mended = await _views(store, projection, before, sorted(filter(None, keys)), standing)
     folded = folding.fold(projection, views, events)
     after = msgspec.structs.replace(
         before,
@@ -201,8 +206,10 @@ async def _change(
         digest=digest(last),
         skipped=before.skipped + folded.skipped,
     )
-    changed = [projection.to_row(view) for view in folded.views.values()]
-    return Change(projection.table, before, after, changed, (), folded.quarantined)
+    changed = {key: views[key] for key in mended if views[key] is not None} | folded.views
+    removed = [key for key in mended if key in standing and key not in changed]
+    rows = [projection.to_row(view) for view in changed.values()]
+    return Change(projection.table, before, after, rows, removed, folded.quarantined)
 
 
 async def _views(
@@ -211,8 +218,9 @@ async def _views(
     checkpoint: Checkpoint,
     keys: Sequence[str],
     standing: Mapping[str, tuple[Any, ...]],
-) -> dict[str, Any | None]:
-    """The views that stand; one found damaged, or gone, is folded from the log on the spot."""
+) -> tuple[dict[str, Any | None], list[str]]:
+    """The views that stand, and which of them were found damaged or gone, and so were folded
+    from the log on the spot."""
     views: dict[str, Any | None] = dict.fromkeys(keys)
     suspect: set[str] = set()
     for key in standing.keys() & views.keys():
@@ -232,7 +240,7 @@ async def _views(
         views[key] = await refold(store, projection, key, until=checkpoint.position)
         if views[key] is not None:
             log.warning("view_folded_from_log", projection=projection.name, key=key)
-    return views
+    return views, sorted(suspect)
 
 
 def _fits(checkpoints: Sequence[Checkpoint], rows: Sequence[LogRow]) -> bool:
