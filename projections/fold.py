@@ -1,12 +1,14 @@
 """Views and events in; changed views, quarantined events and a count of the skipped out."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from projections.event import Event, LogRow, Unfoldable, decode
 from projections.projection import Projection
+
+FAULT: Final = "a fault in the code of the projection: "
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -76,4 +78,4 @@ def _reason(error: Exception) -> str:
         raise error
     if isinstance(error, Unfoldable):
         return str(error)
-    return f"a fault in the code of the projection: {type(error).__name__}"
+    return f"{FAULT}{type(error).__name__}"

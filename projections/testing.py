@@ -5,7 +5,9 @@
     )
 
 `expect` folds the events as they stand, one by one, by twos and threes, each batch beginning from
-the rows that the one before left, and everything twice: views must not depend on any of it.
+the rows that the one before left, and everything twice: views must not depend on any of it. All of
+it runs in one process and at one time: a clock read to the day, or the order of a set of texts, it
+cannot see.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,8 +61,8 @@ class Given(msgspec.Struct, frozen=True):
             if other != outcome:
                 raise AssertionError(
                     f"folded {'again' if others == sizes else f'in batches of {others}'} the same"
-                    f" events give something else, so {projection.name} is not deterministic (a"
-                    " clock, chance, the order of a set, or a view changed in place?):"
+                    f" events give something else, so {projection.name} is not deterministic"
+                    " (chance, a clock, a state of its own, a view changed in place?):"
                     f"\n{outcome}\n{other}"
                 )
         _compare(projection, outcome, views, quarantined, skipped)
@@ -112,13 +114,34 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
         again = {key: projection.to_row(view) for key, view in views.items()}
         if again != standing:
             raise AssertionError(
-                f"{projection.name} changed a view in place; fold must return another one"
+                f"a row of {projection.name} does not come back as it was: fold changed a view in"
+                " place, or from_row and to_row disagree"
             )
-        standing |= {key: projection.to_row(view) for key, view in folded.views.items()}
+        rows_made = {key: projection.to_row(view) for key, view in folded.views.items()}
+        for key, row in rows_made.items():
+            _check_row(projection, key, row)
+        faults = [r for r in folded.quarantined if r.reason.startswith(folding.FAULT)]
+        assert not faults, f"{projection.name} raised: {faults}"
+        standing |= rows_made
         quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
         skipped += folded.skipped
         start, turn = start + size, turn + 1
     return standing, quarantined, skipped
+
+
+def _check_row(projection: Projection, key: str, row: Any) -> None:
+    """A row must be what its table can keep, and be found again by the key of its events."""
+    columns = projection.table.columns
+    assert isinstance(row, tuple), f"a row of {projection.name} is {type(row).__name__}, no tuple"
+    assert len(row) == len(columns), f"a row of {projection.name} has {len(row)} columns: {row}"
+    for (name, kind), value in zip(columns.items(), row, strict=True):
+        fits = value is None or type(value) is _PYTHON_TYPES.get(kind)
+        fits = fits and not (isinstance(value, int) and not -(2**63) <= value < 2**63)
+        assert fits, f"{projection.name}.{name} is {kind} and cannot keep {value!r} as it is"
+        assert name != projection.table.key or value == key, f"{value!r} is kept under {key!r}"
+
+
+_PYTHON_TYPES: Final = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
 
 
 def _compare(

@@ -491,3 +491,20 @@ def test_dropping_sessions_leaves_rows_of_other_programs(database: Database) -> 
     run(database, "projection", "drop", "sessions", "--yes")
 
     assert database.sql("SELECT key FROM view") == [("project:A",)]
+
+
+def test_what_a_projection_that_is_gone_left_behind_can_be_dropped(database: Database) -> None:
+    database.sql('CREATE TABLE "a""b" (k)')
+    fold(database)
+    before = database.everything()
+    for name, table, prefix in (("odd", 'a"b', ""), ("gone", "gone", "p:"), ("none", "none", "")):
+        database.sql(
+            "INSERT INTO checkpoint VALUES (?, 1, 5, 0, 'x', 0, ?, 'k', ?)", name, table, prefix
+        )
+    listed = json.loads(run(database, "projection", "list", "--json"))
+
+    for name in ("odd", "gone", "none"):
+        run(database, "projection", "drop", name, "--yes")
+
+    assert {"odd", "gone", "none"} < {row["name"] for row in listed}
+    assert database.everything() == before

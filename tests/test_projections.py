@@ -218,3 +218,37 @@ def test_the_kit_says_what_differs() -> None:
         given(created("A-1")).expect(SessionIndex(), {})
     with pytest.raises(AssertionError, match="quarantined"):
         given(created("A-1")).expect(SessionIndex(), {"A-1": {}}, quarantined={1: "x"})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("P/0", "P", 0),
+        ["P/0", "P", 0, 1],
+        ("other", "P", 0, 1),
+        ("P/0", 5, 0, 1),
+        ("P/0", "P", True, 1),
+        ("P/0", "P", "0", 1),
+        ("P/0", "P", 0, 2**63),
+        ("P/0", "P", 0, {}),
+    ],
+)
+def test_the_kit_catches_a_row_that_its_table_cannot_keep(row: Any) -> None:
+    class Odd(CreatedPerDay):
+        def key_of(self, event: Event) -> str | None:
+            return "P/0"
+
+        def fold(self, view: Any, event: Event) -> Any:
+            return row
+
+    with pytest.raises(AssertionError):
+        given(created("A-1")).expect(Odd(), {"P/0": {}})
+
+
+def test_the_kit_catches_a_projection_that_raises() -> None:
+    class Raising(CreatedPerDay):
+        def fold(self, view: Any, event: Event) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        given(created("A-1")).expect(Raising(), {})

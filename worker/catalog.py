@@ -53,11 +53,12 @@ def drop(client: Client, name: str) -> None:
             "SELECT kept_in, key_column, prefix FROM checkpoint WHERE name = ?", (name,)
         )
         if prefix:
-            low, high = _table(kept_in, key, prefix).bounds
-            statement = f'DELETE FROM "{kept_in}" WHERE "{key}" >= ? AND "{key}" < ?'
-            client.connection.execute(statement, (low, high))
-        else:
-            client.connection.execute(f'DROP TABLE IF EXISTS "{kept_in}"')
+            if _is_there(client, kept_in):
+                bounds, column = _table(kept_in, key, prefix).bounds, _quoted(key)
+                statement = f"DELETE FROM {_quoted(kept_in)} WHERE {column} >= ? AND {column} < ?"
+                client.connection.execute(statement, bounds)
+        elif _is_there(client, kept_in):
+            client.connection.execute(f"DROP TABLE {_quoted(kept_in)}")
         client.connection.execute("DELETE FROM quarantine WHERE projection = ?", (name,))
         client.connection.execute("DELETE FROM checkpoint WHERE name = ?", (name,))
 
@@ -71,9 +72,10 @@ def _listed(
     skipped: int,
     table: Table,
 ) -> Listed:
-    there = client.value("SELECT count(*) FROM sqlite_master WHERE name = ?", (table.name,))
-    owned = f'"{table.key}" >= ? AND "{table.key}" < ?' if table.prefix else "? <> ?"
-    counting = f'SELECT count(*) FROM "{table.name}" WHERE {owned}'
+    name_of, key = _quoted(table.name), _quoted(table.key)
+    owned = f"{key} >= ? AND {key} < ?" if table.prefix else "? <> ?"
+    counting = f"SELECT count(*) FROM {name_of} WHERE {owned}"
+    there = _is_there(client, table.name)
     return Listed(
         name=name,
         version=version,
@@ -85,6 +87,16 @@ def _listed(
         quarantined=client.value("SELECT count(*) FROM quarantine WHERE projection = ?", (name,)),
         built_in=name in {projection.name for projection in BUILT_IN},
     )
+
+
+def _is_there(client: Client, table: str) -> bool:
+    found = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return bool(client.value(found, (table,)))
+
+
+def _quoted(name: str) -> str:
+    """An identifier, whatever a checkpoint that is not ours may say."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _table(kept_in: str, key: str, prefix: str) -> Table:

@@ -54,10 +54,12 @@ def watch(client: Client, project: str | None) -> Iterator[Entry]:
     """Each change of a session as it becomes visible, for ever."""
     seen = _newest_change(client)
     while True:
-        if (newest := _newest_change(client)) != seen:
-            # A log that was restored to fewer events begins anew from where it is.
-            yield from sessions(client, project=project, after=min(seen, newest))
-            seen = newest
+        # A log that was restored to fewer events goes on from where it is.
+        seen = min(seen, _newest_change(client))
+        for entry in sessions(client, after=seen):
+            seen = entry.last_seq
+            if project in (None, entry.project):
+                yield entry
         time.sleep(WATCH_POLL_S)
 
 
