@@ -12,6 +12,7 @@ import typer
 from worker.database import resolve
 from worker.errors import BadUsage, Finding, ProjectorError
 from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, read_stdin
+from worker.replay_cli import replay, verify
 from worker.session_cli import session
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
@@ -25,6 +26,8 @@ db = typer.Typer(help="Make, upgrade and look at a database.", **SETTINGS)
 event = typer.Typer(help="Look at single events.", **SETTINGS)
 projection = typer.Typer(help="The projections of a database.", **SETTINGS)
 quarantine = typer.Typer(help="Events that could not be folded.", **SETTINGS)
+app.command()(verify)
+app.command()(replay)
 app.add_typer(db, name="db")
 app.add_typer(session, name="session")
 app.add_typer(event, name="event")
@@ -134,7 +137,7 @@ def status(database: Database = "local.db", json: Json = False) -> None:
         print(
             f"\nthe log is not the one that was folded into {', '.join(unfit)}: it was rewound or"
         )
-        print("replaced. To fold it anew, stop the daemon, `projector projection drop NAME`, run.")
+        print("replaced. Fold it from the first event: projector replay")
     elif not daemon["alive"]:
         print(f"\nstart one: projector run -d {output.one_line(found['database'])}")
     if any(progress["quarantined"] for progress in found["projections"]):

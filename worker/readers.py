@@ -1,5 +1,6 @@
 """What commands read: views, the quarantine, how things stand."""
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,8 +90,7 @@ def session(client: Client, session_id: str) -> dict[str, Any]:
             f"the view of session {session_id} in {client.path} was not written by projector",
             f"fold it from the log: `projector run -d {path}`"
             if adopted
-            else f"fold all of them anew: stop the daemon, `projector projection drop sessions -d"
-            f" {path}`, `projector run -d {path}`",
+            else f"mend it: `projector replay --session {shlex.quote(session_id)} -d {path}`",
         )
     return view
 

@@ -1,194 +1,149 @@
-"""The walk over the log by view: fold a view's events up to a position, compare, mend."""
+"""Which walk a projection needs: compare, mend beside a daemon, or rebuild; and one view anew."""
 
-from collections.abc import AsyncIterator, Sequence
-from itertools import chain
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import msgspec
 import structlog
 
 from projections import fold as folding
-from projections.event import Event, is_utf8
-from projections.fold import Folded, Rejected
 from projections.projection import Projection
+from worker.errors import Finding, NeedsPerson
 from worker.store import Change, Checkpoint, Store, digest
-
-CHUNK_CHANGES: Final = 100
-CHUNK_BYTES: Final = 1024 * 1024
-"""What one transaction of the walk writes at most, so that no writer waits long."""
+from worker.walk import Step, Walk
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-async def fold_history(
-    store: Store, projection: Projection, log_keys: Sequence[Any], *, until: int
-) -> tuple[Folded, set[Any]]:
-    """Fold all that stands under some log keys; also says which of these keys have events."""
-    views: dict[str, Any] = {}
-    quarantined: list[Rejected] = []
-    skipped = position = 0
-    present: set[Any] = set()
-    while rows := await store.read_history(log_keys, after=position, until=until):
-        position = rows[-1].seq
-        present.update(row.key for row in rows)
-        folded = folding.fold(projection, views, folding.read(rows))
-        views.update(folded.views)
-        quarantined += folded.quarantined
-        skipped += folded.skipped
-    return Folded(views, quarantined, skipped), present
 
 
 async def refold(store: Store, projection: Projection, key: str, *, until: int) -> Any | None:
     """One view as the log has it at a position; None where no event made it."""
     log_keys = projection.log_keys(key)
-    if log_keys is not None:
-        folded, _ = await fold_history(store, projection, log_keys, until=until)
-        return folded.views.get(key)
-    view = None
-    async for events in _all_events(store, until):
-        concerned = [e for e in events if folding.key_of(projection, e) == key]
+    view, position = None, 0
+    while rows := (
+        await store.read_events(start=position + 1, until=until)
+        if log_keys is None
+        else await store.read_history(log_keys, after=position, until=until)
+    ):
+        position = rows[-1].seq
+        concerned = [e for e in folding.read(rows) if folding.key_of(projection, e) == key]
         view = folding.fold(projection, {key: view}, concerned).views.get(key, view)
     return view
 
 
+async def fits(store: Store, checkpoint: Checkpoint) -> bool:
+    """Whether the event at a checkpoint is the one that it remembers."""
+    if not checkpoint.position:
+        return True
+    position = checkpoint.position
+    rows = await store.read_events(start=position, until=position)
+    return bool(rows) and digest(rows[0]) == checkpoint.digest
+
+
+def refuse_newer(projection: Projection, checkpoint: Checkpoint) -> None:
+    if checkpoint.version > projection.version:
+        raise NeedsPerson(
+            f"the views of {projection.name} were made by version {checkpoint.version} of the"
+            f" projection; this projector has version {projection.version}",
+            "upgrade projector: pip install -U session-projector",
+        )
+
+
 async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
-    """Whether rows stand that this checkpoint has not made, as after the adoption of a database."""
-    return checkpoint.position == 0 and bool(await store.view_keys(projection.table, after=""))
+    """Whether rows stand that this checkpoint has not made, or an older version made them."""
+    refuse_newer(projection, checkpoint)
+    if checkpoint.version < projection.version:
+        return True
+    return checkpoint.position == 0 and bool(await store.view_keys(projection.table, after=None))
+
+
+async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint made the views, so that they may be mended as of it beside a daemon;
+    else all of them are rebuilt."""
+    if checkpoint.position == 0 or await needs_rebuild(store, projection, checkpoint):
+        return False
+    return await fits(store, checkpoint)
+
+
+async def compare(
+    store: Store, projection: Projection, *, only: str | None = None, dry_run: bool = False
+) -> AsyncIterator[Step]:
+    """Say what differs from the log, as of the checkpoint.
+
+    Raises `NeedsPerson` or `Finding` where the checkpoint did not make the views; a `dry_run`
+    compares these as of the newest event, and those of an older version as of the checkpoint.
+    """
+    checkpoint = await store.checkpoint(projection)
+    stale = await needs_rebuild(store, projection, checkpoint)
+    fit = await fits(store, checkpoint)
+    if not dry_run and not fit:
+        raise unfit(projection, checkpoint)
+    if not dry_run and stale:
+        by = f"version {checkpoint.version}" if checkpoint.position else "another program"
+        raise Finding(
+            f"the views of {projection.name} were made by {by}, and not yet by version"
+            f" {projection.version}",
+            "`projector run` or `projector replay` makes them anew; `projector replay --dry-run`"
+            " says what that changes",
+        )
+    until = None if fit and checkpoint.position else await store.newest()
+    if not dry_run:
+        until = None
+    async for step in Walk(store, projection, checkpoint, until=until, only=only).steps():
+        yield step
+
+
+async def mend(
+    store: Store, projection: Projection, *, only: str | None = None
+) -> AsyncIterator[Step]:
+    """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
+    checkpoint = await store.checkpoint(projection)
+    async for step in Walk(store, projection, checkpoint, mending=True, only=only).steps():
+        yield step
 
 
 async def rebuild(
-    store: Store, projection: Projection, checkpoint: Checkpoint, stop: anyio.Event
-) -> None:
-    """Bring every view to the newest event, each replaced at once and whole.
+    store: Store, projection: Projection, checkpoint: Checkpoint
+) -> AsyncIterator[Step]:
+    """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
 
-    Stopped or killed at any moment it leaves whole rows and the checkpoint where it was. The
-    generation is raised first, so that of two walks only the later one goes on; the other one
-    raises `LostRace`.
+    For views that the checkpoint has not made, so that nobody may tail meanwhile. Left at any
+    moment, rows are whole and the checkpoint is where it was. The generation is raised first, so
+    that of two walks only the later one goes on; the other one raises `LostRace`.
     """
     until = await store.newest()
     last = await store.read_events(start=until, until=until)
     claimed = msgspec.structs.replace(checkpoint, generation=checkpoint.generation + 1)
     await store.commit([Change(projection.table, checkpoint, claimed)])
-    skipped = 0
-    async for found in _walk(store, projection, claimed, until):
-        if stop.is_set():
-            return
-        skipped += found.skipped
-        if found.rows or found.removed or found.quarantined:
-            await store.commit([found.change(projection, claimed)])
+    walk = Walk(store, projection, claimed, until=until, mending=True)
+    async for step in walk.steps():
+        yield step
     done = msgspec.structs.replace(
-        claimed, position=until, digest=digest(last[0]) if last else "", skipped=skipped
+        claimed,
+        version=projection.version,
+        position=until,
+        digest=digest(last[0]) if last else "",
+        skipped=walk.skipped,
     )
     await store.commit([Change(projection.table, claimed, done)])
     log.info("views_rebuilt", projection=projection.name, position=until)
 
 
-class _Found:
-    """What differs in some views, gathered for one short transaction."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.removed: list[str] = []
-        self.quarantined: list[Rejected] = []
-        self.skipped = self.visited = 0
-
-    @property
-    def full(self) -> bool:
-        changes = len(self.removed) + len(self.quarantined) + self.visited
-        size = sum(len(value) for row in self.rows for value in row if isinstance(value, bytes))
-        return changes >= CHUNK_CHANGES or size >= CHUNK_BYTES
-
-    def change(self, projection: Projection, checkpoint: Checkpoint) -> Change:
-        return Change(
-            projection.table, checkpoint, checkpoint, self.rows, self.removed, self.quarantined
-        )
-
-
-async def _walk(
-    store: Store, projection: Projection, checkpoint: Checkpoint, until: int
-) -> AsyncIterator[_Found]:
-    found = _Found()
-    if projection.log_keys("") is None:
-        yield await _compare_all(store, projection, until)
-        return
-    async for log_key in _log_keys(store):
-        found.visited += 1
-        await _compare(store, projection, log_key, until, found)
-        if found.full:
-            yield found
-            found = _Found()
-    at_end = msgspec.structs.replace(checkpoint, position=until)
-    async for keys in _view_keys(store, projection):
-        spellings = {key: (projection.log_keys(key) or ()) if is_utf8(key) else () for key in keys}
-        asked = [*chain.from_iterable(spellings.values())]
-        explained = await store.with_history(at_end, asked) if asked else set()
-        found.removed += [key for key in keys if explained.isdisjoint(spellings[key])]
-        yield found
-        found = _Found()
-    yield found
-
-
-async def _compare(
-    store: Store, projection: Projection, log_key: Any, until: int, found: _Found
+async def rebuild_all(
+    store: Store, projection: Projection, checkpoint: Checkpoint, stop: anyio.Event
 ) -> None:
-    """Fold what stands under a log key, and add what differs from the row that stands."""
-    if not isinstance(log_key, str) or not is_utf8(log_key):
-        folded, _ = await fold_history(store, projection, (log_key,), until=until)
-        found.quarantined += folded.quarantined
-        found.skipped += folded.skipped
-        return
-    key = projection.view_of(log_key) or log_key
-    log_keys = projection.log_keys(key) or ()
-    folded, present = await fold_history(store, projection, log_keys, until=until)
-    if not present or log_key != min(present):
-        return  # all of it is newer than the walk, or was met under its other spelling
-    found.quarantined += folded.quarantined
-    found.skipped += folded.skipped
-    standing = (await store.load_views(projection.table, [key])).rows.get(key)
-    if key not in folded.views:
-        found.removed += [key] if standing else []
-    elif standing != (row := projection.to_row(folded.views[key])):
-        found.rows.append(row)
+    """`rebuild` until it is done or `stop`."""
+    steps = rebuild(store, projection, checkpoint)
+    async for _ in steps:
+        if stop.is_set():
+            await steps.aclose()  # type: ignore[attr-defined]
+            return
 
 
-async def _compare_all(store: Store, projection: Projection, until: int) -> _Found:
-    """For views whose events may stand under any key: all of them at once."""
-    found = _Found()
-    views: dict[str, Any] = {}
-    async for events in _all_events(store, until):
-        folded = folding.fold(projection, views, events)
-        views.update(folded.views)
-        found.quarantined += folded.quarantined
-        found.skipped += folded.skipped
-    async for keys in _view_keys(store, projection):
-        standing = (await store.load_views(projection.table, keys)).rows
-        found.removed += [key for key in keys if key not in views]
-        for key in keys:
-            if key in views and projection.to_row(views[key]) == standing.get(key):
-                del views[key]
-    found.rows = [projection.to_row(view) for view in views.values()]
-    return found
-
-
-async def _all_events(store: Store, until: int) -> AsyncIterator[list[Event | Rejected]]:
-    start = 0
-    while rows := await store.read_events(start=start, until=until):
-        yield folding.read(rows)
-        start = rows[-1].seq + 1
-
-
-async def _log_keys(store: Store) -> AsyncIterator[Any]:
-    yield None
-    after = None
-    while keys := await store.log_keys(after=after):
-        for key in keys:
-            yield key
-        after = keys[-1]
-
-
-async def _view_keys(store: Store, projection: Projection) -> AsyncIterator[list[str]]:
-    after = ""
-    while keys := await store.view_keys(projection.table, after=after):
-        yield keys
-        after = keys[-1]
+def unfit(projection: Projection, checkpoint: Checkpoint) -> NeedsPerson:
+    """The log is not the one that was folded."""
+    return NeedsPerson(
+        f"the log does not fit the checkpoint of {projection.name}: it was at seq"
+        f" {checkpoint.position}, and the event there is gone or another one",
+        "the log was rewound or replaced; fold it from the first event with `projector replay`",
+    )

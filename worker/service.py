@@ -12,7 +12,7 @@ from anyio.abc import TaskStatus
 from projections.projection import Projection
 from worker.database import DaemonLock
 from worker.errors import LostRace, ProjectorError, Unavailable
-from worker.replay import needs_rebuild, rebuild
+from worker.replay import needs_rebuild, rebuild_all
 from worker.sqlite import SqliteStore
 from worker.tail import Member, Outage, Tail, load, wait
 
@@ -43,7 +43,7 @@ async def run_once(path: Path, projections: Sequence[Projection]) -> None:
     stop = anyio.Event()
     lock = DaemonLock(path)
     try:
-        async with _opened(path) as store:
+        async with opened(path) as store:
             until = await store.newest()
             while True:
                 try:
@@ -65,7 +65,7 @@ async def _groups(
         await _leave_rebuild_to_holder(store, projection, lock)
         member = await load(store, projection)
         if await _stale(store, member):
-            await rebuild(store, projection, member.checkpoint, anyio.Event())
+            await rebuild_all(store, projection, member.checkpoint, anyio.Event())
             member = await load(store, projection)
         groups.setdefault(member.checkpoint.position, []).append(member)
     return groups.values()
@@ -73,7 +73,7 @@ async def _groups(
 
 async def _tail_all(path: Path, projections: Sequence[Projection], stop: anyio.Event) -> None:
     outage = Outage()
-    async with _opened(path) as store:
+    async with opened(path) as store:
         log.info("started", database=str(path), projections=[p.name for p in projections])
         while not stop.is_set():
             try:
@@ -115,9 +115,9 @@ async def _catch_up(
     path: Path, member: Member, lead: Tail, outage: Outage, stop: anyio.Event
 ) -> None:
     """Bring one projection to where the others stand, on a connection of its own, and join them."""
-    async with _opened(path) as store:
+    async with opened(path) as store:
         if await _stale(store, member):
-            await rebuild(store, member.projection, member.checkpoint, stop)
+            await rebuild_all(store, member.projection, member.checkpoint, stop)
             member = await load(store, member.projection)
         alone = Tail(store, [member], outage)
         while not stop.is_set():
@@ -135,7 +135,7 @@ async def _catch_up(
 
 
 @asynccontextmanager
-async def _opened(path: Path) -> AsyncIterator[SqliteStore]:
+async def opened(path: Path) -> AsyncIterator[SqliteStore]:
     store = await SqliteStore.open(path)
     try:
         yield store

@@ -89,17 +89,27 @@ class SqliteStore:
     async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
         return await self._read_page(["seq >= :position"], position=start, until=until)
 
+    async def read_by_key(self, *, after: LogRow | None, until: int) -> list[LogRow]:
+        key = None if after is None else after.key
+        of_key = f"key IS {_bound(':key', key)} AND seq > :position"
+        above = "key IS NOT NULL" if key is None else f"key > {_bound(':key', key)}"
+        return await self._read_page(
+            [of_key, above],
+            position=0 if after is None else after.seq,
+            until=until,
+            order="key, seq",
+            key=_raw(key),
+        )
+
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}
-        conditions = [
-            f"key IS {_bound(f':{name}', key)} AND seq > :position" for name, key in named.items()
-        ]
+        asked = ", ".join(_bound(f":{name}", key) for name, key in named.items())
+        conditions = [f"key IN ({asked}) AND seq > :position"]
         values = {name: _raw(key) for name, key in named.items()}
         return await self._read_page(conditions, position=after, until=until, **values)
 
-    async def load_views(self, table: Table, keys: Sequence[str]) -> Loaded:
-        if not keys:
-            return Loaded({}, 0)
+    async def load_views(self, projection: Projection, keys: Sequence[str]) -> Loaded:
+        table = projection.table
         size = " + ".join(f"coalesce(length({column}), 0)" for column in table.columns)
         sizes = dict(
             await self._fetch(
@@ -109,16 +119,20 @@ class SqliteStore:
             )
         )
         covered = _prefix_within((sizes.get(key, 0) for key in keys), VIEW_BYTES)
-        present = [key for key in keys[:covered] if key in sizes]
-        if not present:
-            return Loaded({}, covered)
+        columns = ", ".join(f"v.{column}" for column in table.columns)
+        # One statement, so that the rows are of the same moment as the checkpoint.
         rows = await self._fetch(
-            f"SELECT {', '.join(table.columns)} FROM {table.name}"
-            f" WHERE {_owned(table)} AND {table.key} IN ({_placeholders(present)})",
-            tuple(present),
+            f"SELECT {_CHECKPOINT_COLUMNS}, {columns} FROM checkpoint LEFT JOIN {table.name} AS v"
+            f" ON {_owned(table, 'v.')} AND v.{table.key} IN ({_placeholders(keys[:covered])})"
+            " WHERE name = ?",
+            (*keys[:covered], projection.name),
         )
-        key_at = [*table.columns].index(table.key)
-        return Loaded({row[key_at]: tuple(row) for row in rows}, covered)
+        if not rows:
+            raise LostRace
+        width = len(rows[0]) - len(table.columns)
+        key_at = width + [*table.columns].index(table.key)
+        found = {row[key_at]: tuple(row[width:]) for row in rows if row[key_at] is not None}
+        return Loaded(found, covered, Checkpoint(*rows[0][:width]))
 
     async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
         rows = await self._fetch(
@@ -130,24 +144,87 @@ class SqliteStore:
         )
         return {key for (key,) in rows}
 
-    async def log_keys(self, *, after: Any) -> list[Any]:
-        # One step through the index for each key, however many events it has.
-        above = "" if after is None else f"WHERE key > {_bound(':after', after)}"
+    async def with_events(self, keys: Sequence[str], *, until: int) -> set[str]:
+        if not keys:
+            return set()
         rows = await self._fetch(
-            "WITH RECURSIVE keys (key, n) AS ("
-            f"SELECT (SELECT min(key) FROM event_log {above}), 1"
-            " UNION ALL SELECT (SELECT min(key) FROM event_log WHERE key > keys.key), n + 1"
-            " FROM keys WHERE key IS NOT NULL AND n < :page)"
-            " SELECT key FROM keys WHERE key IS NOT NULL",
-            {"after": _raw(after), "page": PAGE_KEYS},
+            f"WITH asked (key) AS (VALUES {', '.join('(?)' for _ in keys)})"
+            " SELECT key FROM asked WHERE EXISTS ("
+            "SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND e.seq <= ?)",
+            (*keys, until),
         )
-        return [key for (key,) in rows]
+        return {key for (key,) in rows}
 
-    async def view_keys(self, table: Table, *, after: str) -> list[str]:
+    async def quarantined(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
         rows = await self._fetch(
-            f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)}"
-            f" AND {table.key} > {_bound('?', after)} ORDER BY {table.key} LIMIT ?",
-            (_raw(after), PAGE_KEYS),
+            "SELECT q.seq, iif(q.id IS e.id AND q.key IS e.key, q.reason, NULL)"
+            " FROM json_each(?) AS asked CROSS JOIN quarantine AS q"
+            " ON q.projection = ? AND q.seq = asked.value JOIN event_log AS e ON e.seq = q.seq",
+            (str([*seqs]), name),
+        )
+        return dict(rows)
+
+    async def stray_quarantine(self, name: str, *, ahead: int | None) -> list[int]:
+        rows = await self._fetch(
+            "SELECT seq FROM quarantine AS q WHERE projection = ? AND (NOT EXISTS ("
+            "SELECT 1 FROM event_log AS e WHERE e.seq = q.seq) OR seq > coalesce(?, ("
+            "SELECT position FROM checkpoint WHERE name = q.projection))) ORDER BY seq LIMIT ?",
+            (name, ahead, PAGE_KEYS),
+        )
+        return [seq for (seq,) in rows]
+
+    async def clear_gathered(self) -> None:
+        # A file of SQLite's own that has no name: nothing is left of it, even after SIGKILL.
+        await self._fetch(
+            "CREATE TEMP TABLE IF NOT EXISTS gathered (view_key TEXT, seq INTEGER,"
+            " PRIMARY KEY (view_key, seq)) WITHOUT ROWID"
+        )
+        await self._fetch("DELETE FROM temp.gathered")
+
+    async def gather(self, events: Sequence[tuple[str, int]]) -> None:
+        with anyio.CancelScope(shield=True), translated(self._path):
+            await self._connection.execute("BEGIN")
+            try:
+                await self._connection.executemany(
+                    "INSERT OR IGNORE INTO temp.gathered VALUES (?, ?)", events
+                )
+            finally:
+                await self._connection.execute("COMMIT")
+
+    async def read_gathered(self, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
+        rows = await self._fetch(
+            f"SELECT view_key, {_EVENT_COLUMNS} FROM ("
+            "SELECT *, sum(bytes) OVER (ORDER BY view_key, at) - bytes AS bytes_before FROM ("
+            "SELECT view_key, g.seq AS at, min(coalesce(length(data), 0), :max) AS bytes"
+            " FROM temp.gathered AS g JOIN event_log AS e ON e.seq = g.seq"
+            " WHERE (view_key = :key AND g.seq > :seq) OR view_key > :key"
+            " ORDER BY view_key, g.seq LIMIT :events)) AS g"
+            " JOIN event_log AS e ON e.seq = g.at WHERE bytes_before <= :page"
+            " ORDER BY view_key, seq",
+            {
+                "key": after[0],
+                "seq": after[1],
+                "max": MAX_EVENT_BYTES,
+                "events": PAGE_EVENTS,
+                "page": PAGE_BYTES,
+            },
+        )
+        return [(row[0], LogRow(*row[1:])) for row in rows]
+
+    async def gathered(self, keys: Sequence[str]) -> set[str]:
+        rows = await self._fetch(
+            "SELECT DISTINCT view_key FROM temp.gathered"
+            f" WHERE view_key IN ({_placeholders(keys)})",
+            tuple(keys),
+        )
+        return {key for (key,) in rows}
+
+    async def view_keys(self, table: Table, *, after: str | None) -> list[str]:
+        above = "" if after is None else f" AND {table.key} > {_bound(':after', after)}"
+        rows = await self._fetch(
+            f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)}{above}"
+            f" ORDER BY {table.key} LIMIT :page",
+            {"after": _raw(after), "page": PAGE_KEYS},
         )
         return [key for (key,) in rows]
 
@@ -181,8 +258,14 @@ class SqliteStore:
             await self._connection.executemany(
                 "INSERT INTO quarantine (projection, seq, id, key, reason)"
                 " SELECT ?, seq, id, key, ? FROM event_log WHERE seq = ?"
-                " ON CONFLICT (projection, seq) DO UPDATE SET reason = excluded.reason",
+                " ON CONFLICT (projection, seq) DO UPDATE"
+                " SET id = excluded.id, key = excluded.key, reason = excluded.reason",
                 [(before.name, event.reason, event.seq) for event in change.quarantined],
+            )
+        if change.cleared:
+            await self._connection.executemany(
+                "DELETE FROM quarantine WHERE projection = ? AND seq = ?",
+                [(before.name, seq) for seq in change.cleared],
             )
 
     async def _make(self, projection: Projection) -> None:
@@ -211,21 +294,28 @@ class SqliteStore:
                 raise
 
     async def _read_page(
-        self, conditions: Sequence[str], *, position: int, until: int | None, **values: Any
+        self,
+        conditions: Sequence[str],
+        *,
+        position: int,
+        until: int | None,
+        order: str = "seq",
+        **values: Any,
     ) -> list[LogRow]:
-        """Rows that meet any of the conditions (each served by an index, in seq order)."""
+        """Rows that meet any of the conditions (each served by an index), in this order."""
         bytes_read = (
             "CASE WHEN seq = :position THEN 0 ELSE min(coalesce(length(data), 0), :max) END"
         )
         sized = " UNION ALL ".join(
-            f"SELECT seq, {bytes_read} AS bytes FROM event_log WHERE {condition} AND seq <= :until"
+            f"SELECT key, seq, {bytes_read} AS bytes FROM event_log"
+            f" WHERE {condition} AND seq <= :until"
             for condition in conditions
         )
         rows = await self._fetch(
             f"SELECT {_EVENT_COLUMNS} FROM event_log WHERE seq IN (SELECT seq FROM ("
-            "SELECT seq, sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before"
-            f" FROM ({sized} ORDER BY seq LIMIT :events)) WHERE bytes_before <= :page)"
-            " ORDER BY seq",
+            f"SELECT seq, sum(bytes) OVER (ORDER BY {order}) - bytes AS bytes_before"
+            f" FROM ({sized} ORDER BY {order} LIMIT :events)) WHERE bytes_before <= :page)"
+            f" ORDER BY {order}",
             {
                 "position": position,
                 "until": 2**63 - 1 if until is None else until,
@@ -251,12 +341,12 @@ def _upsert(table: Table) -> str:
     )
 
 
-def _owned(table: Table) -> str:
+def _owned(table: Table, alias: str = "") -> str:
     """Only a projection's own rows, in the words of the index on them, so that it is used."""
     if not table.prefix:
         return "TRUE"
     low, high = table.bounds
-    return f"{table.key} >= '{low}' AND {table.key} < '{high}'"
+    return f"{alias}{table.key} >= '{low}' AND {alias}{table.key} < '{high}'"
 
 
 def _bound(parameter: str, value: Any) -> str:

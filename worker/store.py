@@ -31,13 +31,16 @@ class Change(msgspec.Struct, frozen=True):
     rows: Sequence[tuple[Any, ...]] = ()
     removed: Sequence[str] = ()
     quarantined: Sequence[Rejected] = ()
+    cleared: Sequence[int] = ()
+    """Positions whose rows of the quarantine go."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """Rows by key; only the first `covered` of the keys asked for were looked up."""
+    """Rows by key, as of a checkpoint; only the first `covered` of the keys were looked up."""
 
     rows: dict[str, tuple[Any, ...]]
     covered: int
+    checkpoint: Checkpoint
 
 
 class Store(Protocol):
@@ -61,16 +64,37 @@ class Store(Protocol):
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         """The next events under some log keys, a bounded page in seq order."""
 
-    async def load_views(self, table: Table, keys: Sequence[str]) -> Loaded:
-        """The rows that stand for some views: as many as fit a batch, at least one."""
+    async def read_by_key(self, *, after: LogRow | None, until: int) -> list[LogRow]:
+        """The next events by log key and then seq, a bounded page."""
+
+    async def clear_gathered(self) -> None:
+        """Forget what was gathered; it is this connection's own and ends with it."""
+
+    async def gather(self, events: Sequence[tuple[str, int]]) -> None:
+        """Keep pairs of a view's key and a seq, to be read by view."""
+
+    async def read_gathered(self, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
+        """The next gathered events by view and then seq, a bounded page."""
+
+    async def gathered(self, keys: Sequence[str]) -> set[str]:
+        """Which views have gathered events."""
+
+    async def load_views(self, projection: Projection, keys: Sequence[str]) -> Loaded:
+        """The rows that stand for some views (at least one key): as many as fit a batch."""
 
     async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
         """Which log keys have events up to the checkpoint that are not in its quarantine."""
 
-    async def log_keys(self, *, after: Any) -> list[Any]:
-        """The next distinct values of `event_log.key`, a page in the engine's order."""
+    async def with_events(self, keys: Sequence[str], *, until: int) -> set[str]:
+        """Which log keys have events up to a position."""
 
-    async def view_keys(self, table: Table, *, after: str) -> list[str]:
+    async def quarantined(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
+        """The reasons that stand for these events; None where id or key are not the event's."""
+
+    async def stray_quarantine(self, name: str, *, ahead: int | None) -> list[int]:
+        """Positions in the quarantine without an event, or beyond the checkpoint (or `ahead`)."""
+
+    async def view_keys(self, table: Table, *, after: str | None) -> list[str]:
         """The next keys of a projection's rows, a page."""
 
     async def commit(self, changes: Sequence[Change]) -> None:

@@ -12,8 +12,8 @@ from projections import fold as folding
 from projections.event import Event, LogRow
 from projections.fold import Rejected
 from projections.projection import Damaged, Projection
-from worker.errors import LostRace, NeedsPerson, Unavailable
-from worker.replay import refold
+from worker.errors import LostRace, Unavailable
+from worker.replay import refold, refuse_newer, unfit
 from worker.store import Change, Checkpoint, Store, digest
 from worker.wakeup import poll_delay_s
 
@@ -101,7 +101,7 @@ class Tail:
             until = max(until, self.position)
         rows = await self._store.read_events(start=self.position, until=until)
         if not _fits([member.checkpoint for member in self.members], rows):
-            await self._check_log(newest)
+            await self._check_log()
         rows = rows[1:] if self.position else rows
         if not rows:
             await self._check_checkpoints()
@@ -144,30 +144,16 @@ class Tail:
             if await self._store.checkpoint(member.projection) != member.checkpoint:
                 raise LostRace
 
-    def _names(self) -> str:
-        return ", ".join(member.projection.name for member in self.members)
-
-    async def _check_log(self, newest: int) -> None:
+    async def _check_log(self) -> None:
         """The log does not fit what is remembered: was the database restored in place?"""
         await self._check_checkpoints()
-        raise NeedsPerson(
-            f"the log does not fit the checkpoint of {self.members[0].projection.name}: it was at"
-            f" seq {self.position}, and the event there is gone or another one (the newest is"
-            f" {newest})",
-            "the log was rewound or replaced; to fold it from the first event, stop every daemon,"
-            f" `projector projection drop NAME` (of {self._names()}), `projector run`",
-        )
+        raise unfit(self.members[0].projection, self.members[0].checkpoint)
 
 
 async def load(store: Store, projection: Projection) -> Member:
     """Where a projection stands; refuses views of a newer version."""
     checkpoint = await store.checkpoint(projection)
-    if checkpoint.version > projection.version:
-        raise NeedsPerson(
-            f"the views of {projection.name} were made by version {checkpoint.version} of the"
-            f" projection; this projector has version {projection.version}",
-            "upgrade projector: pip install -U session-projector",
-        )
+    refuse_newer(projection, checkpoint)
     return Member(projection, checkpoint)
 
 
@@ -183,7 +169,9 @@ async def _load(
     """The rows that events touch, and how many of the events that covers."""
     keys = [folding.key_of(projection, event) for event in events]
     asked = [*dict.fromkeys(key for key in keys if key is not None)]
-    loaded = await store.load_views(projection.table, asked)
+    if not asked:
+        return {}, len(events)
+    loaded = await store.load_views(projection, asked)
     cut = len(events) if loaded.covered == len(asked) else keys.index(asked[loaded.covered])
     return loaded.rows, cut
 

@@ -1,0 +1,142 @@
+"""Composition of verify and replay: each projection's walk in turn, and what is told of it."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import structlog
+
+from projections.projection import Projection
+from worker import replay as walks
+from worker.database import DaemonLock
+from worker.errors import Finding, LostRace, RetryLater, quoted
+from worker.service import STANDBY_POLL_S, opened, run_once
+from worker.sqlite import SqliteStore
+from worker.walk import Step
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Tally:
+    """What a walk over one projection has found so far."""
+
+    def __init__(self, projection: str, position: int, total: int) -> None:
+        self.projection = projection
+        self.position = position
+        self.total = total
+        """Events that the walk is about to read, for the time that is left."""
+        self.events = self.views = 0
+        self.rows: Counter[tuple[str, str]] = Counter()
+        self.fields: Counter[str] = Counter()
+
+    def add(self, step: Step) -> None:
+        self.events += step.events
+        self.views += step.views
+        for difference in step.differences:
+            self.rows[difference.row, difference.kind] += 1
+            self.fields.update({field.field for field in difference.fields})
+
+
+class Listener(Protocol):
+    """Whoever is told of a walk as it goes."""
+
+    def step(self, tally: Tally, step: Step) -> None: ...
+
+    def done(self, tally: Tally) -> None: ...
+
+
+async def compare(
+    path: Path,
+    projections: Sequence[Projection],
+    listener: Listener,
+    *,
+    session: str | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Say what differs from the log; returns how much. `dry_run`: a log that was replaced too."""
+    found = 0
+    async with opened(path) as store:
+        for projection in projections:
+            only = _view_of(projection, session)
+            steps = walks.compare(store, projection, only=only, dry_run=dry_run)
+            try:
+                tally = await _follow(store, projection, steps, listener)
+            except LostRace:
+                raise RetryLater(
+                    f"{path} was restored, or {projection.name} dropped, while it was compared",
+                    "start again",
+                ) from None
+            found += tally.rows.total()
+    return found
+
+
+async def replay(
+    path: Path,
+    projections: Sequence[Projection],
+    listener: Listener,
+    *,
+    session: str | None = None,
+) -> None:
+    """Replace what differs from the log; without a daemon, catch up with its newest event too."""
+    lock = DaemonLock(path)
+    try:
+        async with opened(path) as store:
+            for projection in projections:
+                await _replay(path, store, projection, lock, listener, session)
+        caught_up = session is not None or not lock.acquire()
+    finally:
+        lock.release()
+    if not caught_up:
+        await run_once(path, projections)
+
+
+async def _replay(
+    path: Path,
+    store: SqliteStore,
+    projection: Projection,
+    lock: DaemonLock,
+    listener: Listener,
+    session: str | None,
+) -> None:
+    while True:
+        checkpoint = await store.checkpoint(projection)
+        if await walks.is_sound(store, projection, checkpoint):
+            steps = walks.mend(store, projection, only=_view_of(projection, session))
+        elif session is not None:
+            raise Finding(
+                f"the views of {projection.name} as a whole are not of this log and this version",
+                f"replay all of them: `projector replay -d {quoted(path)}`",
+            )
+        elif lock.acquire():
+            steps = walks.rebuild(store, projection, checkpoint)
+        elif checkpoint.position == 0 and not await store.view_keys(projection.table, after=None):
+            return  # nothing is folded yet, and a daemon is there to do it
+        else:
+            log.warning("waiting_for_daemon", projection=projection.name, pid=lock.holder())
+            await anyio.sleep(STANDBY_POLL_S)
+            continue
+        try:
+            await _follow(store, projection, steps, listener)
+            return
+        except LostRace:
+            log.warning("checkpoint_moved_by_another", projection=projection.name)
+
+
+async def _follow(
+    store: SqliteStore, projection: Projection, steps: AsyncIterator[Step], listener: Listener
+) -> Tally:
+    position = (await store.checkpoint(projection)).position
+    tally = Tally(projection.name, position, await store.newest())
+    async with aclosing(steps) as taken:  # type: ignore[type-var]
+        async for step in taken:
+            tally.add(step)
+            listener.step(tally, step)
+    listener.done(tally)
+    return tally
+
+
+def _view_of(projection: Projection, session: str | None) -> str | None:
+    return None if session is None else projection.view_of(f"session:{session}")

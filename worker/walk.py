@@ -1,0 +1,387 @@
+"""The walk over the log by view: fold a view's events up to a position, compare, and mend.
+
+Verify, dry run, replay and the rebuild of a projection are all this walk. The log never changes
+below a position, so its events are read at leisure; only the rows that stand are read together
+with the checkpoint, and compared as of that.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import chain
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from projections import fold as folding
+from projections.event import Event, LogRow, is_utf8
+from projections.fold import Rejected
+from projections.projection import Damaged, Projection
+from worker.difference import Difference, Field, fields
+from worker.errors import LostRace
+from worker.store import Change, Checkpoint, Store
+
+CHUNK_CHANGES: Final = 100
+CHUNK_BYTES: Final = 1024 * 1024
+"""What one transaction of the walk writes at most, so that no writer waits long."""
+
+Views = dict[str, Any]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What a page of the walk did: events read, views compared, and what differed."""
+
+    events: int = 0
+    views: int = 0
+    differences: Sequence[Difference] = ()
+
+
+class Walk:
+    """One projection's views against the log; `steps` does it, a page at a time.
+
+    `following` compares each view as of where the checkpoint stands when it is read, so that a
+    daemon may go on tailing; else all of them as of `until`. `mending` replaces what differs: in
+    a checkpoint that is followed it raises the generation, so that a batch which was folded onto
+    the rows as they were is not committed. `only` is the key of a single view.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        projection: Projection,
+        checkpoint: Checkpoint,
+        *,
+        until: int | None = None,
+        mending: bool = False,
+        only: str | None = None,
+    ) -> None:
+        self.skipped = 0
+        """Events up to `until` that are of no concern, once the walk is over."""
+        self.until = checkpoint.position if until is None else until
+        self._store = store
+        self._projection = projection
+        self._checkpoint = checkpoint
+        self._following = until is None
+        self._mending = mending
+        self._only = only
+
+    async def steps(self) -> AsyncIterator[Step]:
+        await self._store.clear_gathered()
+        self._last = await self._store.read_events(start=self.until, until=self.until)
+        async for step in self._fold(self._pages()):
+            yield step
+        if self._only is None:
+            async for step in self._fold(self._gathered()):
+                yield step
+            async for step in self._ghosts():
+                yield step
+            async for step in self._strays():
+                yield step
+            yield Step(differences=await self._compare_skipped())
+
+    async def _fold(self, pages: AsyncIterator["_Page"]) -> AsyncIterator[Step]:
+        """Fold pages in which each view's events stand together, and compare each view once."""
+        views: Views = {}
+        open_key = self._only
+        async for page in pages:
+            folded = folding.fold(self._projection, views, page.events)
+            views.update(folded.views)
+            self.skipped += folded.skipped
+            found = await self._compare_quarantine(page.seqs, folded.quarantined)
+            keys = [*dict.fromkeys(k for k in (open_key, *page.keys) if k is not None)]
+            open_key = keys.pop() if keys else None
+            found += await self._compare(keys, views)
+            views = {key: view for key, view in views.items() if key == open_key}
+            yield Step(len(page.seqs), len(keys), found)
+        if open_key is not None:
+            yield Step(0, 1, await self._compare([open_key], views))
+
+    async def _pages(self) -> AsyncIterator["_Page"]:
+        """The log by view, as far as an index has it so; the rest is gathered for later."""
+        if self._only is not None:
+            async for rows in self._history([self._only], after=0, until=self.until):
+                yield _page(self._projection, rows)
+        elif self._projection.log_keys("") is None:
+            start = 0
+            while rows := await self._store.read_events(start=start, until=self.until):
+                start = rows[-1].seq + 1
+                page = _page(self._projection, rows)
+                yield await self._set_aside(page, {key for key in page.keys if key is not None})
+        else:
+            last = None
+            while rows := await self._store.read_by_key(after=last, until=self.until):
+                last = rows[-1]
+                page = _page(self._projection, rows)
+                yield await self._set_aside(page, await self._spelled_twice(rows))
+
+    async def _set_aside(self, page: "_Page", keys: set[str]) -> "_Page":
+        """Gather the events of some views, and leave the others."""
+        aside = [(key, seq) for key, seq in zip(page.keys, page.seqs, strict=True) if key in keys]
+        if not aside:
+            return page
+        await self._store.gather([(str(key), seq) for key, seq in aside])
+        kept = [i for i, key in enumerate(page.keys) if key not in keys]
+        return _Page(
+            [page.seqs[i] for i in kept],
+            [page.keys[i] for i in kept],
+            [page.events[i] for i in kept],
+        )
+
+    async def _gathered(self) -> AsyncIterator["_Page"]:
+        after = ("", 0)
+        while rows := await self._store.read_gathered(after=after):
+            after = (rows[-1][0], rows[-1][1].seq)
+            yield _Page(
+                [row.seq for _, row in rows],
+                [key for key, _ in rows],
+                folding.read(row for _, row in rows),
+            )
+
+    async def _spelled_twice(self, rows: Sequence[LogRow]) -> set[str]:
+        """The views whose events stand under several log keys."""
+        keys = {row.key for row in rows if isinstance(row.key, str) and is_utf8(row.key)}
+        views = {key: self._projection.view_of(key) or key for key in keys}
+        others = {
+            spelling: view
+            for key, view in views.items()
+            for spelling in self._projection.log_keys(view) or ()
+            if spelling != key
+        }
+        present = await self._store.with_events([*others], until=self.until)
+        return {others[spelling] for spelling in present}
+
+    async def _history(
+        self, keys: Iterable[str], *, after: int, until: int
+    ) -> AsyncIterator[list[LogRow]]:
+        """What concerns some views after a position."""
+        log_keys = [self._projection.log_keys(key) for key in keys]
+        if None in log_keys:
+            while rows := await self._store.read_events(start=after + 1, until=until):
+                after = rows[-1].seq
+                yield rows
+        else:
+            asked = [*chain.from_iterable(filter(None, log_keys))]
+            while rows := await self._store.read_history(asked, after=after, until=until):
+                after = rows[-1].seq
+                yield rows
+
+    async def _compare(self, keys: Sequence[str], views: Views) -> list[Difference]:
+        """Compare the views of some keys, folded up to `until`, with the rows that stand."""
+        found: list[Difference] = []
+        position = self.until
+        while keys:
+            loaded = await self._store.load_views(self._projection, keys)
+            part = keys[: loaded.covered]
+            if self._following and loaded.checkpoint.position > position:
+                await self._fold_on(views, part, position, loaded.checkpoint.position)
+                position = loaded.checkpoint.position
+            rows = {k: self._projection.to_row(views[k]) for k in part if k in views}
+            differing = [k for k in part if rows.get(k) != loaded.rows.get(k)]
+            if differing:
+                await self._require_same_log(loaded.checkpoint)
+            try:
+                await self._mend_rows(loaded.checkpoint, differing, rows)
+            except LostRace:
+                if not self._following:
+                    raise
+                continue  # the same part again, as of where the checkpoint is now
+            found += [self._difference(k, loaded.rows.get(k), rows.get(k)) for k in differing]
+            keys, position = keys[loaded.covered :], self.until
+        return found
+
+    async def _require_same_log(self, checkpoint: Checkpoint) -> None:
+        """Raises `LostRace` where the database was restored in place since the walk began."""
+        last = await self._store.read_events(start=self.until, until=self.until)
+        if last != self._last or (self._following and checkpoint.position < self.until):
+            raise LostRace
+
+    async def _fold_on(self, views: Views, keys: Sequence[str], after: int, until: int) -> None:
+        """What came while the walk was under way."""
+        wanted = set(keys)
+        async for rows in self._history(keys, after=after, until=until):
+            events = folding.read(rows)
+            concerned = [e for e in events if folding.key_of(self._projection, e) in wanted]
+            views.update(folding.fold(self._projection, views, concerned).views)
+
+    async def _mend_rows(
+        self, checkpoint: Checkpoint, keys: Sequence[str], rows: dict[str, tuple[Any, ...]]
+    ) -> None:
+        chunk: list[str] = []
+        size = 0
+        for key in keys:
+            chunk.append(key)
+            size += sum(len(v) for v in rows.get(key, ()) if isinstance(v, bytes | str))
+            if len(chunk) >= CHUNK_CHANGES or size >= CHUNK_BYTES:
+                checkpoint = await self._mend(checkpoint, _rows(chunk, rows), _gone(chunk, rows))
+                chunk, size = [], 0
+        if chunk:
+            await self._mend(checkpoint, _rows(chunk, rows), _gone(chunk, rows))
+
+    async def _mend(
+        self,
+        checkpoint: Checkpoint,
+        rows: Sequence[tuple[Any, ...]] = (),
+        removed: Sequence[str] = (),
+        quarantined: Sequence[Rejected] = (),
+        cleared: Sequence[int] = (),
+    ) -> Checkpoint:
+        """One short transaction; then as long a pause, for the daemon and the writers."""
+        if not self._mending:
+            return checkpoint
+        after = checkpoint if not self._following else _raised(checkpoint)
+        before = checkpoint if self._following else self._checkpoint
+        table = self._projection.table
+        started = time.perf_counter()
+        change = Change(table, before, after, rows, removed, quarantined, cleared)
+        await self._store.commit([change])
+        await anyio.sleep(time.perf_counter() - started)
+        return after
+
+    async def _compare_quarantine(
+        self, seqs: Sequence[int], expected: Sequence[Rejected]
+    ) -> list[Difference]:
+        """What stands of events up to `until` is settled: nobody but a walk changes it."""
+        wanted = {rejected.seq: rejected for rejected in expected}
+        standing = await self._store.quarantined(self._projection.name, seqs)
+        differing = sorted(
+            seq
+            for seq in wanted.keys() | standing.keys()
+            if seq not in wanted or standing.get(seq) != wanted[seq].reason
+        )
+        await self._mend_quarantine(
+            [wanted[seq] for seq in differing if seq in wanted],
+            [seq for seq in differing if seq not in wanted],
+        )
+        return [
+            self._quarantine_difference(
+                seq, standing.get(seq, ...), wanted[seq].reason if seq in wanted else None
+            )
+            for seq in differing
+        ]
+
+    async def _mend_quarantine(
+        self, quarantined: Sequence[Rejected], cleared: Sequence[int]
+    ) -> None:
+        while self._mending and (quarantined or cleared):
+            checkpoint = await self._store.checkpoint(self._projection)
+            await self._require_same_log(checkpoint)
+            now = (quarantined[:CHUNK_CHANGES], cleared[:CHUNK_CHANGES])
+            try:
+                await self._mend(checkpoint, quarantined=now[0], cleared=now[1])
+            except LostRace:
+                if not self._following:
+                    raise
+                continue
+            quarantined, cleared = quarantined[CHUNK_CHANGES:], cleared[CHUNK_CHANGES:]
+
+    async def _ghosts(self) -> AsyncIterator[Step]:
+        """Rows that no event is about; those that some are about were compared."""
+        after = None
+        while keys := await self._store.view_keys(self._projection.table, after=after):
+            checkpoint = await self._store.checkpoint(self._projection)
+            until = checkpoint.position if self._following else self.until
+            explained = await self._explained(keys, until)
+            ghosts = [key for key in keys if key not in explained]
+            if ghosts:
+                await self._require_same_log(checkpoint)
+            try:
+                await self._mend_rows(checkpoint, ghosts, {})
+            except LostRace:
+                if not self._following:
+                    raise
+                continue
+            after = keys[-1]
+            yield Step(0, len(ghosts), [self._difference(key, (), None) for key in ghosts])
+
+    async def _explained(self, keys: Sequence[str], until: int) -> set[str]:
+        keys = [key for key in keys if is_utf8(key)]
+        spellings = {key: self._projection.log_keys(key) for key in keys}
+        if None in spellings.values():
+            explained = await self._store.gathered(keys)
+            if until > self.until:
+                async for rows in self._history(keys, after=self.until, until=until):
+                    found = {folding.key_of(self._projection, e) for e in folding.read(rows)}
+                    explained.update(key for key in found if key is not None)
+            return explained
+        asked = {s: key for key, ways in spellings.items() for s in ways or ()}
+        return {asked[s] for s in await self._store.with_events([*asked], until=until)}
+
+    async def _strays(self) -> AsyncIterator[Step]:
+        """Rows of the quarantine for events that the log does not have, or not yet."""
+        ahead = None if self._following else self.until
+        while seqs := await self._store.stray_quarantine(self._projection.name, ahead=ahead):
+            await self._mend_quarantine((), seqs)
+            yield Step(0, 0, [self._quarantine_difference(seq, "", None) for seq in seqs])
+            if not self._mending:
+                return
+
+    async def _compare_skipped(self) -> list[Difference]:
+        """The count as of where a followed checkpoint stood; what came since was added to it."""
+        wrong_by = self.skipped - self._checkpoint.skipped
+        if not self._following or not wrong_by:
+            return []
+        while self._mending:
+            checkpoint = await self._store.checkpoint(self._projection)
+            after = _raised(checkpoint)
+            after = msgspec.structs.replace(after, skipped=after.skipped + wrong_by)
+            try:
+                await self._store.commit([Change(self._projection.table, checkpoint, after)])
+                break
+            except LostRace:
+                continue
+        differs = Field("skipped", self._checkpoint.skipped, self.skipped)
+        return [Difference(self._projection.name, "checkpoint", "stale", None, [differs])]
+
+    def _difference(
+        self, key: str, standing: tuple[Any, ...] | None, row: tuple[Any, ...] | None
+    ) -> Difference:
+        projection = self._projection
+        differing: list[Field] = []
+        if standing is None:
+            kind = "missing"
+        elif row is None:
+            kind = "ghost"
+        else:
+            kind, differing = "stale", fields([*projection.table.columns], standing, row)
+            try:
+                projection.from_row(standing)
+            except Damaged:
+                kind = "damaged"
+        return Difference(projection.name, "view", kind, key, differing)
+
+    def _quarantine_difference(self, seq: int, standing: Any, reason: str | None) -> Difference:
+        kind = "missing" if standing is ... else "ghost" if reason is None else "stale"
+        differs = [Field("reason", standing, reason)] if kind == "stale" else []
+        return Difference(self._projection.name, "quarantine", kind, seq, differs)
+
+
+class _Page(msgspec.Struct, frozen=True):
+    """Events, and for each the key of the view that it may concern."""
+
+    seqs: Sequence[int]
+    keys: Sequence[str | None]
+    events: Sequence[Event | Rejected]
+
+
+def _page(projection: Projection, rows: Sequence[LogRow]) -> _Page:
+    events = folding.read(rows)
+    if projection.log_keys("") is None:
+        keys = [folding.key_of(projection, event) for event in events]
+    else:
+        keys = [
+            projection.view_of(row.key) if isinstance(row.key, str) and is_utf8(row.key) else None
+            for row in rows
+        ]
+    return _Page([row.seq for row in rows], keys, events)
+
+
+def _rows(keys: Sequence[str], rows: dict[str, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [rows[key] for key in keys if key in rows]
+
+
+def _gone(keys: Sequence[str], rows: dict[str, tuple[Any, ...]]) -> list[str]:
+    return [key for key in keys if key not in rows]
+
+
+def _raised(checkpoint: Checkpoint) -> Checkpoint:
+    return msgspec.structs.replace(checkpoint, generation=checkpoint.generation + 1)
