@@ -41,6 +41,15 @@ def decode_exact(data: bytes) -> Any:
     return _Reader(data).whole()
 
 
+def decode_partly(data: bytes) -> tuple[Any, str | None]:
+    """What decodes before the first fault, and what that is; the value it broke off in is '…'."""
+    reader = _PartReader(data)
+    value = reader.value(0)
+    if reader.fault is None and reader.position < len(data):
+        reader.fault = f"{len(data) - reader.position} bytes are left over at its end"
+    return value, reader.fault
+
+
 def fields(data: Buffer) -> Mapping[Any, Buffer]:
     """The entries of a map that `decode` accepts, each value as the bytes that hold it."""
     try:
@@ -164,6 +173,40 @@ class _Reader:
         if self.position > len(self.data):
             raise Malformed(f"not MessagePack: cut short after {len(self.data)} bytes")
         return self.data[start : self.position]
+
+
+class _PartReader(_Reader):
+    """Stops at the first fault and keeps what came before it, for people to look at."""
+
+    fault: str | None = None
+
+    def value(self, depth: int) -> Any:
+        try:
+            return super().value(depth)
+        except Malformed as error:
+            self.fault = str(error)
+            return "…"
+
+    def container(self, byte: int, at: int, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            return super().container(byte, at, depth)
+        self.position = at
+        if 0x90 <= byte <= 0x9F or byte in (0xDC, 0xDD):
+            items: list[Any] = []
+            for _ in range(self.list_length()):
+                items.append(self.value(depth))
+                if self.fault is not None:
+                    break
+            return items
+        found: dict[Any, Any] = {}
+        for _ in range(self.map_length()):
+            key = self.value(depth)
+            if self.fault is not None:
+                break
+            found[_frozen(key) if not isinstance(key, dict) else str(key)] = self.value(depth)
+            if self.fault is not None:
+                break
+        return found
 
 
 class Extension(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,9 @@ def projector(
 class Daemon:
     """`projector run` as its own process; its log lines are the events to wait for."""
 
-    def __init__(self, path: Path, *, program: list[str]) -> None:
+    def __init__(self, path: Path, *, program: list[str], options: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [*program, "run", "-d", str(path)], stderr=subprocess.PIPE, text=True
+            [*program, "run", "-d", str(path), *options], stderr=subprocess.PIPE, text=True
         )
         self.lines: list[dict[str, Any]] = []
 
@@ -132,9 +132,11 @@ class Daemon:
 
 
 @contextmanager
-def daemon(path: Path, *, program: list[str] = PROJECTOR) -> Iterator[Daemon]:
+def daemon(
+    path: Path, *, program: list[str] = PROJECTOR, options: Sequence[str] = ()
+) -> Iterator[Daemon]:
     """A daemon that does not outlive the block."""
-    running = Daemon(path, program=program)
+    running = Daemon(path, program=program, options=options)
     try:
         yield running
     finally:

@@ -231,7 +231,7 @@ def test_quarantine_list_says_which_and_why(database: Database) -> None:
     rows = json.loads(run(database, "quarantine", "list", "--json"))
     assert [row.pop("projection") for row in rows] == ["session_index", "sessions"]
     reason = "messages is missing or null"
-    assert rows == [{"seq": 1, "id": "bad", "key": "A-1", "reason": reason}] * 2
+    assert rows == [{"seq": 1, "id": "bad", "key": "A-1", "reason": reason, "dismissed": None}] * 2
     assert "messages is missing" in run(database, "quarantine", "list")
 
 

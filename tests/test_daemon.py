@@ -1,5 +1,6 @@
 """`projector run` as its own process, beside writers that know nothing of it."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -206,6 +207,39 @@ def test_a_replaced_file_ends_it_with_exit_3(database: Database, tmp_path: Path)
         _, said = running.process.communicate(timeout=10)
         assert running.process.returncode == 3
         assert "was replaced or deleted" in said
+
+
+def test_a_deleted_file_ends_a_busy_daemon_and_one_standing_by_with_exit_3(
+    database: Database,
+) -> None:
+    with daemon(database.path) as first:
+        first.wait_for("started")
+        with daemon(database.path) as second:
+            second.wait_for("standing_by")
+            with closing(sqlite3.connect(database.path, isolation_level=None)) as writer:
+                for number in itertools.count():  # the dead file goes on growing
+                    writer.execute(INSERT, (f"d{number}", "A-1", b"\xc0", T0))
+                    if number == 0:
+                        database.path.unlink()
+                    if first.process.poll() is not None:
+                        break
+
+            assert first.process.returncode == 3
+            assert second.process.wait(timeout=10) == 3
+
+
+def test_verify_every_says_what_it_finds_in_the_background(database: Database) -> None:
+    fill(database, sessions=20, events=40)
+    projector("run", "--once", "-d", database.path)
+    database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-7'")
+    with daemon(database.path, options=["--verify-every", "0.01"]) as running:
+        found = running.wait_for("difference_found", kind="damaged", key="session:F-7")
+        running.wait_for("difference_found", found=found["found"] + 1)
+        database.created("A-1")
+        running.wait_until_at(41)
+        assert running.stop(signal.SIGTERM) == 0
+
+    assert database.sql("SELECT data FROM view WHERE key = 'session:F-7'") == [(b"\x80",)]
 
 
 def test_logs_are_json_without_a_terminal_and_never_hold_contents(database: Database) -> None:

@@ -15,7 +15,12 @@ from worker import schema
 from worker.errors import NeedsPerson
 
 SAMPLE = Path(__file__).parent / "kanbatte-sample.db"
-NAMES = ["0001-initial-schema", "0002-add-view-table", "0003-projector-sessions"]
+NAMES = [
+    "0001-initial-schema",
+    "0002-add-view-table",
+    "0003-projector-sessions",
+    "0004-projector-dismissed",
+]
 
 
 @pytest.fixture
@@ -58,7 +63,10 @@ def test_db_status_lists_the_files_and_which_are_applied(kanbatte: Database) -> 
     projector("db", "setup", "-d", kanbatte.path)
     after = projector("db", "status", "-d", kanbatte.path).stdout
 
-    assert before.splitlines()[1:] == [f"applied  {NAMES[1]}", f"pending  {NAMES[2]}"]
+    assert before.splitlines()[1:] == [
+        f"applied  {NAMES[1]}",
+        *(f"pending  {name}" for name in NAMES[2:]),
+    ]
     assert after.splitlines() == [f"applied  {name}" for name in NAMES]
 
 

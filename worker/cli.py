@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from worker.database import resolve
 from worker.errors import BadUsage, Finding, ProjectorError
 from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, read_stdin
+from worker.quarantine_cli import quarantine
 from worker.replay_cli import replay, verify
 from worker.session_cli import session
 
@@ -25,7 +27,6 @@ app = typer.Typer(
 db = typer.Typer(help="Make, upgrade and look at a database.", **SETTINGS)
 event = typer.Typer(help="Look at single events.", **SETTINGS)
 projection = typer.Typer(help="The projections of a database.", **SETTINGS)
-quarantine = typer.Typer(help="Events that could not be folded.", **SETTINGS)
 app.command()(verify)
 app.command()(replay)
 app.add_typer(db, name="db")
@@ -82,6 +83,12 @@ def run(
     database: Database = "local.db",
     once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
     create: Annotated[bool, typer.Option("--create", help="Make an absent database.")] = False,
+    verify_every: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, metavar="SECONDS", help="Check some views against the log so often."
+        ),
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
     log_format: Annotated[
         LogFormat, typer.Option(help="auto: readable on a terminal, else JSON.")
@@ -98,7 +105,10 @@ def run(
     if create and not path.exists():
         schema.setup(path)
     schema.require_current(path)
-    anyio.run(service.run_once if once else service.run, path, BUILT_IN)
+    if once:
+        anyio.run(service.run_once, path, BUILT_IN)
+    else:
+        anyio.run(partial(service.run, path, BUILT_IN, verify_every_s=verify_every))
 
 
 @app.command()
@@ -127,7 +137,10 @@ def status(database: Database = "local.db", json: Json = False) -> None:
             ("  lag", lag),
             ("  views", f"{progress['views']:,}"),
             ("  skipped", f"{progress['skipped']:,} events"),
-            ("  quarantined", f"{progress['quarantined']:,} events"),
+            (
+                "  quarantined",
+                f"{progress['quarantined']:,} events, {progress['dismissed']:,} of them dismissed",
+            ),
         ]
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
@@ -140,7 +153,10 @@ def status(database: Database = "local.db", json: Json = False) -> None:
         print("replaced. Fold it from the first event: projector replay")
     elif not daemon["alive"]:
         print(f"\nstart one: projector run -d {output.one_line(found['database'])}")
-    if any(progress["quarantined"] for progress in found["projections"]):
+    if found["wal_bytes"] > found["wal_warning_bytes"]:
+        print("\nthe write-ahead log is large: a process holds an old snapshot open, or never")
+        print(f"closes a read. See who has it open: fuser {output.one_line(found['database'])}-wal")
+    if any(p["quarantined"] > p["dismissed"] for p in found["projections"]):
         print("\nsee why: projector quarantine list")
 
 
@@ -208,24 +224,6 @@ def event_check(
     except OSError as error:
         raise BadUsage(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
     print(output.one_line(writers.check(resolve(database), data)))
-
-
-@quarantine.command("list")
-def quarantine_list(database: Database = "local.db", json: Json = False) -> None:
-    """List the events that could not be folded, and why."""
-    from worker import output, readers
-    from worker.client import Client
-
-    with Client.reading(resolve(database)) as client:
-        found = readers.quarantined(client)
-    if json:
-        print(output.to_json(found))
-    elif not found:
-        print("nothing is quarantined")
-    else:
-        headers = ("seq", "projection", "id", "key", "reason")
-        rows = [[row[column] for column in headers] for row in found]
-        print(output.table(headers, rows))
 
 
 @projection.command("list")

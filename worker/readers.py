@@ -21,6 +21,8 @@ from worker.store import digest
 SESSIONS: Final = Sessions()
 _INDEX: Final = SessionIndex()
 WATCH_POLL_S: Final = 0.02
+WAL_WARNING_BYTES: Final = 64 * 1024 * 1024
+"""A write-ahead log is reused from its start at about 4 MiB, unless a reader pins it."""
 
 
 def sessions(
@@ -107,13 +109,6 @@ def _no_session(client: Client, session_id: str) -> Finding:
     )
 
 
-def quarantined(client: Client) -> list[dict[str, Any]]:
-    """The quarantine, by position."""
-    names = ("projection", "seq", "id", "key", "reason")
-    found = client.rows(f"SELECT {', '.join(names)} FROM quarantine ORDER BY seq, projection")
-    return [dict(zip(names, row, strict=True)) for row in found]
-
-
 def status(path: Path) -> dict[str, Any]:
     """How things stand; as true when no daemon is alive."""
     with Client.reading(path) as client:
@@ -132,6 +127,7 @@ def status(path: Path) -> dict[str, Any]:
         "projections": projections,
         "file_bytes": path.stat().st_size,
         "wal_bytes": wal.stat().st_size if wal.exists() else 0,
+        "wal_warning_bytes": WAL_WARNING_BYTES,
     }
 
 
@@ -145,6 +141,11 @@ def _progress(client: Client, projection: Listed) -> dict[str, Any]:
         "lag_seconds": _lag_seconds(client, position),
         "views": projection.rows,
         "quarantined": projection.quarantined,
+        "dismissed": client.value(
+            "SELECT count(*) FROM quarantine AS q JOIN dismissed AS d"
+            " ON d.seq = q.seq AND d.id IS q.id WHERE q.projection = ?",
+            (projection.name,),
+        ),
         "skipped": projection.skipped,
         "fits_log": _fits_log(client, projection),
     }

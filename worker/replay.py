@@ -1,6 +1,6 @@
 """Which walk a projection needs: compare, mend beside a daemon, or rebuild; and one view anew."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import anyio
@@ -67,7 +67,7 @@ async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint)
 
 async def compare(
     store: Store, projection: Projection, *, only: str | None = None, dry_run: bool = False
-) -> AsyncIterator[Step]:
+) -> AsyncGenerator[Step, None]:
     """Say what differs from the log, as of the checkpoint.
 
     Raises `NeedsPerson` or `Finding` where the checkpoint did not make the views; a `dry_run`
@@ -95,7 +95,7 @@ async def compare(
 
 async def mend(
     store: Store, projection: Projection, *, only: str | None = None
-) -> AsyncIterator[Step]:
+) -> AsyncGenerator[Step, None]:
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
     checkpoint = await store.checkpoint(projection)
     async for step in Walk(store, projection, checkpoint, mending=True, only=only).steps():
@@ -104,7 +104,7 @@ async def mend(
 
 async def rebuild(
     store: Store, projection: Projection, checkpoint: Checkpoint
-) -> AsyncIterator[Step]:
+) -> AsyncGenerator[Step, None]:
     """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
 
     For views that the checkpoint has not made, so that nobody may tail meanwhile. Left at any
@@ -136,7 +136,7 @@ async def rebuild_all(
     steps = rebuild(store, projection, checkpoint)
     async for _ in steps:
         if stop.is_set():
-            await steps.aclose()  # type: ignore[attr-defined]
+            await steps.aclose()
             return
 
 

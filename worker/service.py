@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -10,25 +10,30 @@ import structlog
 from anyio.abc import TaskStatus
 
 from projections.projection import Projection
-from worker.database import DaemonLock
+from worker.database import DaemonLock, FileIdentity
 from worker.errors import LostRace, ProjectorError, Unavailable
-from worker.replay import needs_rebuild, rebuild_all
+from worker.replay import compare, needs_rebuild, rebuild_all
 from worker.sqlite import SqliteStore
 from worker.tail import Member, Outage, Tail, load, wait
+from worker.walk import Step
 
 STANDBY_POLL_S = 0.5
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-async def run(path: Path, projections: Sequence[Projection]) -> None:
+async def run(
+    path: Path, projections: Sequence[Projection], *, verify_every_s: float | None = None
+) -> None:
     """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
     stop = anyio.Event()
     lock = DaemonLock(path)
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_stop_on_signal, stop)
-            if await _take_over(lock, stop):
+            if await _take_over(path, lock, stop):
+                if verify_every_s is not None:
+                    tasks.start_soon(_verify_slowly, path, projections, verify_every_s, stop)
                 await _tail_all(path, projections, stop)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -143,10 +148,45 @@ async def opened(path: Path) -> AsyncIterator[SqliteStore]:
         await store.close()
 
 
-async def _take_over(lock: DaemonLock, stop: anyio.Event) -> bool:
+async def _verify_slowly(
+    path: Path, projections: Sequence[Projection], every_s: float, stop: anyio.Event
+) -> None:
+    """A page of the walk every so often, over and over: says what it finds, and mends nothing."""
+    found = 0
+    while True:
+        for projection in projections:
+            try:
+                async with opened(path) as store, aclosing(compare(store, projection)) as steps:
+                    async for step in steps:
+                        found += len(step.differences)
+                        _report_differences(step, found)
+                        await wait(every_s, stop)
+            except (ProjectorError, LostRace) as error:
+                log.debug("verify_put_off", projection=projection.name, why=str(error))
+            await wait(every_s, stop)
+
+
+def _report_differences(step: Step, found: int) -> None:
+    log.debug("verified", events=step.events, views=step.views)
+    for difference in step.differences:
+        log.warning(
+            "difference_found",
+            projection=difference.projection,
+            row=difference.row,
+            kind=difference.kind,
+            key=difference.key,
+            fields=[field.field for field in difference.fields][:10],
+            found=found,
+            hint="projector verify says what differs, projector replay mends it",
+        )
+
+
+async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event) -> bool:
     """Whether the lock is ours; False when told to stop before."""
     announced = False
+    identity = FileIdentity(path)
     while not stop.is_set():
+        identity.check()
         if lock.acquire():
             return True
         if not announced:

@@ -75,6 +75,7 @@ class SqliteStore:
         return before != self._data_version
 
     async def newest(self) -> int:
+        self._identity.check()
         rows = await self._fetch("SELECT coalesce(max(seq), 0) FROM event_log")
         return int(rows[0][0])
 

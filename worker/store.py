@@ -53,7 +53,7 @@ class Store(Protocol):
         """
 
     async def newest(self) -> int:
-        """The newest seq, 0 for an empty log."""
+        """The newest seq, 0 for an empty log. Raises `RetryLater` where the file was replaced."""
 
     async def checkpoint(self, projection: Projection) -> Checkpoint:
         """Where the projection stands; the row is made where there is none."""

@@ -1,7 +1,7 @@
 """Composition of verify and replay: each projection's walk in turn, and what is told of it."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
@@ -126,11 +126,14 @@ async def _replay(
 
 
 async def _follow(
-    store: SqliteStore, projection: Projection, steps: AsyncIterator[Step], listener: Listener
+    store: SqliteStore,
+    projection: Projection,
+    steps: AsyncGenerator[Step, None],
+    listener: Listener,
 ) -> Tally:
     position = (await store.checkpoint(projection)).position
     tally = Tally(projection.name, position, await store.newest())
-    async with aclosing(steps) as taken:  # type: ignore[type-var]
+    async with aclosing(steps) as taken:
         async for step in taken:
             tally.add(step)
             listener.step(tally, step)

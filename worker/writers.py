@@ -59,12 +59,10 @@ def set_status(client: Client, session_id: str, new_status: str) -> int:
 
 def check(path: Path, data: bytes) -> str:
     """What would become of an event, MessagePack or JSON; raises `Finding` if it would not fold."""
+    text = as_data(data)
+    key = stated_key(text) or PREFIX + _UNSTATED
     try:
-        text: str | bytes = data.decode()  # no MessagePack map begins as UTF-8 does
-    except UnicodeDecodeError:
-        text = data
-    try:
-        envelope = decode(LogRow(0, "checked", _stated_key(text), text, 0))
+        envelope = decode(LogRow(0, "checked", key, text, 0))
     except Unfoldable as error:
         raise Finding(f"would not fold: {error}", "mend it, and check it again") from None
     if envelope.body is None:
@@ -80,14 +78,22 @@ def check(path: Path, data: bytes) -> str:
 _UNSTATED: Final = "\x00unstated"
 
 
-def _stated_key(data: str | bytes) -> str:
-    """The key that a writer would give the event."""
+def as_data(data: bytes) -> str | bytes:
+    """What a writer would bind: JSON as a TEXT, MessagePack as a BLOB."""
+    try:
+        return data.decode()  # no MessagePack map begins as UTF-8 does
+    except UnicodeDecodeError:
+        return data
+
+
+def stated_key(data: str | bytes) -> str | None:
+    """The key that an event's own `sessionId` gives its row."""
     try:
         event = msgspec.json.decode(data) if isinstance(data, str) else decode_exact(data)
         stated = event.get("sessionId")
     except (msgspec.MsgspecError, Malformed, AttributeError, UnicodeError, RecursionError):
-        stated = None
-    return PREFIX + (stated if isinstance(stated, str) and stated else _UNSTATED)
+        return None
+    return PREFIX + stated if isinstance(stated, str) and stated else None
 
 
 def _check_against_log(client: Client, event: Event) -> None:

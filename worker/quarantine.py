@@ -1,0 +1,115 @@
+"""The quarantine: what stands there, and the way back out of it."""
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from projections.event import LogRow, Unfoldable, decode
+from projections.messagepack import decode_partly
+from projections.sessions import Sessions
+from worker.client import Client
+from worker.errors import Finding, quoted
+from worker.readers import folded
+from worker.writers import as_data, stated_key
+
+_COLUMNS = "seq, id, key, data, created_at"
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """An event in quarantine: its row, what of it decodes and where that ends, and why."""
+
+    row: LogRow
+    decoded: Any
+    breaks_off: str | None
+    reasons: dict[str, str]
+    note: str | None
+
+
+def listing(client: Client) -> list[dict[str, Any]]:
+    """The quarantine, by position; `dismissed` is the operator's note."""
+    names = ("projection", "seq", "id", "key", "reason", "dismissed")
+    found = client.rows(
+        "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note FROM quarantine AS q"
+        " LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id"
+        " ORDER BY q.seq, q.projection"
+    )
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def show(client: Client, seq: int) -> Shown:
+    """One event of the quarantine; raises `Finding`."""
+    row, reasons = _row(client, seq), _reasons(client, seq)
+    decoded, breaks_off = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
+    notes = client.rows("SELECT note FROM dismissed WHERE seq = ? AND id IS ?", (seq, row.id))
+    return Shown(row, decoded, breaks_off, reasons, next((note for (note,) in notes), None))
+
+
+def resubmit(client: Client, seq: int, fixed: bytes | None) -> int:
+    """Append an event of the quarantine again, mended or as it was, and dismiss the old one.
+
+    The new event's id is `resubmit-<seq>-…`; returns its position. Raises `Finding` where it
+    would not fold.
+    """
+    with client.transaction():
+        row = _row(client, seq)
+        _reasons(client, seq)
+        data = row.data if fixed is None else as_data(fixed)
+        key = stated_key(data) if isinstance(data, str | bytes) else None
+        event_id = f"resubmit-{seq}-{uuid.uuid4().hex[:12]}"
+        now = time.time_ns() // 1_000_000
+        mended = LogRow(0, event_id, row.key if key is None else key, data, now)
+        _require_foldable(client, mended)
+        cursor = client.connection.execute(
+            "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)",
+            (mended.id, mended.key, mended.data, mended.created_at),
+        )
+        appended = cursor.lastrowid or 0
+        _dismiss(client, seq, f"resubmitted as seq {appended}")
+    return appended
+
+
+def dismiss(client: Client, seq: int, note: str) -> None:
+    """Take an event off the count that `status` warns of; raises `Finding`."""
+    with client.transaction():
+        _reasons(client, seq)
+        _dismiss(client, seq, note)
+
+
+def _dismiss(client: Client, seq: int, note: str) -> None:
+    client.connection.execute(
+        "INSERT INTO dismissed (seq, id, note, dismissed_at)"
+        " SELECT seq, id, ?, ? FROM event_log WHERE seq = ? ON CONFLICT (seq) DO UPDATE"
+        " SET id = excluded.id, note = excluded.note, dismissed_at = excluded.dismissed_at",
+        (note, time.time_ns() // 1_000_000, seq),
+    )
+
+
+def _row(client: Client, seq: int) -> LogRow:
+    rows = client.rows(f"SELECT {_COLUMNS} FROM event_log WHERE seq = ?", (seq,))
+    for row in rows:
+        return LogRow(*row)
+    raise Finding(f"there is no event {seq} in {client.path}", _list_hint(client))
+
+
+def _reasons(client: Client, seq: int) -> dict[str, str]:
+    rows = client.rows("SELECT projection, reason FROM quarantine WHERE seq = ?", (seq,))
+    if not (reasons := dict(rows)):
+        raise Finding(f"event {seq} is not in quarantine in {client.path}", _list_hint(client))
+    return reasons
+
+
+def _list_hint(client: Client) -> str:
+    return f"see what is with `projector quarantine list -d {quoted(client.path)}`"
+
+
+def _require_foldable(client: Client, row: LogRow) -> None:
+    hint = "nothing was written; give the whole event, mended: -m EVENT, or -m - for stdin"
+    try:
+        event = decode(row)
+        if event.body is None:
+            raise Finding(f"would be skipped: {event.type} is not a type of ours", hint)
+        Sessions().fold(folded(client, event.session_id), event)
+    except Unfoldable as error:
+        raise Finding(f"would not fold: {error}", hint) from None
