@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from projections.event import Event, LogRow, Unfoldable, decode
-from projections.projection import Projection
+from projections.event import Event, LogRow, Unfoldable, decode, is_utf8
+from projections.projection import Damaged, Projection
 
 FAULT: Final = "a fault in the code of the projection: "
 
@@ -58,6 +58,18 @@ def _read(row: LogRow) -> Event | Rejected:
         return decode(row)
     except Exception as error:
         return Rejected(row.seq, _reason(error))
+
+
+def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
+    """The view that a row keeps; raises `Damaged`, also where the projection fails on it."""
+    if not all(is_utf8(value) for value in row if isinstance(value, str)):
+        raise Damaged("a text in it is not UTF-8")
+    try:
+        return projection.from_row(row)
+    except (Damaged, MemoryError):
+        raise
+    except Exception as error:
+        raise Damaged(f"{type(error).__name__} when it was read") from error
 
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:

@@ -102,7 +102,7 @@ def run(
 
     path = resolve(database)
     log.configure(log_level, log_format)
-    if create and not path.exists():
+    if create and (not path.exists() or path.stat().st_size == 0):
         schema.setup(path)
     schema.require_current(path)
     if once:

@@ -60,6 +60,8 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translate(path, error) from error
+    except UnicodeDecodeError as error:  # of a name in the schema, in what SQLite says of it
+        raise _damaged(path, "its schema is malformed") from error
 
 
 def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
@@ -75,7 +77,8 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return Unavailable(
                 f"{path} cannot be written or read ({error})",
-                f"make room on its disk (`df {quoted(path.parent)}`), then try again",
+                f"make room on its disk (`df {quoted(path.parent)}`), or lift a file-size limit"
+                " (`ulimit -f`), then try again",
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return NeedsPerson(
@@ -84,8 +87,12 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
                 f" `projector db setup --group NAME -d {quoted(path)}`",
             )
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return NeedsPerson(
-                f"{path} is damaged or not a SQLite database ({error})",
-                f"see what is left with `sqlite3 {quoted(path)} .recover`, or restore a backup",
-            )
+            return _damaged(path, str(error))
     return NeedsPerson(f"{path}: SQLite says: {error}", "run `projector db status` on it")
+
+
+def _damaged(path: Path, why: str) -> NeedsPerson:
+    return NeedsPerson(
+        f"{path} is damaged or not a SQLite database ({why})",
+        f"see what is left with `sqlite3 {quoted(path)} .recover`, or restore a backup",
+    )

@@ -1,5 +1,6 @@
 """Migrations: which are applied, and making or upgrading a database to the newest."""
 
+import glob
 import grp
 import os
 import shlex
@@ -156,8 +157,9 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
             # Seen anew: another set-up may have been here since.
             adopting = layout(connection, path) is Layout.KANBATTE
             names, doubled = _migrate(connection, path)
-            connection.execute("COMMIT")
+            # Before the COMMIT, after which a kill would leave it under a name that says nothing.
             backup = copy.rename(_backup_name(path)) if copy and adopting else None
+            connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -268,13 +270,26 @@ def _copied(connection: sqlite3.Connection, path: Path) -> Iterator[Path | None]
         yield None
         return
     copy = path.with_name(f"{path.name}.copying-{os.getpid()}")
-    copy.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.copying-*"):
+        if left == copy or not _is_alive(left.suffix.removeprefix(".copying-")):
+            left.unlink(missing_ok=True)
     try:
         connection.execute("VACUUM INTO ?", (str(copy),))
         shutil.copymode(path, copy)
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether the process that makes a copy may still be at it."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError, OverflowError):
+        pass
+    return True
 
 
 def _backup_name(path: Path) -> Path:

@@ -213,7 +213,7 @@ async def _views(
     suspect: set[str] = set()
     for key in standing.keys() & views.keys():
         try:
-            views[key] = projection.from_row(standing[key])
+            views[key] = folding.restore(projection, standing[key])
         except Damaged as error:
             log.warning("damaged_view_found", projection=projection.name, key=key, why=str(error))
             suspect.add(key)

@@ -344,7 +344,7 @@ class Walk:
         else:
             kind, differing = "stale", fields([*projection.table.columns], standing, row)
             try:
-                projection.from_row(standing)
+                folding.restore(projection, standing)
             except Damaged:
                 kind = "damaged"
         return Difference(projection.name, "view", kind, key, differing)

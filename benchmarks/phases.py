@@ -1,0 +1,98 @@
+"""`projector` that says from moment to moment what it does: phases.py FILE ARGUMENTS...
+
+It calls through to the product and changes nothing of it. The first byte of FILE, which is mapped
+into memory and so outlives a SIGKILL, is the index in `PHASES` of what is being done.
+"""
+
+import mmap
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
+from inspect import iscoroutinefunction
+from pathlib import Path
+from typing import Any, Final
+
+WRAPPED: Final[dict[str, tuple[str, ...]]] = {
+    "read": ("worker.sqlite:SqliteStore.read_events", "worker.sqlite:SqliteStore.load_views"),
+    "fold": ("projections.fold:read", "projections.fold:fold"),
+    "commit": ("worker.sqlite:SqliteStore.commit",),
+    "setup": ("worker.schema:setup",),
+    "migration": ("worker.schema:_migrate",),
+    "walk": ("worker.replay:rebuild_all",),
+    "replay": ("worker.verification:_replay",),
+}
+"""What belongs to a phase; a new phase is one line here."""
+OUTER: Final = frozenset({"walk", "replay"})
+"""Phases that hide those of what they call; of all others the innermost counts."""
+PHASES: Final = ("other", *WRAPPED)
+
+
+class Board:
+    """Shows the phase to whoever maps the same file."""
+
+    def __init__(self, file: Path) -> None:
+        with file.open("r+b") as opened:
+            self._map = mmap.mmap(opened.fileno(), 1)
+        self._active: list[str] = []
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Tasks take turns, so phases need not end in the order in which they began."""
+        self._active.append(name)
+        self._show()
+        try:
+            yield
+        finally:
+            self._active.reverse()
+            self._active.remove(name)
+            self._active.reverse()
+            self._show()
+
+    def _show(self) -> None:
+        outer = [name for name in self._active if name in OUTER]
+        shown = (outer or self._active or ["other"])[-1]
+        self._map[0] = PHASES.index(shown)
+
+
+def wrap(board: Board, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, its phase shown while it runs."""
+    if iscoroutinefunction(function):
+
+        @wraps(function)
+        async def awaited(*arguments: Any, **options: Any) -> Any:
+            with board.phase(name):
+                result: Awaitable[Any] = function(*arguments, **options)
+                return await result
+
+        return awaited
+
+    @wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        with board.phase(name):
+            return function(*arguments, **options)
+
+    return called
+
+
+def instrument(board: Board) -> None:
+    """Before any module that takes these names to itself is imported."""
+    for name, places in WRAPPED.items():
+        for place in places:
+            module, _, path = place.partition(":")
+            *owners, attribute = path.split(".")
+            owner: Any = import_module(module)
+            for step in owners:
+                owner = getattr(owner, step)
+            setattr(owner, attribute, wrap(board, name, getattr(owner, attribute)))
+
+
+def main() -> None:
+    file = Path(sys.argv.pop(1))
+    instrument(Board(file))
+    import_module("worker.cli").main()
+
+
+if __name__ == "__main__":
+    main()
