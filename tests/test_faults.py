@@ -669,3 +669,14 @@ def test_a_log_of_100_000_sessions_is_exact(database: Database) -> None:
         assert database.sql(f"SELECT count(*) FROM {table}") == [(100_000,)]
     assert database.position() == 100_003
     assert database.quarantine() == {}
+
+
+def test_status_warns_of_a_write_ahead_log_that_a_reader_pins(database: Database) -> None:
+    assert "write-ahead log is large" not in projector("status", "-d", database.path).stdout
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM event_log").fetchall()
+        for _ in range(5):
+            database.insert("A-1", bytes(15 * 1024 * 1024))
+
+        assert "write-ahead log is large" in projector("status", "-d", database.path).stdout

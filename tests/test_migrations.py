@@ -335,3 +335,21 @@ def test_a_wrong_group_is_refused_before_anything_is_done(tmp_path: Path) -> Non
         projector("db", "setup", "-d", tmp_path / "x.db", "--group", group, check=2)
 
     assert not any(tmp_path.iterdir())
+
+
+def test_a_killed_set_up_leaves_its_backup_under_its_name_and_no_other_copies(
+    kanbatte: Database,
+) -> None:
+    left = kanbatte.path.with_name("kanbatte.db.copying-999999999")
+    left.write_bytes(b"of a set-up that was killed")
+    program = (
+        "import os, signal, sys, pathlib; from worker import schema;"
+        "schema._use_wal = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+        "schema.setup(pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-P", "-c", program, str(kanbatte.path)], check=False)
+    projector("db", "setup", "-d", kanbatte.path)
+
+    names = sorted(path.name for path in kanbatte.path.parent.glob("kanbatte.db.*"))
+    assert len(names) == 1
+    assert names[0].startswith("kanbatte.db.before-projector-")
