@@ -368,3 +368,34 @@ def test_an_unknown_projection_is_refused(database: Database) -> None:
     refused = projector("replay", "--projection", "nope", "-d", database.path, check=2)
 
     assert "sessions, session_index" in refused.stderr
+
+
+def test_a_session_that_nothing_names_is_said_not_to_be_there(folded: Database) -> None:
+    for command in ("verify", "replay"):
+        said = projector(command, "--session", "nope", "-d", folded.path, check=1)
+
+        assert "there is no session nope" in said.stderr
+
+
+def test_a_row_that_bears_the_id_of_another_session_is_mended(
+    folded: Database, tmp_path: Path
+) -> None:
+    folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
+    folded.sql("UPDATE view SET id = 'session:A-1' WHERE key = 'session:A-2'")
+
+    projector("replay", "-d", folded.path)
+
+    assert folded.everything() == refolded(folded, tmp_path / "fresh.db").everything()
+
+
+def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
+    folded: Database,
+) -> None:
+    folded.sql("INSERT INTO view VALUES ('session:A-9', 'project:P', x'80', 'e', 1, 1)")
+    folded.created("A-9")
+
+    refused = projector("run", "--once", "-d", folded.path, check=4)
+
+    assert "another program's row has the id" in refused.stderr
+    assert "SELECT id, key FROM view" in refused.stderr
+    assert folded.sql("SELECT key FROM view WHERE id = 'session:A-9'") == [("project:P",)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from projections.event import LogRow, Unfoldable, created_ms, decode, keys_of
+from projections.event import LogRow, Unfoldable, created_ms, decode, is_utf8, keys_of
 from projections.messagepack import Malformed, decode_exact
 from projections.projection import Damaged
 from projections.session_index import Entry, SessionIndex
@@ -98,7 +98,7 @@ def session(client: Client, session_id: str) -> dict[str, Any]:
 
 
 def _no_session(client: Client, session_id: str) -> Finding:
-    if exists(client, session_id):
+    if is_utf8(session_id) and exists(client, session_id):
         return Finding(
             f"session {session_id} is in the log, and not yet folded into a view",
             f"is a daemon running? `projector status -d {quoted(client.path)}`",
@@ -172,6 +172,19 @@ def _lag_seconds(client: Client, position: int) -> float:
         return max(0.0, round(time.time() - created_ms(next(waiting)[0]) / 1000, 3))
     except (StopIteration, Unfoldable):
         return 0.0
+
+
+def require_known(client: Client, session_id: str) -> None:
+    """Raises `Finding` where neither the log nor a row names a session."""
+    bare, key = keys_of(session_id)[0], PREFIX + session_id
+    if is_utf8(session_id) and client.value(
+        "SELECT EXISTS (SELECT 1 FROM event_log WHERE key IN (?, ?))"
+        " OR EXISTS (SELECT 1 FROM view WHERE key >= 'session:' AND key < 'session;' AND key = ?)"
+        " OR EXISTS (SELECT 1 FROM session_index WHERE session_id = ?)",
+        (bare, key, key, session_id),
+    ):
+        return
+    raise _no_session(client, session_id)
 
 
 def exists(client: Client, session_id: str) -> bool:

@@ -50,7 +50,7 @@ def replay(
         _compare(database, _Told(json, "would change"), session, name, dry_run=True)
         return
     told = _Told(json, "were mended")
-    chosen = _chosen(name, session)
+    chosen = _chosen(database, name, session)
 
     async def run() -> None:
         await verification.replay(resolve(database), chosen, told, session=session)
@@ -65,7 +65,7 @@ def _compare(
 
     from worker import verification
 
-    chosen = _chosen(name, session)
+    chosen = _chosen(database, name, session)
 
     async def run() -> int:
         return await verification.compare(
@@ -75,9 +75,10 @@ def _compare(
     return anyio.run(run)
 
 
-def _chosen(name: str | None, session: str | None) -> list[Any]:
+def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
     from projections import BUILT_IN
-    from worker import log
+    from worker import log, readers
+    from worker.client import Client
 
     log.configure(LogLevel.WARNING, LogFormat.AUTO)
     known = [projection.name for projection in BUILT_IN]
@@ -86,6 +87,8 @@ def _chosen(name: str | None, session: str | None) -> list[Any]:
     found = [projection for projection in BUILT_IN if name in (None, projection.name)]
     if session is not None:
         found = [projection for projection in found if projection.view_of("session:x") is not None]
+        with Client.reading(resolve(database)) as client:
+            readers.require_known(client, session)
     return found
 
 

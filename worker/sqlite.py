@@ -1,5 +1,6 @@
 """The embedded engine: the storage port on SQLite."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from projections.event import MAX_EVENT_BYTES, LogRow, is_utf8
 from projections.projection import Projection, Table
 from worker import schema
 from worker.database import BUSY_TIMEOUT_S, FileIdentity, lossless_text, uri
-from worker.errors import LostRace, translated
+from worker.errors import LostRace, NeedsPerson, translated
 from worker.store import Change, Checkpoint, Loaded
 
 PAGE_EVENTS: Final = 1000
@@ -248,7 +249,7 @@ class SqliteStore:
         if cursor.rowcount != 1:
             raise LostRace
         if change.rows:
-            await self._connection.executemany(_upsert(table), change.rows)
+            await self._write(table, change.rows)
         for key in change.removed:
             await self._connection.execute(
                 f"DELETE FROM {table.name} WHERE {_owned(table)}"
@@ -268,6 +269,33 @@ class SqliteStore:
                 "DELETE FROM quarantine WHERE projection = ? AND seq = ?",
                 [(before.name, seq) for seq in change.cleared],
             )
+
+    async def _write(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        try:
+            await self._connection.executemany(_upsert(table), rows)
+        except sqlite3.IntegrityError:
+            if not table.prefix:
+                raise
+            # A row of ours bears the id of another one: damaged, and met when that is written.
+            columns = [*table.columns]
+            id_at, key_at = columns.index("id"), columns.index(table.key)
+            await self._connection.executemany(
+                f"UPDATE OR IGNORE {table.name} SET id = {table.key}"
+                f" WHERE {_owned(table)} AND id = ? AND {table.key} <> ?",
+                [(row[id_at], row[key_at]) for row in rows],
+            )
+            await self._write_anew(table, rows)
+
+    async def _write_anew(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        try:
+            await self._connection.executemany(_upsert(table), rows)
+        except sqlite3.IntegrityError as error:
+            raise NeedsPerson(
+                f"{self._path}: a row of {table.name} cannot be written ({error}): another"
+                " program's row has the id that it must have",
+                f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
+                f" AND {table.key} NOT LIKE '{table.prefix}%'",
+            ) from None
 
     async def _make(self, projection: Projection) -> None:
         """The table and the checkpoint of a projection that runs for the first time."""
