@@ -13,6 +13,7 @@ settings.register_profile(
     "projector",
     deadline=None,
     max_examples=60,
+    derandomize=bool(os.environ.get("CI")),  # what lands must not hang on chance
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("projector")
