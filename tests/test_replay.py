@@ -399,3 +399,34 @@ def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
     assert "another program's row has the id" in refused.stderr
     assert "SELECT id, key FROM view" in refused.stderr
     assert folded.sql("SELECT key FROM view WHERE id = 'session:A-9'") == [("project:P",)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE view SET key = 'session:aghost' WHERE key = 'session:A-1'",
+        "INSERT INTO session_index SELECT CAST('zz' AS BLOB), project, status, title,"
+        " message_count, last_role, created_at, updated_at, last_event_id, last_seq"
+        " FROM session_index WHERE session_id = 'A-1'",
+        "UPDATE checkpoint SET skipped = 'abc'",
+        "INSERT INTO quarantine VALUES ('sessions', CAST(x'ff' AS TEXT), 1, 2, 'r')",
+    ],
+)
+def test_odd_damage_is_found_and_mended(folded: Database, tmp_path: Path, damage: str) -> None:
+    folded.sql(damage)
+
+    projector("verify", "-d", folded.path, check=1)
+    projector("replay", "-d", folded.path)
+
+    assert folded.everything() == refolded(folded, tmp_path / "fresh.db").everything()
+
+
+def test_two_replays_at_once_count_the_skipped_once(database: Database) -> None:
+    fill(database, sessions=500, events=8000)
+    catch_up(database)
+    database.sql("UPDATE checkpoint SET skipped = 5")
+    command = [*PROJECTOR, "replay", "-d", str(database.path)]
+    two = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+
+    assert [one.wait() for one in two] == [0, 0]
+    assert database.sql("SELECT DISTINCT skipped FROM checkpoint") == [(0,)]

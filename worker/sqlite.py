@@ -264,10 +264,10 @@ class SqliteStore:
                 " SET id = excluded.id, key = excluded.key, reason = excluded.reason",
                 [(before.name, event.reason, event.seq) for event in change.quarantined],
             )
-        if change.cleared:
-            await self._connection.executemany(
-                "DELETE FROM quarantine WHERE projection = ? AND seq = ?",
-                [(before.name, seq) for seq in change.cleared],
+        for seq in change.cleared:
+            await self._connection.execute(
+                f"DELETE FROM quarantine WHERE projection = ? AND seq = {_bound('?', seq)}",
+                (before.name, _raw(seq)),
             )
 
     async def _write(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:

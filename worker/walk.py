@@ -19,7 +19,7 @@ from projections.fold import Rejected
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace
-from worker.store import Change, Checkpoint, Store
+from worker.store import Change, Checkpoint, Loaded, Store
 
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
@@ -179,11 +179,13 @@ class Walk:
             differing = [k for k in part if rows.get(k) != loaded.rows.get(k)]
             if differing:
                 await self._require_same_log(loaded.checkpoint)
+            mended: list[str] = []
             try:
-                await self._mend_rows(loaded.checkpoint, differing, rows)
+                await self._mend_rows(loaded, differing, rows, mended)
             except LostRace:
                 if not self._following:
                     raise
+                found += [self._difference(k, loaded.rows.get(k), rows.get(k)) for k in mended]
                 continue  # the same part again, as of where the checkpoint is now
             found += [self._difference(k, loaded.rows.get(k), rows.get(k)) for k in differing]
             keys, position = keys[loaded.covered :], self.until
@@ -204,18 +206,23 @@ class Walk:
             views.update(folding.fold(self._projection, views, concerned).views)
 
     async def _mend_rows(
-        self, checkpoint: Checkpoint, keys: Sequence[str], rows: dict[str, tuple[Any, ...]]
+        self,
+        loaded: Loaded,
+        keys: Sequence[str],
+        rows: dict[str, tuple[Any, ...]],
+        mended: list[str],
     ) -> None:
+        """Write by chunks; `mended` gets the keys of those that are committed."""
+        checkpoint = loaded.checkpoint
         chunk: list[str] = []
         size = 0
-        for key in keys:
+        for number, key in enumerate(keys, 1):
             chunk.append(key)
-            size += sum(len(v) for v in rows.get(key, ()) if isinstance(v, bytes | str))
-            if len(chunk) >= CHUNK_CHANGES or size >= CHUNK_BYTES:
+            size += max(_size(rows.get(key, ())), _size(loaded.rows.get(key, ())))
+            if number == len(keys) or len(chunk) >= CHUNK_CHANGES or size >= CHUNK_BYTES:
                 checkpoint = await self._mend(checkpoint, _rows(chunk, rows), _gone(chunk, rows))
+                mended += chunk
                 chunk, size = [], 0
-        if chunk:
-            await self._mend(checkpoint, _rows(chunk, rows), _gone(chunk, rows))
 
     async def _mend(
         self,
@@ -284,17 +291,21 @@ class Walk:
             ghosts = [key for key in keys if key not in explained]
             if ghosts:
                 await self._require_same_log(checkpoint)
+            removed: list[str] = []
             try:
-                await self._mend_rows(checkpoint, ghosts, {})
+                for key in ghosts:  # one by one, as each may be large
+                    checkpoint = await self._mend(checkpoint, removed=[key])
+                    removed.append(key)
             except LostRace:
                 if not self._following:
                     raise
+                yield Step(0, len(removed), [self._difference(k, (), None) for k in removed])
                 continue
             after = keys[-1]
             yield Step(0, len(ghosts), [self._difference(key, (), None) for key in ghosts])
 
     async def _explained(self, keys: Sequence[str], until: int) -> set[str]:
-        keys = [key for key in keys if is_utf8(key)]
+        keys = [key for key in keys if isinstance(key, str) and is_utf8(key)]
         spellings = {key: self._projection.log_keys(key) for key in keys}
         if None in spellings.values():
             explained = await self._store.gathered(keys)
@@ -316,14 +327,15 @@ class Walk:
                 return
 
     async def _compare_skipped(self) -> list[Difference]:
-        """The count as of where a followed checkpoint stood; what came since was added to it."""
-        wrong_by = self.skipped - self._checkpoint.skipped
-        if not self._following or not wrong_by:
+        """The count as of where a followed checkpoint stood when the walk began."""
+        if not self._following or self.skipped == self._checkpoint.skipped:
             return []
         while self._mending:
             checkpoint = await self._store.checkpoint(self._projection)
-            after = _raised(checkpoint)
-            after = msgspec.structs.replace(after, skipped=after.skipped + wrong_by)
+            await self._require_same_log(checkpoint)
+            after = msgspec.structs.replace(
+                _raised(checkpoint), skipped=await self._skipped_until(checkpoint.position)
+            )
             try:
                 await self._store.commit([Change(self._projection.table, checkpoint, after)])
                 break
@@ -331,6 +343,13 @@ class Walk:
                 continue
         differs = Field("skipped", self._checkpoint.skipped, self.skipped)
         return [Difference(self._projection.name, "checkpoint", "stale", None, [differs])]
+
+    async def _skipped_until(self, position: int) -> int:
+        skipped, start = self.skipped, self.until + 1
+        while rows := await self._store.read_events(start=start, until=position):
+            start = rows[-1].seq + 1
+            skipped += folding.fold(self._projection, {}, folding.read(rows)).skipped
+        return skipped
 
     def _difference(
         self, key: str, standing: tuple[Any, ...] | None, row: tuple[Any, ...] | None
@@ -373,6 +392,10 @@ def _page(projection: Projection, rows: Sequence[LogRow]) -> _Page:
             for row in rows
         ]
     return _Page([row.seq for row in rows], keys, events)
+
+
+def _size(row: Sequence[Any]) -> int:
+    return sum(len(value) for value in row if isinstance(value, bytes | str))
 
 
 def _rows(keys: Sequence[str], rows: dict[str, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
