@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from projections.event import LogRow, Unfoldable, created_ms, decode, is_utf8, keys_of
+from projections.fold import restore
 from projections.messagepack import Malformed, decode_exact
 from projections.projection import Damaged
 from projections.session_index import Entry, SessionIndex
@@ -81,7 +82,7 @@ def session(client: Client, session_id: str) -> dict[str, Any]:
     if row is None:
         raise _no_session(client, session_id)
     try:
-        SESSIONS.from_row(row)
+        restore(SESSIONS, row)
         view: dict[str, Any] = decode_exact(row[2])
     except (Damaged, Malformed):
         view = {"messages": [None]}

@@ -86,9 +86,7 @@ async def compare(
             "`projector run` or `projector replay` makes them anew; `projector replay --dry-run`"
             " says what that changes",
         )
-    until = None if fit and checkpoint.position else await store.newest()
-    if not dry_run:
-        until = None
+    until = await store.newest() if dry_run and not (fit and checkpoint.position) else None
     async for step in Walk(store, projection, checkpoint, until=until, only=only).steps():
         yield step
 
