@@ -1,7 +1,7 @@
 """From a row of the log to a typed event, or the reason why not."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -17,7 +17,14 @@ _T = TypeVar("_T")
 
 
 class Unfoldable(Exception):
-    """An event that goes to quarantine; the text is the reason, in words to act on."""
+    """An event that goes to quarantine; the text is the reason, in words to act on.
+
+    `type` is the event's, where that could be read: others have no concern with it then.
+    """
+
+    def __init__(self, reason: str, type: str | None = None) -> None:  # noqa: A002
+        super().__init__(reason)
+        self.type = type
 
 
 class LogRow(msgspec.Struct, frozen=True):
@@ -68,11 +75,18 @@ class SessionUpdated(msgspec.Struct, frozen=True):
     project: str | None
 
 
-Body = SessionCreated | MessagesAppended | SessionUpdated
+class Other(msgspec.Struct, frozen=True):
+    """Of a type that is not ours and that a projection folds: the event's own `data`, decoded."""
+
+    data: dict[Any, Any]
+
+
+Body = SessionCreated | MessagesAppended | SessionUpdated | Other
 
 
 class Event(msgspec.Struct, frozen=True):
-    """`time` in milliseconds; `body` is None for types that are somebody else's."""
+    """`time` in milliseconds; `body` is None, and `type` and `seq` all that counts, for types
+    that nobody here folds."""
 
     seq: int
     id: str
@@ -82,15 +96,27 @@ class Event(msgspec.Struct, frozen=True):
     body: Body | None
 
 
-def decode(row: LogRow) -> Event:
-    """The event of a row; raises `Unfoldable`."""
+def decode(row: LogRow, others: Collection[str] = ()) -> Event:
+    """The event of a row; raises `Unfoldable`. `others`: further types that somebody folds."""
     data, event = _whole(row.data)
     kind = event.get("type")
     if not isinstance(kind, str):
         raise _wrong("type", kind, "text")
     read_body = _READERS.get(kind)
+    if read_body is None and kind in others:
+        read_body = _other
     if read_body is None:
         return Event(row.seq, "", kind, "", 0, None)
+    try:
+        return _typed(row, kind, _Data(event, data), read_body)
+    except Unfoldable as error:
+        raise Unfoldable(str(error), kind) from None
+
+
+def _typed(
+    row: LogRow, kind: str, data: "_Data", read_body: "Callable[[_Data, int], Body]"
+) -> Event:
+    event = data.event
     time = _optional_ms(event, "timestamp")
     if time is None:
         time = created_ms(row.created_at)
@@ -98,7 +124,7 @@ def decode(row: LogRow) -> Event:
     session_id = _session_id(_text("key", row.key), event.get("sessionId"))
     if not isinstance(event.get("data"), dict):
         raise _wrong("data", event.get("data"), "a map")
-    return Event(row.seq, event_id, kind, session_id, time, read_body(_Data(event, data), time))
+    return Event(row.seq, event_id, kind, session_id, time, read_body(data, time))
 
 
 def session_of(key: str) -> str:
@@ -250,6 +276,10 @@ def _updated(data: _Data, _time: int) -> SessionUpdated:
     return SessionUpdated(data.messages(), data.status(), data.optional_text("project"))
 
 
+def _other(data: _Data, _time: int) -> Other:
+    return Other(data.event["data"])
+
+
 _READERS: Final[Mapping[str, Callable[[_Data, int], Body]]] = {
     "session_created": _created,
     "session_append": _appended,
@@ -257,6 +287,8 @@ _READERS: Final[Mapping[str, Callable[[_Data, int], Body]]] = {
     "session_status_update": _status_updated,
     "session_updated": _updated,
 }
+SESSION_EVENTS: Final = frozenset(_READERS)
+"""The types of event that are about sessions."""
 
 
 def _required(value: _T | None, name: str) -> _T:

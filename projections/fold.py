@@ -1,14 +1,16 @@
 """Views and events in; changed views, quarantined events and a count of the skipped out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from projections.event import Event, LogRow, Unfoldable, decode, is_utf8
+from projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable, decode, is_utf8
 from projections.projection import Damaged, Projection
 
 FAULT: Final = "a fault in the code of the projection: "
+MAX_ROW_BYTES: Final = 256 * 1024 * 1024
+"""The texts and BLOBs of one row."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -16,6 +18,8 @@ class Rejected(msgspec.Struct, frozen=True):
 
     seq: int
     reason: str
+    type: str | None = None
+    """Where it could be read."""
 
 
 class Folded(msgspec.Struct, frozen=True):
@@ -26,9 +30,10 @@ class Folded(msgspec.Struct, frozen=True):
     skipped: int
 
 
-def read(rows: Iterable[LogRow]) -> list[Event | Rejected]:
+def read(rows: Iterable[LogRow], projections: Iterable[Projection] = ()) -> list[Event | Rejected]:
     """Every row decoded once, for all projections."""
-    return [_read(row) for row in rows]
+    others = frozenset(kind for p in projections for kind in p.events) - SESSION_EVENTS
+    return [_read(row, others) for row in rows]
 
 
 def fold(
@@ -39,6 +44,9 @@ def fold(
     quarantined: list[Rejected] = []
     skipped = 0
     for event in events:
+        if event.type is not None and event.type not in projection.events:
+            skipped += 1
+            continue
         if isinstance(event, Rejected):
             quarantined.append(event)
             continue
@@ -46,18 +54,57 @@ def fold(
             key = projection.key_of(event)
             if key is None:
                 skipped += 1
-            else:
-                changed[key] = projection.fold(changed.get(key, views.get(key)), event)
-        except Exception as error:
+                continue
+            _require_key(key)
+            view = projection.fold(changed.get(key, views.get(key)), event)
+            if not projection.trusted:
+                require_row(projection, key, projection.to_row(view))
+            changed[key] = view
+        except (Exception, SystemExit) as error:
             quarantined.append(Rejected(event.seq, _reason(error)))
     return Folded(changed, quarantined, skipped)
 
 
-def _read(row: LogRow) -> Event | Rejected:
+def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
     try:
-        return decode(row)
+        return decode(row, others)
     except Exception as error:
-        return Rejected(row.seq, _reason(error))
+        return Rejected(row.seq, _reason(error), getattr(error, "type", None))
+
+
+def _require_key(key: Any) -> None:
+    if not isinstance(key, str) or not is_utf8(key):
+        raise Unfoldable(f"{FAULT}key_of gave no text in UTF-8")
+
+
+def require_row(projection: Projection, key: str, row: Any) -> None:
+    """Raises `Unfoldable` where its table would not keep a row as it is, under this key."""
+    columns = projection.table.columns
+    if not isinstance(row, tuple) or len(row) != len(columns):
+        raise Unfoldable(f"{FAULT}a row is no tuple of {len(columns)} columns")
+    size = 0
+    for (name, kind), value in zip(columns.items(), row, strict=True):
+        if not _fits(kind, value):
+            what = type(value).__name__
+            raise Unfoldable(f"{FAULT}the column {name} is {kind} and cannot keep this {what}")
+        if name == projection.table.key and value != key:
+            raise Unfoldable(f"{FAULT}the column {name} is not what key_of says")
+        size += len(value) if isinstance(value, str | bytes) else 0
+    if size > MAX_ROW_BYTES:
+        raise Unfoldable(f"the view would be larger than {MAX_ROW_BYTES} bytes")
+
+
+def _fits(kind: str, value: Any) -> bool:
+    if value is None:
+        return True
+    match kind:
+        case "TEXT":
+            return type(value) is str and is_utf8(value)
+        case "INTEGER":
+            return type(value) is int and -(2**63) <= value < 2**63
+        case "REAL":
+            return type(value) is float and value == value  # SQLite keeps NaN as NULL
+    return type(value) is bytes
 
 
 def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
@@ -74,16 +121,19 @@ def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
     """The view to have at hand for an event; none where the projection fails to say."""
-    if isinstance(event, Rejected):
+    if isinstance(event, Rejected) or event.type not in projection.events:
         return None
     try:
-        return projection.key_of(event)
-    except Exception as error:
+        key = projection.key_of(event)
+        if key is not None:
+            _require_key(key)
+        return key
+    except (Exception, SystemExit) as error:
         _reason(error)
         return None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Why an event goes to quarantine. A fault in the code is no reason to stop the feed either;
     only a lack of memory is, because it says nothing of the event."""
     if isinstance(error, MemoryError):

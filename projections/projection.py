@@ -1,10 +1,18 @@
 """What a projection is: which events concern which view, how a view folds, how it is kept."""
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import msgspec
 
-from projections.event import Event, SessionCreated, Unfoldable, keys_of, session_of
+from projections.event import (
+    SESSION_EVENTS,
+    Event,
+    SessionCreated,
+    Unfoldable,
+    keys_of,
+    session_of,
+)
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -44,6 +52,10 @@ class Projection:
     version: ClassVar[int]
     """Raised by every change that lets the same log give other rows or another quarantine."""
     table: ClassVar[Table]
+    events: ClassVar[Collection[str]] = SESSION_EVENTS
+    """The types of event that it folds; those that are not ours come with an `Other` as body."""
+    trusted: ClassVar[bool] = False
+    """That each row can be kept as it is need not be looked at after each event."""
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""

@@ -37,6 +37,7 @@ class SessionIndex(PerSession):
 
     name = "session_index"
     version = 1
+    trusted = True
     table = Table(
         name="session_index",
         columns={

@@ -42,6 +42,7 @@ class Sessions(PerSession):
 
     name = "sessions"
     version = 1
+    trusted = True
     table = Table(
         name="view",
         columns={

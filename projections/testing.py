@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from projections import fold as folding
-from projections.event import LogRow
+from projections.event import LogRow, Unfoldable
 from projections.projection import Projection
 
 T0: Final = 1_700_000_000_000
@@ -108,7 +108,7 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
     skipped = start = turn = 0
     while start < len(rows):
         size = sizes[turn % len(sizes)] or 1
-        batch = folding.read(rows[start : start + size])
+        batch = folding.read(rows[start : start + size], [projection])
         views = {key: projection.from_row(row) for key, row in standing.items()}
         folded = folding.fold(projection, views, batch)
         again = {key: projection.to_row(view) for key, view in views.items()}
@@ -119,7 +119,7 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
             )
         rows_made = {key: projection.to_row(view) for key, view in folded.views.items()}
         for key, row in rows_made.items():
-            _check_row(projection, key, row)
+            _require_row(projection, key, row)
         faults = [r for r in folded.quarantined if r.reason.startswith(folding.FAULT)]
         assert not faults, f"{projection.name} raised: {faults}"
         standing |= rows_made
@@ -129,19 +129,11 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
     return standing, quarantined, skipped
 
 
-def _check_row(projection: Projection, key: str, row: Any) -> None:
-    """A row must be what its table can keep, and be found again by the key of its events."""
-    columns = projection.table.columns
-    assert isinstance(row, tuple), f"a row of {projection.name} is {type(row).__name__}, no tuple"
-    assert len(row) == len(columns), f"a row of {projection.name} has {len(row)} columns: {row}"
-    for (name, kind), value in zip(columns.items(), row, strict=True):
-        fits = value is None or type(value) is _PYTHON_TYPES.get(kind)
-        fits = fits and not (isinstance(value, int) and not -(2**63) <= value < 2**63)
-        assert fits, f"{projection.name}.{name} is {kind} and cannot keep {value!r} as it is"
-        assert name != projection.table.key or value == key, f"{value!r} is kept under {key!r}"
-
-
-_PYTHON_TYPES: Final = {"TEXT": str, "INTEGER": int, "REAL": float, "BLOB": bytes}
+def _require_row(projection: Projection, key: str, row: tuple[Any, ...]) -> None:
+    try:
+        folding.require_row(projection, key, row)
+    except Unfoldable as error:
+        raise AssertionError(f"{projection.name}: {error}") from None
 
 
 def _compare(

@@ -7,8 +7,8 @@ import pytest
 from support import Database
 
 from projections import BUILT_IN
-from projections.event import Event, SessionCreated
-from projections.projection import Projection, Table
+from projections.event import SESSION_EVENTS, Event, Other, SessionCreated
+from projections.projection import PerSession, Projection, Table
 from projections.session_index import SessionIndex
 from projections.sessions import Sessions
 from projections.testing import T0, appended, created, event, given, updated
@@ -252,3 +252,100 @@ def test_the_kit_catches_a_projection_that_raises() -> None:
 
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         given(created("A-1")).expect(Raising(), {})
+
+
+class TokensPerSession(PerSession):
+    """Folds a type that is not ours, beside those of sessions."""
+
+    name = "tokens"
+    version = 1
+    events = SESSION_EVENTS | {"tokens_used"}
+    table = Table(
+        name="tokens", columns={"id": "TEXT", "project": "TEXT", "tokens": "INTEGER"}, key="id"
+    )
+
+    def created(self, event: Event, body: SessionCreated) -> tuple[Any, ...]:
+        return (event.session_id, body.project, 0)
+
+    def changed(self, view: tuple[Any, ...], event: Event) -> tuple[Any, ...]:
+        if not isinstance(event.body, Other):
+            return view
+        return (*view[:2], view[2] + event.body.data["tokens"])
+
+
+def test_a_projection_may_fold_types_that_are_not_ours() -> None:
+    log = given(
+        created("A-1"),
+        event("tokens_used", "A-1", {"tokens": 3}),
+        event("tokens_used", "A-2", {"tokens": 3}),
+        event("tokens_used", "A-1", 5),
+        event("task_created", "A-1", {}),
+        event("session_append", "A-1", {}),
+    )
+
+    log.expect(
+        TokensPerSession(),
+        {"A-1": {"tokens": 3}},
+        quarantined={3: "never created", 4: "data is a number", 6: "messages is missing"},
+        skipped=1,
+    )
+    log.expect(Sessions(), {"session:A-1": {}}, quarantined={6: "messages is missing"}, skipped=4)
+
+
+def test_an_event_that_is_not_a_projections_type_is_no_concern_of_it() -> None:
+    class OnlyTokens(TokensPerSession):
+        events = frozenset({"tokens_used"})
+
+    given(event("session_append", "A-1", {}), event(5, "A-1", {})).expect(  # type: ignore[arg-type]
+        OnlyTokens(), {}, quarantined={2: "type is a number"}, skipped=1
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        ("A-1", "P"),
+        ["A-1", "P", 1],
+        ("A-2", "P", 1),
+        ("A-1", b"P", 1),
+        ("A-1", "\ud800", 1),
+        ("A-1", "P", True),
+        ("A-1", "P", "1"),
+        ("A-1", "P", 2**63),
+        ("A-1", "P", 1.5),
+    ],
+)
+def test_a_row_that_cannot_be_kept_quarantines_its_event_for_that_projection_alone(
+    database: Database, row: Any
+) -> None:
+    class Odd(TokensPerSession):
+        def changed(self, view: Any, event: Event) -> Any:
+            return row if event.seq == 2 else super().changed(view, event)
+
+    database.created("A-1")
+    for _ in range(2):
+        database.insert("A-1", {"type": "tokens_used", "data": {"tokens": 4}})
+
+    anyio.run(service.run_once, database.path, (*BUILT_IN, Odd()))
+
+    ((name, seq, reason),) = database.sql("SELECT projection, seq, reason FROM quarantine")
+    assert (name, seq) == ("tokens", 2)
+    assert reason.startswith("a fault in the code of the projection: ")
+    assert database.sql("SELECT * FROM tokens") == [("A-1", "P", 4)]
+    assert len(database.views()) == 1
+
+
+@pytest.mark.parametrize("key", [5, b"A-1", "\ud800"])
+def test_a_key_that_is_no_text_quarantines_its_event(database: Database, key: Any) -> None:
+    class Odd(CreatedPerDay):
+        def key_of(self, event: Event) -> Any:
+            return key if event.seq == 1 else super().key_of(event)
+
+    database.created("A-1")
+    database.created("A-2")
+
+    anyio.run(service.run_once, database.path, (*BUILT_IN, Odd()))
+
+    assert [*database.quarantine()] == [1]
+    assert database.sql("SELECT count FROM created_per_day") == [(1,)]

@@ -26,7 +26,9 @@ async def refold(store: Store, projection: Projection, key: str, *, until: int) 
         else await store.read_history(log_keys, after=position, until=until)
     ):
         position = rows[-1].seq
-        concerned = [e for e in folding.read(rows) if folding.key_of(projection, e) == key]
+        concerned = [
+            e for e in folding.read(rows, [projection]) if folding.key_of(projection, e) == key
+        ]
         view = folding.fold(projection, {key: view}, concerned).views.get(key, view)
     return view
 

@@ -126,7 +126,7 @@ class Tail:
 
     async def _fold(self, rows: Sequence[LogRow]) -> list[Change]:
         """What these rows change; of the first only, if all touch more than may be loaded."""
-        events = folding.read(rows)
+        events = folding.read(rows, [member.projection for member in self.members])
         loaded: list[dict[str, tuple[Any, ...]]] = []
         for member in self.members:
             views, cut = await _load(self._store, member.projection, events)

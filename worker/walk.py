@@ -134,7 +134,7 @@ class Walk:
             yield _Page(
                 [row.seq for _, row in rows],
                 [key for key, _ in rows],
-                folding.read(row for _, row in rows),
+                folding.read((row for _, row in rows), [self._projection]),
             )
 
     async def _spelled_twice(self, rows: Sequence[LogRow]) -> set[str]:
@@ -201,7 +201,7 @@ class Walk:
         """What came while the walk was under way."""
         wanted = set(keys)
         async for rows in self._history(keys, after=after, until=until):
-            events = folding.read(rows)
+            events = folding.read(rows, [self._projection])
             concerned = [e for e in events if folding.key_of(self._projection, e) in wanted]
             views.update(folding.fold(self._projection, views, concerned).views)
 
@@ -311,7 +311,8 @@ class Walk:
             explained = await self._store.gathered(keys)
             if until > self.until:
                 async for rows in self._history(keys, after=self.until, until=until):
-                    found = {folding.key_of(self._projection, e) for e in folding.read(rows)}
+                    events = folding.read(rows, [self._projection])
+                    found = {folding.key_of(self._projection, e) for e in events}
                     explained.update(key for key in found if key is not None)
             return explained
         asked = {s: key for key, ways in spellings.items() for s in ways or ()}
@@ -348,7 +349,8 @@ class Walk:
         skipped, start = self.skipped, self.until + 1
         while rows := await self._store.read_events(start=start, until=position):
             start = rows[-1].seq + 1
-            skipped += folding.fold(self._projection, {}, folding.read(rows)).skipped
+            events = folding.read(rows, [self._projection])
+            skipped += folding.fold(self._projection, {}, events).skipped
         return skipped
 
     def _difference(
@@ -383,7 +385,7 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 def _page(projection: Projection, rows: Sequence[LogRow]) -> _Page:
-    events = folding.read(rows)
+    events = folding.read(rows, [projection])
     if projection.log_keys("") is None:
         keys = [folding.key_of(projection, event) for event in events]
     else:
