@@ -20,6 +20,7 @@ NAMES = [
     "0002-add-view-table",
     "0003-projector-sessions",
     "0004-projector-dismissed",
+    "0005-projector-projection-state",
 ]
 
 

@@ -44,6 +44,14 @@ class NeedsPerson(ProjectorError):
     exit_code = 4
 
 
+class ProjectionFailed(NeedsPerson):
+    """One projection cannot go on; a daemon sets it aside, and goes on with the others."""
+
+    def __init__(self, projection: str, message: str, hint: str) -> None:
+        super().__init__(f"{projection}: {message}", hint)
+        self.projection = projection
+
+
 class LostRace(Exception):
     """Somebody else moved the checkpoint: drop what is remembered of it and read again."""
 

@@ -1,7 +1,8 @@
 """Which walk a projection needs: compare, mend beside a daemon, or rebuild; and one view anew."""
 
+import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -9,9 +10,12 @@ import structlog
 
 from projections import fold as folding
 from projections.projection import Projection
-from worker.errors import Finding, NeedsPerson
-from worker.store import Change, Checkpoint, Store, digest
+from worker.errors import Finding, LostRace, NeedsPerson
+from worker.store import Change, Checkpoint, State, Store, digest
 from worker.walk import Step, Walk
+
+PROGRESS_MS: Final = 1000
+"""How often a rebuild says how far it is."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -56,7 +60,7 @@ async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkp
     refuse_newer(projection, checkpoint)
     if checkpoint.version < projection.version:
         return True
-    return checkpoint.position == 0 and bool(await store.view_keys(projection.table, after=None))
+    return checkpoint.position == 0 and bool(await store.view_keys(projection, after=None))
 
 
 async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
@@ -113,10 +117,17 @@ async def rebuild(
     """
     until = await store.newest()
     last = await store.read_events(start=until, until=until)
+    if await store.prepare(projection) != checkpoint:
+        raise LostRace
     claimed = msgspec.structs.replace(checkpoint, generation=checkpoint.generation + 1)
     await store.commit([Change(projection.table, checkpoint, claimed)])
     walk = Walk(store, projection, claimed, until=until, mending=True)
+    progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), 0)
     async for step in walk.steps():
+        progress = msgspec.structs.replace(progress, events=progress.events + step.events)
+        if _now_ms() - progress.updated_at >= PROGRESS_MS:
+            progress = msgspec.structs.replace(progress, updated_at=_now_ms())
+            await store.report(projection.name, progress)
         yield step
     done = msgspec.structs.replace(
         claimed,
@@ -147,3 +158,7 @@ def unfit(projection: Projection, checkpoint: Checkpoint) -> NeedsPerson:
         f" {checkpoint.position}, and the event there is gone or another one",
         "the log was rewound or replaced; fold it from the first event with `projector replay`",
     )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

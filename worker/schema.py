@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 import migrations
 from projections import BUILT_IN
-from projections.projection import Table
+from worker import tables
 from worker.database import connect
 from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
@@ -104,24 +103,6 @@ def require_current(path: Path) -> None:
         connection.close()
 
 
-def table_statements(table: Table) -> list[str]:
-    """What makes the table of a projection, where it is the projection's own."""
-    if table.prefix:
-        return []
-    columns = ", ".join(
-        f"{name} {kind}{' PRIMARY KEY' if name == table.key else ''}"
-        for name, kind in table.columns.items()
-    )
-    return [
-        f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}) WITHOUT ROWID",
-        *(
-            f"CREATE INDEX IF NOT EXISTS idx_{table.name}_{index.replace(', ', '_')}"
-            f" ON {table.name} ({index})"
-            for index in table.indexes
-        ),
-    ]
-
-
 def setup(path: Path, *, group: str | None = None) -> Setup:
     """Create or upgrade the database, in one transaction; a Kanbatte database is copied first."""
     gid = None if group is None else _gid(group)
@@ -133,8 +114,9 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     try:
         with translated(path):
             done = _upgrade(connection, path)
-            for statement in chain.from_iterable(table_statements(p.table) for p in BUILT_IN):
-                connection.execute(statement)
+            for table in (p.table for p in BUILT_IN if not p.table.prefix):
+                for statement in tables.statements(table):
+                    connection.execute(statement)
             if gid is not None:
                 _share(path, gid)
             _use_wal(connection, path)

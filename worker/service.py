@@ -1,8 +1,8 @@
-"""Composition: the lock, the signals, a tail for each projection, shutdown."""
+"""Composition: the lock, the signals, the feed, shutdown."""
 
 import signal
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -11,10 +11,11 @@ from anyio.abc import TaskStatus
 
 from projections.projection import Projection
 from worker.database import DaemonLock, FileIdentity
-from worker.errors import LostRace, ProjectorError, Unavailable
+from worker.errors import LostRace, ProjectionFailed, ProjectorError
+from worker.feed import Feed
 from worker.replay import compare, needs_rebuild, rebuild_all
-from worker.sqlite import SqliteStore
-from worker.tail import Member, Outage, Tail, load, wait
+from worker.sqlite import SqliteStore, opened
+from worker.tail import Member, Tail, faults_of, load, wait
 from worker.walk import Step
 
 STANDBY_POLL_S = 0.5
@@ -34,7 +35,7 @@ async def run(
             if await _take_over(path, lock, stop):
                 if verify_every_s is not None:
                     tasks.start_soon(_verify_slowly, path, projections, verify_every_s, stop)
-                await _tail_all(path, projections, stop)
+                await Feed(path, projections, stop).run()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _first_error(group) from None
@@ -44,21 +45,32 @@ async def run(
 
 
 async def run_once(path: Path, projections: Sequence[Projection]) -> None:
-    """Catch up with the newest event there is now; works beside a daemon by compare-and-set."""
+    """Catch up with the newest event there is now; works beside a daemon by compare-and-set.
+
+    One that fails does not keep the others from it; the first such failure is raised at the end.
+    """
     stop = anyio.Event()
     lock = DaemonLock(path)
+    failed: list[ProjectionFailed] = []
     try:
         async with opened(path) as store:
             until = await store.newest()
             while True:
+                going = {error.projection for error in failed}
+                rest = [p for p in projections if p.name not in going]
                 try:
-                    for group in await _groups(store, projections, lock):
+                    for group in await _groups(store, rest, lock):
                         await Tail(store, group).run(stop, until=until)
-                    return
+                    break
                 except LostRace:
                     log.info("checkpoint_moved_by_another")
+                except ProjectionFailed as error:
+                    log.error("projection_failed", why=str(error), hint=error.hint)
+                    failed.append(error)
     finally:
         lock.release()
+    if failed:
+        raise failed[0]
 
 
 async def _groups(
@@ -67,85 +79,14 @@ async def _groups(
     """The projections by the position where they stand, none of them in need of a rebuild."""
     groups: dict[int, list[Member]] = {}
     for projection in projections:
-        await _leave_rebuild_to_holder(store, projection, lock)
-        member = await load(store, projection)
-        if await _stale(store, member):
-            await rebuild_all(store, projection, member.checkpoint, anyio.Event())
+        with faults_of(projection):
+            await _leave_rebuild_to_holder(store, projection, lock)
             member = await load(store, projection)
+            if await needs_rebuild(store, projection, member.checkpoint):
+                await rebuild_all(store, projection, member.checkpoint, anyio.Event())
+                member = await load(store, projection)
         groups.setdefault(member.checkpoint.position, []).append(member)
     return groups.values()
-
-
-async def _tail_all(path: Path, projections: Sequence[Projection], stop: anyio.Event) -> None:
-    outage = Outage()
-    async with opened(path) as store:
-        log.info("started", database=str(path), projections=[p.name for p in projections])
-        while not stop.is_set():
-            try:
-                await _tail_together(path, store, projections, outage, stop)
-            except LostRace:
-                log.info("checkpoint_moved_by_another")
-            except Unavailable as error:
-                await outage.wait_out(error, stop)
-
-
-async def _tail_together(
-    path: Path,
-    store: SqliteStore,
-    projections: Sequence[Projection],
-    outage: Outage,
-    stop: anyio.Event,
-) -> None:
-    """Those furthest on lead; each of the others catches up by itself, and joins them."""
-    members = [await load(store, projection) for projection in projections]
-    ready = [member for member in members if not await _stale(store, member)]
-    furthest = max((member.checkpoint.position for member in ready), default=0)
-    leaders = [member for member in ready if member.checkpoint.position == furthest]
-    lead = Tail(store, leaders, outage)
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lead.run, stop)
-            for member in members:
-                if member not in leaders:
-                    tasks.start_soon(_catch_up, path, member, lead, outage, stop)
-    except BaseExceptionGroup as group:
-        raise _first_error(group) from None
-
-
-async def _stale(store: SqliteStore, member: Member) -> bool:
-    return await needs_rebuild(store, member.projection, member.checkpoint)
-
-
-async def _catch_up(
-    path: Path, member: Member, lead: Tail, outage: Outage, stop: anyio.Event
-) -> None:
-    """Bring one projection to where the others stand, on a connection of its own, and join them."""
-    async with opened(path) as store:
-        if await _stale(store, member):
-            await rebuild_all(store, member.projection, member.checkpoint, stop)
-            member = await load(store, member.projection)
-        alone = Tail(store, [member], outage)
-        while not stop.is_set():
-            if alone.position < lead.position:
-                await alone.run(stop, until=lead.position)
-                continue
-            async with lead.turn_lock:
-                # What the others folded since is little, and they wait for it here.
-                await alone.run(stop, until=lead.position)
-                if not lead.members or alone.position == lead.position:
-                    lead.members += alone.members
-                    log.info("caught_up", projection=member.projection.name)
-                    return
-            await wait(STANDBY_POLL_S, stop)  # a rebuild came out further on than the others
-
-
-@asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(path)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def _verify_slowly(
@@ -156,11 +97,12 @@ async def _verify_slowly(
     while True:
         for projection in projections:
             try:
-                async with opened(path) as store, aclosing(compare(store, projection)) as steps:
-                    async for step in steps:
-                        found += len(step.differences)
-                        _report_differences(step, found)
-                        await wait(every_s, stop)
+                with faults_of(projection):
+                    async with opened(path) as store, aclosing(compare(store, projection)) as steps:
+                        async for step in steps:
+                            found += len(step.differences)
+                            _report_differences(step, found)
+                            await wait(every_s, stop)
             except (ProjectorError, LostRace) as error:
                 log.debug("verify_put_off", projection=projection.name, why=str(error))
             await wait(every_s, stop)

@@ -1,20 +1,21 @@
 """The embedded engine: the storage port on SQLite."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 import aiosqlite
 import anyio
+import msgspec
 
 from projections.event import MAX_EVENT_BYTES, LogRow, is_utf8
 from projections.projection import Projection, Table
-from worker import schema
+from worker import schema, tables
 from worker.database import BUSY_TIMEOUT_S, FileIdentity, lossless_text, uri
-from worker.errors import LostRace, NeedsPerson, translated
-from worker.store import Change, Checkpoint, Loaded
+from worker.errors import LostRace, ProjectionFailed, quoted, translated
+from worker.store import Change, Checkpoint, Loaded, State
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -36,6 +37,22 @@ _EVENT_COLUMNS: Final = (
     " created_at"
 )
 _CHECKPOINT_COLUMNS: Final = "name, version, position, generation, digest, skipped"
+_NEW_CHECKPOINT: Final = (
+    f"INSERT OR IGNORE INTO checkpoint ({_CHECKPOINT_COLUMNS}, kept_in, key_column, prefix)"
+    " VALUES (?, ?, 0, 0, '', 0, ?, ?, ?)"
+)
+_RESET_CHECKPOINT: Final = (
+    "UPDATE checkpoint SET version = ?, position = 0, digest = '', skipped = 0,"
+    " generation = generation + 1, kept_in = ?, key_column = ?, prefix = ? WHERE name = ?"
+)
+_FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
+_FORGET_QUARANTINE: Final = "DELETE FROM quarantine WHERE projection = ?"
+_OF_ONE_PROJECTION: Final = {
+    sqlite3.SQLITE_ERROR,  # no such table, no such column
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_TOOBIG,
+}
 
 
 class SqliteStore:
@@ -46,6 +63,8 @@ class SqliteStore:
         self._path = path
         self._identity = FileIdentity(path)
         self._data_version = None
+        self._present: dict[str, frozenset[str]] = {}
+        """The columns that each projection's table has."""
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -83,10 +102,26 @@ class SqliteStore:
     async def checkpoint(self, projection: Projection) -> Checkpoint:
         select = f"SELECT {_CHECKPOINT_COLUMNS} FROM checkpoint WHERE name = ?"
         rows = await self._fetch(select, (projection.name,))
-        if not rows:
-            await self._make(projection)
-            rows = await self._fetch(select, (projection.name,))
-        return Checkpoint(*rows[0])
+        return Checkpoint(*rows[0]) if rows else await self.prepare(projection)
+
+    async def prepare(self, projection: Projection) -> Checkpoint:
+        if await self._preparation(projection):
+            async with self._transaction():
+                for statement, values in await self._preparation(projection):
+                    with self._concerning(projection.name):
+                        await self._connection.execute(statement, values)
+            self._present.clear()
+        return await self.checkpoint(projection)
+
+    async def report(self, name: str, state: State | None) -> None:
+        async with self._transaction():
+            await self._connection.execute(_FORGET_STATE, (name,))
+            if state:
+                await self._connection.execute(
+                    "INSERT INTO projection_state (projection, state, version, why, events, total,"
+                    " since, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (name, *msgspec.structs.astuple(state)),
+                )
 
     async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
         return await self._read_page(["seq >= :position"], position=start, until=until)
@@ -111,23 +146,32 @@ class SqliteStore:
         return await self._read_page(conditions, position=after, until=until, **values)
 
     async def load_views(self, projection: Projection, keys: Sequence[str]) -> Loaded:
-        table = projection.table
-        size = " + ".join(f"coalesce(length({column}), 0)" for column in table.columns)
+        table, name = projection.table, projection.name
+        if name not in self._present:
+            self._present[name] = frozenset(await self._columns(table))
+        # Those that a newer version adds are not there yet in a dry run.
+        present = [column for column in table.columns if column in self._present[name]]
+        size = " + ".join(f"coalesce(length({column}), 0)" for column in present)
         sizes = dict(
             await self._fetch(
                 f"SELECT {table.key}, {size} FROM {table.name}"
                 f" WHERE {_owned(table)} AND {table.key} IN ({_placeholders(keys)})",
                 tuple(keys),
+                of=name,
             )
         )
         covered = _prefix_within((sizes.get(key, 0) for key in keys), VIEW_BYTES)
-        columns = ", ".join(f"v.{column}" for column in table.columns)
+        columns = ", ".join(
+            f"v.{column}" if column in present else "NULL" for column in table.columns
+        )
+        checkpoint = ", ".join(f"c.{column}" for column in _CHECKPOINT_COLUMNS.split(", "))
         # One statement, so that the rows are of the same moment as the checkpoint.
         rows = await self._fetch(
-            f"SELECT {_CHECKPOINT_COLUMNS}, {columns} FROM checkpoint LEFT JOIN {table.name} AS v"
+            f"SELECT {checkpoint}, {columns} FROM checkpoint AS c LEFT JOIN {table.name} AS v"
             f" ON {_owned(table, 'v.')} AND v.{table.key} IN ({_placeholders(keys[:covered])})"
-            " WHERE name = ?",
-            (*keys[:covered], projection.name),
+            " WHERE c.name = ?",
+            (*keys[:covered], name),
+            of=name,
         )
         if not rows:
             raise LostRace
@@ -221,12 +265,14 @@ class SqliteStore:
         )
         return {key for (key,) in rows}
 
-    async def view_keys(self, table: Table, *, after: str | None) -> list[str]:
+    async def view_keys(self, projection: Projection, *, after: str | None) -> list[str]:
+        table = projection.table
         above = "" if after is None else f" AND {table.key} > {_bound(':after', after)}"
         rows = await self._fetch(
             f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)}{above}"
             f" ORDER BY {table.key} LIMIT :page",
             {"after": _raw(after), "page": PAGE_KEYS},
+            of=projection.name,
         )
         return [key for (key,) in rows]
 
@@ -248,14 +294,17 @@ class SqliteStore:
         )
         if cursor.rowcount != 1:
             raise LostRace
-        if change.rows:
-            await self._write(table, change.rows)
-        for key in change.removed:
-            await self._connection.execute(
-                f"DELETE FROM {table.name} WHERE {_owned(table)}"
-                f" AND {table.key} = {_bound('?', key)}",
-                (_raw(key),),
-            )
+        if (after.version, after.position) != (before.version, before.position):
+            await self._connection.execute(_FORGET_STATE, (before.name,))
+        with self._concerning(before.name):
+            if change.rows:
+                await self._write(before.name, table, change.rows)
+            for key in change.removed:
+                await self._connection.execute(
+                    f"DELETE FROM {table.name} WHERE {_owned(table)}"
+                    f" AND {table.key} = {_bound('?', key)}",
+                    (_raw(key),),
+                )
         if change.quarantined:
             await self._connection.executemany(
                 "INSERT INTO quarantine (projection, seq, id, key, reason)"
@@ -270,7 +319,7 @@ class SqliteStore:
                 (before.name, _raw(seq)),
             )
 
-    async def _write(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    async def _write(self, name: str, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
             await self._connection.executemany(_upsert(table), rows)
         except sqlite3.IntegrityError:
@@ -284,30 +333,81 @@ class SqliteStore:
                 f" WHERE {_owned(table)} AND id = ? AND {table.key} <> ?",
                 [(row[id_at], row[key_at]) for row in rows],
             )
-            await self._write_anew(table, rows)
+            await self._write_anew(name, table, rows)
 
-    async def _write_anew(self, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    async def _write_anew(self, name: str, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
         try:
             await self._connection.executemany(_upsert(table), rows)
         except sqlite3.IntegrityError as error:
-            raise NeedsPerson(
+            raise ProjectionFailed(
+                name,
                 f"{self._path}: a row of {table.name} cannot be written ({error}): another"
                 " program's row has the id that it must have",
                 f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
                 f" AND {table.key} NOT LIKE '{table.prefix}%'",
             ) from None
 
-    async def _make(self, projection: Projection) -> None:
-        """The table and the checkpoint of a projection that runs for the first time."""
-        table = projection.table
-        async with self._transaction():
-            for statement in schema.table_statements(table):
-                await self._connection.execute(statement)
-            await self._connection.execute(
-                f"INSERT OR IGNORE INTO checkpoint ({_CHECKPOINT_COLUMNS}, kept_in, key_column,"
-                " prefix) VALUES (?, ?, 0, 0, '', 0, ?, ?, ?)",
-                (projection.name, projection.version, table.name, table.key, table.prefix),
-            )
+    async def _preparation(self, projection: Projection) -> list[tuple[str, Sequence[Any]]]:
+        """The statements that a projection's table and checkpoint lack."""
+        table, name = projection.table, projection.name
+        kept = (table.name, table.key, table.prefix)
+        rows = await self._fetch(
+            "SELECT version, position, kept_in, key_column, prefix FROM checkpoint WHERE name = ?",
+            (name,),
+        )
+        if rows and rows[0][0] > projection.version:
+            return []
+        standing = await self._columns(table)
+        indexes = await self._fetch(
+            "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
+            (table.name,),
+        )
+        try:
+            known = [index for (index,) in indexes]
+            lacking = [] if table.prefix else tables.changes(table, standing, known)
+        except ValueError as error:
+            raise ProjectionFailed(
+                name,
+                f"the table {table.name} is there and does not fit version {projection.version}:"
+                f" {error}",
+                "a version may add columns; let one that changes them keep its views in a table"
+                " of another name",
+            ) from None
+        todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
+        if not rows:
+            todo.append((_NEW_CHECKPOINT, (name, projection.version, *kept)))
+        elif not standing or rows[0][2:] != kept:
+            # Views that are gone are made anew, and a view in another table is one that is gone.
+            todo += [(statement, (name,)) for statement in (_FORGET_STATE, _FORGET_QUARANTINE)]
+            todo.append((_RESET_CHECKPOINT, (projection.version, *kept, name)))
+        return todo
+
+    async def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
+        """The type of each column that stands, and whether it is the key."""
+        # Through sqlite_master, because pragma_table_info alone goes on answering from the schema
+        # that was read before another process changed it.
+        rows = await self._fetch(
+            "SELECT c.name, c.type, c.pk > 0 FROM sqlite_master AS t,"
+            " pragma_table_info(t.name) AS c WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE",
+            (table.name,),
+        )
+        return {name: (kind.upper(), bool(is_key)) for name, kind, is_key in rows}
+
+    @contextmanager
+    def _concerning(self, name: str | None) -> Iterator[None]:
+        """Tell what is wrong with one projection's rows from what is wrong with the database."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
+                raise
+            raise ProjectionFailed(
+                name,
+                f"SQLite says: {error}",
+                f"make its views anew: `projector projection drop {name} -d {quoted(self._path)}`,"
+                " then run again",
+            ) from error
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[None]:
@@ -356,9 +456,19 @@ class SqliteStore:
         )
         return [LogRow(*row) for row in rows]
 
-    async def _fetch(self, sql: str, parameters: Any = ()) -> list[Any]:
-        with translated(self._path):
+    async def _fetch(self, sql: str, parameters: Any = (), *, of: str | None = None) -> list[Any]:
+        with translated(self._path), self._concerning(of):
             return list(await self._connection.execute_fetchall(sql, parameters))
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SqliteStore]:
+    """A store for as long as the block lasts."""
+    store = await SqliteStore.open(path)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _upsert(table: Table) -> str:

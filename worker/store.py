@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -43,8 +43,24 @@ class Loaded(msgspec.Struct, frozen=True):
     checkpoint: Checkpoint
 
 
+class State(msgspec.Struct, frozen=True):
+    """What a projection is doing that is not tailing; times in Unix milliseconds."""
+
+    state: Literal["rebuilding", "failed"]
+    version: int
+    why: str
+    events: int
+    total: int
+    since: int
+    updated_at: int
+
+
 class Store(Protocol):
-    """One engine's connection, owned by one task. Every method may raise `RetryLater`."""
+    """One engine's connection, owned by one task.
+
+    Every method may raise `RetryLater`; those that touch a projection's own rows,
+    `ProjectionFailed`.
+    """
 
     async def changed(self) -> bool:
         """Whether others may have committed anything since this was last asked.
@@ -57,6 +73,15 @@ class Store(Protocol):
 
     async def checkpoint(self, projection: Projection) -> Checkpoint:
         """Where the projection stands; the row is made where there is none."""
+
+    async def prepare(self, projection: Projection) -> Checkpoint:
+        """The same, its table made or brought to the shape of this version.
+
+        Where the table was gone the checkpoint begins at 0. One of a newer version stays as it is.
+        """
+
+    async def report(self, name: str, state: State | None) -> None:
+        """Let everybody see what a projection is doing, None: tailing."""
 
     async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
         """The event at `start` and a bounded page of those after it."""
@@ -94,7 +119,7 @@ class Store(Protocol):
     async def stray_quarantine(self, name: str, *, ahead: int | None) -> list[int]:
         """Positions in the quarantine without an event, or beyond the checkpoint (or `ahead`)."""
 
-    async def view_keys(self, table: Table, *, after: str | None) -> list[str]:
+    async def view_keys(self, projection: Projection, *, after: str | None) -> list[str]:
         """The next keys of a projection's rows, a page."""
 
     async def commit(self, changes: Sequence[Change]) -> None:

@@ -1,7 +1,9 @@
 """One batch: read, load, fold, commit; then wait."""
 
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import anyio
@@ -12,7 +14,7 @@ from projections import fold as folding
 from projections.event import Event, LogRow
 from projections.fold import Rejected
 from projections.projection import Damaged, Projection
-from worker.errors import LostRace, Unavailable
+from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
 from worker.replay import refold, refuse_newer, unfit
 from worker.store import Change, Checkpoint, Store, digest
 from worker.wakeup import poll_delay_s
@@ -129,14 +131,16 @@ class Tail:
         events = folding.read(rows, [member.projection for member in self.members])
         loaded: list[dict[str, tuple[Any, ...]]] = []
         for member in self.members:
-            views, cut = await _load(self._store, member.projection, events)
+            with faults_of(member.projection):
+                views, cut = await _load(self._store, member.projection, events)
             events = events[:cut]
             loaded.append(views)
         last = rows[len(events) - 1]
-        return [
-            await _change(self._store, member, standing, events, last)
-            for member, standing in zip(self.members, loaded, strict=True)
-        ]
+        changes: list[Change] = []
+        for member, standing in zip(self.members, loaded, strict=True):
+            with faults_of(member.projection):
+                changes.append(await _change(self._store, member, standing, events, last))
+        return changes
 
     async def _check_checkpoints(self) -> None:
         """A database restored in place stands elsewhere than what is remembered of it."""
@@ -150,10 +154,29 @@ class Tail:
         raise unfit(self.members[0].projection, self.members[0].checkpoint)
 
 
+@contextmanager
+def faults_of(projection: Projection) -> Iterator[None]:
+    """What a projection's code raises where no event is to blame is its own failure."""
+    try:
+        yield
+    except (ProjectorError, LostRace, MemoryError):
+        raise
+    except Exception as error:
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        raise ProjectionFailed(
+            projection.name,
+            f"{type(error).__name__} in {frame.filename}, line {frame.lineno}",
+            "a fault in its code; `projections.testing` helps to find it",
+        ) from error
+
+
 async def load(store: Store, projection: Projection) -> Member:
-    """Where a projection stands; refuses views of a newer version."""
-    checkpoint = await store.checkpoint(projection)
-    refuse_newer(projection, checkpoint)
+    """Where a projection stands, its table in shape; refuses views of a newer version."""
+    before = await store.checkpoint(projection)
+    refuse_newer(projection, before)
+    checkpoint = await store.prepare(projection)
+    if checkpoint.position < before.position:
+        log.warning("views_gone", projection=projection.name, position=before.position)
     return Member(projection, checkpoint)
 
 

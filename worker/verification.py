@@ -1,8 +1,8 @@
 """Composition of verify and replay: each projection's walk in turn, and what is told of it."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -12,9 +12,10 @@ import structlog
 from projections.projection import Projection
 from worker import replay as walks
 from worker.database import DaemonLock
-from worker.errors import Finding, LostRace, RetryLater, quoted
-from worker.service import STANDBY_POLL_S, opened, run_once
-from worker.sqlite import SqliteStore
+from worker.errors import Finding, LostRace, NeedsPerson, ProjectorError, RetryLater, quoted
+from worker.service import STANDBY_POLL_S, run_once
+from worker.sqlite import SqliteStore, opened
+from worker.tail import faults_of
 from worker.walk import Step
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -56,20 +57,25 @@ async def compare(
     session: str | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Say what differs from the log; returns how much. `dry_run`: a log that was replaced too."""
+    """Say what differs from the log; returns how much. `dry_run`: a log that was replaced too.
+
+    A projection that cannot be compared does not keep the others from it; the gravest of such
+    errors is raised at the end.
+    """
     found = 0
-    async with opened(path) as store:
+    async with opened(path) as store, _each() as attempt:
         for projection in projections:
-            only = _view_of(projection, session)
-            steps = walks.compare(store, projection, only=only, dry_run=dry_run)
-            try:
-                tally = await _follow(store, projection, steps, listener)
-            except LostRace:
-                raise RetryLater(
-                    f"{path} was restored, or {projection.name} dropped, while it was compared",
-                    "start again",
-                ) from None
-            found += tally.rows.total()
+            with attempt(projection):
+                only = _view_of(projection, session)
+                steps = walks.compare(store, projection, only=only, dry_run=dry_run)
+                try:
+                    tally = await _follow(store, projection, steps, listener)
+                except LostRace:
+                    raise RetryLater(
+                        f"{path} was restored, or {projection.name} dropped, while it was compared",
+                        "start again",
+                    ) from None
+                found += tally.rows.total()
     return found
 
 
@@ -83,14 +89,37 @@ async def replay(
     """Replace what differs from the log; without a daemon, catch up with its newest event too."""
     lock = DaemonLock(path)
     try:
-        async with opened(path) as store:
+        async with opened(path) as store, _each() as attempt:
             for projection in projections:
-                await _replay(path, store, projection, lock, listener, session)
+                with attempt(projection):
+                    await _replay(path, store, projection, lock, listener, session)
         caught_up = session is not None or not lock.acquire()
     finally:
         lock.release()
     if not caught_up:
         await run_once(path, projections)
+
+
+@asynccontextmanager
+async def _each() -> AsyncIterator[Callable[[Projection], AbstractContextManager[None]]]:
+    """Whatever one projection's turn raises is kept until the others had theirs."""
+    errors: list[ProjectorError] = []
+
+    @contextmanager
+    def attempt(projection: Projection) -> Iterator[None]:
+        try:
+            with faults_of(projection):
+                yield
+        except (Finding, NeedsPerson) as error:
+            errors.append(error)
+
+    yield attempt
+    if errors:
+        gravest = max(errors, key=lambda error: error.exit_code)
+        for error in errors:
+            if error is not gravest:
+                log.error("projection_left_out", why=str(error), hint=error.hint)
+        raise gravest
 
 
 async def _replay(
@@ -102,7 +131,7 @@ async def _replay(
     session: str | None,
 ) -> None:
     while True:
-        checkpoint = await store.checkpoint(projection)
+        checkpoint = await store.prepare(projection)
         if await walks.is_sound(store, projection, checkpoint):
             steps = walks.mend(store, projection, only=_view_of(projection, session))
         elif session is not None:
@@ -112,7 +141,7 @@ async def _replay(
             )
         elif lock.acquire():
             steps = walks.rebuild(store, projection, checkpoint)
-        elif checkpoint.position == 0 and not await store.view_keys(projection.table, after=None):
+        elif checkpoint.position == 0 and not await store.view_keys(projection, after=None):
             return  # nothing is folded yet, and a daemon is there to do it
         else:
             log.warning("waiting_for_daemon", projection=projection.name, pid=lock.holder())

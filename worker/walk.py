@@ -284,7 +284,7 @@ class Walk:
     async def _ghosts(self) -> AsyncIterator[Step]:
         """Rows that no event is about; those that some are about were compared."""
         after = None
-        while keys := await self._store.view_keys(self._projection.table, after=after):
+        while keys := await self._store.view_keys(self._projection, after=after):
             checkpoint = await self._store.checkpoint(self._projection)
             until = checkpoint.position if self._following else self.until
             explained = await self._explained(keys, until)

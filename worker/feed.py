@@ -1,0 +1,148 @@
+"""The projections of one database: who tails together, who catches up alone, who is set aside."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+
+from projections.projection import Projection
+from worker.errors import LostRace, ProjectionFailed, Unavailable
+from worker.replay import needs_rebuild, rebuild_all
+from worker.sqlite import SqliteStore, opened
+from worker.store import State
+from worker.tail import Member, Outage, Tail, faults_of, load, wait
+
+LONGEST_RETRY_S: Final = 60.0
+"""Between two attempts at a projection that fails; the first is after a second."""
+BEHIND_POLL_S: Final = 0.05
+"""How often one that is further on than the others looks whether they have come."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Feed:
+    """Tails until `stop`; what holds one projection up never holds up another."""
+
+    def __init__(self, path: Path, projections: Sequence[Projection], stop: anyio.Event) -> None:
+        self._path = path
+        self._projections = projections
+        self._stop = stop
+        self._outage = Outage()
+
+    async def run(self) -> None:
+        """Those furthest on lead; each of the others catches up by itself, and joins them."""
+        async with opened(self._path) as store, anyio.create_task_group() as tasks:
+            names = [projection.name for projection in self._projections]
+            log.info("started", database=str(self._path), projections=names)
+            lead = Tail(store, [], self._outage)
+            unplaced = list(self._projections)
+            while not self._stop.is_set():
+                try:
+                    async with lead.turn_lock:
+                        alone = await self._place(store, lead, unplaced)
+                    unplaced = []
+                    for projection in alone:
+                        tasks.start_soon(self._alone, projection, lead)
+                    await lead.run(self._stop)
+                except LostRace:
+                    log.info("checkpoint_moved_by_another")
+                    unplaced = [member.projection for member in lead.members]
+                    lead.members = []
+                except ProjectionFailed as error:
+                    failed = [m for m in lead.members if m.projection.name == error.projection]
+                    lead.members = [m for m in lead.members if m not in failed]
+                    for member in failed:
+                        tasks.start_soon(self._alone, member.projection, lead)
+                except Unavailable as error:
+                    await self._outage.wait_out(error, self._stop)
+
+    async def _place(
+        self, store: SqliteStore, lead: Tail, projections: Sequence[Projection]
+    ) -> list[Projection]:
+        """Let those lead that can; returns the others."""
+        ready: list[Member] = []
+        for projection in projections:
+            try:
+                with faults_of(projection):
+                    member = await load(store, projection)
+                    if not await needs_rebuild(store, projection, member.checkpoint):
+                        ready.append(member)
+            except ProjectionFailed:
+                continue  # as it will again, where it is alone and told of
+        furthest = max((member.checkpoint.position for member in ready), default=0)
+        if not lead.members or lead.position == furthest:
+            lead.members += [m for m in ready if m.checkpoint.position == furthest]
+        leading = {member.projection.name for member in lead.members}
+        return [projection for projection in projections if projection.name not in leading]
+
+    async def _alone(self, projection: Projection, lead: Tail) -> None:
+        """Catch up, and join the others; tried again for as long as it fails."""
+        trouble = _Trouble(projection)
+        while not self._stop.is_set():
+            try:
+                async with opened(self._path) as store:
+                    try:
+                        with faults_of(projection):
+                            await self._catch_up(store, projection, lead)
+                        await trouble.over(store)
+                        return
+                    except ProjectionFailed as error:
+                        await trouble.tell(store, error)
+                await wait(trouble.retry_s, self._stop)
+            except LostRace:
+                log.info("checkpoint_moved_by_another", projection=projection.name)
+            except Unavailable as error:
+                await self._outage.wait_out(error, self._stop)
+
+    async def _catch_up(self, store: SqliteStore, projection: Projection, lead: Tail) -> None:
+        """Bring one projection to where the others stand, on a connection of its own."""
+        member = await load(store, projection)
+        if await needs_rebuild(store, projection, member.checkpoint):
+            await rebuild_all(store, projection, member.checkpoint, self._stop)
+            member = await load(store, projection)
+        alone = Tail(store, [member], self._outage)
+        while not self._stop.is_set():
+            await alone.run(self._stop, until=await store.newest())
+            async with lead.turn_lock:
+                # What the others folded since is little, and they wait for it here.
+                await alone.run(self._stop, until=lead.position)
+                if not lead.members or alone.position == lead.position:
+                    lead.members += alone.members
+                    log.info("caught_up", projection=projection.name)
+                    return
+            await wait(BEHIND_POLL_S, self._stop)
+
+
+class _Trouble:
+    """A projection that fails: said once, tried again ever more slowly, then said to be over."""
+
+    def __init__(self, projection: Projection) -> None:
+        self._projection = projection
+        self._why = ""
+        self._failures = 0
+        self._since_ms = 0
+
+    @property
+    def retry_s(self) -> float:
+        return min(2.0 ** (self._failures - 1), LONGEST_RETRY_S)
+
+    async def tell(self, store: SqliteStore, error: ProjectionFailed) -> None:
+        name, version = self._projection.name, self._projection.version
+        now_ms = time.time_ns() // 1_000_000
+        self._since_ms = self._since_ms or now_ms
+        self._failures += 1
+        if str(error) != self._why:
+            self._why = str(error)
+            log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
+        state = State("failed", version, f"{error}: {error.hint}", 0, 0, self._since_ms, now_ms)
+        await store.report(name, state)
+
+    async def over(self, store: SqliteStore) -> None:
+        if self._failures:
+            log.info(
+                "projection_recovered", projection=self._projection.name, failures=self._failures
+            )
+            await store.report(self._projection.name, None)
