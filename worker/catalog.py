@@ -1,37 +1,60 @@
 """Which projections there are in a database, and taking one out of it."""
 
-import msgspec
+from collections.abc import Iterable
 
-from projections import BUILT_IN
-from projections.projection import Table
+import msgspec
+import structlog
+
+from projections.projection import Projection, Table
+from worker import registry
 from worker.client import Client
 from worker.errors import Finding
 
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
 
 class Listed(msgspec.Struct, frozen=True):
-    """A projection as its checkpoint says, and what it keeps; version None: it never ran."""
+    """A projection as its checkpoint says, and what it keeps; version None: it never ran.
+
+    `code_version` is that of the code that is built in or installed here; None: there is none.
+    """
 
     name: str
     version: int | None
+    code_version: int | None
     position: int
     digest: str
     skipped: int
     kept_in: str
     rows: int
     quarantined: int
-    built_in: bool
 
 
 def listing(client: Client) -> list[Listed]:
-    """Every projection that is built in or has a checkpoint, the built-in ones first."""
-    found = {p.name: (None, 0, "", 0, p.table) for p in BUILT_IN} | {
+    """Every projection that is built in, installed or has a checkpoint, in this order."""
+    known = registry.known()
+    code = {projection.name: projection.version for projection in known}
+    found = {p.name: (None, 0, "", 0, p.table) for p in known} | {
         name: (version, position, digest, skipped, _table(*kept))
         for name, version, position, digest, skipped, *kept in client.rows(
             "SELECT name, version, position, digest, skipped, kept_in, key_column, prefix"
             " FROM checkpoint ORDER BY name"
         )
     }
-    return [_listed(client, name, *standing) for name, standing in found.items()]
+    return [_listed(client, name, code.get(name), *standing) for name, standing in found.items()]
+
+
+def warn_of_unknown(client: Client, projections: Iterable[Projection]) -> None:
+    """Say which projections this database has and nobody here has the code of."""
+    known = {projection.name for projection in projections}
+    for (name,) in client.rows("SELECT name FROM checkpoint ORDER BY name"):
+        if name not in known:
+            log.warning(
+                "projection_without_code",
+                projection=name,
+                hint="install its package or name it with --projection MODULE:NAME; if it is not"
+                f" wanted any more: projector projection drop {name}",
+            )
 
 
 def find(client: Client, name: str) -> Listed:
@@ -66,6 +89,7 @@ def drop(client: Client, name: str) -> None:
 def _listed(
     client: Client,
     name: str,
+    code_version: int | None,
     version: int | None,
     position: int,
     digest: str,
@@ -79,13 +103,13 @@ def _listed(
     return Listed(
         name=name,
         version=version,
+        code_version=code_version,
         position=position,
         digest=digest,
         skipped=skipped,
         kept_in=f"{table.name} ({table.prefix}…)" if table.prefix else table.name,
         rows=client.value(counting, table.bounds) if there else 0,
         quarantined=client.value("SELECT count(*) FROM quarantine WHERE projection = ?", (name,)),
-        built_in=name in {projection.name for projection in BUILT_IN},
     )
 
 

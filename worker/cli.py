@@ -83,6 +83,10 @@ def run(
     database: Database = "local.db",
     once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
     create: Annotated[bool, typer.Option("--create", help="Make an absent database.")] = False,
+    projection: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE:NAME", help="One more projection; may be repeated."),
+    ] = None,
     verify_every: Annotated[
         float | None,
         typer.Option(
@@ -97,18 +101,21 @@ def run(
     """Fold the log into views, and go on as events come."""
     import anyio
 
-    from projections import BUILT_IN
-    from worker import log, schema, service
+    from worker import catalog, log, registry, schema, service
+    from worker.client import Client
 
     path = resolve(database)
     log.configure(log_level, log_format)
     if create and (not path.exists() or path.stat().st_size == 0):
         schema.setup(path)
     schema.require_current(path)
+    projections = registry.known(projection or ())
+    with Client.reading(path) as client:
+        catalog.warn_of_unknown(client, projections)
     if once:
-        anyio.run(service.run_once, path, BUILT_IN)
+        anyio.run(service.run_once, path, projections)
     else:
-        anyio.run(partial(service.run, path, BUILT_IN, verify_every_s=verify_every))
+        anyio.run(partial(service.run, path, projections, verify_every_s=verify_every))
 
 
 @app.command()
@@ -239,7 +246,16 @@ def projection_list(database: Database = "local.db", json: Json = False) -> None
     if json:
         print(output.to_json(found))
         return
-    headers = ("name", "version", "position", "kept_in", "rows", "quarantined", "skipped")
+    headers = (
+        "name",
+        "version",
+        "code_version",
+        "position",
+        "kept_in",
+        "rows",
+        "quarantined",
+        "skipped",
+    )
     rows = [["-" if row[h] is None else row[h] for h in headers] for row in found]
     print(output.table(headers, rows))
 
@@ -258,7 +274,7 @@ def projection_drop(
     path = resolve(database)
     with Client.writing(path) as client:
         listed = catalog.find(client, name)
-        if listed.built_in and (daemon := DaemonLock(path).holder()) is not None:
+        if listed.code_version and (daemon := DaemonLock(path).holder()) is not None:
             raise Finding(
                 f"a daemon (process {daemon}) runs {name}, and would make it anew at once",
                 "stop it first",
@@ -273,4 +289,4 @@ def projection_drop(
         if not yes:
             typer.confirm("Drop it?", abort=True)
         catalog.drop(client, name)
-    print("dropped" + ("; the next run makes it anew" if listed.built_in else ""))
+    print("dropped" + ("; the next run makes it anew" if listed.code_version else ""))

@@ -19,7 +19,10 @@ Session = Annotated[
     str | None, typer.Option("--session", metavar="ID", help="Only this session's views.")
 ]
 Named = Annotated[
-    str | None, typer.Option("--projection", metavar="NAME", help="Only this projection.")
+    str | None,
+    typer.Option(
+        "--projection", metavar="NAME", help="Only this one; MODULE:NAME if it is not installed."
+    ),
 ]
 
 
@@ -76,19 +79,19 @@ def _compare(
 
 
 def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
-    from projections import BUILT_IN
-    from worker import log, readers
+    from worker import catalog, log, readers, registry
     from worker.client import Client
 
     log.configure(LogLevel.WARNING, LogFormat.AUTO)
-    known = [projection.name for projection in BUILT_IN]
-    if name is not None and name not in known:
-        raise BadUsage(f"there is no projection {name}", f"there are {', '.join(known)}")
-    found = [projection for projection in BUILT_IN if name in (None, projection.name)]
-    if session is not None:
-        found = [projection for projection in found if projection.view_of("session:x") is not None]
-        with Client.reading(resolve(database)) as client:
+    found = registry.chosen(name)
+    with Client.reading(resolve(database)) as client:
+        if session is not None:
             readers.require_known(client, session)
+            found = [p for p in found if p.view_of("session:x") is not None]
+            if not found:
+                raise BadUsage(f"{name} has no view for each session", "leave out --session")
+        if name is None:
+            catalog.warn_of_unknown(client, found)
     return found
 
 

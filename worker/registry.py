@@ -1,0 +1,142 @@
+"""Which projections there are for a program: built in, installed, and named on the command line."""
+
+import re
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+import structlog
+
+import migrations
+from projections import BUILT_IN
+from projections.projection import PerSession, Projection, Table
+from worker import tables
+from worker.errors import BadUsage
+
+GROUP: Final = "projector.projections"
+"""The entry points by which a package offers its projections."""
+_NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_KINDS: Final = {"TEXT", "INTEGER", "REAL", "BLOB"}
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+def known(named: Iterable[str] = ()) -> list[Projection]:
+    """The built-in projections, the installed ones and those named as `module:Name`, in this order.
+
+    One that is installed and of no use is told of on the log and left out, so that it does not
+    stop the others; for one that is named, raises `BadUsage`.
+    """
+    found = [*BUILT_IN]
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
+        try:
+            _add(found, _load(point.module, point.attr))
+        except BadUsage as error:
+            package = point.dist.name if point.dist else None
+            log.error("projection_not_loaded", package=package, why=str(error), hint=error.hint)
+    for spec in named:
+        _add(found, _named(spec))
+    return found
+
+
+def chosen(name: str | None) -> list[Projection]:
+    """All of `known`; or the one of that name, or that is named as `module:Name`."""
+    if name is None:
+        return known()
+    if ":" in name:
+        projection = _named(name)
+        _add([], projection)
+        return [projection]
+    projections = known()
+    for projection in projections:
+        if projection.name == name:
+            return [projection]
+    raise BadUsage(
+        f"there is no projection {name}",
+        f"there are {', '.join(p.name for p in projections)}; one that is not installed is named"
+        " as module:Name",
+    )
+
+
+def _named(spec: str) -> Any:
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise BadUsage(f"{spec} is not a projection's place", "give module:Name")
+    if "." not in sys.path:
+        sys.path.append(".")  # last, so that nothing of ours is taken from the working folder
+    return _load(module, name)
+
+
+def _load(module: str, name: str) -> Any:
+    try:
+        value: Any = import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value() if isinstance(value, type) else value
+    except (Exception, SystemExit) as error:
+        raise BadUsage(
+            f"the projection {module}:{name} cannot be loaded: {type(error).__name__}: {error}",
+            f"see what is wrong: {sys.executable} -c 'import {module}'",
+        ) from None
+
+
+def _add(found: list[Projection], projection: Any) -> None:
+    """Add one, unless it is there; raises `BadUsage`."""
+    same = [p for p in found if type(p) is type(projection) and p.name == projection.name]
+    if not same:
+        if wrong := next(_faults(projection, found), None):
+            of = f"{type(projection).__module__}:{type(projection).__qualname__}"
+            raise BadUsage(f"the projection {of} cannot be used: {wrong}", "mend its code")
+        found.append(projection)
+
+
+def _faults(projection: Any, others: Sequence[Projection]) -> Iterator[str]:
+    """What is wrong with a projection that somebody else wrote."""
+    if not isinstance(projection, Projection):
+        yield f"it is a {type(projection).__name__}, not a Projection"
+    missing = [a for a in ("name", "version", "table") if not hasattr(projection, a)]
+    base = PerSession if isinstance(projection, PerSession) else Projection
+    required = ("created", "changed") if base is PerSession else ("key_of", "fold")
+    missing += [m for m in required if getattr(type(projection), m) is getattr(base, m)]
+    if missing:
+        yield f"it lacks {', '.join(missing)}"
+    name, version, events = projection.name, projection.version, projection.events
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        yield f"its name is {name!r}, not a word of letters, digits and _"
+    if type(version) is not int or not 1 <= version < 2**31:
+        yield f"its version is {version!r}, not a number from 1 on"
+    if isinstance(events, str) or not all(isinstance(kind, str) for kind in events):
+        yield "its events are not a collection of texts"
+    if name in {other.name for other in others}:
+        yield f"another one is called {name} too"
+    yield from _table_faults(projection.table, {p.table.name.lower() for p in others})
+
+
+def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
+    if not isinstance(table, Table):
+        yield "its table is not a Table"
+    names = [table.name, *table.columns]
+    if odd := [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name)]:
+        yield f"{odd[0]!r} is not a name of letters, digits and _"
+    if kinds := set(table.columns.values()) - _KINDS:
+        yield f"a column is {kinds.pop()!r}, not TEXT, INTEGER, REAL or BLOB"
+    if table.columns.get(table.key) != "TEXT":
+        yield f"its key {table.key!r} is not a column of type TEXT"
+    if table.prefix:
+        yield "a table with a prefix is for projector's own views"
+    if table.name.lower() in taken | _ours() or table.name.lower().startswith("sqlite_"):
+        yield f"the table {table.name} is somebody else's"
+    try:
+        tables.check(table)
+    except sqlite3.Error as error:
+        yield f"SQLite cannot make its table: {error}"
+
+
+def _ours() -> set[str]:
+    """The tables that are projector's own and not a projection's."""
+    sql = " ".join(migrations.load().values())
+    names = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)
+    return {"schema_migrations", "umzug_meta", *(name.lower() for name in names)}
