@@ -286,7 +286,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
 
     sessions, index = status["projections"]
     assert status["newest"] == 4
-    assert status["daemon"] == {"alive": False, "pid": None}
+    assert status["daemon"] == {"alive": False, "pid": None, "running": []}
     assert status["file_bytes"] == database.path.stat().st_size
     expected = {
         "version": 1,

@@ -16,6 +16,7 @@ from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, read_s
 from worker.quarantine_cli import quarantine
 from worker.replay_cli import replay, verify
 from worker.session_cli import session
+from worker.status_cli import status
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 db = typer.Typer(help="Make, upgrade and look at a database.", **SETTINGS)
 event = typer.Typer(help="Look at single events.", **SETTINGS)
 projection = typer.Typer(help="The projections of a database.", **SETTINGS)
+app.command()(status)
 app.command()(verify)
 app.command()(replay)
 app.add_typer(db, name="db")
@@ -119,52 +121,23 @@ def run(
 
 
 @app.command()
-def status(database: Database = "local.db", json: Json = False) -> None:
-    """Position, lag, views, quarantine, and whether a daemon is alive."""
-    from worker import output, readers
+def wait(
+    seq: Annotated[int | None, typer.Argument(min=0, max=2**63 - 1, metavar="[SEQ]")] = None,
+    database: Database = "local.db",
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="At most so long.")] = 30,
+    projection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this projection.")
+    ] = None,
+) -> None:
+    """Wait until views hold an event, the newest where no SEQ is given."""
+    from worker import waiting
+    from worker.client import Client
 
-    found = readers.status(resolve(database))
-    if json:
-        print(output.to_json(found))
-        return
-    daemon = found["daemon"]
-    lines = [
-        ("database", found["database"]),
-        ("daemon", f"alive, process {daemon['pid']}" if daemon["alive"] else "none is alive"),
-        ("schema", found["schema"]),
-        ("newest event", found["newest"]),
-        ("file", f"{found['file_bytes']:,} bytes"),
-        ("write-ahead log", f"{found['wal_bytes']:,} bytes"),
-    ]
-    for progress in found["projections"]:
-        lag = f"{progress['lag_events']:,} events, {progress['lag_seconds']:.1f} s"
-        lines += [
-            ("projection", f"{progress['name']}, version {progress['version'] or '-'}"),
-            ("  position", progress["position"]),
-            ("  lag", lag),
-            ("  views", f"{progress['views']:,}"),
-            ("  skipped", f"{progress['skipped']:,} events"),
-            (
-                "  quarantined",
-                f"{progress['quarantined']:,} events, {progress['dismissed']:,} of them dismissed",
-            ),
-        ]
-    width = max(len(label) for label, _ in lines)
-    for label, value in lines:
-        print(f"{label:{width}}  {output.one_line(value)}")
-    unfit = [progress["name"] for progress in found["projections"] if not progress["fits_log"]]
-    if unfit:
-        print(
-            f"\nthe log is not the one that was folded into {', '.join(unfit)}: it was rewound or"
-        )
-        print("replaced. Fold it from the first event: projector replay")
-    elif not daemon["alive"]:
-        print(f"\nstart one: projector run -d {output.one_line(found['database'])}")
-    if found["wal_bytes"] > found["wal_warning_bytes"]:
-        print("\nthe write-ahead log is large: a process holds an old snapshot open, or never")
-        print(f"closes a read. See who has it open: fuser {output.one_line(found['database'])}-wal")
-    if any(p["quarantined"] > p["dismissed"] for p in found["projections"]):
-        print("\nsee why: projector quarantine list")
+    with Client.reading(resolve(database)) as client:
+        if projection is not None:
+            waiting.require_known(client, projection)
+        names = () if projection is None else (projection,)
+        print(waiting.wait(client, seq, timeout_s=timeout, names=names))
 
 
 @app.command()

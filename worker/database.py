@@ -3,8 +3,10 @@
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
@@ -100,10 +102,17 @@ class FileIdentity:
         return found.st_dev, found.st_ino
 
 
-class DaemonLock:
-    """An advisory lock on `<database>-projector.lock`, held as long as a daemon lives."""
+_LOCK_BYTES: Final = 64 * 1024
 
-    def __init__(self, path: Path) -> None:
+
+class DaemonLock:
+    """An advisory lock on `<database>-projector.lock`, held as long as a daemon lives.
+
+    `running` are the names of the projections that the holder will say it runs.
+    """
+
+    def __init__(self, path: Path, running: Iterable[str] = ()) -> None:
+        self._running = [*running]
         self._path = path.with_name(path.name + "-projector.lock")
         self._database = path
         self._descriptor: int | None = None
@@ -120,7 +129,7 @@ class DaemonLock:
         self._descriptor = descriptor
         with suppress(OSError):  # on a full disk the lock holds without our number in it
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(descriptor, "\n".join([str(os.getpid()), *self._running]).encode(), 0)
         return True
 
     def release(self) -> None:
@@ -130,6 +139,16 @@ class DaemonLock:
 
     def holder(self) -> int | None:
         """The process id of the daemon that is alive (0 where it could not say), or None."""
+        said = self._said()
+        if said is None:
+            return None
+        return int(said[0]) if said and said[0].isdigit() else 0
+
+    def running(self) -> list[str]:
+        """The projections that the daemon runs; none where there is none, or it does not say."""
+        return (self._said() or [])[1:]
+
+    def _said(self) -> list[str] | None:
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -137,8 +156,7 @@ class DaemonLock:
         try:
             if _try_lock(descriptor, fcntl.LOCK_SH):
                 return None
-            said = os.pread(descriptor, 32, 0).strip()
-            return int(said) if said.isdigit() else 0
+            return os.pread(descriptor, _LOCK_BYTES, 0).decode(errors="replace").split()
         finally:
             os.close(descriptor)
 

@@ -13,6 +13,7 @@ Database = Annotated[
     typer.Option("-d", "--database", envvar="PROJECTOR_DATABASE", help="The database file."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Until the views hold it, 30 s at most.")]
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 

@@ -118,10 +118,11 @@ def status(path: Path) -> dict[str, Any]:
         projections = [_progress(client, listed) for listed in listing(client)]
         applied = [name for name, is_applied in schema.status(path) if is_applied]
     wal = path.with_name(path.name + "-wal")
-    holder = DaemonLock(path).holder()
+    lock = DaemonLock(path)
+    holder = lock.holder()
     return {
         "database": str(path),
-        "daemon": {"alive": holder is not None, "pid": holder},
+        "daemon": {"alive": holder is not None, "pid": holder, "running": lock.running()},
         "schema": applied[-1],
         "newest": newest,
         "events": events,
@@ -137,6 +138,8 @@ def _progress(client: Client, projection: Listed) -> dict[str, Any]:
     return {
         "name": projection.name,
         "version": projection.version,
+        "code_version": projection.code_version,
+        "state": _state(client, projection),
         "position": position,
         "lag_events": client.value("SELECT count(*) FROM event_log WHERE seq > ?", (position,)),
         "lag_seconds": _lag_seconds(client, position),
@@ -150,6 +153,22 @@ def _progress(client: Client, projection: Listed) -> dict[str, Any]:
         "skipped": projection.skipped,
         "fits_log": _fits_log(client, projection),
     }
+
+
+def _state(client: Client, projection: Listed) -> dict[str, Any]:
+    """What it is doing: tailing, or as its daemon reports; `since` and `updated_at` in Unix ms."""
+    names = ("state", "version", "why", "events", "total", "since", "updated_at")
+    row = next(
+        client.rows(
+            f"SELECT {', '.join(names)} FROM projection_state WHERE projection = ?",
+            (projection.name,),
+        ),
+        None,
+    )
+    if row is not None:
+        return dict(zip(names, row, strict=True))
+    older = (projection.version or 0) < (projection.code_version or 0)
+    return {"state": "old" if projection.version and older else "tailing"}
 
 
 def _fits_log(client: Client, projection: Listed) -> bool:

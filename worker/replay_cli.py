@@ -144,6 +144,17 @@ class _Told:
         said = f"{tally.projection}: {views:,} of {tally.views:,} views {self._verb}"
         others = [f"{count:,} {what}" for what, count in kinds.items()]
         print(said + (f" ({', '.join(others)})" if others else ""))
+        if tally.rows["view", "nondeterministic"]:
+            print(
+                f"  {tally.projection} is not deterministic: folded twice, the same events gave two"
+                " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
+                " code, try it with projections.testing"
+            )
+        elif tally.rows["view", "stale"] and not tally.trusted:
+            print(
+                "  if nobody else wrote these rows, its code is not deterministic (a clock, the"
+                " order of a set?),\n  or was changed and its version not raised"
+            )
         if tally.fields:
             most = ", ".join(f"{name} {n:,}" for name, n in tally.fields.most_common(10))
             print(f"  fields: {output.one_line(most, 200)}")

@@ -28,7 +28,7 @@ async def run(
 ) -> None:
     """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
     stop = anyio.Event()
-    lock = DaemonLock(path)
+    lock = DaemonLock(path, [projection.name for projection in projections])
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_stop_on_signal, stop)
@@ -119,7 +119,9 @@ def _report_differences(step: Step, found: int) -> None:
             key=difference.key,
             fields=[field.field for field in difference.fields][:10],
             found=found,
-            hint="projector verify says what differs, projector replay mends it",
+            hint="the code of the projection is not deterministic: try it with projections.testing"
+            if difference.kind == "nondeterministic"
+            else "projector verify says what differs, projector replay mends it",
         )
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from worker.database import resolve
-from worker.errors import BadUsage
-from worker.options import SETTINGS, Database, read_stdin
+from worker.errors import BadUsage, Finding
+from worker.options import SETTINGS, Database, Wait, read_stdin
 from worker.output import Format
 
 session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
@@ -17,13 +17,15 @@ def session_queue(
     message: Annotated[str, typer.Argument(help="The first user message.")],
     project: Annotated[str, typer.Option("-p", "--project", help="The project's name.")],
     database: Database = "local.db",
+    wait: Wait = False,
 ) -> None:
     """Start a session with its first message; prints the new id."""
     from worker import output, writers
     from worker.client import Client
 
     with Client.writing(resolve(database)) as client:
-        print(output.printable(writers.queue(client, _utf8(project), _utf8(message))))
+        print(output.printable(writers.queue(client, _utf8(project), _utf8(message))), flush=True)
+        _wait(client, wait)
 
 
 @session.command("append")
@@ -34,6 +36,7 @@ def session_append(
     ],
     stop: Annotated[bool, typer.Option("--stop", help="Also set the status ready.")] = False,
     database: Database = "local.db",
+    wait: Wait = False,
 ) -> None:
     """Add messages at the end of a session; prints the position of the event."""
     from worker import writers
@@ -41,7 +44,8 @@ def session_append(
 
     data = read_stdin() if messages == "-" else _utf8(messages).encode()
     with Client.writing(resolve(database)) as client:
-        print(writers.append(client, _utf8(session_id), data, stop=stop))
+        print(writers.append(client, _utf8(session_id), data, stop=stop), flush=True)
+        _wait(client, wait)
 
 
 @session.command("status")
@@ -49,17 +53,21 @@ def session_status(
     session_id: Annotated[str, typer.Argument(metavar="ID")],
     new_status: Annotated[str | None, typer.Argument(metavar="STATUS")] = None,
     database: Database = "local.db",
+    wait: Wait = False,
 ) -> None:
     """Print the status of a session; or set it, and print the position of the event."""
-    from worker import output, readers, writers
+    from worker import output, readers, waiting, writers
     from worker.client import Client
 
     if new_status is None:
         with Client.reading(resolve(database)) as client:
+            if wait:
+                waiting.wait(client, names=[readers.SESSIONS.name])
             print(output.one_line(readers.session(client, _utf8(session_id))["status"]))
     else:
         with Client.writing(resolve(database)) as client:
-            print(writers.set_status(client, _utf8(session_id), _utf8(new_status)))
+            print(writers.set_status(client, _utf8(session_id), _utf8(new_status)), flush=True)
+            _wait(client, wait)
 
 
 @session.command("list")
@@ -130,6 +138,19 @@ def session_view(
         print(output.to_json(view))
     else:
         print(output.session_table(view) if form is Format.TABLE else output.session_markdown(view))
+
+
+def _wait(client: Any, wanted: bool) -> None:
+    """For the event that this connection has just written."""
+    from projections import BUILT_IN
+    from worker import waiting
+
+    if wanted:
+        seq = client.value("SELECT last_insert_rowid()")
+        try:
+            waiting.wait(client, seq, names=[projection.name for projection in BUILT_IN])
+        except Finding as error:
+            raise Finding(f"event {seq} is written, but {error}", error.hint) from None
 
 
 def _summary(entry: Any) -> dict[str, Any]:

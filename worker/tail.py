@@ -151,7 +151,7 @@ class Tail:
     async def _check_log(self) -> None:
         """The log does not fit what is remembered: was the database restored in place?"""
         await self._check_checkpoints()
-        raise unfit(self.members[0].projection, self.members[0].checkpoint)
+        raise unfit(self.members[0].projection.name, self.position)
 
 
 @contextmanager

@@ -24,8 +24,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class Tally:
     """What a walk over one projection has found so far."""
 
-    def __init__(self, projection: str, position: int, total: int) -> None:
-        self.projection = projection
+    def __init__(self, projection: Projection, position: int, total: int) -> None:
+        self.projection = projection.name
+        self.trusted = projection.trusted
         self.position = position
         self.total = total
         """Events that the walk is about to read, for the time that is left."""
@@ -161,7 +162,7 @@ async def _follow(
     listener: Listener,
 ) -> Tally:
     position = (await store.checkpoint(projection)).position
-    tally = Tally(projection.name, position, await store.newest())
+    tally = Tally(projection, position, await store.newest())
     async with aclosing(steps) as taken:
         async for step in taken:
             tally.add(step)
