@@ -364,14 +364,15 @@ class SqliteStore:
         )
         try:
             known = [index for (index,) in indexes]
-            lacking = [] if table.prefix else tables.changes(table, standing, known)
+            newer = bool(rows) and rows[0][0] < projection.version
+            lacking = [] if table.prefix else tables.changes(table, standing, known, newer=newer)
         except ValueError as error:
             raise ProjectionFailed(
                 name,
                 f"the table {table.name} is there and does not fit version {projection.version}:"
                 f" {error}",
-                "a version may add columns; let one that changes them keep its views in a table"
-                " of another name",
+                "raise the version where columns are added; where they change otherwise, also give"
+                " the table another name",
             ) from None
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if not rows:

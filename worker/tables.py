@@ -25,18 +25,22 @@ def statements(table: Table, indexes: Collection[str] = ()) -> list[str]:
 
 
 def changes(
-    table: Table, standing: Mapping[str, tuple[str, bool]], indexes: Collection[str]
+    table: Table,
+    standing: Mapping[str, tuple[str, bool]],
+    indexes: Collection[str],
+    *,
+    newer: bool,
 ) -> list[str]:
     """What brings a table to its shape: nothing, most of the time.
 
     `standing`: the type of each of its columns, and whether that is its key; empty where there is
-    no such table. Columns that are not named stay as they are. Raises ValueError where a column
-    would have to change.
+    no such table. Only a `newer` version, which folds all views anew, may add columns. Those that
+    are not named stay as they are. Raises ValueError where one would have to change.
     """
     wanted = {name: (kind, name == table.key) for name, kind in table.columns.items()}
     if standing:
         for name, (kind, is_key) in wanted.items():
-            if name not in standing and is_key:
+            if name not in standing and (is_key or not newer):
                 raise ValueError(f"it has no column {name}")
             if name in standing and standing[name] != (kind, is_key):
                 stands = f"{standing[name][0]}{', the key' if standing[name][1] else ''}"

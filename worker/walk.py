@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from projections import fold as folding
@@ -24,6 +25,8 @@ from worker.store import Change, Checkpoint, Loaded, Store
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction of the walk writes at most, so that no writer waits long."""
+SLICE_EVENTS: Final = 50
+"""After so many the tail of the others gets its turn."""
 
 Views = dict[str, Any]
 
@@ -84,10 +87,15 @@ class Walk:
         views: Views = {}
         open_key = self._only
         async for page in pages:
-            folded = folding.fold(self._projection, views, page.events)
-            views.update(folded.views)
-            self.skipped += folded.skipped
-            found = await self._compare_quarantine(page.seqs, folded.quarantined)
+            quarantined: list[Rejected] = []
+            for start in range(0, len(page.events), SLICE_EVENTS):
+                part = page.events[start : start + SLICE_EVENTS]
+                folded = folding.fold(self._projection, views, part)
+                views.update(folded.views)
+                self.skipped += folded.skipped
+                quarantined += folded.quarantined
+                await anyio.lowlevel.checkpoint()
+            found = await self._compare_quarantine(page.seqs, quarantined)
             keys = [*dict.fromkeys(k for k in (open_key, *page.keys) if k is not None)]
             open_key = keys.pop() if keys else None
             found += await self._compare(keys, views)
