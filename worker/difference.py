@@ -22,8 +22,8 @@ class Difference(msgspec.Struct, frozen=True):
     """One row of a view, of the quarantine or of the checkpoint that the log does not explain.
 
     `kind` is missing (no row stands), ghost (no event explains the row), damaged (no fold can have
-    written it), stale (a whole row, yet not what the log gives) or nondeterministic (its events, folded
-    twice, give two rows). `key` is a view's key, or the seq of a quarantined event.
+    written it), stale (a whole row, yet not what the log gives) or nondeterministic (folded twice,
+    its events give two rows). `key` is a view's key, or the seq of a quarantined event.
     """
 
     projection: str

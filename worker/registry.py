@@ -48,7 +48,7 @@ def chosen(name: str | None) -> list[Projection]:
         return known()
     if ":" in name:
         projection = _named(name)
-        _add([], projection)
+        _add([*BUILT_IN], projection)
         return [projection]
     projections = known()
     for projection in projections:

@@ -25,8 +25,9 @@ from worker.store import Change, Checkpoint, Loaded, Store
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction of the walk writes at most, so that no writer waits long."""
-SLICE_EVENTS: Final = 50
-"""After so many the tail of the others gets its turn."""
+SLICE_EVENTS: Final = 10
+SLICE_S: Final = 0.005
+"""When folding took so long the tail of the others gets its turn."""
 
 Views = dict[str, Any]
 
@@ -87,14 +88,7 @@ class Walk:
         views: Views = {}
         open_key = self._only
         async for page in pages:
-            quarantined: list[Rejected] = []
-            for start in range(0, len(page.events), SLICE_EVENTS):
-                part = page.events[start : start + SLICE_EVENTS]
-                folded = folding.fold(self._projection, views, part)
-                views.update(folded.views)
-                self.skipped += folded.skipped
-                quarantined += folded.quarantined
-                await anyio.lowlevel.checkpoint()
+            quarantined = await self._fold_page(views, page.events)
             found = await self._compare_quarantine(page.seqs, quarantined)
             keys = [*dict.fromkeys(k for k in (open_key, *page.keys) if k is not None)]
             open_key = keys.pop() if keys else None
@@ -103,6 +97,20 @@ class Walk:
             yield Step(len(page.seqs), len(keys), found)
         if open_key is not None:
             yield Step(0, 1, await self._compare([open_key], views))
+
+    async def _fold_page(self, views: Views, events: Sequence[Event | Rejected]) -> list[Rejected]:
+        quarantined: list[Rejected] = []
+        started = time.perf_counter()
+        for start in range(0, len(events), SLICE_EVENTS):
+            part = events[start : start + SLICE_EVENTS]
+            folded = folding.fold(self._projection, views, part)
+            views.update(folded.views)
+            self.skipped += folded.skipped
+            quarantined += folded.quarantined
+            if time.perf_counter() - started > SLICE_S:
+                await anyio.lowlevel.checkpoint()
+                started = time.perf_counter()
+        return quarantined
 
     async def _pages(self) -> AsyncIterator["_Page"]:
         """The log by view, as far as an index has it so; the rest is gathered for later."""

@@ -1,0 +1,136 @@
+"""Projections of other people, for daemons that are started with `--projection extensions:…`."""
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from support import PROJECTOR
+
+from projections.event import Event, SessionCreated
+from projections.projection import Projection, Table
+
+PROGRAM = ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parent}", *PROJECTOR]
+
+
+class PerProject(Projection):
+    """How many sessions a project has."""
+
+    name = "per_project"
+    version = 1
+    events = frozenset({"session_created"})
+    table = Table(
+        name="per_project", columns={"project": "TEXT", "sessions": "INTEGER"}, key="project"
+    )
+
+    def key_of(self, event: Event) -> str:
+        assert isinstance(event.body, SessionCreated)
+        return event.body.project
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        return (self.key_of(event), view[1] + 1 if view else 1)
+
+
+class Slower(PerProject):
+    """A later version, with one column more; its rebuild takes a while."""
+
+    version = 2
+    table = Table(
+        name="per_project",
+        columns={"project": "TEXT", "sessions": "INTEGER", "latest": "TEXT"},
+        key="project",
+        indexes=("sessions",),
+    )
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        time.sleep(0.008)
+        return (self.key_of(event), view[1] + 1 if view else 1, event.session_id)
+
+
+class Elsewhere(PerProject):
+    """A later version whose column is another one, in a table of another name."""
+
+    version = 2
+    table = Table(name="projects", columns={"project": "TEXT", "sessions": "REAL"}, key="project")
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        return (self.key_of(event), view[1] + 1.0 if view else 1.0)
+
+
+class Misshapen(Elsewhere):
+    """The same in the table of version 1."""
+
+    table = Table(
+        name="per_project", columns={"project": "TEXT", "sessions": "REAL"}, key="project"
+    )
+
+
+class Widened(PerProject):
+    """One column more, and the same version."""
+
+    table = Slower.table
+
+
+class Broken(PerProject):
+    """Fails where no event can be blamed for it."""
+
+    trusted = True
+
+    def to_row(self, view: Any) -> Any:
+        raise ZeroDivisionError
+
+
+class Chancy(PerProject):
+    """Not deterministic."""
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        return (self.key_of(event), random.randrange(2**60))
+
+
+class Ordered(PerProject):
+    """Not deterministic either, but the same for as long as a process lives."""
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        return (self.key_of(event), hash(event.session_id) % 2**60)
+
+
+class Nameless(Projection):
+    """Lacks nearly everything."""
+
+
+class Thief(PerProject):
+    """Wants the log for its table."""
+
+    name = "thief"
+    table = Table(name="Event_Log", columns={"project": "TEXT"}, key="project")
+
+
+class Worded(PerProject):
+    """Wants a column that SQL has another use for."""
+
+    name = "worded"
+    table = Table(name="worded", columns={"project": "TEXT", "group": "TEXT"}, key="project")
+
+
+class Twin(PerProject):
+    """Is called as one of the built-in ones."""
+
+    name = "sessions"
+
+
+class Named(Projection):
+    """Every column that a checkpoint has too."""
+
+    name = "named"
+    version = 1
+    table = Table(
+        name="named",
+        columns={"name": "TEXT", "version": "INTEGER", "position": "INTEGER", "digest": "BLOB"},
+        key="name",
+    )
+
+    def key_of(self, event: Event) -> str:
+        return event.session_id
+
+    def fold(self, view: Any, event: Event) -> Any:
+        return (event.session_id, event.seq, event.time, event.id.encode())

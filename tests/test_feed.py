@@ -1,0 +1,286 @@
+"""What holds one projection up, a failure or a rebuild, never holds up another."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import oracle
+import pytest
+from extensions import PROGRAM
+from support import PROJECTOR, Daemon, Database, daemon, projector
+from test_daemon import WRITER, fill
+from test_replay import mend
+
+PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
+
+
+@contextmanager
+def running(database: Database, *names: str) -> Iterator[Daemon]:
+    options = [word for name in names for word in ("--projection", f"extensions:{name}")]
+    with daemon(database.path, program=PROGRAM, options=options) as started:
+        started.wait_for("started")
+        yield started
+
+
+def once(database: Database, name: str, *, check: int = 0) -> str:
+    options = ("--projection", f"extensions:{name}", "-d", database.path)
+    return projector("run", "--once", *options, check=check, **PATH).stderr
+
+
+def per_project(database: Database) -> list[tuple[Any, ...]]:
+    return database.sql("SELECT * FROM per_project ORDER BY project")
+
+
+def state(database: Database) -> dict[str, Any]:
+    status = json.loads(projector("status", "--json", "-d", database.path).stdout)
+    return {progress["name"]: progress["state"] for progress in status["projections"]}
+
+
+def test_a_projection_that_fails_is_set_aside_and_the_others_go_on(database: Database) -> None:
+    database.created("A-1")
+    with running(database, "Broken") as tailing:
+        said = tailing.wait_for("projection_failed")
+        newest = database.created("A-2")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+        projector("session", "append", "A-2", "-m", '[{"role":"u","content":"x"}]', "--wait",
+                  "-d", database.path)  # fmt: skip
+        late = projector("wait", newest, "--timeout", "0", "-d", database.path, check=1)
+        shown = projector("status", "-d", database.path).stdout
+
+    assert said["why"].startswith("per_project: ZeroDivisionError in ")
+    assert database.view("A-2")["messages"]
+    assert state(database)["per_project"]["state"] == "failed"
+    assert "  state          failed, for" in shown
+    assert "per_project is at 0 (per_project: ZeroDivisionError" in late.stderr
+    assert "a daemon is alive, process" in late.stderr
+
+
+def test_run_once_folds_the_others_and_ends_with_exit_4(database: Database) -> None:
+    database.created("A-1")
+
+    said = once(database, "Broken", check=4)
+
+    assert "projector: per_project: ZeroDivisionError" in said
+    assert len(database.views()) == len(database.index()) == 1
+
+
+def test_one_that_failed_goes_on_when_it_can_again(database: Database) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    database.sql(
+        "CREATE TRIGGER foreign_one BEFORE INSERT ON per_project"
+        " BEGIN SELECT RAISE (ABORT, 'no more'); END"
+    )
+    with running(database, "PerProject") as tailing:
+        database.created("A-2")
+        said = tailing.wait_for("projection_failed")
+        database.sql("DROP TRIGGER foreign_one")
+        tailing.wait_for("projection_recovered")
+        database.created("A-3")
+        projector("wait", "-d", database.path)
+
+    assert "no more" in said["why"]
+    assert per_project(database) == [("P", 3)]
+    assert state(database)["per_project"] == {"state": "tailing"}
+
+
+def test_a_table_that_is_gone_is_made_anew(database: Database) -> None:
+    database.created("A-1")
+    with running(database, "PerProject") as tailing:
+        projector("wait", "-d", database.path)
+        database.sql("DROP TABLE per_project")
+        newest = database.created("A-2")
+        tailing.wait_for("caught_up", projection="per_project")
+        projector("wait", newest, "-d", database.path)
+
+    assert per_project(database) == [("P", 2)]
+    assert database.sql("SELECT min(position), max(position) FROM checkpoint") == [(2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Widened", "it has no column latest"),
+        ("Misshapen", "its column sessions is INTEGER"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_left_as_it_is(
+    database: Database, name: str, words: str
+) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    database.created("A-2")
+
+    said = once(database, name, check=4)
+
+    assert words in said
+    assert "raise the version" in said
+    assert per_project(database) == [("P", 1)]
+    assert len(database.views()) == 2
+
+
+def test_a_version_may_keep_its_views_in_another_table(database: Database) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+
+    once(database, "Elsewhere")
+
+    assert database.sql("SELECT * FROM projects") == [("P", 1.0)]
+    assert per_project(database) == [("P", 1)]
+    assert database.sql("SELECT version, kept_in FROM checkpoint WHERE name = 'per_project'") == [
+        (2, "projects")
+    ]
+
+
+def test_views_of_a_newer_version_are_refused(database: Database) -> None:
+    database.created("A-1")
+    once(database, "Slower")
+    before = per_project(database)
+
+    for command in (("run",), ("run", "--once")):
+        options = ("--projection", "extensions:PerProject", "-d", database.path)
+        said = projector(*command, *options, check=4, **PATH).stderr
+        assert "were made by version 2 of the projection; this projector has version 1" in said
+    assert per_project(database) == before
+
+
+def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(database: Database) -> None:
+    fill(database, sessions=400, events=400)
+    once(database, "PerProject")
+    rebuilding = "SELECT count(*) FROM projection_state WHERE state = 'rebuilding'"
+    with running(database, "Slower") as tailing:
+        while database.sql(rebuilding) == [(0,)]:
+            assert tailing.process.poll() is None
+        shown = projector("status", "-d", database.path).stdout
+        newest = database.created("A-1", "while it is rebuilt")
+        while database.position() < newest:
+            assert tailing.process.poll() is None
+        # A replay of others moves their checkpoints, and must not throw back the rebuild.
+        database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-1'")
+        mended = mend(database)
+        still, row = database.sql(rebuilding), per_project(database)
+        tailing.wait_for("caught_up", projection="per_project")
+
+    assert "being rebuilt as version 2: " in shown
+    assert mended == {"view damaged": 1}
+    assert still == [(1,)]
+    assert row == [("F", 400, None)]
+    assert database.contents("A-1") == ["while it is rebuilt"]
+    assert per_project(database) == [("F", 400, "F-399"), ("P", 1, "A-1")]
+    rebuilt = [line for line in tailing.lines if line["event"] == "views_rebuilt"]
+    assert [line["projection"] for line in rebuilt] == ["per_project"]
+    assert not any("moved" in line["event"] and "projection" in line for line in tailing.lines)
+
+
+BUMPED = """
+import projections
+from projections.session_index import SessionIndex
+from projections.sessions import Sessions
+class Sessions2(Sessions):
+    version = 2
+class SessionIndex2(SessionIndex):
+    version = 2
+projections.BUILT_IN = (Sessions2(), SessionIndex2())
+from worker import cli
+cli.main()
+"""
+
+
+def test_no_reader_misses_a_row_while_a_new_version_rebuilds_under_load(
+    database: Database,
+) -> None:
+    fill(database, sessions=300, events=6000)
+    once(database, "PerProject")
+    faults: list[str] = []
+    over = threading.Event()
+
+    def read() -> None:
+        counts: dict[str, int] = {}
+        keys: set[str] = set()
+        while not over.is_set():
+            seen, there = counts, keys
+            counts = dict(database.sql("SELECT session_id, message_count FROM session_index"))
+            keys = {row[0] for row in database.sql("SELECT key FROM view WHERE key > 'session:'")}
+            faults.extend(f"{key} went back" for key in seen if counts.get(key, -1) < seen[key])
+            faults.extend(f"{key} is gone" for key in there - keys)
+            if ("F", 300) not in per_project(database):
+                faults.append("per_project")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    program = ["/usr/bin/env", PROGRAM[1], sys.executable, "-P", "-c", BUMPED]
+    options = ["--projection", "extensions:PerProject", "--log-level", "warning"]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), str(number)])
+        for number in range(2)
+    ]
+    with daemon(database.path, program=program, options=options) as tailing:
+        while any(writer.poll() is None for writer in writers):
+            time.sleep(0.05)
+        projector("wait", "-d", database.path)
+        tailing.stop(signal.SIGTERM)
+    over.set()
+    reader.join()
+
+    assert faults == []
+    assert database.sql("SELECT name, version FROM checkpoint ORDER BY name") == [
+        ("per_project", 1),
+        ("session_index", 2),
+        ("sessions", 2),
+    ]
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.index() == oracle.index(database.log())
+    old = subprocess.run(
+        [*PROJECTOR, "run", "-d", database.path], capture_output=True, text=True, check=False
+    )
+    assert old.returncode == 4
+    assert "upgrade projector" in old.stderr
+
+
+def test_verify_tells_code_that_is_not_deterministic(database: Database) -> None:
+    for number in range(5):
+        database.created(f"A-{number}", project=f"P{number}")
+    for name, words in (
+        ("Chancy", "per_project is not deterministic: folded twice"),
+        ("Ordered", "if nobody else wrote these rows, its code is not deterministic"),
+    ):
+        once(database, name)
+        options = ("--projection", f"extensions:{name}", "-d", database.path)
+        said = projector("verify", *options, check=1, **PATH).stdout
+        assert words in said
+        projector("projection", "drop", "per_project", "--yes", "-d", database.path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("extensions:", "give module:Name"),
+        ("absent:Name", "ModuleNotFoundError"),
+        ("extensions:Absent", "AttributeError"),
+        ("extensions:PROGRAM", "it is a list, not a Projection"),
+        ("extensions:Nameless", "it lacks name, version, table, key_of, fold"),
+        ("extensions:Thief", "the table Event_Log is somebody else's"),
+        ("extensions:Worded", 'SQLite cannot make its table: near "group": syntax error'),
+        ("extensions:Twin", "another one is called sessions too"),
+    ],
+)
+def test_what_is_no_projection_is_refused(database: Database, spec: str, words: str) -> None:
+    for command in ("run", "verify"):
+        said = projector(command, "--projection", spec, "-d", database.path, check=2, **PATH)
+        assert words in said.stderr
+
+
+def test_columns_may_be_called_as_those_of_the_checkpoint(database: Database) -> None:
+    database.created("A-1")
+    database.appended("A-1", "x")
+
+    once(database, "Named")
+    projector("verify", "--projection", "extensions:Named", "-d", database.path, **PATH)
+
+    assert [row[:2] for row in database.sql("SELECT * FROM named")] == [("A-1", 2)]
