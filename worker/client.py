@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from worker import schema
-from worker.database import connect
+from worker.database import FileIdentity, connect
 from worker.errors import translated
 
 
@@ -15,6 +15,7 @@ class Client:
 
     def __init__(self, path: Path, *, mode: str) -> None:
         self.path = path
+        self.identity = FileIdentity(path)
         self.connection = connect(path, mode=mode)
         try:
             with translated(path):

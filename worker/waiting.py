@@ -8,7 +8,7 @@ from typing import Final
 from projections.event import LogRow
 from worker import registry
 from worker.client import Client
-from worker.database import DaemonLock, FileIdentity
+from worker.database import DaemonLock
 from worker.errors import BadUsage, Finding, quoted
 from worker.replay import unfit
 from worker.store import digest
@@ -31,7 +31,6 @@ def wait(
     known here where none is alive. Raises `Finding` when it takes longer, and
     `NeedsPerson` where the positions are of another log.
     """
-    identity = FileIdentity(client.path)
     if seq is None:
         seq = int(client.value("SELECT coalesce(max(seq), 0) FROM event_log"))
     until = time.monotonic() + timeout_s
@@ -44,7 +43,7 @@ def wait(
         if time.monotonic() >= until:
             raise _too_late(client, seq, positions, timeout_s)
         time.sleep(min(FIRST_POLL_S * 2 ** min(poll // 8, 8), LONGEST_POLL_S))
-        identity.check()
+        client.identity.check()
     raise AssertionError
 
 

@@ -1,0 +1,138 @@
+"""`projector wait` and `--wait`: reading one's own write."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import anyio
+import pytest
+from support import PROJECTOR, Database, daemon, projector
+from test_tail import catch_up
+
+from projections import BUILT_IN
+from worker import service
+
+
+def test_it_returns_once_the_position_is_reached(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        for number in range(5):
+            newest = database.created(f"A-{number}")
+            said = projector("wait", newest, "-d", database.path).stdout
+            assert database.view(f"A-{number}")["id"] == f"A-{number}"
+            assert int(said) >= newest
+
+
+def test_without_a_position_it_waits_for_the_newest_event(database: Database) -> None:
+    assert projector("wait", "-d", database.path).stdout == "0\n"
+    newest = database.created("A-1")
+    waiting = subprocess.Popen([*PROJECTOR, "wait", "-d", database.path], stdout=subprocess.PIPE)
+    catch_up(database)
+
+    said, _ = waiting.communicate()
+
+    assert (waiting.returncode, said) == (0, f"{newest}\n".encode())
+
+
+def test_it_says_how_far_it_is_and_whether_a_daemon_is_alive(database: Database) -> None:
+    database.created("A-1")
+    options = ("--timeout", "0.1", "-d", database.path)
+
+    without = projector("wait", *options, check=1).stderr
+    with daemon(database.path) as running:
+        running.wait_for("batch_committed")
+        beyond = projector("wait", "7", *options, check=1).stderr
+
+    assert without == (
+        "projector: position 1 was not reached within 0.1 s: sessions is at 0, session_index is at"
+        f" 0; no daemon is alive\n  start one: `projector run -d {database.path}`\n"
+    )
+    assert "sessions is at 1, session_index is at 1; the newest event is 1; a daemon" in beyond
+    assert f"is alive, process {running.process.pid}" in beyond
+
+
+def test_it_waits_for_the_named_projection_alone(database: Database) -> None:
+    database.created("A-1")
+    catch_up(database)
+    database.created("A-2")
+    anyio.run(service.run_once, database.path, BUILT_IN[:1])
+    options = ("--timeout", "0", "-d", database.path)
+
+    projector("wait", "--projection", "sessions", "2", *options)
+    projector("wait", "--projection", "session_index", "2", *options, check=1)
+    unknown = projector("wait", "--projection", "x", *options, check=2).stderr
+
+    assert unknown == ("projector: there is no projection x\n  there are sessions, session_index\n")
+
+
+def test_a_position_of_another_log_does_not_count(database: Database) -> None:
+    database.created("A-1")
+    catch_up(database)
+    database.sql("DROP TRIGGER event_log_no_delete")
+    database.sql("DELETE FROM event_log")
+    database.created("B-1")
+
+    said = projector("wait", "1", "-d", database.path, check=4).stderr
+
+    assert "the log does not fit the checkpoint" in said
+
+
+def test_a_database_that_is_replaced_meanwhile_ends_it(database: Database, tmp_path: Path) -> None:
+    database.created("A-1")
+    projector("db", "setup", "-d", tmp_path / "new.db")
+    waiting = subprocess.Popen([*PROJECTOR, "wait", "-d", database.path], stderr=subprocess.PIPE)
+    while waiting.poll() is None and not _has_open(waiting.pid, database.path):
+        pass
+    os.replace(tmp_path / "new.db", database.path)
+
+    _, said = waiting.communicate()
+    assert waiting.returncode == 3
+    assert b"replaced or deleted" in said
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    files = Path(f"/proc/{pid}/fd")
+    return any(os.path.realpath(entry) == str(path) for entry in files.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("-1",), ("x",), ("--timeout", "-1"), (str(2**63),)])
+def test_what_is_no_position_is_refused(database: Database, arguments: tuple[str, ...]) -> None:
+    words = arguments if arguments[0].startswith("--") else ("--", *arguments)
+    projector("wait", "-d", database.path, *words, check=2)
+
+
+def test_session_commands_wait_for_their_own_event(database: Database) -> None:
+    at = ("-d", database.path)
+    said = json.dumps([{"role": "assistant", "content": "Done."}])
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        name = projector("session", "queue", "-p", "P", "Fix it", "--wait", *at).stdout.strip()
+        queued = database.contents(name)
+        projector("session", "append", name, "-m", said, "--stop", "--wait", *at)
+        appended = database.contents(name)
+        projector("session", "status", name, "done", "--wait", *at)
+        read = projector("session", "status", name, "--wait", *at).stdout
+        running.stop(signal.SIGTERM)
+    late = projector("session", "status", name, "review", *at)
+
+    assert (queued, appended, read) == (["Fix it"], ["Fix it", "Done."], "done\n")
+    assert late.stdout == "5\n"
+
+
+def test_a_session_command_that_waits_in_vain_says_that_its_event_is_written(
+    database: Database,
+) -> None:
+    waiting = subprocess.Popen(
+        [*PROJECTOR, "session", "queue", "-p", "P", "x", "--wait", "-d", database.path],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert waiting.stdout is not None
+    said = waiting.stdout.readline()
+    waiting.kill()
+    waiting.communicate()
+
+    assert said == "P-1\n"
+    assert database.sql("SELECT count(*) FROM event_log") == [(1,)]
