@@ -200,10 +200,14 @@ class _PartReader(_Reader):
             return items
         found: dict[Any, Any] = {}
         for _ in range(self.map_length()):
-            key = self.value(depth)
+            key = _frozen(self.value(depth))
             if self.fault is not None:
                 break
-            found[_frozen(key) if not isinstance(key, dict) else str(key)] = self.value(depth)
+            try:
+                hash(key)
+            except TypeError:  # a map is in it
+                key = str(key)
+            found[key] = self.value(depth)
             if self.fault is not None:
                 break
         return found

@@ -34,7 +34,11 @@ def test_show_decodes_as_far_as_it_goes(quarantined: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["{oops", None, 5, b"", b"\xdd\xff\xff\xff\xff", b"\x91" * 300, b"\x81\x80\x01", "ä"]
+    "data",
+    [
+        *("{oops", "ä", None, 5, b"", b"\xdd\xff\xff\xff\xff", b"\x91" * 300),
+        *(b"\x81\x80\x01", b"\x81\x91\x80\x01"),
+    ],
 )
 def test_show_takes_anything(database: Database, data: object) -> None:
     seq = database.insert(None, data, id=None)
