@@ -117,9 +117,7 @@ def _typed(
     row: LogRow, kind: str, data: "_Data", read_body: "Callable[[_Data, int], Body]"
 ) -> Event:
     event = data.event
-    time = _optional_ms(event, "timestamp")
-    if time is None:
-        time = created_ms(row.created_at)
+    time = time_of(event, row.created_at)
     event_id = _text("id", row.id)
     session_id = _session_id(_text("key", row.key), event.get("sessionId"))
     if not isinstance(event.get("data"), dict):
@@ -136,6 +134,12 @@ def keys_of(session_id: str) -> tuple[str, ...]:
     """The keys that name a session: `session:x`, and `x` where that names no other session."""
     bare = () if session_id.startswith(_PREFIX) else (session_id,)
     return (*bare, _PREFIX + session_id)
+
+
+def time_of(event: Mapping[Any, Any], created_at: Any) -> int:
+    """An event's own time, else that of its row, in milliseconds; raises `Unfoldable`."""
+    time = _optional_ms(event, "timestamp")
+    return created_ms(created_at) if time is None else time
 
 
 def created_ms(value: Any) -> int:

@@ -19,6 +19,7 @@ MAX_DEPTH = 256
 _NOT_CONTAINERS = bytes({*range(256)} - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 _FAILURES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _fields = msgspec.msgpack.Decoder(dict[Any, msgspec.Raw])
+_items = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 
 class Malformed(ValueError):
@@ -56,6 +57,11 @@ def fields(data: Buffer) -> Mapping[Any, Buffer]:
         return _fields.decode(data)
     except _FAILURES:
         return _Reader(bytes(data)).fields()
+
+
+def items(data: Buffer) -> list[bytes]:
+    """The values of a list that `decode` accepts, each as the bytes that hold it."""
+    return [bytes(item) for item in _items.decode(data)]
 
 
 def list_header(count: int) -> bytes:

@@ -99,6 +99,55 @@ def session_table(view: Mapping[str, Any]) -> str:
     return table(["field", "value"], fields) + "\n\n" + table(["#", "role", "content"], messages)
 
 
+def changes(changed: Mapping[str, Any], began: int) -> str:
+    """What changed in a session, a line a change; `changed` as `session diff --json` has it."""
+    fields, messages = changed["fields"], changed["messages"]
+    lines = [f"{_point(changed['from'], began)} → {_point(changed['to'], began)}"]
+    for entry in fields:
+        before, after = (_field(entry["field"], entry[side]) for side in ("before", "after"))
+        lines.append(f"{entry['field']}: {before} → {after}")
+    for entry in messages["changed"]:
+        before, after = entry["before"], entry["after"]
+        differing = _differing(before, after)
+        names = ", ".join(one_line(name, 40) for name in differing) or "how it is encoded"
+        lines.append(f"message {entry['number']} changed ({names}):")
+        told = _short(before), _short(after)
+        if told[0] == told[1]:
+            told = _parts(before, differing), _parts(after, differing)
+        lines += [f"  - {told[0]}", f"  + {told[1]}"]
+    for kind in ("removed", "added"):
+        lines += [f"message {m['number']} {kind}: {_short(m['message'])}" for m in messages[kind]]
+    return "\n".join(lines if len(lines) > 1 else [*lines, "nothing changed"])
+
+
+def _point(seq: int | None, began: int) -> str:
+    return f"before the session began at seq {began}" if seq is None else f"seq {seq}"
+
+
+def _field(name: str, value: Any) -> str:
+    if value is None:
+        return "(none)"
+    return when(value) if name.endswith("At") else _cell(value)
+
+
+def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
+    """The keys whose values differ; as JSON, where 1, 1.0 and true do."""
+    return [
+        key
+        for key in [*before, *(key for key in after if key not in before)]
+        if key not in before or key not in after or to_json(before[key]) != to_json(after[key])
+    ]
+
+
+def _parts(message: Mapping[Any, Any], keys: Sequence[Any]) -> str:
+    parts = {key: message[key] for key in keys if key in message}
+    return one_line(to_json(parts, indent=None), 80)
+
+
+def _short(message: Mapping[Any, Any]) -> str:
+    return f"{one_line(message.get('role', 'message'), 40)}: {one_line(content(message), 80)}"
+
+
 def content(message: Mapping[Any, Any]) -> str:
     """What a message says, printable: its text, or the parts of it, the odd ones as JSON."""
     said = message.get("content", {k: v for k, v in message.items() if k != "role"})

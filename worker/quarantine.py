@@ -11,7 +11,7 @@ from projections.messagepack import decode_partly
 from projections.sessions import Sessions
 from worker.client import Client
 from worker.errors import Finding, quoted
-from worker.readers import folded
+from worker.history import folded
 from worker.writers import as_data, stated_key
 
 _COLUMNS = "seq, id, key, data, created_at"

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from projections.event import LogRow, Unfoldable, created_ms, decode, is_utf8, keys_of
+from projections.event import LogRow, Unfoldable, created_ms, is_utf8, keys_of
 from projections.fold import restore
 from projections.messagepack import Malformed, decode_exact
 from projections.projection import Damaged
 from projections.session_index import Entry, SessionIndex
-from projections.sessions import PREFIX, Session, Sessions
+from projections.sessions import PREFIX
 from worker import schema
 from worker.catalog import Listed, listing
 from worker.client import Client
 from worker.database import DaemonLock
-from worker.errors import Finding, NeedsPerson, quoted
+from worker.errors import NeedsPerson, quoted
+from worker.history import SESSIONS, no_session
 from worker.store import digest
 
-SESSIONS: Final = Sessions()
 _INDEX: Final = SessionIndex()
 WATCH_POLL_S: Final = 0.02
 WAL_WARNING_BYTES: Final = 64 * 1024 * 1024
@@ -80,7 +80,7 @@ def session(client: Client, session_id: str) -> dict[str, Any]:
     )
     row = next(rows, None)
     if row is None:
-        raise _no_session(client, session_id)
+        raise no_session(client, session_id)
     try:
         restore(SESSIONS, row)
         view: dict[str, Any] = decode_exact(row[2])
@@ -96,18 +96,6 @@ def session(client: Client, session_id: str) -> dict[str, Any]:
             else f"mend it: `projector replay --session {shlex.quote(session_id)} -d {path}`",
         )
     return view
-
-
-def _no_session(client: Client, session_id: str) -> Finding:
-    if is_utf8(session_id) and exists(client, session_id):
-        return Finding(
-            f"session {session_id} is in the log, and not yet folded into a view",
-            f"is a daemon running? `projector status -d {quoted(client.path)}`",
-        )
-    return Finding(
-        f"there is no session {session_id} in {client.path}",
-        f"see which there are with `projector session list -d {quoted(client.path)}`",
-    )
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -204,27 +192,4 @@ def require_known(client: Client, session_id: str) -> None:
         (bare, key, key, session_id),
     ):
         return
-    raise _no_session(client, session_id)
-
-
-def exists(client: Client, session_id: str) -> bool:
-    return folded(client, session_id, first_only=True) is not None
-
-
-def folded(client: Client, session_id: str, *, first_only: bool = False) -> Session | None:
-    """The session as the log has it, or as the first of its events that folds leaves it."""
-    view: Session | None = None
-    keys = keys_of(session_id)
-    for row in client.rows(
-        f"SELECT seq, id, key, data, created_at FROM event_log"
-        f" WHERE key IN ({', '.join('?' * len(keys))}) ORDER BY seq",
-        keys,
-    ):
-        try:
-            event = decode(LogRow(*row))
-            view = view if event.body is None else SESSIONS.fold(view, event)
-        except Unfoldable:
-            continue
-        if first_only and view is not None:
-            break
-    return view
+    raise no_session(client, session_id)

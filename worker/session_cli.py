@@ -1,15 +1,17 @@
 """`projector session …`, in the verbs that Kanbatte's users know."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from worker.database import resolve
 from worker.errors import BadUsage, Finding
-from worker.options import SETTINGS, Database, Wait, read_stdin
+from worker.options import SETTINGS, Database, Json, Wait, read_stdin
 from worker.output import Format
 
 session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
+
+_POINT: Final = "a seq, or an ISO 8601 time (UTC without an offset)"
 
 
 @session.command("queue")
@@ -56,13 +58,13 @@ def session_status(
     wait: Wait = False,
 ) -> None:
     """Print the status of a session; or set it, and print the position of the event."""
-    from worker import output, readers, waiting, writers
+    from worker import history, output, readers, waiting, writers
     from worker.client import Client
 
     if new_status is None:
         with Client.reading(resolve(database)) as client:
             if wait:
-                waiting.wait(client, names=[readers.SESSIONS.name])
+                waiting.wait(client, names=[history.SESSIONS.name])
             print(output.one_line(readers.session(client, _utf8(session_id))["status"]))
     else:
         with Client.writing(resolve(database)) as client:
@@ -127,17 +129,111 @@ def session_view(
     session_id: Annotated[str, typer.Argument(metavar="ID")],
     database: Database = "local.db",
     form: Annotated[Format, typer.Option("-f", "--format")] = Format.MARKDOWN,
+    at: Annotated[
+        str | None, typer.Option(metavar="SEQ|TIME", help=f"As it was then: {_POINT}.")
+    ] = None,
 ) -> None:
     """Print a session with all its messages."""
-    from worker import output, readers
+    from worker import look_back, output, readers
     from worker.client import Client
 
+    point = None if at is None else look_back.point(at)
     with Client.reading(resolve(database)) as client:
-        view = readers.session(client, _utf8(session_id))
+        if point is None:
+            view = readers.session(client, _utf8(session_id))
+        else:
+            view = look_back.view_at(client, _utf8(session_id), point)
     if form is Format.JSON:
         print(output.to_json(view))
     else:
         print(output.session_table(view) if form is Format.TABLE else output.session_markdown(view))
+
+
+@session.command("history")
+def session_history(
+    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    database: Database = "local.db",
+    json: Json = False,
+) -> None:
+    """List a session's events, and why one is quarantined."""
+    from worker import history, output
+    from worker.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        steps = history.listing(client, _utf8(session_id))
+    if json:
+        names = ("seq", "time", "type", "bytes", "id", "quarantined")
+        print(output.to_json([dict(zip(names, _listed(step), strict=True)) for step in steps]))
+        return
+    rows = []
+    for step in steps:
+        seq, time, kind, size_bytes, event_id, reason = _listed(step)
+        time = "" if time is None else output.when(time)
+        kind = output.one_line(kind or "", 40)
+        event_id = "" if event_id is None else event_id
+        rows.append((seq, time, kind, size_bytes, event_id, output.one_line(reason or "")))
+    print(output.table(("seq", "time", "type", "bytes", "id", "quarantined"), rows))
+
+
+@session.command("diff")
+def session_diff(
+    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    start: Annotated[str, typer.Argument(metavar="A", help=f"From here: {_POINT}.")],
+    end: Annotated[str, typer.Argument(metavar="B", help="To here, likewise.")],
+    database: Database = "local.db",
+    json: Json = False,
+) -> None:
+    """Say what changed in a session between two points."""
+    from worker import look_back, output
+    from worker.client import Client
+
+    points = look_back.point(start), look_back.point(end)
+    with Client.reading(resolve(database)) as client:
+        found = look_back.diff(client, _utf8(session_id), *points)
+    changed = {
+        "session": found.session,
+        "from": found.start,
+        "to": found.end,
+        "fields": found.fields,
+        "messages": found.messages,
+    }
+    print(output.to_json(changed) if json else output.changes(changed, found.began))
+
+
+@session.command("why")
+def session_why(
+    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    database: Database = "local.db",
+    json: Json = False,
+) -> None:
+    """Say which event last set each field of a session, and brought each message."""
+    from msgspec.structs import asdict
+
+    from worker import look_back, output
+    from worker.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        found = look_back.why(client, _utf8(session_id))
+    if json:
+        fields = [{"field": f, "value": v, **asdict(o)} for f, v, o in found.fields]
+        runs = [{"first": a, "last": b, **asdict(o)} for a, b, o in found.messages]
+        print(output.to_json({"session": session_id, "fields": fields, "messages": runs}))
+        return
+    found_in = [
+        (name, output.when(value) if name.endswith("At") else value, origin)
+        for name, value, origin in found.fields
+    ]
+    for first, last, origin in found.messages:
+        found_in.append((f"messages {first}" + f"-{last}" * (last > first), "", origin))
+    rows = [
+        (name, value, origin.seq, output.when(origin.time), origin.type, origin.id)
+        for name, value, origin in found_in
+    ]
+    print(output.table(("field", "value", "seq", "time", "type", "id"), rows))
+
+
+def _listed(step: Any) -> tuple[Any, ...]:
+    return step.seq, step.time, step.type, step.size_bytes, step.id, step.reason
 
 
 def _wait(client: Any, wanted: bool) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from projections.event import MAX_EVENT_BYTES, LogRow, is_utf8
 from projections.projection import Projection, Table
 from worker import schema, tables
-from worker.database import BUSY_TIMEOUT_S, FileIdentity, lossless_text, uri
+from worker.database import BUSY_TIMEOUT_S, EVENT_COLUMNS, FileIdentity, lossless_text, uri
 from worker.errors import LostRace, ProjectionFailed, quoted, translated
 from worker.store import Change, Checkpoint, Loaded, State
 
@@ -30,11 +30,6 @@ _PRAGMAS: Final = (
     "PRAGMA synchronous = NORMAL",
     "PRAGMA secure_delete = OFF",
     "PRAGMA cache_size = -65536",
-)
-# An oversized event is quarantined by its size alone, so no more of it is read.
-_EVENT_COLUMNS: Final = (
-    "seq, id, key, CASE WHEN length(data) > :max THEN substr(data, 1, :max + 1) ELSE data END,"
-    " created_at"
 )
 _CHECKPOINT_COLUMNS: Final = "name, version, position, generation, digest, skipped"
 _NEW_CHECKPOINT: Final = (
@@ -239,7 +234,7 @@ class SqliteStore:
 
     async def read_gathered(self, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
         rows = await self._fetch(
-            f"SELECT view_key, {_EVENT_COLUMNS} FROM ("
+            f"SELECT view_key, {EVENT_COLUMNS} FROM ("
             "SELECT *, sum(bytes) OVER (ORDER BY view_key, at) - bytes AS bytes_before FROM ("
             "SELECT view_key, g.seq AS at, min(coalesce(length(data), 0), :max) AS bytes"
             " FROM temp.gathered AS g JOIN event_log AS e ON e.seq = g.seq"
@@ -442,7 +437,7 @@ class SqliteStore:
             for condition in conditions
         )
         rows = await self._fetch(
-            f"SELECT {_EVENT_COLUMNS} FROM event_log WHERE seq IN (SELECT seq FROM ("
+            f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq IN (SELECT seq FROM ("
             f"SELECT seq, sum(bytes) OVER (ORDER BY {order}) - bytes AS bytes_before"
             f" FROM ({sized} ORDER BY {order} LIMIT :events)) WHERE bytes_before <= :page)"
             f" ORDER BY {order}",

@@ -14,7 +14,7 @@ from projections.messagepack import Malformed, decode_exact
 from projections.sessions import PREFIX, Sessions
 from worker.client import Client
 from worker.errors import BadUsage, Finding
-from worker.readers import exists, folded
+from worker.history import exists, folded
 
 
 def queue(client: Client, project: str, message: str) -> str:
