@@ -174,6 +174,32 @@ def test_without_its_package_the_others_go_on_and_say_so(
     assert "projector-tokens" in said
 
 
+def test_its_events_are_checked_and_find_their_way_back(
+    database: Database, installed: Installed
+) -> None:
+    good = json.dumps(
+        {
+            "type": "tokens_used",
+            "data": {"project": "web", "input": 1, "output": 2},
+            "timestamp": T0,
+        }
+    )
+    bad = used(database, "web", "many", 2)  # type: ignore[arg-type]
+    projector("run", "--once", "-d", database.path, env=installed.environment)
+    options = {"env": installed.environment, "stdin": good}
+
+    checked = projector("event", "check", "-d", database.path, **options).stdout
+    unknown = projector("event", "check", "-d", database.path, stdin=good).stdout
+    again = projector("quarantine", "resubmit", bad, "-d", database.path, check=1, **options)
+    projector("quarantine", "resubmit", bad, "-m", "-", "-d", database.path, **options)
+    projector("run", "--once", "-d", database.path, env=installed.environment)
+
+    assert "would fold into tokens_per_day" in checked
+    assert "would be skipped" in unknown
+    assert "would not fold into tokens_per_day: input is missing" in again.stderr
+    assert tokens(database) == [(f"{DAY}/web", DAY, "web", 1, 2)]
+
+
 def test_its_own_tests_pass(installed: Installed) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_tokens.py"],

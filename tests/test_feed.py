@@ -16,6 +16,7 @@ from extensions import PROGRAM
 from support import PROJECTOR, Daemon, Database, daemon, projector
 from test_daemon import WRITER, fill
 from test_replay import mend
+from test_tail import catch_up
 
 PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
 
@@ -255,6 +256,18 @@ def test_verify_tells_code_that_is_not_deterministic(database: Database) -> None
         said = projector("verify", *options, check=1, **PATH).stdout
         assert words in said
         projector("projection", "drop", "per_project", "--yes", "-d", database.path)
+
+
+def test_an_event_that_others_folded_is_not_appended_again(database: Database) -> None:
+    seq = database.created("A-1", project="A")
+    database.appended("A-1", "once")
+    catch_up(database)
+    database.sql("INSERT INTO quarantine SELECT 'per_project', seq, id, key, 'x' FROM event_log")
+
+    for number in (seq, seq + 1):
+        said = projector("quarantine", "resubmit", number, "-d", database.path, check=1).stderr
+        assert "would count twice for sessions, session_index" in said
+    assert len(database.log()) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from projections.event import LogRow, Unfoldable, decode
+from projections.event import LogRow
+from projections.fold import key_of, read
 from projections.messagepack import decode_partly
-from projections.sessions import Sessions
+from worker import foldable, registry
 from worker.client import Client
 from worker.errors import Finding, quoted
-from worker.history import folded
-from worker.writers import as_data, stated_key
+from worker.writers import as_data, require_foldable, stated_key
 
 _COLUMNS = "seq, id, key, data, created_at"
 
@@ -54,13 +54,13 @@ def resubmit(client: Client, seq: int, fixed: bytes | None) -> int:
     """
     with client.transaction():
         row = _row(client, seq)
-        _reasons(client, seq)
+        reasons = _reasons(client, seq)
         data = row.data if fixed is None else as_data(fixed)
         key = stated_key(data) if isinstance(data, str | bytes) else None
         event_id = f"resubmit-{seq}-{uuid.uuid4().hex[:12]}"
         now = time.time_ns() // 1_000_000
         mended = LogRow(0, event_id, row.key if key is None else key, data, now)
-        _require_foldable(client, mended)
+        _require_foldable(client, row, reasons, mended)
         cursor = client.connection.execute(
             "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)",
             (mended.id, mended.key, mended.data, mended.created_at),
@@ -104,12 +104,18 @@ def _list_hint(client: Client) -> str:
     return f"see what is with `projector quarantine list -d {quoted(client.path)}`"
 
 
-def _require_foldable(client: Client, row: LogRow) -> None:
+def _require_foldable(client: Client, old: LogRow, reasons: dict[str, str], new: LogRow) -> None:
+    known = registry.known()
+    (event,) = read([old], known)
+    folded = [p.name for p in known if p.name not in reasons and key_of(p, event) is not None]
+    if folded:
+        raise Finding(
+            f"event {old.seq} is in quarantine for {', '.join(reasons)} alone: appended again, it"
+            f" would count twice for {', '.join(folded)}",
+            "mend the code, raise its version and start the daemon again, or `projector replay`",
+        )
     hint = "nothing was written; give the whole event, mended: -m EVENT, or -m - for stdin"
-    try:
-        event = decode(row)
-        if event.body is None:
-            raise Finding(f"would be skipped: {event.type} is not a type of ours", hint)
-        Sessions().fold(folded(client, event.session_id), event)
-    except Unfoldable as error:
-        raise Finding(f"would not fold: {error}", hint) from None
+    found = foldable.verdicts(client, new, known)
+    require_foldable(found, hint)
+    if not found:
+        raise Finding("would be skipped: its type is none that a projection here folds", hint)

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import msgspec
 
-from projections.event import Event, LogRow, Unfoldable, decode, keys_of, session_of
+from projections.event import LogRow, Unfoldable, decode, keys_of, session_of
 from projections.messagepack import Malformed, decode_exact
-from projections.sessions import PREFIX, Sessions
+from projections.sessions import PREFIX
+from worker import foldable, registry
 from worker.client import Client
 from worker.errors import BadUsage, Finding
-from worker.history import exists, folded
+from worker.history import exists
 
 
 def queue(client: Client, project: str, message: str) -> str:
@@ -60,19 +61,26 @@ def set_status(client: Client, session_id: str, new_status: str) -> int:
 def check(path: Path, data: bytes) -> str:
     """What would become of an event, MessagePack or JSON; raises `Finding` if it would not fold."""
     text = as_data(data)
-    key = stated_key(text) or PREFIX + _UNSTATED
-    try:
-        envelope = decode(LogRow(0, "checked", key, text, 0))
-    except Unfoldable as error:
-        raise Finding(f"would not fold: {error}", "mend it, and check it again") from None
-    if envelope.body is None:
-        return f"would be skipped: {envelope.type} is not a type of ours"
-    if envelope.session_id == _UNSTATED:
-        return f"would fold into the session that its row's key names: {envelope.type}"
-    if path.exists():
+    stated = stated_key(text)
+    row = LogRow(0, "checked", stated or PREFIX + _UNSTATED, text, 0)
+    known = registry.known()
+    if stated is not None and path.exists():
         with Client.reading(path) as client:
-            _check_against_log(client, envelope)
-    return f"would fold: {envelope.type} of session {envelope.session_id}"
+            found = foldable.verdicts(client, row, known)
+    else:
+        found = foldable.verdicts(None, row, known)
+    require_foldable(found, "mend it, and check it again")
+    if not found:
+        return "would be skipped: its type is none that a projection here folds"
+    of = "the session that its row's key names" if stated is None else session_of(stated)
+    return f"would fold into {', '.join(found)}: {of}"
+
+
+def require_foldable(found: Mapping[str, str | None], hint: str) -> None:
+    """Raises `Finding` for the first of `foldable.verdicts` that says no."""
+    for name, reason in found.items():
+        if reason is not None:
+            raise Finding(f"would not fold into {name}: {reason}", hint)
 
 
 _UNSTATED: Final = "\x00unstated"
@@ -94,16 +102,6 @@ def stated_key(data: str | bytes) -> str | None:
     except (msgspec.MsgspecError, Malformed, AttributeError, UnicodeError, RecursionError):
         return None
     return PREFIX + stated if isinstance(stated, str) and stated else None
-
-
-def _check_against_log(client: Client, event: Event) -> None:
-    view = folded(client, event.session_id)
-    try:
-        Sessions().fold(view, event)
-    except Unfoldable as error:
-        raise Finding(
-            f"would not fold into {client.path}: {error}", "mend it, and check it again"
-        ) from None
 
 
 def _append(
