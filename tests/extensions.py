@@ -1,5 +1,6 @@
 """Projections of other people, for daemons that are started with `--projection extensions:…`."""
 
+import os
 import random
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from support import PROJECTOR
 from projections.event import Event, SessionCreated
 from projections.projection import Projection, Table
 
+HOLD = Path(os.environ["HOLD"]) if "HOLD" in os.environ else None
 PROGRAM = ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parent}", *PROJECTOR]
 
 
@@ -32,7 +34,7 @@ class PerProject(Projection):
 
 
 class Slower(PerProject):
-    """A later version, with one column more; its rebuild takes a while."""
+    """A later version, with one column more; it is slow for as long as the file HOLD is there."""
 
     version = 2
     table = Table(
@@ -43,7 +45,8 @@ class Slower(PerProject):
     )
 
     def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
-        time.sleep(0.008)
+        if HOLD and HOLD.exists():
+            time.sleep(0.008)
         return (self.key_of(event), view[1] + 1 if view else 1, event.session_id)
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import oracle
@@ -151,8 +152,13 @@ def test_views_of_a_newer_version_are_refused(database: Database) -> None:
     assert per_project(database) == before
 
 
-def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(database: Database) -> None:
-    fill(database, sessions=400, events=400)
+def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    monkeypatch.setenv("HOLD", str(hold))
+    fill(database, sessions=5000, events=5000)
     once(database, "PerProject")
     rebuilding = "SELECT count(*) FROM projection_state WHERE state = 'rebuilding'"
     with running(database, "Slower") as tailing:
@@ -166,17 +172,38 @@ def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(database: Datab
         database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-1'")
         mended = mend(database)
         still, row = database.sql(rebuilding), per_project(database)
+        hold.unlink()
         tailing.wait_for("caught_up", projection="per_project")
 
     assert "being rebuilt as version 2: " in shown
     assert mended == {"view damaged": 1}
     assert still == [(1,)]
-    assert row == [("F", 400, None)]
+    assert row == [("F", 5000, None)]
     assert database.contents("A-1") == ["while it is rebuilt"]
-    assert per_project(database) == [("F", 400, "F-399"), ("P", 1, "A-1")]
+    assert per_project(database) == [("F", 5000, "F-4999"), ("P", 1, "A-1")]
     rebuilt = [line for line in tailing.lines if line["event"] == "views_rebuilt"]
     assert [line["projection"] for line in rebuilt] == ["per_project"]
     assert not any("moved" in line["event"] and "projection" in line for line in tailing.lines)
+
+
+def test_the_others_tail_while_a_slow_one_catches_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    monkeypatch.setenv("HOLD", str(hold))
+    fill(database, sessions=3000, events=3000)
+    catch_up(database)
+    with running(database, "Slower") as tailing:
+        newest = database.created("A-1")
+        while database.position() < newest:
+            assert tailing.process.poll() is None
+        behind = database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'")
+        hold.unlink()
+        projector("wait", newest, "-d", database.path)
+
+    assert behind == [(0,)]  # in its first batch still
+    assert per_project(database) == [("F", 3000, "F-2999"), ("P", 1, "A-1")]
 
 
 BUMPED = """

@@ -17,6 +17,8 @@ from worker.tail import Member, Outage, Tail, faults_of, load, wait
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
+JOIN_WITHIN: Final = 100
+"""Events for which the others may be made to wait, so that one that was behind joins them."""
 BEHIND_POLL_S: Final = 0.05
 """How often one that is further on than the others looks whether they have come."""
 
@@ -107,13 +109,15 @@ class Feed:
         while not self._stop.is_set():
             await alone.run(self._stop, until=await store.newest())
             async with lead.turn_lock:
-                # What the others folded since is little, and they wait for it here.
-                await alone.run(self._stop, until=lead.position)
+                if lead.position - alone.position <= JOIN_WITHIN:
+                    # What the others folded since is little, and they wait for it here.
+                    await alone.run(self._stop, until=lead.position)
                 if not lead.members or alone.position == lead.position:
                     lead.members += alone.members
                     log.info("caught_up", projection=projection.name)
                     return
-            await wait(BEHIND_POLL_S, self._stop)
+            if alone.position > lead.position:
+                await wait(BEHIND_POLL_S, self._stop)
 
 
 class _Trouble:

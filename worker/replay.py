@@ -142,7 +142,8 @@ async def rebuild(
     claimed = msgspec.structs.replace(checkpoint, generation=checkpoint.generation + 1)
     await store.commit([Change(projection.table, checkpoint, claimed)])
     walk = Walk(store, projection, claimed, until=until, mending=True)
-    progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), 0)
+    progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), _now_ms())
+    await store.report(projection.name, progress)
     async for step in walk.steps():
         progress = msgspec.structs.replace(progress, events=progress.events + step.events)
         if _now_ms() - progress.updated_at >= PROGRESS_MS:

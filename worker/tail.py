@@ -16,6 +16,7 @@ from projections.fold import Rejected
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
 from worker.replay import refold, refuse_newer, unfit
+from worker.slices import fold_in_slices
 from worker.store import Change, Checkpoint, Store, digest
 from worker.wakeup import poll_delay_s
 
@@ -210,7 +211,7 @@ async def _change(
     projection, before = member.projection, member.checkpoint
     keys = {folding.key_of(projection, event) for event in events} - {None}
     views, mended = await _views(store, projection, before, sorted(filter(None, keys)), standing)
-    folded = folding.fold(projection, views, events)
+    folded = await fold_in_slices(projection, views, events)
     after = msgspec.structs.replace(
         before,
         position=last.seq,

@@ -11,7 +11,6 @@ from itertools import chain
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 import msgspec
 
 from projections import fold as folding
@@ -20,15 +19,12 @@ from projections.fold import Rejected
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace
+from worker.slices import fold_in_slices
 from worker.store import Change, Checkpoint, Loaded, Store
 
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction of the walk writes at most, so that no writer waits long."""
-SLICE_EVENTS: Final = 10
-SLICE_S: Final = 0.005
-"""When folding took so long the tail of the others gets its turn."""
-
 Views = dict[str, Any]
 
 
@@ -88,8 +84,10 @@ class Walk:
         views: Views = {}
         open_key = self._only
         async for page in pages:
-            quarantined = await self._fold_page(views, page.events)
-            found = await self._compare_quarantine(page.seqs, quarantined)
+            folded = await fold_in_slices(self._projection, views, page.events)
+            views.update(folded.views)
+            self.skipped += folded.skipped
+            found = await self._compare_quarantine(page.seqs, folded.quarantined)
             keys = [*dict.fromkeys(k for k in (open_key, *page.keys) if k is not None)]
             open_key = keys.pop() if keys else None
             found += await self._compare(keys, views)
@@ -97,20 +95,6 @@ class Walk:
             yield Step(len(page.seqs), len(keys), found)
         if open_key is not None:
             yield Step(0, 1, await self._compare([open_key], views))
-
-    async def _fold_page(self, views: Views, events: Sequence[Event | Rejected]) -> list[Rejected]:
-        quarantined: list[Rejected] = []
-        started = time.perf_counter()
-        for start in range(0, len(events), SLICE_EVENTS):
-            part = events[start : start + SLICE_EVENTS]
-            folded = folding.fold(self._projection, views, part)
-            views.update(folded.views)
-            self.skipped += folded.skipped
-            quarantined += folded.quarantined
-            if time.perf_counter() - started > SLICE_S:
-                await anyio.lowlevel.checkpoint()
-                started = time.perf_counter()
-        return quarantined
 
     async def _pages(self) -> AsyncIterator["_Page"]:
         """The log by view, as far as an index has it so; the rest is gathered for later."""

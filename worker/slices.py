@@ -1,0 +1,35 @@
+"""Folding that leaves other tasks their turns, however slow a projection is."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import anyio.lowlevel
+
+from projections.event import Event
+from projections.fold import Folded, Rejected, fold
+from projections.projection import Projection
+
+SLICE_EVENTS: Final = 10
+LONGEST_SLICE_S: Final = 0.005
+
+
+async def fold_in_slices(
+    projection: Projection, views: Mapping[str, Any | None], events: Sequence[Event | Rejected]
+) -> Folded:
+    """`fold`, and the other tasks' turn whenever it took so long."""
+    changed: dict[str, Any] = {}
+    quarantined: list[Rejected] = []
+    skipped = 0
+    now = {**views}
+    started = time.perf_counter()
+    for start in range(0, len(events), SLICE_EVENTS):
+        folded = fold(projection, now, events[start : start + SLICE_EVENTS])
+        changed |= folded.views
+        now |= folded.views
+        quarantined += folded.quarantined
+        skipped += folded.skipped
+        if time.perf_counter() - started > LONGEST_SLICE_S:
+            await anyio.lowlevel.checkpoint()
+            started = time.perf_counter()
+    return Folded(changed, quarantined, skipped)
