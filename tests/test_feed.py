@@ -195,15 +195,16 @@ def test_the_others_tail_while_a_slow_one_catches_up(
     fill(database, sessions=3000, events=3000)
     catch_up(database)
     with running(database, "Slower") as tailing:
-        newest = database.created("A-1")
-        while database.position() < newest:
-            assert tailing.process.poll() is None
+        for number in range(8):
+            newest = database.created(f"A-{number}")
+            while database.position() < newest:
+                assert tailing.process.poll() is None
         behind = database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'")
         hold.unlink()
         projector("wait", newest, "-d", database.path)
 
     assert behind == [(0,)]  # in its first batch still
-    assert per_project(database) == [("F", 3000, "F-2999"), ("P", 1, "A-1")]
+    assert per_project(database) == [("F", 3000, "F-2999"), ("P", 8, "A-7")]
 
 
 BUMPED = """

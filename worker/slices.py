@@ -10,7 +10,7 @@ from projections.event import Event
 from projections.fold import Folded, Rejected, fold
 from projections.projection import Projection
 
-SLICE_EVENTS: Final = 10
+SLICE_EVENTS: Final = 16
 LONGEST_SLICE_S: Final = 0.005
 
 
@@ -22,14 +22,17 @@ async def fold_in_slices(
     quarantined: list[Rejected] = []
     skipped = 0
     now = {**views}
-    started = time.perf_counter()
-    for start in range(0, len(events), SLICE_EVENTS):
-        folded = fold(projection, now, events[start : start + SLICE_EVENTS])
+    started, start, size = time.perf_counter(), 0, 1
+    while start < len(events):
+        folded = fold(projection, now, events[start : start + size])
         changed |= folded.views
         now |= folded.views
         quarantined += folded.quarantined
         skipped += folded.skipped
+        start += size
         if time.perf_counter() - started > LONGEST_SLICE_S:
             await anyio.lowlevel.checkpoint()
-            started = time.perf_counter()
+            started, size = time.perf_counter(), 1
+        else:
+            size = min(2 * size, SLICE_EVENTS)
     return Folded(changed, quarantined, skipped)
