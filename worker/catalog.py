@@ -83,6 +83,7 @@ def drop(client: Client, name: str) -> None:
         elif _is_there(client, kept_in):
             client.connection.execute(f"DROP TABLE {_quoted(kept_in)}")
         client.connection.execute("DELETE FROM quarantine WHERE projection = ?", (name,))
+        client.connection.execute("DELETE FROM projection_state WHERE projection = ?", (name,))
         client.connection.execute("DELETE FROM checkpoint WHERE name = ?", (name,))
 
 

@@ -49,6 +49,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
 
 def _doing(progress: dict[str, Any], daemon: dict[str, Any]) -> str:
     """What a projection is doing that is not tailing."""
+    if daemon["running"] and progress["name"] not in daemon["running"]:
+        return "the daemon that is alive does not run it"
     state = progress["state"]
     since_s = time.time() - state.get("since", 0) / 1000
     match state["state"]:
@@ -65,8 +67,6 @@ def _doing(progress: dict[str, Any], daemon: dict[str, Any]) -> str:
             return f"a rebuild as version {state['version']} was cut off; the next run does it"
         case "old":
             return f"version {progress['code_version']} is here; a daemon that starts rebuilds it"
-    if daemon["running"] and progress["name"] not in daemon["running"]:
-        return "the daemon that is alive does not run it"
     return ""
 
 
