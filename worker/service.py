@@ -80,6 +80,7 @@ async def _groups(
     groups: dict[int, list[Member]] = {}
     for projection in projections:
         with faults_of(projection):
+            await load(store, projection)
             await _leave_rebuild_to_holder(store, projection, lock)
             member = await load(store, projection)
             if await needs_rebuild(store, projection, member.checkpoint):
