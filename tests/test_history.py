@@ -330,7 +330,22 @@ def test_a_time_without_an_offset_is_utc_and_a_date_its_midnight(session: Databa
     assert "begins after that, at seq 1 (2023-11-14T22:13:20.000+00:00)" in early.stderr
 
 
-@pytest.mark.parametrize("at", ["yesterday", "", "-1", "+1", "1.5", "٣", str(2**63), "9" * 5000])
+@pytest.mark.parametrize(
+    "at",
+    [
+        "yesterday",
+        "2026-03-01+02:00",
+        "2026-03-01x12:00",
+        "2026-03-01T12:00 Z",
+        "",
+        "-1",
+        "+1",
+        "1.5",
+        "٣",
+        str(2**63),
+        "9" * 5000,
+    ],
+)
 def test_a_point_that_is_neither_position_nor_time_is_a_usage_error(at: str) -> None:
     with pytest.raises(BadUsage):
         look_back.point(at)
@@ -471,3 +486,25 @@ def test_why_says_which_messages_came_with_which_event(database: Database) -> No
     ]
     updated(database, messages=[])
     assert run_json(database, "why", "A-1")["messages"] == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        ("b" * 185 + "one", "b" * 185 + "two", ["b" * 20 + 'one"}', "b" * 20 + 'two"}']),
+        (b"\0", "AA==", ['- user: ```json "AA==" ```', "+ user: AA=="]),
+        (float("nan"), None, ["- {'content': nan}", "+ {'content': None}"]),
+    ],
+)
+def test_a_change_is_shown_where_it_is(
+    database: Database, before: Any, after: Any, lines: list[str]
+) -> None:
+    for content in (before, after):
+        data = {"project": "P", "messages": [{"role": "user", "content": content}]}
+        kind = "session_updated" if content is after else "session_created"
+        database.insert("A-1", event(kind, data))
+
+    said = run(database, "diff", "A-1", "1", "2")
+
+    assert "message 1 changed (content):" in said
+    assert all(line in said for line in lines), said

@@ -1,10 +1,12 @@
 """`projector wait` and `--wait`: reading one's own write."""
 
+import fcntl
 import json
 import os
 import signal
+import sqlite3
 import subprocess
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import anyio
@@ -75,9 +77,19 @@ def test_a_position_of_another_log_does_not_count(database: Database) -> None:
     database.sql("DELETE FROM event_log")
     database.created("B-1")
 
-    said = projector("wait", "1", "-d", database.path, check=4).stderr
+    for position in ("1", "5"):
+        said = projector("wait", position, "--timeout", "0", "-d", database.path, check=4).stderr
+        assert "the log does not fit the checkpoint" in said
 
-    assert "the log does not fit the checkpoint" in said
+
+def test_an_event_too_large_to_fold_is_known_again(database: Database) -> None:
+    database.created("A-1")
+    newest = database.insert("A-1", b"\0" * (16 * 1024 * 1024 + 5))
+    catch_up(database)
+
+    assert projector("wait", "-d", database.path).stdout == f"{newest}\n"
+    status = json.loads(projector("status", "--json", "-d", database.path).stdout)
+    assert all(progress["fits_log"] for progress in status["projections"])
 
 
 def test_a_database_that_is_replaced_meanwhile_ends_it(database: Database, tmp_path: Path) -> None:
@@ -139,3 +151,45 @@ def test_a_session_command_that_waits_in_vain_says_that_its_event_is_written(
 
     assert said == "P-1\n"
     assert database.sql("SELECT count(*) FROM event_log") == [(1,)]
+
+
+def test_a_session_command_whose_event_is_written_never_ends_as_if_a_retry_were_due(
+    database: Database, tmp_path: Path
+) -> None:
+    waiting = subprocess.Popen(
+        [*PROJECTOR, "session", "queue", "-p", "P", "x", "--wait", "-d", database.path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert waiting.stdout is not None
+    waiting.stdout.readline()
+    projector("db", "setup", "-d", tmp_path / "new.db")
+    os.replace(tmp_path / "new.db", database.path)
+
+    _, said = waiting.communicate()
+
+    assert waiting.returncode == 1
+    assert said.startswith("projector: event 1 is written, but ")
+
+
+@pytest.mark.parametrize("said", ["²", "9" * 5000, "\xff\xfe \x00", ""])
+def test_a_lock_file_that_says_odd_things_is_a_daemon_without_a_number(
+    database: Database, said: str
+) -> None:
+    lock = database.path.with_name("local.db-projector.lock")
+    lock.write_text(said)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        late = projector("wait", "9", "--timeout", "0", "-d", database.path, check=1).stderr
+
+    assert "session_index is at 0; the newest event is 0; a daemon is alive, process 0" in late
+
+
+def test_a_session_is_looked_for_outside_the_write_lock(database: Database) -> None:
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for words in (("append", "A-1", "-m", '[{"role":"u","content":"x"}]'),
+                      ("status", "A-1", "done")):  # fmt: skip
+            said = projector("session", *words, "-d", database.path, check=1).stderr
+            assert "there is no session A-1" in said

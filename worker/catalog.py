@@ -5,10 +5,13 @@ from collections.abc import Iterable
 import msgspec
 import structlog
 
+from projections.event import MAX_EVENT_BYTES, LogRow
 from projections.projection import Projection, Table
 from worker import registry
 from worker.client import Client
+from worker.database import EVENT_COLUMNS
 from worker.errors import Finding
+from worker.store import digest
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -67,6 +70,15 @@ def find(client: Client, name: str) -> Listed:
         f"there is no projection {name} in {client.path}",
         f"there are {', '.join(listed.name for listed in known)}",
     )
+
+
+def fits_log(client: Client, position: int, remembered: str) -> bool:
+    """Whether the event at a checkpoint is the one that the checkpoint remembers."""
+    rows = client.rows(
+        f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq",
+        {"seq": position, "max": MAX_EVENT_BYTES},
+    )
+    return not position or any(digest(LogRow(*row)) == remembered for row in rows)
 
 
 def drop(client: Client, name: str) -> None:

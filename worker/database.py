@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
@@ -108,6 +109,7 @@ class FileIdentity:
 
 
 _LOCK_BYTES: Final = 64 * 1024
+_PID: Final = re.compile("[0-9]{1,10}")
 
 
 class DaemonLock:
@@ -147,11 +149,11 @@ class DaemonLock:
         said = self._said()
         if said is None:
             return None
-        return int(said[0]) if said and said[0].isdigit() else 0
+        return int(said[0]) if said and _PID.fullmatch(said[0]) else 0
 
     def running(self) -> list[str]:
         """The projections that the daemon runs; none where there is none, or it does not say."""
-        return (self._said() or [])[1:]
+        return [name for name in (self._said() or [])[1:] if name.isidentifier()]
 
     def _said(self) -> list[str] | None:
         try:

@@ -1,5 +1,6 @@
 """One session looked back at: as it was then, what changed, which event set what."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -15,6 +16,10 @@ from worker.output import when
 
 _SESSION_BODIES: Final = (SessionCreated, MessagesAppended, SessionUpdated)
 _FIELDS: Final = ("id", "project", "messages", "status", "createdAt", "updatedAt")
+# `datetime.fromisoformat` takes any character between date and time, were it the sign of an offset.
+_ISO_8601: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(-?\d)?)([Tt ][\d:.,]+([Zz]|[+-][\d:.]+)?)?", re.ASCII
+)
 _MAX_SEQ: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,7 +73,7 @@ def point(text: str) -> Point:
     if text.isascii() and text.isdigit():
         if len(text) <= len(str(_MAX_SEQ)) and int(text) <= _MAX_SEQ:
             return Point(int(text), is_time=False)
-    else:
+    elif _ISO_8601.fullmatch(text):
         try:
             time = datetime.fromisoformat(text)
             since_epoch = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -15,7 +15,7 @@ from projections.messagepack import Extension
 # C0 (but for line feed and tab), DEL, C1, line and paragraph separators, and the marks that
 # reorder what is read.
 _UNPRINTABLE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -110,11 +110,9 @@ def changes(changed: Mapping[str, Any], began: int) -> str:
         before, after = entry["before"], entry["after"]
         differing = _differing(before, after)
         names = ", ".join(one_line(name, 40) for name in differing) or "how it is encoded"
-        lines.append(f"message {entry['number']} changed ({names}):")
-        told = _short(before), _short(after)
-        if told[0] == told[1]:
-            told = _parts(before, differing), _parts(after, differing)
-        lines += [f"  - {told[0]}", f"  + {told[1]}"]
+        lines.append(f"message {entry['number']} changed ({names})" + ":" * bool(differing))
+        if differing:
+            lines += [f"  {sign} {text}" for sign, text in _told(before, after, differing)]
     for kind in ("removed", "added"):
         lines += [f"message {m['number']} {kind}: {_short(m['message'])}" for m in messages[kind]]
     return "\n".join(lines if len(lines) > 1 else [*lines, "nothing changed"])
@@ -131,17 +129,30 @@ def _field(name: str, value: Any) -> str:
 
 
 def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
-    """The keys whose values differ; as JSON, where 1, 1.0 and true do."""
+    """The keys whose values differ, 1 from 1.0 and true too."""
     return [
         key
         for key in [*before, *(key for key in after if key not in before)]
-        if key not in before or key not in after or to_json(before[key]) != to_json(after[key])
+        if key not in before or key not in after or repr(before[key]) != repr(after[key])
     ]
 
 
-def _parts(message: Mapping[Any, Any], keys: Sequence[Any]) -> str:
-    parts = {key: message[key] for key in keys if key in message}
-    return one_line(to_json(parts, indent=None), 80)
+def _told(
+    before: Mapping[Any, Any], after: Mapping[Any, Any], differing: Sequence[Any]
+) -> Iterator[tuple[str, str]]:
+    """Both sides in a line each, in the first of three ways in which they differ there."""
+    sides = [{key: side[key] for key in differing if key in side} for side in (before, after)]
+    ways = (
+        [_short(before), _short(after)],
+        [one_line(to_json(side, indent=None)) for side in sides],
+        [one_line(repr(side)) for side in sides],
+    )
+    one, other = next((way for way in ways if way[0] != way[1]), ways[-1])
+    pairs = enumerate(zip(one, other, strict=False))
+    same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    start = max(same - 40, 0) if same > 60 else 0
+    for sign, text in (("-", one), ("+", other)):
+        yield sign, ("…" if start else "") + one_line(text[start:], 80)
 
 
 def _short(message: Mapping[Any, Any]) -> str:
@@ -185,6 +196,8 @@ def _key(key: Any) -> str:
 
 def _width(text: str) -> int:
     """Columns on a terminal: wide East Asian characters and emoji take two, marks none."""
+    if text.isascii():
+        return len(text)
     return sum(
         0
         if unicodedata.combining(character)

@@ -6,19 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from projections.event import LogRow, Unfoldable, created_ms, is_utf8, keys_of
+from projections.event import Unfoldable, created_ms, is_utf8, keys_of
 from projections.fold import restore
 from projections.messagepack import Malformed, decode_exact
 from projections.projection import Damaged
 from projections.session_index import Entry, SessionIndex
 from projections.sessions import PREFIX
 from worker import schema
-from worker.catalog import Listed, listing
+from worker.catalog import Listed, fits_log, listing
 from worker.client import Client
 from worker.database import DaemonLock
 from worker.errors import NeedsPerson, quoted
 from worker.history import SESSIONS, no_session
-from worker.store import digest
 
 _INDEX: Final = SessionIndex()
 WATCH_POLL_S: Final = 0.02
@@ -139,7 +138,7 @@ def _progress(client: Client, projection: Listed) -> dict[str, Any]:
             (projection.name,),
         ),
         "skipped": projection.skipped,
-        "fits_log": _fits_log(client, projection),
+        "fits_log": fits_log(client, position, projection.digest),
     }
 
 
@@ -157,18 +156,6 @@ def _state(client: Client, projection: Listed) -> dict[str, Any]:
         return dict(zip(names, row, strict=True))
     older = (projection.version or 0) < (projection.code_version or 0)
     return {"state": "old" if projection.version and older else "tailing"}
-
-
-def _fits_log(client: Client, projection: Listed) -> bool:
-    """Whether the event at the checkpoint is the one that the checkpoint remembers."""
-    if not projection.position:
-        return True
-    rows = client.rows(
-        "SELECT seq, id, key, data, created_at FROM event_log WHERE seq = ?",
-        (projection.position,),
-    )
-    row = next(rows, None)
-    return row is not None and digest(LogRow(*row)) == projection.digest
 
 
 def _lag_seconds(client: Client, position: int) -> float:

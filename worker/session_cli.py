@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from worker.database import resolve
-from worker.errors import BadUsage, Finding
+from worker.errors import BadUsage, Finding, NeedsPerson, ProjectorError
 from worker.options import SETTINGS, Database, Json, Wait, read_stdin
 from worker.output import Format
 
@@ -245,8 +245,10 @@ def _wait(client: Any, wanted: bool) -> None:
         seq = client.value("SELECT last_insert_rowid()")
         try:
             waiting.wait(client, seq, names=[projection.name for projection in BUILT_IN])
-        except Finding as error:
-            raise Finding(f"event {seq} is written, but {error}", error.hint) from None
+        except ProjectorError as error:
+            # Not what a retry may mend: it would write the event twice.
+            kind = NeedsPerson if isinstance(error, NeedsPerson) else Finding
+            raise kind(f"event {seq} is written, but {error}", error.hint) from None
 
 
 def _summary(entry: Any) -> dict[str, Any]:

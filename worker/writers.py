@@ -40,8 +40,8 @@ def queue(client: Client, project: str, message: str) -> str:
 def append(client: Client, session_id: str, messages: bytes, *, stop: bool) -> int:
     """Messages at the end of a session, given as a JSON list; the position of the last event."""
     said = _parse_messages(messages)
+    _require_session(client, session_id)
     with client.transaction():
-        _require_session(client, session_id)
         now = _now_ms()
         seq = _append(client, session_id, "session_append", {"messages": said}, now)
         if stop:
@@ -51,8 +51,8 @@ def append(client: Client, session_id: str, messages: bytes, *, stop: bool) -> i
 
 def set_status(client: Client, session_id: str, new_status: str) -> int:
     """The position of the event."""
+    _require_session(client, session_id)
     with client.transaction():
-        _require_session(client, session_id)
         return _append(
             client, session_id, "session_status_update", {"status": new_status}, _now_ms()
         )
@@ -139,6 +139,7 @@ def _parse_messages(data: bytes) -> list[Any]:
 
 
 def _require_session(client: Client, session_id: str) -> None:
+    """Outside the write lock, as it may take a while; in the log, what is there stays."""
     if not session_id or not exists(client, session_id):
         raise Finding(
             f"there is no session {session_id} in {client.path}",
