@@ -9,6 +9,8 @@ from projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable, decode,
 from projections.projection import Damaged, Projection
 
 FAULT: Final = "a fault in the code of the projection: "
+MAX_REASON: Final = 1000
+"""Characters of a reason in the quarantine."""
 MAX_ROW_BYTES: Final = 256 * 1024 * 1024
 """The texts and BLOBs of one row."""
 
@@ -108,15 +110,11 @@ def _fits(kind: str, value: Any) -> bool:
 
 
 def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
-    """The view that a row keeps; raises `Damaged`, also where the projection fails on it."""
-    if not all(is_utf8(value) for value in row if isinstance(value, str)):
-        raise Damaged("a text in it is not UTF-8")
-    try:
-        return projection.from_row(row)
-    except (Damaged, MemoryError):
-        raise
-    except Exception as error:
-        raise Damaged(f"{type(error).__name__} when it was read") from error
+    """The view that a row keeps; raises `Damaged`."""
+    for (name, kind), value in zip(projection.table.columns.items(), row, strict=True):
+        if not _fits(kind, value):
+            raise Damaged(f"{name} is not {kind} as a fold would write it")
+    return projection.from_row(row)
 
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
@@ -139,5 +137,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         raise error
     if isinstance(error, Unfoldable):
-        return str(error)
+        return str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
     return f"{FAULT}{type(error).__name__}"

@@ -83,6 +83,29 @@ class Broken(PerProject):
         raise ZeroDivisionError
 
 
+class Unreadable(PerProject):
+    """Cannot read what it wrote."""
+
+    def from_row(self, row: Any) -> Any:
+        raise KeyError("sessions")
+
+
+class Greedy(PerProject):
+    """Wants more memory than there is, for a project called `much`."""
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        if self.key_of(event) == "much":
+            return ("x" * 2**62,)
+        return super().fold(view, event)
+
+
+class Shifting(PerProject):
+    """Keyed by what differs from process to process."""
+
+    def key_of(self, event: Event) -> str:
+        return str(hash(event.session_id))
+
+
 class Chancy(PerProject):
     """Not deterministic."""
 

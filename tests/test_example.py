@@ -174,6 +174,22 @@ def test_without_its_package_the_others_go_on_and_say_so(
     assert "projector-tokens" in said
 
 
+@pytest.mark.parametrize("value", ["my-mod:X", "projector_tokens:", "", "projector_tokens:_day"])
+def test_a_package_that_is_broken_stops_no_command(
+    database: Database, installed: Installed, value: str
+) -> None:
+    (entry_points,) = installed.site.glob("*.dist-info/entry_points.txt")
+    entry_points.write_text(f"[projector.projections]\nx = {value}\n")
+    database.created("A-1")
+
+    for words in (("run", "--once"), ("status", "--json"), ("projection", "list", "--json")):
+        done = projector(*words, "-d", database.path, env=installed.environment)
+        if "--json" in words:
+            json.loads(done.stdout)
+        assert "projection_not_loaded" in done.stderr
+    assert len(database.views()) == 1
+
+
 def test_its_events_are_checked_and_find_their_way_back(
     database: Database, installed: Installed
 ) -> None:

@@ -186,6 +186,93 @@ def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
     assert not any("moved" in line["event"] and "projection" in line for line in tailing.lines)
 
 
+def test_a_rebuild_that_was_cut_off_is_done_by_the_next_daemon_and_not_tailed_by_an_older_one(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    monkeypatch.setenv("HOLD", str(hold))
+    fill(database, sessions=2000, events=2000)
+    once(database, "PerProject")
+    with running(database, "Slower") as tailing:
+        while database.sql("SELECT count(*) FROM projection_state") == [(0,)]:
+            assert tailing.process.poll() is None
+        tailing.stop(signal.SIGKILL)
+    shown = projector("status", "-d", database.path).stdout
+
+    assert "were made by version 2" in once(database, "PerProject", check=4)
+    assert "a rebuild as version 2 was cut off; the next run does it" in shown
+    hold.unlink()
+    once(database, "Slower")
+    assert per_project(database) == [("F", 2000, "F-1999")]
+    assert state(database)["per_project"] == {"state": "tailing"}
+
+
+def test_a_newer_program_beside_an_older_daemon_says_what_to_do(database: Database) -> None:
+    fill(database, sessions=5, events=5)
+    once(database, "PerProject")
+    with running(database, "PerProject"):
+        options = ("--projection", "extensions:Slower", "-d", database.path)
+        for words in (("run", "--once"), ("replay",)):
+            said = projector(*words, *options, check=3, **PATH).stderr
+            assert "runs version 1 of per_project, and this is version 2" in said
+            assert "restart the daemon" in said
+
+
+def test_an_older_program_beside_a_newer_daemon_refuses_at_once(database: Database) -> None:
+    fill(database, sessions=5, events=5)
+    with running(database, "Slower") as tailing:
+        tailing.wait_for("batch_committed")
+        projector("run", "--projection", "extensions:PerProject", "-d", database.path, check=4,
+                  **PATH)  # fmt: skip
+
+
+def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    with running(database, "Unreadable") as tailing:
+        newest = database.created("A-2")
+        said = tailing.wait_for("projection_failed")
+        projector("wait", newest, "--projection", "sessions", "-d", database.path)
+
+    assert "KeyError" in said["why"]
+    assert per_project(database) == [("P", 1)]
+
+
+def test_a_row_that_others_damaged_is_folded_anew_and_blames_no_event(database: Database) -> None:
+    database.created("A-1")
+    with running(database, "PerProject") as tailing:
+        projector("wait", "-d", database.path)
+        database.sql("UPDATE per_project SET sessions = 'many'")
+        newest = database.created("A-2")
+        projector("wait", newest, "-d", database.path)
+        tailing.stop(signal.SIGTERM)
+
+    assert per_project(database) == [("P", 2)]
+    assert database.quarantine() == {}
+
+
+def test_a_lack_of_memory_in_one_sets_it_aside(database: Database) -> None:
+    database.created("A-1", project="much")
+    with running(database, "Greedy") as tailing:
+        said = tailing.wait_for("projection_failed")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+
+    assert "MemoryError" in said["why"]
+
+
+def test_a_table_of_somebody_else_is_left_alone(database: Database) -> None:
+    database.sql("CREATE TABLE per_project (project TEXT PRIMARY KEY, sessions INTEGER)")
+    database.sql("INSERT INTO per_project VALUES ('mine', 7)")
+    database.created("A-1")
+
+    said = once(database, "PerProject", check=4)
+
+    assert "the table per_project is there with rows that no checkpoint explains" in said
+    assert per_project(database) == [("mine", 7)]
+    assert len(database.views()) == 1
+
+
 def test_the_others_tail_while_a_slow_one_catches_up(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +364,8 @@ def test_verify_tells_code_that_is_not_deterministic(database: Database) -> None
         database.created(f"A-{number}", project=f"P{number}")
     for name, words in (
         ("Chancy", "per_project is not deterministic: folded twice"),
-        ("Ordered", "if nobody else wrote these rows, its code is not deterministic"),
+        ("Ordered", "if nobody else touched these rows, its code is not deterministic"),
+        ("Shifting", "if nobody else touched these rows, its code is not deterministic"),
     ):
         once(database, name)
         options = ("--projection", f"extensions:{name}", "-d", database.path)

@@ -7,7 +7,7 @@ import pytest
 from support import Database
 
 from projections import BUILT_IN
-from projections.event import SESSION_EVENTS, Event, Other, SessionCreated
+from projections.event import SESSION_EVENTS, Event, Other, SessionCreated, Unfoldable
 from projections.projection import PerSession, Projection, Table
 from projections.session_index import SessionIndex
 from projections.sessions import Sessions
@@ -334,6 +334,32 @@ def test_a_row_that_cannot_be_kept_quarantines_its_event_for_that_projection_alo
     assert reason.startswith("a fault in the code of the projection: ")
     assert database.sql("SELECT * FROM tokens") == [("A-1", "P", 4)]
     assert len(database.views()) == 1
+
+
+def test_a_view_may_have_an_empty_key(database: Database) -> None:
+    class One(CreatedPerDay):
+        def key_of(self, event: Event) -> str:
+            return ""
+
+        def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+            return ("", None, 0, view[3] + 1 if view else 1)
+
+    for number in range(3):
+        database.created(f"A-{number}")
+        anyio.run(service.run_once, database.path, (*BUILT_IN, One()))
+
+    assert database.sql("SELECT count FROM created_per_day") == [(3,)]
+
+
+def test_a_reason_that_is_no_utf8_is_kept_all_the_same(database: Database) -> None:
+    class Odd(CreatedPerDay):
+        def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+            raise Unfoldable("\udc80" + "x" * 2000)
+
+    database.created("A-1")
+    anyio.run(service.run_once, database.path, (*BUILT_IN, Odd()))
+
+    assert database.quarantine() == {1: "\\udc80" + "x" * 994}
 
 
 @pytest.mark.parametrize("key", [5, b"A-1", "\ud800"])

@@ -1,6 +1,6 @@
 """Which projections there are in a database, and taking one out of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import structlog
@@ -70,6 +70,12 @@ def find(client: Client, name: str) -> Listed:
         f"there is no projection {name} in {client.path}",
         f"there are {', '.join(listed.name for listed in known)}",
     )
+
+
+def versions(client: Client, projections: Iterable[Projection]) -> Iterator[tuple[Projection, int]]:
+    """Those that have a checkpoint, and the version that it has."""
+    found = dict(client.rows("SELECT name, version FROM checkpoint"))
+    return ((p, int(found[p.name])) for p in projections if p.name in found)
 
 
 def fits_log(client: Client, position: int, remembered: str) -> bool:

@@ -77,7 +77,9 @@ def _app(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    from worker import log
+
+    log.configure(LogLevel.WARNING, LogFormat.AUTO)  # `run` says more
 
 
 @app.command()
@@ -103,7 +105,7 @@ def run(
     """Fold the log into views, and go on as events come."""
     import anyio
 
-    from worker import catalog, log, registry, schema, service
+    from worker import catalog, log, registry, replay, schema, service
     from worker.client import Client
 
     path = resolve(database)
@@ -114,6 +116,8 @@ def run(
     projections = registry.known(projection or ())
     with Client.reading(path) as client:
         catalog.warn_of_unknown(client, projections)
+        for one, version in catalog.versions(client, projections):
+            replay.refuse_newer(one, version)  # now, and not when it takes over from another
     if once:
         anyio.run(service.run_once, path, projections)
     else:
@@ -247,7 +251,9 @@ def projection_drop(
     path = resolve(database)
     with Client.writing(path) as client:
         listed = catalog.find(client, name)
-        if listed.code_version and (daemon := DaemonLock(path).holder()) is not None:
+        lock = DaemonLock(path)
+        daemon, running = lock.holder(), lock.running()
+        if daemon is not None and (name in running or (listed.code_version and not running)):
             raise Finding(
                 f"a daemon (process {daemon}) runs {name}, and would make it anew at once",
                 "stop it first",

@@ -4,7 +4,7 @@ import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -110,16 +110,17 @@ class FileIdentity:
 
 _LOCK_BYTES: Final = 64 * 1024
 _PID: Final = re.compile("[0-9]{1,10}")
+_RUNNING: Final = re.compile("([A-Za-z0-9_]+)=([0-9]{1,10})")
 
 
 class DaemonLock:
     """An advisory lock on `<database>-projector.lock`, held as long as a daemon lives.
 
-    `running` are the names of the projections that the holder will say it runs.
+    `running` are the projections that the holder will say it runs, and their versions.
     """
 
-    def __init__(self, path: Path, running: Iterable[str] = ()) -> None:
-        self._running = [*running]
+    def __init__(self, path: Path, running: Mapping[str, int] | None = None) -> None:
+        self._running = [f"{name}={version}" for name, version in (running or {}).items()]
         self._path = path.with_name(path.name + "-projector.lock")
         self._database = path
         self._descriptor: int | None = None
@@ -151,9 +152,11 @@ class DaemonLock:
             return None
         return int(said[0]) if said and _PID.fullmatch(said[0]) else 0
 
-    def running(self) -> list[str]:
-        """The projections that the daemon runs; none where there is none, or it does not say."""
-        return [name for name in (self._said() or [])[1:] if name.isidentifier()]
+    def running(self) -> dict[str, int]:
+        """The projections that the daemon runs, and their versions; none where there is no daemon,
+        or it does not say."""
+        said = map(_RUNNING.fullmatch, (self._said() or [])[1:])
+        return {match[1]: int(match[2]) for match in said if match}
 
     def _said(self) -> list[str] | None:
         try:

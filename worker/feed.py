@@ -11,14 +11,15 @@ import structlog
 from projections.projection import Projection
 from worker.errors import LostRace, ProjectionFailed, Unavailable
 from worker.replay import needs_rebuild, rebuild_all
+from worker.slices import courteous
 from worker.sqlite import SqliteStore, opened
 from worker.store import State
 from worker.tail import Member, Outage, Tail, faults_of, load, wait
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
-JOIN_WITHIN: Final = 100
-"""Events for which the others may be made to wait, so that one that was behind joins them."""
+LONGEST_JOIN_S: Final = 0.02
+"""How long the others may be made to wait, so that one that was behind joins them."""
 BEHIND_POLL_S: Final = 0.05
 """How often one that is further on than the others looks whether they have come."""
 
@@ -71,6 +72,7 @@ class Feed:
                 with faults_of(projection):
                     member = await load(store, projection)
                     if not await needs_rebuild(store, projection, member.checkpoint):
+                        await store.report(projection.name, None)
                         ready.append(member)
             except ProjectionFailed:
                 continue  # as it will again, where it is alone and told of
@@ -83,6 +85,7 @@ class Feed:
     async def _alone(self, projection: Projection, lead: Tail) -> None:
         """Catch up, and join the others; tried again for as long as it fails."""
         trouble = _Trouble(projection)
+        courteous.set(True)
         while not self._stop.is_set():
             try:
                 async with opened(self._path) as store:
@@ -107,9 +110,11 @@ class Feed:
             member = await load(store, projection)
         alone = Tail(store, [member], self._outage)
         while not self._stop.is_set():
+            started, before = time.perf_counter(), alone.position
             await alone.run(self._stop, until=await store.newest())
+            pace_s = (time.perf_counter() - started) / max(alone.position - before, 1)
             async with lead.turn_lock:
-                if lead.position - alone.position <= JOIN_WITHIN:
+                if (lead.position - alone.position) * pace_s <= LONGEST_JOIN_S:
                     # What the others folded since is little, and they wait for it here.
                     await alone.run(self._stop, until=lead.position)
                 if not lead.members or alone.position == lead.position:
@@ -149,4 +154,4 @@ class _Trouble:
             log.info(
                 "projection_recovered", projection=self._projection.name, failures=self._failures
             )
-            await store.report(self._projection.name, None)
+        await store.report(self._projection.name, None)

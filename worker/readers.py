@@ -109,7 +109,7 @@ def status(path: Path) -> dict[str, Any]:
     holder = lock.holder()
     return {
         "database": str(path),
-        "daemon": {"alive": holder is not None, "pid": holder, "running": lock.running()},
+        "daemon": {"alive": holder is not None, "pid": holder, "running": [*lock.running()]},
         "schema": applied[-1],
         "newest": newest,
         "events": events,
@@ -155,7 +155,7 @@ def _state(client: Client, projection: Listed) -> dict[str, Any]:
     if row is not None:
         return dict(zip(names, row, strict=True))
     older = (projection.version or 0) < (projection.code_version or 0)
-    return {"state": "old" if projection.version and older else "tailing"}
+    return {"state": "old" if projection.version is not None and older else "tailing"}
 
 
 def _lag_seconds(client: Client, position: int) -> float:

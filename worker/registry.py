@@ -19,6 +19,7 @@ from worker.errors import BadUsage
 GROUP: Final = "projector.projections"
 """The entry points by which a package offers its projections."""
 _NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_INDEX: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*(, [A-Za-z_][A-Za-z0-9_]*)*")
 _KINDS: Final = {"TEXT", "INTEGER", "REAL", "BLOB"}
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -33,7 +34,8 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
     found = [*BUILT_IN]
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
         try:
-            _add(found, _load(point.module, point.attr))
+            module, _, name = point.value.partition(" ")[0].partition(":")
+            _add(found, _load(module, name))
         except BadUsage as error:
             package = point.dist.name if point.dist else None
             log.error("projection_not_loaded", package=package, why=str(error), hint=error.hint)
@@ -85,9 +87,14 @@ def _load(module: str, name: str) -> Any:
 
 def _add(found: list[Projection], projection: Any) -> None:
     """Add one, unless it is there; raises `BadUsage`."""
-    same = [p for p in found if type(p) is type(projection) and p.name == projection.name]
+    name = getattr(projection, "name", None)
+    same = [p for p in found if type(p) is type(projection) and p.name == name]
     if not same:
-        if wrong := next(_faults(projection, found), None):
+        try:
+            wrong = next(_faults(projection, found), None)
+        except (Exception, SystemExit) as error:
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
             of = f"{type(projection).__module__}:{type(projection).__qualname__}"
             raise BadUsage(f"the projection {of} cannot be used: {wrong}", "mend its code")
         found.append(projection)
@@ -108,8 +115,9 @@ def _faults(projection: Any, others: Sequence[Projection]) -> Iterator[str]:
         yield f"its name is {name!r}, not a word of letters, digits and _"
     if type(version) is not int or not 1 <= version < 2**31:
         yield f"its version is {version!r}, not a number from 1 on"
-    if isinstance(events, str) or not all(isinstance(kind, str) for kind in events):
-        yield "its events are not a collection of texts"
+    sets = (list, tuple, set, frozenset)
+    if not isinstance(events, sets) or not all(isinstance(kind, str) for kind in events):
+        yield "its events are not a set, list or tuple of texts"
     if name in {other.name for other in others}:
         yield f"another one is called {name} too"
     yield from _table_faults(projection.table, {p.table.name.lower() for p in others})
@@ -127,7 +135,10 @@ def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
         yield f"its key {table.key!r} is not a column of type TEXT"
     if table.prefix:
         yield "a table with a prefix is for projector's own views"
-    if table.name.lower() in taken | _ours() or table.name.lower().startswith("sqlite_"):
+    if odd := [index for index in table.indexes if not _INDEX.fullmatch(index)]:
+        yield f"the index {odd[0]!r} is not a list of columns such as 'day, project'"
+    name = table.name.lower()
+    if name in taken | _ours() or name.startswith(("sqlite_", "pragma_", "json_")):
         yield f"the table {table.name} is somebody else's"
     try:
         tables.check(table)
@@ -139,4 +150,6 @@ def _ours() -> set[str]:
     """The tables that are projector's own and not a projection's."""
     sql = " ".join(migrations.load().values())
     names = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)
-    return {"schema_migrations", "umzug_meta", *(name.lower() for name in names)}
+    # What our own statements call something else, too.
+    meant = {"excluded", "gathered", "temp", "main", "new", "old", "rowid"}
+    return {"schema_migrations", "umzug_meta", *meant, *(name.lower() for name in names)}

@@ -1,7 +1,8 @@
 """Which walk a projection needs: compare, mend beside a daemon, or rebuild; and one view anew."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
+from itertools import chain
 from typing import Any, Final
 
 import anyio
@@ -11,6 +12,7 @@ import structlog
 from projections import fold as folding
 from projections.projection import Projection
 from worker.errors import Finding, LostRace, NeedsPerson
+from worker.slices import fold_in_slices
 from worker.store import Change, Checkpoint, State, Store, digest
 from worker.walk import Step, Walk
 
@@ -23,21 +25,24 @@ FOLDED_TWICE: Final = 3
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-async def refold(store: Store, projection: Projection, key: str, *, until: int) -> Any | None:
-    """One view as the log has it at a position; None where no event made it."""
-    log_keys = projection.log_keys(key)
-    view, position = None, 0
+async def refold(
+    store: Store, projection: Projection, keys: Collection[str], *, until: int
+) -> dict[str, Any]:
+    """Some views as the log has them at a position, those that an event made."""
+    log_keys = [projection.log_keys(key) for key in keys]
+    asked = [*chain.from_iterable(filter(None, log_keys))]
+    views: dict[str, Any] = {}
+    position = 0
     while rows := (
         await store.read_events(start=position + 1, until=until)
-        if log_keys is None
-        else await store.read_history(log_keys, after=position, until=until)
+        if None in log_keys
+        else await store.read_history(asked, after=position, until=until)
     ):
         position = rows[-1].seq
-        concerned = [
-            e for e in folding.read(rows, [projection]) if folding.key_of(projection, e) == key
-        ]
-        view = folding.fold(projection, {key: view}, concerned).views.get(key, view)
-    return view
+        events = folding.read(rows, [projection])
+        concerned = [event for event in events if folding.key_of(projection, event) in keys]
+        views |= (await fold_in_slices(projection, views, concerned)).views
+    return views
 
 
 async def fits(store: Store, checkpoint: Checkpoint) -> bool:
@@ -49,19 +54,20 @@ async def fits(store: Store, checkpoint: Checkpoint) -> bool:
     return bool(rows) and digest(rows[0]) == checkpoint.digest
 
 
-def refuse_newer(projection: Projection, checkpoint: Checkpoint) -> None:
-    if checkpoint.version > projection.version:
+def refuse_newer(projection: Projection, version: int) -> None:
+    """`version` as the checkpoint has it: below 0 where a rebuild as that one is not done."""
+    if abs(version) > projection.version:
         raise NeedsPerson(
-            f"the views of {projection.name} were made by version {checkpoint.version} of the"
+            f"the views of {projection.name} were made by version {abs(version)} of the"
             f" projection; this projector has version {projection.version}",
-            "upgrade projector: pip install -U session-projector",
+            "upgrade projector (pip install -U session-projector), or the projection's own package",
         )
 
 
 async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
     """Whether rows stand that this checkpoint has not made, or an older version made them."""
-    refuse_newer(projection, checkpoint)
-    if checkpoint.version < projection.version:
+    refuse_newer(projection, checkpoint.version)
+    if checkpoint.version != projection.version:
         return True
     return checkpoint.position == 0 and bool(await store.view_keys(projection, after=None))
 
@@ -89,6 +95,8 @@ async def compare(
         raise unfit(projection.name, checkpoint.position)
     if not dry_run and stale:
         by = f"version {checkpoint.version}" if checkpoint.position else "another program"
+        if checkpoint.version < 0:
+            by = "a rebuild that is not done"
         raise Finding(
             f"the views of {projection.name} were made by {by}, and not yet by version"
             f" {projection.version}",
@@ -112,8 +120,8 @@ async def compare(
 
 async def _is_steady(store: Store, projection: Projection, key: str, until: int) -> bool:
     """Whether a view's events give the same row when they are folded twice."""
-    views = [await refold(store, projection, key, until=until) for _ in range(2)]
-    first, second = (None if view is None else projection.to_row(view) for view in views)
+    found = [await refold(store, projection, [key], until=until) for _ in range(2)]
+    first, second = ([projection.to_row(view) for view in views.values()] for views in found)
     return first == second
 
 
@@ -132,14 +140,17 @@ async def rebuild(
     """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
 
     For views that the checkpoint has not made, so that nobody may tail meanwhile. Left at any
-    moment, rows are whole and the checkpoint is where it was. The generation is raised first, so
-    that of two walks only the later one goes on; the other one raises `LostRace`.
+    moment, rows are whole and the checkpoint is where it was, its version below 0: of two versions,
+    so that whoever comes next rebuilds them. The generation is raised first, so that of two walks
+    only the later one goes on; the other one raises `LostRace`.
     """
     until = await store.newest()
     last = await store.read_events(start=until, until=until)
     if await store.prepare(projection) != checkpoint:
         raise LostRace
-    claimed = msgspec.structs.replace(checkpoint, generation=checkpoint.generation + 1)
+    claimed = msgspec.structs.replace(
+        checkpoint, version=-projection.version, generation=checkpoint.generation + 1
+    )
     await store.commit([Change(projection.table, checkpoint, claimed)])
     walk = Walk(store, projection, claimed, until=until, mending=True)
     progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), _now_ms())

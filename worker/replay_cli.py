@@ -8,7 +8,7 @@ import typer
 
 from worker.database import resolve
 from worker.errors import BadUsage
-from worker.options import Database, Json, LogFormat, LogLevel
+from worker.options import Database, Json
 
 SHOWN: Final = 20
 """Differences that are told one by one; `--json` tells all."""
@@ -79,10 +79,9 @@ def _compare(
 
 
 def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
-    from worker import catalog, log, readers, registry
+    from worker import catalog, readers, registry
     from worker.client import Client
 
-    log.configure(LogLevel.WARNING, LogFormat.AUTO)
     found = registry.chosen(name)
     with Client.reading(resolve(database)) as client:
         if session is not None:
@@ -150,9 +149,9 @@ class _Told:
                 " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
                 " code, try it with projections.testing"
             )
-        elif tally.rows["view", "stale"] and not tally.trusted:
+        elif tally.rows and not tally.trusted:
             print(
-                "  if nobody else wrote these rows, its code is not deterministic (a clock, the"
+                "  if nobody else touched these rows, its code is not deterministic (a clock, the"
                 " order of a set?),\n  or was changed and its version not raised"
             )
         if tally.fields:

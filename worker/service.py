@@ -11,7 +11,7 @@ from anyio.abc import TaskStatus
 
 from projections.projection import Projection
 from worker.database import DaemonLock, FileIdentity
-from worker.errors import LostRace, ProjectionFailed, ProjectorError
+from worker.errors import LostRace, ProjectionFailed, ProjectorError, RetryLater
 from worker.feed import Feed
 from worker.replay import compare, needs_rebuild, rebuild_all
 from worker.sqlite import SqliteStore, opened
@@ -28,7 +28,7 @@ async def run(
 ) -> None:
     """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
     stop = anyio.Event()
-    lock = DaemonLock(path, [projection.name for projection in projections])
+    lock = DaemonLock(path, {p.name: p.version for p in projections})
     try:
         async with anyio.create_task_group() as tasks:
             await tasks.start(_stop_on_signal, stop)
@@ -141,11 +141,29 @@ async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event) -> bool:
     return False
 
 
+def holder_rebuilds(lock: DaemonLock, projection: Projection) -> bool:
+    """Whether the holder of the lock runs a projection, and will rebuild it.
+
+    Raises `RetryLater` where it is a daemon of an older version, which never will.
+    """
+    running = lock.running()
+    version = running.get(projection.name, projection.version)
+    if version < projection.version:
+        raise RetryLater(
+            f"the daemon that is alive (process {lock.holder()}) runs version {version} of"
+            f" {projection.name}, and this is version {projection.version}",
+            "restart the daemon, and it rebuilds the views by itself",
+        )
+    return projection.name in running or not running
+
+
 async def _leave_rebuild_to_holder(
     store: SqliteStore, projection: Projection, lock: DaemonLock
 ) -> None:
     """Two walks at once would each void the other's claim: the holder of the lock does it."""
     while not lock.acquire():
+        if not holder_rebuilds(lock, projection):
+            return
         if not await needs_rebuild(store, projection, await store.checkpoint(projection)):
             return
         await anyio.sleep(STANDBY_POLL_S)

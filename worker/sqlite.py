@@ -109,6 +109,9 @@ class SqliteStore:
         return await self.checkpoint(projection)
 
     async def report(self, name: str, state: State | None) -> None:
+        standing = "SELECT 1 FROM projection_state WHERE projection = ?"
+        if state is None and not await self._fetch(standing, (name,)):
+            return
         async with self._transaction():
             await self._connection.execute(_FORGET_STATE, (name,))
             if state:
@@ -350,7 +353,7 @@ class SqliteStore:
             "SELECT version, position, kept_in, key_column, prefix FROM checkpoint WHERE name = ?",
             (name,),
         )
-        if rows and rows[0][0] > projection.version:
+        if rows and abs(rows[0][0]) > projection.version:
             return []
         standing = await self._columns(table)
         indexes = await self._fetch(
@@ -369,6 +372,7 @@ class SqliteStore:
                 "raise the version where columns are added; where they change otherwise, also give"
                 " the table another name",
             ) from None
+        await self._require_own(projection, known=bool(rows), standing=bool(standing))
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if not rows:
             todo.append((_NEW_CHECKPOINT, (name, projection.version, *kept)))
@@ -377,6 +381,26 @@ class SqliteStore:
             todo += [(statement, (name,)) for statement in (_FORGET_STATE, _FORGET_QUARANTINE)]
             todo.append((_RESET_CHECKPOINT, (projection.version, *kept, name)))
         return todo
+
+    async def _require_own(self, projection: Projection, *, known: bool, standing: bool) -> None:
+        """Raises `ProjectionFailed` for a table that is another's: its rows would be deleted."""
+        table, name = projection.table, projection.name
+        if projection.trusted or not standing:
+            return
+        others = await self._fetch(
+            "SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
+            (table.name, name),
+        )
+        whose = f"of the projection {others[0][0]}" if others else ""
+        if not known and await self._fetch(f"SELECT 1 FROM {table.name} LIMIT 1", of=name):
+            whose = whose or "there with rows that no checkpoint explains"
+        if whose:
+            raise ProjectionFailed(
+                name,
+                f"the table {table.name} is {whose}",
+                f"if it is of no use: sqlite3 {quoted(self._path)} 'DROP TABLE {table.name}'; else"
+                " give the projection's table another name",
+            )
 
     async def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
         """The type of each column that stands, and whether it is the key."""
@@ -394,7 +418,7 @@ class SqliteStore:
         """Tell what is wrong with one projection's rows from what is wrong with the database."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, ValueError) as error:  # the latter two: a value
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
             if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
                 raise

@@ -33,7 +33,11 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "file", f"{found['file_bytes']:,} bytes"
     yield "write-ahead log", f"{found['wal_bytes']:,} bytes"
     for progress in found["projections"]:
-        yield "projection", f"{progress['name']}, version {progress['version'] or '-'}"
+        version = progress["version"]
+        yield (
+            "projection",
+            f"{progress['name']}, version {'-' if version is None else abs(version)}",
+        )
         if doing := _doing(progress, daemon):
             yield "  state", doing
         yield "  position", progress["position"]

@@ -12,7 +12,10 @@ from projections.projection import Projection, Table
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """How far a projection has come; `digest` is of the event at `position`, '' at 0."""
+    """How far a projection has come; `digest` is of the event at `position`, '' at 0.
+
+    `version` made the views; below 0, the same is about to, and some are of another one.
+    """
 
     name: str
     version: int

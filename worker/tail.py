@@ -137,10 +137,12 @@ class Tail:
             events = events[:cut]
             loaded.append(views)
         last = rows[len(events) - 1]
+        shared = self._outage is not None and len(self.members) > 1
         changes: list[Change] = []
         for member, standing in zip(self.members, loaded, strict=True):
             with faults_of(member.projection):
-                changes.append(await _change(self._store, member, standing, events, last))
+                change = _change(self._store, member, standing, events, last, shared=shared)
+                changes.append(await change)
         return changes
 
     async def _check_checkpoints(self) -> None:
@@ -152,7 +154,9 @@ class Tail:
     async def _check_log(self) -> None:
         """The log does not fit what is remembered: was the database restored in place?"""
         await self._check_checkpoints()
-        raise unfit(self.members[0].projection.name, self.position)
+        rows = await self._store.read_events(start=self.position, until=self.position)
+        odd = [member for member in self.members if not _fits([member.checkpoint], rows)]
+        raise unfit((odd or self.members)[0].projection.name, self.position)
 
 
 @contextmanager
@@ -160,9 +164,9 @@ def faults_of(projection: Projection) -> Iterator[None]:
     """What a projection's code raises where no event is to blame is its own failure."""
     try:
         yield
-    except (ProjectorError, LostRace, MemoryError):
+    except (ProjectorError, LostRace):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         *_, frame = traceback.extract_tb(error.__traceback__)
         raise ProjectionFailed(
             projection.name,
@@ -174,7 +178,7 @@ def faults_of(projection: Projection) -> Iterator[None]:
 async def load(store: Store, projection: Projection) -> Member:
     """Where a projection stands, its table in shape; refuses views of a newer version."""
     before = await store.checkpoint(projection)
-    refuse_newer(projection, before)
+    refuse_newer(projection, before.version)
     checkpoint = await store.prepare(projection)
     if checkpoint.position < before.position:
         log.warning("views_gone", projection=projection.name, position=before.position)
@@ -206,11 +210,14 @@ async def _change(
     standing: Mapping[str, tuple[Any, ...]],
     events: Sequence[Event | Rejected],
     last: LogRow,
+    *,
+    shared: bool,
 ) -> Change:
     """What events do to a projection, up to and with the one of the row `last`."""
     projection, before = member.projection, member.checkpoint
-    keys = {folding.key_of(projection, event) for event in events} - {None}
-    views, mended = await _views(store, projection, before, sorted(filter(None, keys)), standing)
+    found = {folding.key_of(projection, event) for event in events}
+    keys = sorted(key for key in found if key is not None)
+    views, mended = await _views(store, projection, before, keys, standing, shared=shared)
     folded = await fold_in_slices(projection, views, events)
     after = msgspec.structs.replace(
         before,
@@ -230,6 +237,8 @@ async def _views(
     checkpoint: Checkpoint,
     keys: Sequence[str],
     standing: Mapping[str, tuple[Any, ...]],
+    *,
+    shared: bool,
 ) -> tuple[dict[str, Any | None], list[str]]:
     """The views that stand, and which of them were found damaged or gone, and so were folded
     from the log on the spot."""
@@ -248,10 +257,16 @@ async def _views(
     }
     if checkpoint.position and absent:
         suspect |= {absent[key] for key in await store.with_history(checkpoint, [*absent])}
-    for key in sorted(suspect):
-        views[key] = await refold(store, projection, key, until=checkpoint.position)
-        if views[key] is not None:
-            log.warning("view_folded_from_log", projection=projection.name, key=key)
+    if suspect and shared and projection.log_keys("") is None:
+        raise ProjectionFailed(
+            projection.name, "a row of it is damaged", "it is folded from the whole log by itself"
+        )
+    if suspect:
+        found = await refold(store, projection, suspect, until=checkpoint.position)
+        for key in sorted(suspect):
+            views[key] = found.get(key)
+            if key in found:
+                log.warning("view_folded_from_log", projection=projection.name, key=key)
     return views, sorted(suspect)
 
 

@@ -13,7 +13,7 @@ from projections.projection import Projection
 from worker import replay as walks
 from worker.database import DaemonLock
 from worker.errors import Finding, LostRace, NeedsPerson, ProjectorError, RetryLater, quoted
-from worker.service import STANDBY_POLL_S, run_once
+from worker.service import STANDBY_POLL_S, holder_rebuilds, run_once
 from worker.sqlite import SqliteStore, opened
 from worker.tail import faults_of
 from worker.walk import Step
@@ -140,7 +140,7 @@ async def _replay(
                 f"the views of {projection.name} as a whole are not of this log and this version",
                 f"replay all of them: `projector replay -d {quoted(path)}`",
             )
-        elif lock.acquire():
+        elif lock.acquire() or not holder_rebuilds(lock, projection):
             steps = walks.rebuild(store, projection, checkpoint)
         elif checkpoint.position == 0 and not await store.view_keys(projection, after=None):
             return  # nothing is folded yet, and a daemon is there to do it

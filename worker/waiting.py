@@ -34,7 +34,7 @@ def wait(
     known = names or [projection.name for projection in registry.known()]
     started = time.monotonic()
     while True:
-        asked = names or DaemonLock(client.path).running() or known
+        asked = names or [*DaemonLock(client.path).running()] or known
         positions = _positions(client, asked)
         reached, waited_s = min(positions.values()), time.monotonic() - started
         if reached >= seq or waited_s >= timeout_s:
