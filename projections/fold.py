@@ -29,7 +29,12 @@ class Folded(msgspec.Struct, frozen=True):
 
     views: dict[str, Any]
     quarantined: list[Rejected]
-    skipped: int
+    skipped_types: list[str]
+    """Of each event that was skipped."""
+
+    @property
+    def skipped(self) -> int:
+        return len(self.skipped_types)
 
 
 def read(rows: Iterable[LogRow], projections: Iterable[Projection] = ()) -> list[Event | Rejected]:
@@ -44,10 +49,10 @@ def fold(
     """Fold events, in log order, onto the views that stand; only changed views come back."""
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
-    skipped = 0
+    skipped: list[str] = []
     for event in events:
         if event.type is not None and event.type not in projection.events:
-            skipped += 1
+            skipped.append(event.type)
             continue
         if isinstance(event, Rejected):
             quarantined.append(event)
@@ -55,7 +60,7 @@ def fold(
         try:
             key = projection.key_of(event)
             if key is None:
-                skipped += 1
+                skipped.append(event.type)
                 continue
             _require_key(key)
             view = projection.fold(changed.get(key, views.get(key)), event)
@@ -63,7 +68,7 @@ def fold(
                 require_row(projection, key, projection.to_row(view))
             changed[key] = view
         except (Exception, SystemExit) as error:
-            quarantined.append(Rejected(event.seq, _reason(error)))
+            quarantined.append(Rejected(event.seq, _reason(error), event.type))
     return Folded(changed, quarantined, skipped)
 
 

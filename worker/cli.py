@@ -2,11 +2,12 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,6 +18,9 @@ from worker.quarantine_cli import quarantine
 from worker.replay_cli import replay, verify
 from worker.session_cli import session
 from worker.status_cli import status
+
+if TYPE_CHECKING:
+    from worker.notify import Notifier
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
 
@@ -97,6 +101,10 @@ def run(
             min=0.01, metavar="SECONDS", help="Check some views against the log so often."
         ),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there."),
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
     log_format: Annotated[
         LogFormat, typer.Option(help="auto: readable on a terminal, else JSON.")
@@ -107,6 +115,7 @@ def run(
 
     from worker import catalog, log, registry, replay, schema, service
     from worker.client import Client
+    from worker.vitals import Vitals
 
     path = resolve(database)
     log.configure(log_level, log_format)
@@ -120,8 +129,24 @@ def run(
             replay.refuse_newer(one, version)  # now, and not when it takes over from another
     if once:
         anyio.run(service.run_once, path, projections)
-    else:
-        anyio.run(partial(service.run, path, projections, verify_every_s=verify_every))
+        return
+    vitals = Vitals(_notifier().turned)
+    with ExitStack() as stack:
+        if http is not None:
+            from worker import metrics
+
+            stack.enter_context(metrics.served(http, path, vitals))
+        anyio.run(partial(service.run, path, projections, vitals, verify_every_s=verify_every))
+
+
+def _notifier() -> "Notifier":
+    """As systemd asks for it; a watchdog that is another process's is none of ours."""
+    from worker.notify import Notifier
+
+    every_us = os.environ.get("WATCHDOG_USEC", "")
+    ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    watchdog_s = int(every_us) / 1_000_000 if every_us.isdigit() and ours else None
+    return Notifier(os.environ.get("NOTIFY_SOCKET"), watchdog_s)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
@@ -10,11 +11,12 @@ import structlog
 
 from projections.projection import Projection
 from worker.errors import LostRace, ProjectionFailed, Unavailable
-from worker.replay import needs_rebuild, rebuild_all
+from worker.replay import needs_rebuild, rebuild
 from worker.slices import courteous
 from worker.sqlite import SqliteStore, opened
 from worker.store import State
 from worker.tail import Member, Outage, Tail, faults_of, load, wait
+from worker.vitals import Vitals
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
@@ -29,18 +31,21 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class Feed:
     """Tails until `stop`; what holds one projection up never holds up another."""
 
-    def __init__(self, path: Path, projections: Sequence[Projection], stop: anyio.Event) -> None:
+    def __init__(
+        self, path: Path, projections: Sequence[Projection], stop: anyio.Event, vitals: Vitals
+    ) -> None:
         self._path = path
         self._projections = projections
         self._stop = stop
-        self._outage = Outage()
+        self._vitals = vitals
+        self._outage = Outage(vitals)
 
     async def run(self) -> None:
         """Those furthest on lead; each of the others catches up by itself, and joins them."""
         async with opened(self._path) as store, anyio.create_task_group() as tasks:
             names = [projection.name for projection in self._projections]
             log.info("started", database=str(self._path), projections=names)
-            lead = Tail(store, [], self._outage)
+            lead = Tail(store, [], self._outage, leading=True)
             unplaced = list(self._projections)
             while not self._stop.is_set():
                 try:
@@ -92,10 +97,14 @@ class Feed:
                     try:
                         with faults_of(projection):
                             await self._catch_up(store, projection, lead)
+                        self._vitals.failing.discard(projection.name)
                         await trouble.over(store)
                         return
                     except ProjectionFailed as error:
+                        self._vitals.failing.add(projection.name)
                         await trouble.tell(store, error)
+                    finally:
+                        self._vitals.rebuilds.pop(projection.name, None)
                 await wait(trouble.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
@@ -106,7 +115,7 @@ class Feed:
         """Bring one projection to where the others stand, on a connection of its own."""
         member = await load(store, projection)
         if await needs_rebuild(store, projection, member.checkpoint):
-            await rebuild_all(store, projection, member.checkpoint, self._stop)
+            await self._rebuild(store, member)
             member = await load(store, projection)
         alone = Tail(store, [member], self._outage)
         while not self._stop.is_set():
@@ -123,6 +132,16 @@ class Feed:
                     return
             if alone.position > lead.position:
                 await wait(BEHIND_POLL_S, self._stop)
+
+    async def _rebuild(self, store: SqliteStore, member: Member) -> None:
+        name, total = member.projection.name, await store.newest()
+        self._vitals.rebuilds[name] = (0, total)
+        steps = rebuild(store, member.projection, member.checkpoint)
+        async with aclosing(steps):
+            async for step in steps:
+                self._vitals.rebuilds[name] = (self._vitals.rebuilds[name][0] + step.events, total)
+                if self._stop.is_set():
+                    return
 
 
 class _Trouble:

@@ -16,6 +16,7 @@ from worker.feed import Feed
 from worker.replay import compare, needs_rebuild, rebuild_all
 from worker.sqlite import SqliteStore, opened
 from worker.tail import Member, Tail, faults_of, load, wait
+from worker.vitals import Vitals
 from worker.walk import Step
 
 STANDBY_POLL_S = 0.5
@@ -24,18 +25,23 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 async def run(
-    path: Path, projections: Sequence[Projection], *, verify_every_s: float | None = None
+    path: Path,
+    projections: Sequence[Projection],
+    vitals: Vitals,
+    *,
+    verify_every_s: float | None = None,
 ) -> None:
     """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
     stop = anyio.Event()
     lock = DaemonLock(path, {p.name: p.version for p in projections})
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_stop_on_signal, stop)
-            if await _take_over(path, lock, stop):
+            await tasks.start(_stop_on_signal, stop, vitals)
+            if await _take_over(path, lock, stop, vitals):
                 if verify_every_s is not None:
-                    tasks.start_soon(_verify_slowly, path, projections, verify_every_s, stop)
-                await Feed(path, projections, stop).run()
+                    walk = (path, projections, verify_every_s, stop, vitals)
+                    tasks.start_soon(_verify_slowly, *walk)
+                await Feed(path, projections, stop, vitals).run()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _first_error(group) from None
@@ -91,7 +97,11 @@ async def _groups(
 
 
 async def _verify_slowly(
-    path: Path, projections: Sequence[Projection], every_s: float, stop: anyio.Event
+    path: Path,
+    projections: Sequence[Projection],
+    every_s: float,
+    stop: anyio.Event,
+    vitals: Vitals,
 ) -> None:
     """A page of the walk every so often, over and over: says what it finds, and mends nothing."""
     found = 0
@@ -102,6 +112,7 @@ async def _verify_slowly(
                     async with opened(path) as store, aclosing(compare(store, projection)) as steps:
                         async for step in steps:
                             found += len(step.differences)
+                            vitals.found((d.projection, d.kind) for d in step.differences)
                             _report_differences(step, found)
                             await wait(every_s, stop)
             except (ProjectorError, LostRace) as error:
@@ -126,14 +137,16 @@ def _report_differences(step: Step, found: int) -> None:
         )
 
 
-async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event) -> bool:
+async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event, vitals: Vitals) -> bool:
     """Whether the lock is ours; False when told to stop before."""
     announced = False
     identity = FileIdentity(path)
     while not stop.is_set():
         identity.check()
         if lock.acquire():
+            vitals.took_over()
             return True
+        vitals.waited(standing_by=True)
         if not announced:
             log.info("standing_by", daemon_pid=lock.holder())
             announced = True
@@ -170,12 +183,13 @@ async def _leave_rebuild_to_holder(
 
 
 async def _stop_on_signal(
-    stop: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    stop: anyio.Event, vitals: Vitals, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
+            vitals.stops()
             stop.set()
 
 

@@ -23,7 +23,7 @@ async def fold_in_slices(
     """`fold`, and the other tasks' turn whenever it took so long."""
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
-    skipped = 0
+    skipped: list[str] = []
     now = {**views}
     started, start, size = time.perf_counter(), 0, 1
     while start < len(events):
@@ -31,7 +31,7 @@ async def fold_in_slices(
         changed |= folded.views
         now |= folded.views
         quarantined += folded.quarantined
-        skipped += folded.skipped
+        skipped += folded.skipped_types
         start += size
         took_s = time.perf_counter() - started
         if took_s > LONGEST_SLICE_S:

@@ -1,6 +1,7 @@
 """The embedded engine: the storage port on SQLite."""
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from projections.projection import Projection, Table
 from worker import schema, tables
 from worker.database import BUSY_TIMEOUT_S, EVENT_COLUMNS, FileIdentity, lossless_text, uri
 from worker.errors import LostRace, ProjectionFailed, quoted, translated
-from worker.store import Change, Checkpoint, Loaded, State
+from worker.store import Change, Checkpoint, Committed, Loaded, State
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -274,10 +275,13 @@ class SqliteStore:
         )
         return [key for (key,) in rows]
 
-    async def commit(self, changes: Sequence[Change]) -> None:
+    async def commit(self, changes: Sequence[Change]) -> Committed:
+        asked = time.perf_counter()
         async with self._transaction():
+            began = time.perf_counter()
             for change in changes:
                 await self._apply(change)
+        return Committed(began - asked, time.perf_counter() - began)
 
     async def _apply(self, change: Change) -> None:
         before, after, table = change.before, change.after, change.table

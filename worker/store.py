@@ -46,6 +46,13 @@ class Loaded(msgspec.Struct, frozen=True):
     checkpoint: Checkpoint
 
 
+class Committed(msgspec.Struct, frozen=True):
+    """How long a commit waited for the write lock, and how long it held it, in seconds."""
+
+    waited_s: float
+    held_s: float
+
+
 class State(msgspec.Struct, frozen=True):
     """What a projection is doing that is not tailing; times in Unix milliseconds."""
 
@@ -125,7 +132,7 @@ class Store(Protocol):
     async def view_keys(self, projection: Projection, *, after: str | None) -> list[str]:
         """The next keys of a projection's rows, a page."""
 
-    async def commit(self, changes: Sequence[Change]) -> None:
+    async def commit(self, changes: Sequence[Change]) -> Committed:
         """All of it in one transaction; raises `LostRace` where a checkpoint is not `before`."""
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,12 +13,13 @@ import structlog
 
 from projections import fold as folding
 from projections.event import Event, LogRow
-from projections.fold import Rejected
+from projections.fold import Folded, Rejected
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
 from worker.replay import refold, refuse_newer, unfit
 from worker.slices import fold_in_slices
-from worker.store import Change, Checkpoint, Store, digest
+from worker.store import Change, Checkpoint, Committed, Store, digest
+from worker.vitals import Batch, Vitals
 from worker.wakeup import poll_delay_s
 
 LONGEST_IDLE_S: Final = 1.0
@@ -38,10 +40,12 @@ class Member(msgspec.Struct, frozen=True):
 class Outage:
     """A database that is locked or has no room: said once, then counted, then said to be over."""
 
-    def __init__(self) -> None:
+    def __init__(self, vitals: Vitals) -> None:
+        self.vitals = vitals
         self._failures = 0
 
     async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
+        self.vitals.waited()
         if not self._failures:
             log.warning("database_unavailable", why=str(error), hint=error.hint)
         self._failures += 1
@@ -57,14 +61,23 @@ class Tail:
     """Projections that stand at one position: one read, one decoding, one transaction for all."""
 
     def __init__(
-        self, store: Store, members: Sequence[Member], outage: Outage | None = None
+        self,
+        store: Store,
+        members: Sequence[Member],
+        outage: Outage | None = None,
+        *,
+        leading: bool = False,
     ) -> None:
         self.members = list(members)
         self.turn_lock = anyio.Lock()
         """Held during a turn; whoever holds it may add a member that stands where these do."""
         self._store = store
         self._outage = outage
+        self._vitals = outage.vitals if outage else Vitals()
+        self._leading = leading
         self._idle_polls = 0
+        self._woken: float | None = None
+        """When something was found to be new, until it is committed."""
 
     @property
     def position(self) -> int:
@@ -96,10 +109,11 @@ class Tail:
 
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
-        if not self.members:
-            return False
         started = time.perf_counter()
         newest = await self._store.newest()
+        if not self.members:
+            self._vitals.turned(newest, {}, leading=self._leading)
+            return False
         if until is not None:
             until = max(until, self.position)
         rows = await self._store.read_events(start=self.position, until=until)
@@ -108,26 +122,56 @@ class Tail:
         rows = rows[1:] if self.position else rows
         if not rows:
             await self._check_checkpoints()
+            self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
-        changes = await self._fold(rows)
-        await self._store.commit(changes)
+        events, changes, folded = await self._fold(rows)
+        committed = await self._store.commit(changes)
         self.members = [
             Member(member.projection, change.after)
             for member, change in zip(self.members, changes, strict=True)
         ]
+        self._measure(events, folded, committed, started)
+        self._vitals.turned(newest, self._positions(), leading=self._leading)
         _report(changes, newest, started)
         return True
+
+    def _positions(self) -> dict[str, int]:
+        return {member.projection.name: self.position for member in self.members}
+
+    def _measure(
+        self,
+        events: Sequence[Event | Rejected],
+        folded: Sequence[Folded],
+        committed: Committed,
+        started: float,
+    ) -> None:
+        now = time.perf_counter()
+        if self._woken is not None:
+            self._vitals.wakeup_s.add(now - self._woken)
+            self._woken = None
+        last = next((e.time for e in reversed(events) if isinstance(e, Event) and e.body), None)
+        outcomes: Counter[tuple[str, str, str]] = Counter()
+        for member, done in zip(self.members, folded, strict=True):
+            outcomes += _outcomes(member.projection, events, done)
+        self._vitals.committed(
+            Batch(len(events), outcomes, last, now - started, committed.waited_s, committed.held_s)
+        )
 
     async def _idle(self, stop: anyio.Event) -> None:
         """Until somebody may have written; as that is only a hint, never for long."""
         waited_s = 0.0
-        while not stop.is_set() and waited_s < LONGEST_IDLE_S and not await self._store.changed():
+        while not stop.is_set() and waited_s < LONGEST_IDLE_S:
+            if await self._store.changed():
+                self._woken = time.perf_counter()
+                return
             delay_s = poll_delay_s(self._idle_polls)
             self._idle_polls += 1
             await wait(delay_s, stop)
             waited_s += delay_s
 
-    async def _fold(self, rows: Sequence[LogRow]) -> list[Change]:
+    async def _fold(
+        self, rows: Sequence[LogRow]
+    ) -> tuple[Sequence[Event | Rejected], list[Change], list[Folded]]:
         """What these rows change; of the first only, if all touch more than may be loaded."""
         events = folding.read(rows, [member.projection for member in self.members])
         loaded: list[dict[str, tuple[Any, ...]]] = []
@@ -139,11 +183,14 @@ class Tail:
         last = rows[len(events) - 1]
         shared = self._outage is not None and len(self.members) > 1
         changes: list[Change] = []
+        outcomes: list[Folded] = []
         for member, standing in zip(self.members, loaded, strict=True):
             with faults_of(member.projection):
-                change = _change(self._store, member, standing, events, last, shared=shared)
-                changes.append(await change)
-        return changes
+                found = _change(self._store, member, standing, events, last, shared=shared)
+                change, folded = await found
+            changes.append(change)
+            outcomes.append(folded)
+        return events, changes, outcomes
 
     async def _check_checkpoints(self) -> None:
         """A database restored in place stands elsewhere than what is remembered of it."""
@@ -212,7 +259,7 @@ async def _change(
     last: LogRow,
     *,
     shared: bool,
-) -> Change:
+) -> tuple[Change, Folded]:
     """What events do to a projection, up to and with the one of the row `last`."""
     projection, before = member.projection, member.checkpoint
     found = {folding.key_of(projection, event) for event in events}
@@ -228,7 +275,26 @@ async def _change(
     changed = {key: views[key] for key in mended if views[key] is not None} | folded.views
     removed = [key for key in mended if key in standing and key not in changed]
     rows = [projection.to_row(view) for view in changed.values()]
-    return Change(projection.table, before, after, rows, removed, folded.quarantined)
+    change = Change(projection.table, before, after, rows, removed, folded.quarantined)
+    return change, folded
+
+
+def _outcomes(
+    projection: Projection, events: Sequence[Event | Rejected], folded: Folded
+) -> Counter[tuple[str, str, str]]:
+    """How many events of each type had each outcome; what writers may call a type is unbounded, so
+    those that the projection does not fold are one."""
+
+    def kind(of: str | None) -> str:
+        return "undecodable" if of is None else of if of in projection.events else "other"
+
+    name = projection.name
+    skipped = Counter((name, kind(of), "skipped") for of in folded.skipped_types)
+    rejected = Counter((name, kind(r.type), "quarantined") for r in folded.quarantined)
+    done = Counter((name, kind(event.type), "folded") for event in events)
+    for (_, of, _outcome), count in (skipped + rejected).items():
+        done[name, of, "folded"] -= count
+    return +done + skipped + rejected
 
 
 async def _views(

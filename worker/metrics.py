@@ -1,0 +1,261 @@
+"""`projector run --http`: Prometheus' metrics and two health checks, in a thread of their own.
+
+What `/metrics` shows is in memory, so that a scrape neither waits for the database nor slows the
+tail. `/healthz` and `/readyz` read the newest event from the database itself, by a connection of
+their own: what the tail remembers could be as stale as the tail.
+"""
+
+import platform
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import structlog
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from worker.database import uri
+from worker.errors import BadUsage, RetryLater
+from worker.vitals import Histogram, Vitals
+
+STALE_S: Final = 10.0
+"""A tail that has not turned for so long is stuck: an idle one turns every second."""
+MOVES_WITHIN_S: Final = 2.0
+"""Events are there, so the tail should have moved by then."""
+READY_WITHIN: Final = 1000
+"""Events that a database may be behind and still be ready to be read."""
+_BUSY_S: Final = 0.2
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+Respond = Callable[[str, list[tuple[str, str]]], Any]
+
+
+@contextmanager
+def served(address: str, path: Path, vitals: Vitals) -> Iterator[None]:
+    """Serve on `host:port` for as long as the block lasts; raises `BadUsage`, `RetryLater`."""
+    host, port = _parsed(address)
+    kind = _Server6 if ":" in host else _Server
+    try:
+        server = make_server(host, port, _app(path, vitals), kind, _Quiet)
+    except OSError as error:
+        raise RetryLater(
+            f"--http {address} cannot be listened on ({error.strerror})",
+            "is another process there? give another port, or stop it",
+        ) from None
+    thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+    thread.start()
+    log.info("serving_http", address=f"{host}:{server.server_port}")
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def server_bind(self) -> None:
+        """Without looking its own host up in DNS, which may take long."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Quiet(WSGIRequestHandler):
+    timeout = 10
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        log.debug("http_request", request=format % args)
+
+
+def _parsed(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535 or not host:
+        raise BadUsage(f"--http {address} is no address", "give host:port, such as 127.0.0.1:9187")
+    return host.strip("[]"), int(port)
+
+
+def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
+    registry = CollectorRegistry()
+    registry.register(_Vitals(path, vitals))
+    ProcessCollector(registry=registry)
+    metrics = make_wsgi_app(registry)
+
+    def app(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                body: Iterable[bytes] = metrics(environ, respond)
+                return body
+            case "/healthz":
+                found = _health(path, vitals)
+            case "/readyz":
+                found = _health(path, vitals) or _readiness(path, vitals)
+            case _:
+                respond("404 Not Found", [("Content-Type", "text/plain")])
+                return [b"there are /metrics, /healthz and /readyz\n"]
+        respond("503 Service Unavailable" if found else "200 OK", [("Content-Type", "text/plain")])
+        return [f"{found or 'ok'}\n".encode()]
+
+    return app
+
+
+def _health(path: Path, vitals: Vitals) -> str:
+    """What is wrong with the tail, '' where nothing is."""
+    if vitals.since_turn_s > STALE_S:
+        return f"the tail has not turned for {vitals.since_turn_s:.0f} s"
+    newest = _newest(path)
+    if isinstance(newest, str):
+        return newest
+    at = max(vitals.positions.values(), default=0)
+    if newest > at and not vitals.standing_by:
+        time.sleep(MOVES_WITHIN_S)
+        now_at = max(vitals.positions.values(), default=0)
+        if now_at == at and not (vitals.unavailable_now or vitals.rebuilds):
+            return f"the newest event is {newest}, and the tail stays at {at}"
+    return ""
+
+
+def _readiness(path: Path, vitals: Vitals) -> str:
+    if vitals.standing_by:
+        return "standing by for another daemon"
+    newest = _newest(path)
+    if isinstance(newest, str):
+        return newest
+    behind = {name: newest - position for name, position in vitals.positions.items()}
+    late = [f"{name} by {lag}" for name, lag in sorted(behind.items()) if lag > READY_WITHIN]
+    if late or not vitals.positions:
+        return f"behind: {', '.join(late) or 'nothing is folded yet'}"
+    return ""
+
+
+def _newest(path: Path) -> int | str:
+    """The newest event there really is, or why that cannot be said."""
+    try:
+        opened = sqlite3.connect(uri(path, mode="ro"), uri=True, timeout=_BUSY_S)
+        with closing(opened) as connection:
+            return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
+    except sqlite3.Error as error:
+        return f"the log cannot be read: {error}"
+
+
+class _Vitals(Collector):
+    """A daemon's vitals as Prometheus' metrics."""
+
+    def __init__(self, path: Path, vitals: Vitals) -> None:
+        self._wal = path.with_name(path.name + "-wal")
+        self._vitals = vitals
+
+    def collect(self) -> Iterator[Metric]:
+        vitals = self._vitals
+        yield from self._about_the_log(vitals)
+        yield from _about_events(vitals)
+        yield _histogram("batch_events", "Events in a committed batch.", vitals.batch_events)
+        yield _histogram("batch_duration_seconds", "From read to commit.", vitals.batch_s)
+        yield _histogram("lock_wait_seconds", "For the write lock.", vitals.lock_wait_s)
+        yield _histogram("lock_held_seconds", "The write lock, a batch.", vitals.lock_held_s)
+        yield _histogram(
+            "wakeup_to_commit_seconds", "From noticing events to their commit.", vitals.wakeup_s
+        )
+        yield _counter(
+            "busy", "Turns put off because the database was locked or full.", vitals.unavailable
+        )
+        yield _gauge("last_turn_age_seconds", "Since the tail last turned.", vitals.since_turn_s)
+        yield _gauge("standing_by", "1 while another daemon tails.", int(vitals.standing_by))
+        build = {
+            "version": version("session-projector"),
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+        }
+        yield InfoMetricFamily("projector_build", "What runs.", value=build)
+
+    def _about_the_log(self, vitals: Vitals) -> Iterator[Metric]:
+        positions = GaugeMetricFamily(
+            "projector_position", "The last event folded.", labels=["projection"]
+        )
+        for name, position in [*vitals.positions.items()]:
+            positions.add_metric([name], position)
+        yield positions
+        yield _gauge("newest_event", "The newest event of the log.", vitals.newest)
+        yield _gauge("lag_events", "Events that some projection has to fold.", vitals.lag_events)
+        yield _gauge(
+            "lag_seconds", "Since the last folded event was written; 0 caught up.", vitals.lag_s
+        )
+        try:
+            size = self._wal.stat().st_size
+        except OSError:
+            size = 0
+        yield _gauge("wal_bytes", "The write-ahead log.", size)
+
+
+def _about_events(vitals: Vitals) -> Iterator[Metric]:
+    events = CounterMetricFamily(
+        "projector_events",
+        "Events by what became of them: folded, skipped or quarantined.",
+        labels=["projection", "type", "outcome"],
+    )
+    for labels, count in [*vitals.outcomes.items()]:
+        events.add_metric(labels, count)
+    yield events
+    findings = CounterMetricFamily(
+        "projector_verify_findings",
+        "Rows that differ from the log, found by --verify-every.",
+        labels=["projection", "kind"],
+    )
+    for pair, count in [*vitals.findings.items()]:
+        findings.add_metric(pair, count)
+    yield findings
+    progress = GaugeMetricFamily(
+        "projector_rebuild_progress_ratio", "Of a rebuild under way.", labels=["projection"]
+    )
+    for name, (done, total) in [*vitals.rebuilds.items()]:
+        progress.add_metric([name], min(done / max(total, 1), 1.0))
+    yield progress
+    failing = GaugeMetricFamily(
+        "projector_projection_failing", "1 where it is set aside.", labels=["projection"]
+    )
+    for name in [*vitals.positions]:
+        failing.add_metric([name], int(name in vitals.failing))
+    for name in vitals.failing - vitals.positions.keys():
+        failing.add_metric([name], 1)
+    yield failing
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"projector_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"projector_{name}", text, value=value)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+    return HistogramMetricFamily(
+        f"projector_{name}", text, buckets=buckets, sum_value=histogram.sum
+    )
