@@ -150,6 +150,14 @@ def _notifier() -> "Notifier":
 
 
 @app.command()
+def health(database: Database = "local.db") -> None:
+    """Say in a line whether a daemon keeps up; exit 1 if not."""
+    from worker import health, output
+
+    print(output.one_line(health.check(resolve(database))))
+
+
+@app.command()
 def wait(
     seq: Annotated[int | None, typer.Argument(min=0, max=2**63 - 1, metavar="[SEQ]")] = None,
     database: Database = "local.db",

@@ -1,0 +1,126 @@
+"""What systemd is told, over a real socket; and `projector health`."""
+
+import signal
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from extensions import PROGRAM
+from support import PROJECTOR, Database, daemon, projector
+from test_daemon import fill
+
+
+class Listener:
+    """systemd's end of the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.program = ["/usr/bin/env", f"NOTIFY_SOCKET={path}", "WATCHDOG_USEC=400000", *PROJECTOR]
+        self.lines: list[str] = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.settimeout(30)
+
+    def wait_for(self, start: str) -> str:
+        while True:
+            lines = self.socket.recv(4096).decode().splitlines()
+            self.lines += lines
+            for line in lines:
+                if line.startswith(start):
+                    return line
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Listener]:
+    listener = Listener(tmp_path / "notify")
+    yield listener
+    listener.socket.close()
+
+
+def test_ready_is_said_once_it_has_caught_up_and_then_every_turn_feeds_the_watchdog(
+    database: Database, systemd: Listener
+) -> None:
+    fill(database, sessions=100, events=3000)
+    with daemon(database.path, program=systemd.program) as running:
+        systemd.wait_for("READY=1")
+        ready = [*systemd.lines]
+        for _ in range(4):  # idle
+            systemd.wait_for("WATCHDOG=1")
+        newest = database.created("A-1")
+        systemd.wait_for(f"STATUS=position {newest}, lag 0 events")
+        running.process.send_signal(signal.SIGTERM)
+        systemd.wait_for("STOPPING=1")
+
+    assert ready[0].startswith("STATUS=position ")
+    assert ready[1].startswith("EXTEND_TIMEOUT_USEC=")
+    assert systemd.lines.count("READY=1") == 1
+
+
+def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Listener) -> None:
+    with daemon(database.path) as first:
+        first.wait_for("started")
+        with daemon(database.path, program=systemd.program):
+            systemd.wait_for("STATUS=standing by")
+            systemd.wait_for("WATCHDOG=1")
+            first.stop(signal.SIGTERM)
+            systemd.wait_for("STATUS=position 0")
+
+    assert systemd.lines.count("READY=1") == 1
+
+
+def test_waiting_for_a_lock_feeds_the_watchdog(database: Database, systemd: Listener) -> None:
+    with daemon(database.path, program=systemd.program) as running:
+        systemd.wait_for("READY=1")
+        database.created("A-1")
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            database_is_locked = running.wait_for("database_unavailable")
+            for _ in range(2):
+                systemd.wait_for("WATCHDOG=1")
+        running.wait_for("database_available_again")
+
+    assert database_is_locked
+
+
+def test_a_frozen_loop_feeds_nothing(database: Database, systemd: Listener) -> None:
+    with daemon(database.path, program=systemd.program) as running:
+        systemd.wait_for("WATCHDOG=1")
+        running.process.send_signal(signal.SIGSTOP)
+        systemd.socket.setblocking(False)
+        try:
+            while True:
+                systemd.socket.recv(4096)
+        except BlockingIOError:
+            pass
+        systemd.socket.settimeout(2)
+        with pytest.raises(TimeoutError):
+            systemd.socket.recv(4096)
+
+
+def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
+    absent = projector("health", "-d", database.path, check=1).stderr
+    database.created("A-1")
+    with daemon(database.path) as running:
+        running.wait_for("batch_committed")
+        well = projector("health", "-d", database.path).stdout
+        running.process.send_signal(signal.SIGSTOP)
+        database.created("A-2")
+        stuck = projector("health", "-d", database.path, check=1).stderr
+        running.process.send_signal(signal.SIGCONT)
+
+    assert "no daemon is alive" in absent
+    assert well == f"process {running.process.pid}, position 1, newest event 1\n"
+    assert "stays at 1, and the newest event is 2" in stuck
+
+
+def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
+    database.created("A-1")
+    options = ["--projection", "extensions:Broken"]
+    with daemon(database.path, program=PROGRAM, options=options) as running:
+        running.wait_for("projection_failed")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+        said = projector("health", "-d", database.path, check=1).stderr
+
+    assert "a projection fails, per_project: ZeroDivisionError" in said
