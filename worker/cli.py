@@ -2,29 +2,26 @@
 
 import os
 import sys
-from contextlib import ExitStack
-from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from worker.database import resolve
 from worker.errors import BadUsage, Finding, ProjectorError
-from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, read_stdin
+from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, Sections, read_stdin
 from worker.quarantine_cli import quarantine
 from worker.replay_cli import replay, verify
+from worker.run_cli import run
 from worker.session_cli import session
 from worker.status_cli import status
-
-if TYPE_CHECKING:
-    from worker.notify import Notifier
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
 
 app = typer.Typer(
+    cls=Sections,
     help="Tail an event log in SQLite and keep session views.",
     pretty_exceptions_enable=False,
     **SETTINGS,
@@ -32,6 +29,7 @@ app = typer.Typer(
 db = typer.Typer(help="Make, upgrade and look at a database.", **SETTINGS)
 event = typer.Typer(help="Look at single events.", **SETTINGS)
 projection = typer.Typer(help="The projections of a database.", **SETTINGS)
+app.command()(run)
 app.command()(status)
 app.command()(verify)
 app.command()(replay)
@@ -87,69 +85,6 @@ def _app(
 
 
 @app.command()
-def run(
-    database: Database = "local.db",
-    once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
-    create: Annotated[bool, typer.Option("--create", help="Make an absent database.")] = False,
-    projection: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODULE:NAME", help="One more projection; may be repeated."),
-    ] = None,
-    verify_every: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, metavar="SECONDS", help="Check some views against the log so often."
-        ),
-    ] = None,
-    http: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there."),
-    ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
-    log_format: Annotated[
-        LogFormat, typer.Option(help="auto: readable on a terminal, else JSON.")
-    ] = LogFormat.AUTO,
-) -> None:
-    """Fold the log into views, and go on as events come."""
-    import anyio
-
-    from worker import catalog, log, registry, replay, schema, service
-    from worker.client import Client
-    from worker.vitals import Vitals
-
-    path = resolve(database)
-    log.configure(log_level, log_format)
-    if create and (not path.exists() or path.stat().st_size == 0):
-        schema.setup(path)
-    schema.require_current(path)
-    projections = registry.known(projection or ())
-    with Client.reading(path) as client:
-        catalog.warn_of_unknown(client, projections)
-        for one, version in catalog.versions(client, projections):
-            replay.refuse_newer(one, version)  # now, and not when it takes over from another
-    if once:
-        anyio.run(service.run_once, path, projections)
-        return
-    vitals = Vitals(_notifier().turned)
-    with ExitStack() as stack:
-        if http is not None:
-            from worker import metrics
-
-            stack.enter_context(metrics.served(http, path, vitals))
-        anyio.run(partial(service.run, path, projections, vitals, verify_every_s=verify_every))
-
-
-def _notifier() -> "Notifier":
-    """As systemd asks for it; a watchdog that is another process's is none of ours."""
-    from worker.notify import Notifier
-
-    every_us = os.environ.get("WATCHDOG_USEC", "")
-    ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    watchdog_s = int(every_us) / 1_000_000 if every_us.isdigit() and ours else None
-    return Notifier(os.environ.get("NOTIFY_SOCKET"), watchdog_s)
-
-
-@app.command()
 def health(database: Database = "local.db") -> None:
     """Say in a line whether a daemon keeps up; exit 1 if not."""
     from worker import health, output
@@ -161,7 +96,10 @@ def health(database: Database = "local.db") -> None:
 def wait(
     seq: Annotated[int | None, typer.Argument(min=0, max=2**63 - 1, metavar="[SEQ]")] = None,
     database: Database = "local.db",
-    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="At most so long.")] = 30,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", envvar="PROJECTOR_TIMEOUT", help="At most so long."),
+    ] = 30,
     projection: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only this projection.")
     ] = None,
@@ -194,7 +132,10 @@ def db_setup(
     database: Database = "local.db",
     group: Annotated[
         str | None,
-        typer.Option(help="Let this group write events: files 0660, folder 2770."),
+        typer.Option(
+            envvar="PROJECTOR_GROUP",
+            help="Let this group write events: files 0660, folder 2770.",
+        ),
     ] = None,
 ) -> None:
     """Create a database, or upgrade one, Kanbatte's included."""

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from worker.errors import BadUsage
 
@@ -14,6 +15,30 @@ Database = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Until the views hold it, 30 s at most.")]
+
+_SECTIONS = {
+    "The daemon": ("run", "health", "status", "wait"),
+    "Views against the log": ("verify", "replay", "quarantine", "projection"),
+    "Sessions and events": ("session", "event"),
+    "The database": ("doctor", "db"),
+    "To begin with": ("demo",),
+}
+
+
+class Sections(TyperGroup):
+    """The top level's help: commands by what they are for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        named = [name for names in _SECTIONS.values() for name in names if name in self.commands]
+        return named + [name for name in super().list_commands(ctx) if name not in named]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        del ctx
+        for title, names in _SECTIONS.items():
+            commands = [(name, self.commands[name]) for name in names if name in self.commands]
+            with formatter.section(title):
+                formatter.write_dl([(n, c.get_short_help_str(limit=200)) for n, c in commands])
+
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
 

@@ -1,0 +1,94 @@
+"""`projector run`, and what its environment asks of it."""
+
+import os
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.database import resolve
+from worker.options import Database, LogFormat, LogLevel
+
+if TYPE_CHECKING:
+    from worker.notify import Notifier
+
+
+def run(
+    database: Database = "local.db",
+    once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
+    create: Annotated[
+        bool, typer.Option("--create", envvar="PROJECTOR_CREATE", help="Make an absent database.")
+    ] = False,
+    projection: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            envvar="PROJECTOR_PROJECTION",
+            help="One more projection; may be repeated.",
+        ),
+    ] = None,
+    verify_every: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="SECONDS",
+            envvar="PROJECTOR_VERIFY_EVERY",
+            help="Check some views against the log so often.",
+        ),
+    ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="PROJECTOR_HTTP",
+            help="Serve /metrics, /healthz and /readyz there.",
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar="PROJECTOR_LOG_LEVEL", help="The least that is logged.")
+    ] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(
+            envvar="PROJECTOR_LOG_FORMAT", help="auto: readable on a terminal, else JSON."
+        ),
+    ] = LogFormat.AUTO,
+) -> None:
+    """Fold the log into views, and go on as events come."""
+    import anyio
+
+    from worker import catalog, log, registry, replay, schema, service
+    from worker.client import Client
+    from worker.vitals import Vitals
+
+    path = resolve(database)
+    log.configure(log_level, log_format)
+    if create and (not path.exists() or path.stat().st_size == 0):
+        schema.setup(path)
+    schema.require_current(path)
+    projections = registry.known(projection or ())
+    with Client.reading(path) as client:
+        catalog.warn_of_unknown(client, projections)
+        for one, version in catalog.versions(client, projections):
+            replay.refuse_newer(one, version)  # now, and not when it takes over from another
+    if once:
+        anyio.run(service.run_once, path, projections)
+        return
+    vitals = Vitals(_notifier().turned)
+    with ExitStack() as stack:
+        if http is not None:
+            from worker import metrics
+
+            stack.enter_context(metrics.served(http, path, vitals))
+        anyio.run(partial(service.run, path, projections, vitals, verify_every_s=verify_every))
+
+
+def _notifier() -> "Notifier":
+    """As systemd asks for it; a watchdog that is another process's is none of ours."""
+    from worker.notify import Notifier
+
+    every_us = os.environ.get("WATCHDOG_USEC", "")
+    ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    watchdog_s = int(every_us) / 1_000_000 if every_us.isdigit() and ours else None
+    return Notifier(os.environ.get("NOTIFY_SOCKET"), watchdog_s)
