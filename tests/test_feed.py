@@ -237,6 +237,8 @@ def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None
 
     assert "KeyError" in said["why"]
     assert per_project(database) == [("P", 1)]
+    projector("projection", "drop", "per_project", "--yes", "-d", database.path)
+    assert database.sql("SELECT * FROM projection_state") == []
 
 
 def test_a_row_that_others_damaged_is_folded_anew_and_blames_no_event(database: Database) -> None:
