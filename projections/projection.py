@@ -55,7 +55,7 @@ class Projection:
     events: ClassVar[Collection[str]] = SESSION_EVENTS
     """The types of event that it folds; those that are not ours come with an `Other` as body."""
     trusted: ClassVar[bool] = False
-    """That each row can be kept as it is need not be looked at after each event."""
+    """That its keys and rows can be kept as they are need not be looked at after each event."""
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""

@@ -174,19 +174,18 @@ class Tail:
     ) -> tuple[Sequence[Event | Rejected], list[Change], list[Folded]]:
         """What these rows change; of the first only, if all touch more than may be loaded."""
         events = folding.read(rows, [member.projection for member in self.members])
-        loaded: list[dict[str, tuple[Any, ...]]] = []
+        touched: list[_Touched] = []
         for member in self.members:
             with faults_of(member.projection):
-                views, cut = await _load(self._store, member.projection, events)
-            events = events[:cut]
-            loaded.append(views)
+                touched.append(await _load(self._store, member.projection, events))
+            events = events[: len(touched[-1].keys)]
         last = rows[len(events) - 1]
         shared = self._outage is not None and len(self.members) > 1
         changes: list[Change] = []
         outcomes: list[Folded] = []
-        for member, standing in zip(self.members, loaded, strict=True):
+        for member, part in zip(self.members, touched, strict=True):
             with faults_of(member.projection):
-                found = _change(self._store, member, standing, events, last, shared=shared)
+                found = _change(self._store, member, part, events, last, shared=shared)
                 change, folded = await found
             changes.append(change)
             outcomes.append(folded)
@@ -238,32 +237,39 @@ async def wait(seconds: float, stop: anyio.Event) -> None:
         await stop.wait()
 
 
+class _Touched(msgspec.Struct, frozen=True):
+    """The view that each event concerns, and the rows that stand of these."""
+
+    keys: Sequence[str | None]
+    rows: dict[str, tuple[Any, ...]]
+
+
 async def _load(
     store: Store, projection: Projection, events: Sequence[Event | Rejected]
-) -> tuple[dict[str, tuple[Any, ...]], int]:
-    """The rows that events touch, and how many of the events that covers."""
+) -> _Touched:
+    """What events touch; of the first events only, if that is more than may be loaded."""
     keys = [folding.key_of(projection, event) for event in events]
     asked = [*dict.fromkeys(key for key in keys if key is not None)]
     if not asked:
-        return {}, len(events)
+        return _Touched(keys, {})
     loaded = await store.load_views(projection, asked)
-    cut = len(events) if loaded.covered == len(asked) else keys.index(asked[loaded.covered])
-    return loaded.rows, cut
+    if loaded.covered < len(asked):
+        keys = keys[: keys.index(asked[loaded.covered])]
+    return _Touched(keys, loaded.rows)
 
 
 async def _change(
     store: Store,
     member: Member,
-    standing: Mapping[str, tuple[Any, ...]],
+    touched: _Touched,
     events: Sequence[Event | Rejected],
     last: LogRow,
     *,
     shared: bool,
 ) -> tuple[Change, Folded]:
     """What events do to a projection, up to and with the one of the row `last`."""
-    projection, before = member.projection, member.checkpoint
-    found = {folding.key_of(projection, event) for event in events}
-    keys = sorted(key for key in found if key is not None)
+    projection, before, standing = member.projection, member.checkpoint, touched.rows
+    keys = sorted({key for key in touched.keys[: len(events)] if key is not None})
     views, mended = await _views(store, projection, before, keys, standing, shared=shared)
     folded = await fold_in_slices(projection, views, events)
     after = msgspec.structs.replace(
