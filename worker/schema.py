@@ -17,7 +17,7 @@ import msgspec
 
 import migrations
 from projections import BUILT_IN
-from worker import tables
+from worker import objects, tables
 from worker.database import connect
 from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
@@ -36,11 +36,15 @@ class Layout(Enum):
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted."""
+    """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted.
+
+    `restored` are triggers and indexes that somebody dropped or changed.
+    """
 
     applied: list[str]
     backup: Path | None
     doubled_keys: list[str]
+    restored: list[str] = []
 
 
 _COLUMNS = {
@@ -132,7 +136,7 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
     if _newer(applied):
         check(connection, path)
     if all(name in applied for name in migrations.load()):
-        return Setup([], None, [])
+        return _restore(connection)
     with _copied(connection, path) as copy:
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -149,6 +153,21 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
     return Setup(names, backup, doubled)
 
 
+def _restore(connection: sqlite3.Connection) -> Setup:
+    """What stands is current; only what keeps it so may be amiss."""
+    if not objects.amiss(connection):
+        return Setup([], None, [])
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        doubled = doubled_keys(connection)
+        restored = objects.restore(connection)
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return Setup([], None, doubled, restored)
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> tuple[list[str], list[str]]:
     """Inside the transaction, so that what two set-ups at once see cannot change under them."""
     found = layout(connection, path)
@@ -159,7 +178,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> tuple[list[str], lis
     )
     for name in sorted(applied):
         _record(connection, name)
-    doubled = _doubled_keys(connection)
+    doubled = doubled_keys(connection)
     foreign = _foreign_objects(connection)
     names = [name for name in migrations.load() if name not in applied]
     for name in names:
@@ -214,7 +233,8 @@ def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
     return tuple(name for (name,) in rows)
 
 
-def _doubled_keys(connection: sqlite3.Connection) -> list[str]:
+def doubled_keys(connection: sqlite3.Connection) -> list[str]:
+    """The session keys that stand in more than one row of `view`."""
     if not _columns(connection, "view"):
         return []
     rows = connection.execute(
