@@ -63,7 +63,7 @@ def uri(path: Path, *, mode: str) -> str:
     return f"file:{quote(os.fsencode(path))}?mode={mode}"
 
 
-def connect(path: Path, *, mode: str) -> sqlite3.Connection:
+def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """A connection for one command, outside any transaction unless it begins one."""
     if mode == "rwc":
         require_file_or_nothing(path)
@@ -71,7 +71,7 @@ def connect(path: Path, *, mode: str) -> sqlite3.Connection:
         require(path)
     with translated(path):
         connection = sqlite3.connect(
-            uri(path, mode=mode), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+            uri(path, mode=mode), uri=True, isolation_level=None, timeout=busy_timeout_s
         )
         connection.text_factory = lossless_text
         return connection
@@ -124,23 +124,35 @@ class DaemonLock:
         self._path = path.with_name(path.name + "-projector.lock")
         self._database = path
         self._descriptor: int | None = None
+        self._awaited: int | None = None
 
-    def acquire(self) -> bool:
-        """Take it if nobody holds it; the file then says our process id."""
+    @property
+    def file(self) -> Path:
+        return self._path
+
+    def acquire(self, *, stand_by: bool = False) -> bool:
+        """Take it if nobody holds it; the file then says our process id.
+
+        With `stand_by` the file is left open until the next try, so that others see who waits.
+        """
         if self._descriptor is not None:
             return True
         require(self._database)
         descriptor = self._open(os.O_RDWR | os.O_CREAT)
         if not _try_lock(descriptor, fcntl.LOCK_EX):
-            os.close(descriptor)
+            self._await(descriptor if stand_by else None)
+            if not stand_by:
+                os.close(descriptor)
             return False
         self._descriptor = descriptor
+        self._await(None)
         with suppress(OSError):  # on a full disk the lock holds without our number in it
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, "\n".join([str(os.getpid()), *self._running]).encode(), 0)
         return True
 
     def release(self) -> None:
+        self._await(None)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -157,6 +169,12 @@ class DaemonLock:
         or it does not say."""
         said = map(_RUNNING.fullmatch, (self._said() or [])[1:])
         return {match[1]: int(match[2]) for match in said if match}
+
+    def _await(self, descriptor: int | None) -> None:
+        """Opened anew at each try, because the file may be another one by then."""
+        if self._awaited is not None:
+            os.close(self._awaited)
+        self._awaited = descriptor
 
     def _said(self) -> list[str] | None:
         try:

@@ -143,7 +143,7 @@ async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event, vitals: Vi
     identity = FileIdentity(path)
     while not stop.is_set():
         identity.check()
-        if lock.acquire():
+        if lock.acquire(stand_by=True):
             vitals.took_over()
             return True
         vitals.waited(standing_by=True)
