@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from worker.database import resolve
+from worker.doctor_cli import doctor
 from worker.errors import BadUsage, Finding, ProjectorError
 from worker.options import SETTINGS, Database, Json, LogFormat, LogLevel, Sections, read_stdin
 from worker.quarantine_cli import quarantine
@@ -31,6 +32,7 @@ event = typer.Typer(help="Look at single events.", **SETTINGS)
 projection = typer.Typer(help="The projections of a database.", **SETTINGS)
 app.command()(run)
 app.command()(status)
+app.command()(doctor)
 app.command()(verify)
 app.command()(replay)
 app.add_typer(db, name="db")
@@ -151,9 +153,15 @@ def db_setup(
         print(f"applied {migration}")
     for key in done.doubled_keys:
         print(f"repaired {one_line(key)}: it stood in several rows of view, the newest was kept")
+    for restored in done.restored:
+        print(f"restored {restored}: it was gone or changed")
     if group:
         print(f"shared {name} and its folder with the group {printable(group)}")
-    print(f"{name} is ready" if done.applied else f"nothing to do: {name} is up to date")
+    print(
+        f"{name} is ready"
+        if done.applied or done.restored
+        else f"nothing to do: {name} is up to date"
+    )
 
 
 @db.command("status")

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from worker import schema
-from worker.database import FileIdentity, connect
+from worker.database import BUSY_TIMEOUT_S, FileIdentity, connect
 from worker.errors import translated
 
 
 class Client:
     """A connection for one command, to a database whose schema is this program's."""
 
-    def __init__(self, path: Path, *, mode: str) -> None:
+    def __init__(self, path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
         self.identity = FileIdentity(path)
-        self.connection = connect(path, mode=mode)
+        self.connection = connect(path, mode=mode, busy_timeout_s=busy_timeout_s)
         try:
             with translated(path):
                 schema.check(self.connection, path)

@@ -1,0 +1,126 @@
+"""What Linux tells of other processes: who has a file open, and who holds SQLite's locks."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+PROC: Final = Path("/proc")
+# Bytes of the -shm file that SQLite locks, by its file format ("WAL-mode file locks").
+_WRITE_LOCK: Final = 120
+_READ_LOCKS: Final = range(123, 128)
+
+
+class Seen(NamedTuple):
+    """A process; its arguments are nobody's business."""
+
+    pid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.pid} ({self.name})"
+
+
+class Openers(NamedTuple):
+    """Who else has a file open; `unseen` processes may not be looked into by this user."""
+
+    processes: list[Seen]
+    unseen: int
+
+
+def is_there() -> bool:
+    """Whether this system has such a /proc at all."""
+    return (PROC / "self" / "fd").is_dir()
+
+
+def openers(files: Iterable[Path]) -> Openers:
+    """The other processes that have one of the files open, by device and inode."""
+    wanted = {file.name: identity for file in files if (identity := _identity(file))}
+    found, unseen = [], 0
+    for pid in _pids():
+        try:
+            if pid != os.getpid() and any(_is_open(pid, wanted)):
+                found.append(Seen(pid, name(pid)))
+        except PermissionError:
+            unseen += _is_program(pid)
+        except OSError:  # it has ended
+            continue
+    return Openers(found, unseen)
+
+
+def running(called: str) -> list[Seen]:
+    """The processes of that name."""
+    return [Seen(pid, called) for pid in _pids() if name(pid) == called]
+
+
+def name(pid: int) -> str:
+    with suppress(OSError):
+        return (PROC / str(pid) / "comm").read_text(errors="replace").strip()
+    return "?"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger has stopped it."""
+    with suppress(OSError, IndexError):
+        stat = (PROC / str(pid) / "stat").read_text(errors="replace")
+        return stat.rpartition(")")[2].split()[0] in ("T", "t")
+    return False
+
+
+def readers(shm: Path) -> set[int]:
+    """Who is in a read transaction just now."""
+    return {pid for pid, kind, start in _locks(shm) if kind == "READ" and start in _READ_LOCKS} - {
+        os.getpid()
+    }
+
+
+def writers(shm: Path) -> set[int]:
+    """Who holds the write lock just now."""
+    return {pid for pid, kind, start in _locks(shm) if kind == "WRITE" and start == _WRITE_LOCK}
+
+
+def _locks(shm: Path) -> Iterator[tuple[int, str, int]]:
+    """Process, kind and first byte of each POSIX lock on a file."""
+    identity = _identity(shm)
+    try:
+        lines = (PROC / "locks").read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split()  # 1: POSIX ADVISORY WRITE 3568 fd:00:2531475 120 120
+        if identity and len(fields) == 8 and fields[1] == "POSIX":
+            major, minor, inode = fields[5].split(":")
+            device = os.makedev(int(major, 16), int(minor, 16))
+            if (device, int(inode)) == identity:
+                yield int(fields[4]), fields[3], int(fields[6])
+
+
+def _pids() -> Iterator[int]:
+    with suppress(OSError):
+        yield from (int(entry) for entry in os.listdir(PROC) if entry.isdecimal())
+
+
+def _is_open(pid: int, wanted: dict[str, tuple[int, int]]) -> Iterator[bool]:
+    """For each file that a process has open, whether it is wanted."""
+    folder = PROC / str(pid) / "fd"
+    for descriptor in os.listdir(folder):
+        link = folder / descriptor
+        with suppress(FileNotFoundError):
+            # By its name first: a stat of anything on a dead network file system never returns.
+            called = os.path.basename(os.readlink(link))
+            yield called in wanted and _identity(link) == wanted[called]
+
+
+def _is_program(pid: int) -> bool:
+    """A process that is none of the kernel's own."""
+    with suppress(OSError):
+        return bool((PROC / str(pid) / "cmdline").read_bytes())
+    return False
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = file.stat()
+        return found.st_dev, found.st_ino
+    return None
