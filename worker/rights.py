@@ -15,26 +15,24 @@ from worker.errors import quoted
 def rights(path: Path) -> Iterator[Checked]:
     """Whether this user may read and write it all, and whoever else is meant to."""
     folder, user = path.parent, _user(os.geteuid())
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         mend = f"`mkdir -p {quoted(folder)} && projector db setup -d {quoted(path)}`"
         yield Checked("rights", "fail", f"there is no folder {folder}", mend)
         return
     beside = [path.with_name(path.name + end) for end in ("-wal", "-shm", "-projector.lock")]
-    wrong = [
-        *_barred(folder, os.R_OK | os.W_OK | os.X_OK, path),
-        *(one for file in (path, *beside) for one in _barred(file, os.R_OK | os.W_OK, path)),
-    ]
-    if path.exists():
+    wrong = [*_barred(folder, os.R_OK | os.W_OK | os.X_OK, path)]
+    wrong += [one for file in (path, *beside) for one in _barred(file, os.R_OK | os.W_OK, path)]
+    if os.path.exists(path):
         wrong += _group(path)
         wrong += [one for file in beside for one in _like(file, path.stat())]
     yield from wrong
     if not wrong:
         told = f"{user} may read and write it and its folder"
-        yield Checked("rights", "ok", f"{told}; {_told(path)}" if path.exists() else told)
+        yield Checked("rights", "ok", f"{told}; {_told(path)}" if os.path.exists(path) else told)
 
 
 def _barred(file: Path, mode: int, path: Path) -> Iterator[Checked]:
-    if not file.exists() or os.access(
+    if not os.path.exists(file) or os.access(
         file, mode, effective_ids=os.access in os.supports_effective_ids
     ):
         return
@@ -69,7 +67,7 @@ def _group(path: Path) -> Iterator[Checked]:
 
 def _like(file: Path, database: os.stat_result) -> Iterator[Checked]:
     """A file beside the database that bars whom the database itself lets in."""
-    if not file.exists():
+    if not os.path.exists(file):
         return
     found = file.stat()
     shared = database.st_mode & stat.S_IWGRP

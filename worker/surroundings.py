@@ -153,10 +153,10 @@ def wal(path: Path) -> Iterator[Checked]:
 
 
 def space(path: Path) -> Iterator[Checked]:
-    folder = next((place for place in path.parents if place.is_dir()), Path("/"))
+    folder = next((place for place in path.parents if os.path.isdir(place)), Path("/"))
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
-    size = path.stat().st_size if path.is_file() else 0
+    size = path.stat().st_size if os.path.isfile(path) else 0
     found = f"{free / MIB:,.0f} MiB are free for a database of {size / MIB:,.1f} MiB"
     mend = f"make room: `df {quoted(folder)}; du -xh {quoted(folder)} | sort -h | tail`"
     if free < NO_ROOM_BYTES:
@@ -168,7 +168,7 @@ def space(path: Path) -> Iterator[Checked]:
 
 
 def litestream(path: Path) -> Iterator[Checked]:
-    has_folder = path.with_name(f".{path.name}-litestream").is_dir()
+    has_folder = os.path.isdir(path.with_name(f".{path.name}-litestream"))
     seen = proc.running("litestream")
     if not has_folder and not seen:
         yield Checked("litestream", "ok", "not seen here")
