@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import PROJECTOR, Database, daemon, event, projector
+from support import PROJECTOR, T0, Database, daemon, event, projector
 
 from projections import BUILT_IN
 from worker import schema, service, surroundings
@@ -104,12 +104,14 @@ def until(condition: Callable[[], object]) -> None:
 def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
     folded: Database,
 ) -> None:
-    with daemon(folded.path) as running, daemon(folded.path) as waiting:
+    with daemon(folded.path) as running:
         running.wait_for("started")
-        waiting.wait_for("standing_by")
-        before = folded.path.read_bytes() if folded.path.exists() else b""
-        done = projector("doctor", "-d", folded.path)
-        said = projector("doctor", "--json", "-d", folded.path)
+        with daemon(folded.path) as waiting:
+            waiting.wait_for("standing_by")
+            before = folded.path.read_bytes()
+            done = projector("doctor", "-d", folded.path)
+            said = projector("doctor", "--json", "-d", folded.path)
+            assert folded.path.read_bytes() == before
 
     found = {one["check"]: one for one in json.loads(said.stdout)}
     assert {name for name, one in found.items() if one["level"] != "ok"} <= OF_THE_MACHINE
@@ -118,7 +120,6 @@ def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
     assert f"standing by: {waiting.process.pid} (" in found["daemon"]["found"]
     assert f"open in: {running.process.pid} (" in found["wal"]["found"]
     assert "none seen in the 3 newest session rows" in found["old writers"]["found"]
-    assert folded.path.read_bytes() == before
 
 
 def test_the_text_has_a_line_for_each_finding_and_its_command_below(database: Database) -> None:
@@ -167,13 +168,11 @@ def test_what_is_no_database_is_said_and_the_rest_is_looked_at(
     make(path)
 
     found = look(path, check)
-    done = projector("doctor", "-d", path, check=1)
 
     assert found.level == "fail"
     assert words in found.found
     assert command in found.mend
-    assert f"FAIL  {check} " in done.stdout
-    assert "are free for a database" in done.stdout
+    assert "are free for a database" in look(path, "space").found
 
 
 def test_a_missing_folder_is_made_by_the_command(tmp_path: Path) -> None:
@@ -354,28 +353,38 @@ def test_views_of_a_newer_version_are_told(folded: Database) -> None:
     assert "upgrade projector" in found.mend
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) -> None:
+    for change, words in (
         ("last_offset_id = 'e1'", "last_offset_id is not the id of its newest event, e4"),
         ("updated_at = updated_at + 60000", "its columns disagree with its data"),
         ("data = x'80'", "data is not a session"),
         ("id = 'V1StGXR8'", "its columns disagree with its data"),
-    ],
-)
-def test_a_row_that_an_old_writer_updated_is_found_and_mended(
-    folded: Database, change: str, words: str
-) -> None:
-    folded.sql(f"UPDATE view SET {change} WHERE key = 'session:A-1'")
+    ):
+        before = folded.views()["session:A-1"]
+        folded.sql(f"UPDATE view SET {change} WHERE key = 'session:A-1'")
+
+        found = look(folded, "old writers")
+
+        assert found.level == "fail"
+        assert "1 of the 3 newest session rows of view were written by another" in found.found
+        assert f"session:A-1: {words}" in found.found
+        folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
+        folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)
+    folded.sql("UPDATE view SET last_offset_id = 'e1' WHERE key = 'session:A-1'")
+    assert found.mend.startswith("stop the old writers for good, then `projector replay -d")
+    mend(found)
+    assert wrong(folded) == {"daemon"}
+
+
+def test_a_row_of_a_session_that_the_log_does_not_know_is_found(folded: Database) -> None:
+    ((data,),) = folded.sql("SELECT data FROM view WHERE key = 'session:A-1'")
+    ghost = data.replace(b"A-1", b"B-9")
+    key = "session:B-9"
+    folded.sql("INSERT INTO view VALUES (?, ?, ?, 'e1', ?, ?)", key, key, ghost, T0, T0)
 
     found = look(folded, "old writers")
-    projector("replay", "-d", folded.path)
 
-    assert found.level == "fail"
-    assert "1 of the 3 newest session rows of view were written by another program" in found.found
-    assert f"session:A-1: {words}" in found.found
-    assert found.mend == f"stop the old writers for good, then `projector replay -d {folded.path}`"
-    assert wrong(folded) == {"daemon"}
+    assert f"{key}: the log has no event of it" in found.found
 
 
 def test_what_a_row_says_cannot_move_a_terminal(folded: Database) -> None:
