@@ -68,6 +68,7 @@ def folded(database: Database) -> Database:
         database.created(f"A-{number}", "one")
         database.appended(f"A-{number}", "two")
     database.insert("A-1", "no event")
+    database.insert("A-1", event("session_append", {}))
     database.insert("session:A-2", {"type": "of no concern"})
     asyncio.run(service.run_once(database.path, BUILT_IN))
     return database
@@ -424,17 +425,30 @@ assert DaemonLock(Path(path), {"sessions": 1, "session_index": 1}).acquire()
 """
 
 
+GOING_ON = """
+import threading
+def go_on():
+    db = sqlite3.connect(path, isolation_level=None)
+    while True:
+        db.execute("UPDATE checkpoint SET generation = generation + 1")
+        time.sleep(0.1)
+threading.Thread(target=go_on, daemon=True).start()
+"""
+
+
 def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
     folded: Database,
 ) -> None:
     with another(HOLD_LOCK, folded.path) as pid:
         idle = look(folded, "daemon")
         folded.appended("A-1", "three")
+        with another(OPEN + GOING_ON, folded.path):
+            busy = look(folded, "daemon")
         found = look(folded, "daemon")
         mend(found)
     projector("run", "--once", "-d", folded.path)
 
-    assert idle.level == "ok"
+    assert idle.level == busy.level == "ok"
     assert found.level == "fail"
     assert f"process {pid}, 1 events wait, and none was folded in 2 s: it is stuck" in found.found
     assert f"then `projector run -d {folded.path}`" in found.mend
@@ -452,7 +466,7 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
             running.process.send_signal(signal.SIGCONT)
             found = look(folded, "daemon")
             mend(found)
-        running.wait_until_at(9)
+        running.wait_until_at(10)
 
         assert found.level == "fail"
         assert f"{pid} (python" in found.found
@@ -531,10 +545,10 @@ def test_the_versions_of_sqlite_that_may_corrupt_a_wal(
         assert "3.51.3" in found.mend
 
 
-MOUNTS = r"""22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+MOUNTS = r"""23 22 0:30 / /srv rw,relatime master:1 - vfat /dev/vdc rw
 23 22 0:30 / /srv rw,relatime master:1 - {kind} server:/export rw
 24 22 0:31 / /srv/my\040data rw - xfs /dev/vdb rw
-25 22 0:32 / /srvx rw - nfs4 other:/ rw
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 """
 
 
@@ -557,7 +571,7 @@ def test_file_systems_where_sqlite_must_not_live(
 
     (found,) = surroundings.filesystem(Path("/srv/a/local.db"), mounts)
     (beside,) = surroundings.filesystem(Path("/srv/my data/local.db"), mounts)
-    (root,) = surroundings.filesystem(Path("/home/local.db"), mounts)
+    (root,) = surroundings.filesystem(Path("/srvx/local.db"), mounts)
     (unknown,) = surroundings.filesystem(Path("/home/local.db"), tmp_path / "absent")
 
     assert found.level == level

@@ -33,7 +33,7 @@ def examine(path: Path) -> Iterator[Checked]:
     found = [*_tried("database", path, partial(_database, path))]
     yield from found
     if all(one.level == "ok" for one in found):
-        yield from _inside(path)
+        yield from _tried("schema", path, partial(_inside, path))
     for name, check in (
         ("sqlite", surroundings.sqlite_version),
         ("filesystem", partial(surroundings.filesystem, path)),

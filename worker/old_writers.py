@@ -98,24 +98,29 @@ def _fault(client: Client, row: tuple[Any, ...], position: int) -> str:
         restore(_SESSIONS, row)
     except Damaged as error:
         return str(error)
-    keys, named = keys_of(row[1].removeprefix(PREFIX)), row[3]
-    events = client.rows(
-        f"SELECT {EVENT_COLUMNS} FROM event_log WHERE key IN ({_marks(keys)}) AND seq <= :position"
-        " AND seq NOT IN (SELECT seq FROM quarantine WHERE projection = 'sessions')"
-        f" ORDER BY seq DESC LIMIT {_EVENTS}",
-        {"position": position, "max": MAX_EVENT_BYTES}
-        | {f"k{number}": key for number, key in enumerate(keys)},
-    )
-    some = False
-    for columns in events:
-        some = True
-        event = LogRow(*columns)
-        if event.id == named:
+    named = row[3]
+    seqs = _newest_events(client, row[1].removeprefix(PREFIX), position)
+    for seq in seqs:
+        ((event_id,),) = client.rows("SELECT id FROM event_log WHERE seq = ?", (seq,))
+        if event_id == named:
             return ""
-        if any(one.type in SESSION_EVENTS for one in read([event])):
-            return f"last_offset_id is not the id of its newest event, {event.id}"
-    return "" if some else "the log has no event of it"
+        columns = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq"
+        (event,) = client.rows(columns, {"seq": seq, "max": MAX_EVENT_BYTES})
+        if any(one.type in SESSION_EVENTS for one in read([LogRow(*event)])):
+            return f"last_offset_id is not the id of its newest event, {event_id}"
+    return "" if seqs else "the log has no event of it"
 
 
-def _marks(keys: tuple[str, ...]) -> str:
-    return ", ".join(f":k{number}" for number in range(len(keys)))
+def _newest_events(client: Client, session_id: str, position: int) -> list[int]:
+    """Positions of a session's newest events that are not in quarantine, from the index alone."""
+    found = (
+        seq
+        for key in keys_of(session_id)
+        for (seq,) in client.rows(
+            "SELECT seq FROM event_log AS e WHERE key = ? AND seq <= ? AND NOT EXISTS"
+            " (SELECT 1 FROM quarantine AS q WHERE q.projection = ? AND q.seq = e.seq)"
+            f" ORDER BY seq DESC LIMIT {_EVENTS}",
+            (key, position, _SESSIONS.name),
+        )
+    )
+    return sorted(found, reverse=True)[:_EVENTS]

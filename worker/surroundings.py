@@ -19,6 +19,7 @@ MIB: Final = 1024 * 1024
 LITTLE_ROOM_BYTES: Final = 64 * MIB
 NO_ROOM_BYTES: Final = 8 * MIB
 PIN_WATCH_S: Final = 0.3
+NAMED: Final = 10
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _2024_MS: Final = 1_704_067_200_000
 
@@ -123,7 +124,9 @@ def wal(path: Path) -> Iterator[Checked]:
     log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
     size = log.stat().st_size if log.exists() else 0
     users = proc.openers([path, log, shm])
-    seen = ", ".join(map(str, users.processes)) or "no other process"
+    seen = ", ".join(map(str, users.processes[:NAMED])) or "no other process"
+    if len(users.processes) > NAMED:
+        seen += f" and {len(users.processes) - NAMED} more"
     if not proc.is_there():
         seen = "who, is not known here"
     elif users.unseen:
