@@ -151,7 +151,7 @@ def wal(path: Path) -> Iterator[Checked]:
             if pinning
             else f"see who has it open: `fuser {quoted(log)}`; stop who never ends a read"
         )
-        + f"; then `sqlite3 {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`",
+        + f"; then `sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`",
     )
 
 
