@@ -1,16 +1,22 @@
 """`projector run --http`: what Prometheus scrapes, and the two health checks."""
 
+import re
 import signal
 import sqlite3
+import sys
+import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from contextlib import closing
 from typing import Any
 
 import pytest
 from extensions import PROGRAM
 from prometheus_client.parser import text_string_to_metric_families
-from support import Daemon, Database, daemon, projector
+from support import T0, Daemon, Database, daemon, projector
+
+from worker.vitals import Batch, Vitals
 
 HTTP = ["--http", "127.0.0.1:0"]
 
@@ -53,7 +59,7 @@ def test_metrics_say_what_became_of_each_event(database: Database) -> None:
     assert {
         (labels["type"], labels["outcome"]): value
         for key, value in events.items()
-        if (labels := dict(key))["projection"] == "sessions"
+        if (labels := dict(key))["projection"] == "sessions" and value
     } == {
         ("session_created", "folded"): 1,
         ("other", "skipped"): 1,
@@ -62,12 +68,78 @@ def test_metrics_say_what_became_of_each_event(database: Database) -> None:
     }
     assert found["projector_position", ("projection", "session_index")] == 4
     assert found["projector_newest_event",] == 4
-    assert found["projector_lag_events",] == 0
+    assert found["projector_lag_events", ("projection", "session_index")] == 0
+    assert found["projector_lag_seconds", ("projection", "session_index")] == 0
     assert found["projector_batch_events_sum",] == 4
     assert found["projector_batch_events_count",] >= 1
     assert found["projector_lock_held_seconds_sum",] > 0
     assert found["projector_wal_bytes",] > 0
     assert any(key[0] == "projector_build_info" for key in found)
+
+
+def test_what_may_come_is_counted_from_0_so_that_a_first_one_is_seen_as_growth(
+    database: Database,
+) -> None:
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        running.wait_for("started")
+        found = metrics(url)
+
+    kept = (("outcome", "quarantined"), ("projection", "sessions"), ("type", "undecodable"))
+    assert found["projector_events_total", *kept] == 0
+    assert found["projector_verify_findings_total", ("kind", "ghost"), kept[1]] == 0
+    assert found["projector_rebuild_progress_ratio", ("projection", "sessions")] == 1
+
+
+def test_names_follow_the_conventions_of_prometheus(database: Database) -> None:
+    with daemon(database.path, options=HTTP) as running:
+        _, text = get(f"{address(running)}/metrics")
+
+    families = [*text_string_to_metric_families(text)]
+    for family in families:
+        # The parser takes `_total` off a counter, and off nothing else.
+        assert re.fullmatch(r"(projector|process)_[a-z_]+(?<!_total)(?<!_count)", family.name)
+        assert len(family.documentation) > 10
+        assert not re.search(r"_(ms|millis\w*|minutes|kb|mb|percent|timer|avg)(_|$)", family.name)
+        words = {*family.name.split("_")}
+        assert not words & {"gauge", "counter", "histogram", "summary"}
+    kinds = {family.name: family.type for family in families}
+    assert kinds["projector_busy_waits"] == kinds["projector_events"] == "counter"
+    assert kinds["projector_wakeup_to_commit_seconds"] == "histogram"
+
+
+def test_a_snapshot_is_of_one_moment_whatever_thread_takes_it() -> None:
+    vitals = Vitals()
+    done = threading.Event()
+
+    def feed() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            kinds = Counter({("p", f"type {number % 500}", "folded"): 3})
+            batch = Batch(3, kinds, T0, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
+            vitals.committed(batch, {f"p{number % 500}": number})
+            vitals.found([("p", f"kind {number % 500}")])
+            vitals.fails(f"p{number}")
+            vitals.recovered(f"p{number}")
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        taken = [vitals.snapshot() for _ in range(1000)]
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval_s)
+
+    assert sum(taken[-1].batch_s.counts) > sum(taken[0].batch_s.counts)
+    for each in taken:
+        batches = sum(each.batch_s.counts)
+        histograms = (each.lock_wait_s, each.lock_held_s, each.wakeup_s)
+        assert all(sum(one.counts) == one.sum == batches for one in histograms)
+        assert each.outcomes.total() == each.batch_events.sum == 3 * batches
 
 
 def test_health_and_readiness(database: Database) -> None:
@@ -109,7 +181,10 @@ def test_a_scrape_waits_for_no_lock(database: Database) -> None:
         connection.execute("ROLLBACK")
         running.wait_until_at(2)
 
-    assert found["projector_busy_total",] >= 1
+    assert found["projector_busy_waits_total",] >= 1
+    assert found["projector_lag_events", ("projection", "sessions")] == 1
+    # Its events are years old, but it is behind for seconds only.
+    assert 0 < found["projector_lag_seconds", ("projection", "sessions")] < 60
     assert waiting == (200, "ok\n")
 
 

@@ -8,6 +8,7 @@ import msgspec
 from projections.messagepack import Malformed, decode_exact
 
 ABSENT: Final = "(absent)"
+KINDS: Final = ("missing", "ghost", "damaged", "stale", "nondeterministic")
 
 
 class Field(msgspec.Struct, frozen=True):

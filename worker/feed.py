@@ -97,14 +97,14 @@ class Feed:
                     try:
                         with faults_of(projection):
                             await self._catch_up(store, projection, lead)
-                        self._vitals.failing.discard(projection.name)
+                        self._vitals.recovered(projection.name)
                         await trouble.over(store)
                         return
                     except ProjectionFailed as error:
-                        self._vitals.failing.add(projection.name)
+                        self._vitals.fails(projection.name)
                         await trouble.tell(store, error)
                     finally:
-                        self._vitals.rebuilds.pop(projection.name, None)
+                        self._vitals.rebuilt(projection.name)
                 await wait(trouble.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
@@ -134,12 +134,13 @@ class Feed:
                 await wait(BEHIND_POLL_S, self._stop)
 
     async def _rebuild(self, store: SqliteStore, member: Member) -> None:
-        name, total = member.projection.name, await store.newest()
-        self._vitals.rebuilds[name] = (0, total)
+        name, total, done = member.projection.name, await store.newest(), 0
+        self._vitals.rebuilding(name, done, total)
         steps = rebuild(store, member.projection, member.checkpoint)
         async with aclosing(steps):
             async for step in steps:
-                self._vitals.rebuilds[name] = (self._vitals.rebuilds[name][0] + step.events, total)
+                done += step.events
+                self._vitals.rebuilding(name, done, total)
                 if self._stop.is_set():
                     return
 

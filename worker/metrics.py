@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -128,11 +128,13 @@ def _health(path: Path, vitals: Vitals) -> str:
     newest = _newest(path)
     if isinstance(newest, str):
         return newest
-    at = max(vitals.positions.values(), default=0)
-    if newest > at and not vitals.standing_by:
+    before = vitals.snapshot()
+    at = max(before.positions.values(), default=0)
+    if newest > at and not before.standing_by:
         time.sleep(MOVES_WITHIN_S)
-        now_at = max(vitals.positions.values(), default=0)
-        if now_at == at and not (vitals.unavailable_now or vitals.rebuilds):
+        now = vitals.snapshot()
+        stays = max(now.positions.values(), default=0) == at
+        if stays and not (now.unavailable_now or now.rebuilds):
             return f"the newest event is {newest}, and the tail stays at {at}"
     return ""
 
@@ -143,9 +145,10 @@ def _readiness(path: Path, vitals: Vitals) -> str:
     newest = _newest(path)
     if isinstance(newest, str):
         return newest
-    behind = {name: newest - position for name, position in vitals.positions.items()}
+    positions = vitals.snapshot().positions
+    behind = {name: newest - position for name, position in positions.items()}
     late = [f"{name} by {lag}" for name, lag in sorted(behind.items()) if lag > READY_WITHIN]
-    if late or not vitals.positions:
+    if late or not positions:
         return f"behind: {', '.join(late) or 'nothing is folded yet'}"
     return ""
 
@@ -166,84 +169,122 @@ class _Vitals(Collector):
     def __init__(self, path: Path, vitals: Vitals) -> None:
         self._wal = path.with_name(path.name + "-wal")
         self._vitals = vitals
-
-    def collect(self) -> Iterator[Metric]:
-        vitals = self._vitals
-        yield from self._about_the_log(vitals)
-        yield from _about_events(vitals)
-        yield _histogram("batch_events", "Events in a committed batch.", vitals.batch_events)
-        yield _histogram("batch_duration_seconds", "From read to commit.", vitals.batch_s)
-        yield _histogram("lock_wait_seconds", "For the write lock.", vitals.lock_wait_s)
-        yield _histogram("lock_held_seconds", "The write lock, a batch.", vitals.lock_held_s)
-        yield _histogram(
-            "wakeup_to_commit_seconds", "From noticing events to their commit.", vitals.wakeup_s
-        )
-        yield _counter(
-            "busy", "Turns put off because the database was locked or full.", vitals.unavailable
-        )
-        yield _gauge("last_turn_age_seconds", "Since the tail last turned.", vitals.since_turn_s)
-        yield _gauge("standing_by", "1 while another daemon tails.", int(vitals.standing_by))
-        build = {
+        self._build = {
             "version": version("session-projector"),
             "python": platform.python_version(),
             "sqlite": sqlite3.sqlite_version,
         }
-        yield InfoMetricFamily("projector_build", "What runs.", value=build)
 
-    def _about_the_log(self, vitals: Vitals) -> Iterator[Metric]:
-        positions = GaugeMetricFamily(
-            "projector_position", "The last event folded.", labels=["projection"]
+    def collect(self) -> Iterator[Metric]:
+        now = self._vitals.snapshot()
+        yield InfoMetricFamily(
+            "projector_build", "The version of projector, and of what it runs on.", self._build
         )
-        for name, position in [*vitals.positions.items()]:
-            positions.add_metric([name], position)
-        yield positions
-        yield _gauge("newest_event", "The newest event of the log.", vitals.newest)
-        yield _gauge("lag_events", "Events that some projection has to fold.", vitals.lag_events)
+        yield from _about_projections(now)
+        yield from _about_events(now)
+        yield from _about_batches(now)
+        yield _gauge("newest_event", "The seq of the newest event of the log.", now.newest)
+        yield _counter(
+            "busy_waits",
+            "Turns put off because the database was locked for too long, or had no room.",
+            now.unavailable,
+        )
         yield _gauge(
-            "lag_seconds", "Since the last folded event was written; 0 caught up.", vitals.lag_s
+            "last_turn_timestamp_seconds",
+            "When the tail last looked at the log; it does once a second when idle.",
+            now.last_turn_at,
+        )
+        yield _gauge(
+            "standing_by", "1 while another daemon tails, and this one waits.", int(now.standing_by)
         )
         try:
             size = self._wal.stat().st_size
         except OSError:
             size = 0
-        yield _gauge("wal_bytes", "The write-ahead log.", size)
+        yield _gauge("wal_bytes", "The size of the write-ahead log file.", size)
 
 
-def _about_events(vitals: Vitals) -> Iterator[Metric]:
+def _about_projections(now: Vitals) -> Iterator[Metric]:
+    """One of those that is not there yet is one that is being rebuilt, or fails from its start."""
+    there = sorted(now.standings)
+    yield _by_projection(
+        "position",
+        "The seq of the last event that a projection has folded, skipped or quarantined.",
+        {name: now.standings[name].position for name in there},
+    )
+    yield _by_projection(
+        "lag_events",
+        "How far a projection's position is behind the newest event.",
+        {name: now.lag_events_of(name) for name in there},
+    )
+    yield _by_projection(
+        "lag_seconds",
+        "How old what a projection shows may be; 0 when it has caught up.",
+        {name: now.lag_s_of(name) for name in there},
+    )
+    yield _by_projection(
+        "projection_failing",
+        "1 while a projection is set aside because its code fails.",
+        {name: int(name in now.failing) for name in now.projections},
+    )
+    yield _by_projection(
+        "rebuild_progress_ratio",
+        "How far the rebuild of a projection's views is; 1 while there is none.",
+        {name: _progress(now.rebuilds.get(name)) for name in now.projections},
+    )
+
+
+def _progress(rebuild: tuple[int, int] | None) -> float:
+    if rebuild is None:
+        return 1.0
+    done, total = rebuild
+    return min(done / max(total, 1), 1.0)
+
+
+def _about_events(now: Vitals) -> Iterator[Metric]:
     events = CounterMetricFamily(
         "projector_events",
         "Events by what became of them: folded, skipped or quarantined.",
         labels=["projection", "type", "outcome"],
     )
-    for labels, count in [*vitals.outcomes.items()]:
+    for labels, count in now.outcomes.items():
         events.add_metric(labels, count)
     yield events
     findings = CounterMetricFamily(
         "projector_verify_findings",
-        "Rows that differ from the log, found by --verify-every.",
+        "Rows that differ from the log, counted whenever --verify-every comes upon them.",
         labels=["projection", "kind"],
     )
-    for pair, count in [*vitals.findings.items()]:
+    for pair, count in now.findings.items():
         findings.add_metric(pair, count)
     yield findings
-    progress = GaugeMetricFamily(
-        "projector_rebuild_progress_ratio", "Of a rebuild under way.", labels=["projection"]
+
+
+def _about_batches(now: Vitals) -> Iterator[Metric]:
+    yield _histogram("batch_events", "Events in a committed batch.", now.batch_events)
+    yield _histogram(
+        "batch_duration_seconds", "Time that a batch took, from read to commit.", now.batch_s
     )
-    for name, (done, total) in [*vitals.rebuilds.items()]:
-        progress.add_metric([name], min(done / max(total, 1), 1.0))
-    yield progress
-    failing = GaugeMetricFamily(
-        "projector_projection_failing", "1 where it is set aside.", labels=["projection"]
+    yield _histogram(
+        "lock_wait_seconds", "Time that a batch waited for the write lock.", now.lock_wait_s
     )
-    for name in [*vitals.positions]:
-        failing.add_metric([name], int(name in vitals.failing))
-    for name in vitals.failing - vitals.positions.keys():
-        failing.add_metric([name], 1)
-    yield failing
+    yield _histogram("lock_held_seconds", "Time that a batch held the write lock.", now.lock_held_s)
+    yield _histogram(
+        "wakeup_to_commit_seconds",
+        "Time from noticing new events in a quiet log to the commit of their first batch.",
+        now.wakeup_s,
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"projector_{name}", text, value=value)
+
+
+def _by_projection(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    gauge = GaugeMetricFamily(f"projector_{name}", text, labels=["projection"])
+    for projection, value in values.items():
+        gauge.add_metric([projection], value)
+    return gauge
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

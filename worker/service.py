@@ -11,6 +11,7 @@ from anyio.abc import TaskStatus
 
 from projections.projection import Projection
 from worker.database import DaemonLock, FileIdentity
+from worker.difference import KINDS
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, RetryLater
 from worker.feed import Feed
 from worker.replay import compare, needs_rebuild, rebuild_all
@@ -33,6 +34,7 @@ async def run(
 ) -> None:
     """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
     stop = anyio.Event()
+    vitals.expect(projections, KINDS)
     lock = DaemonLock(path, {p.name: p.version for p in projections})
     try:
         async with anyio.create_task_group() as tasks:

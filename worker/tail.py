@@ -111,6 +111,7 @@ class Tail:
         """One batch, or none where there is nothing new; whether there was."""
         started = time.perf_counter()
         newest = await self._store.newest()
+        self._vitals.saw(newest, self._positions(), leading=self._leading)
         if not self.members:
             self._vitals.turned(newest, {}, leading=self._leading)
             return False
@@ -122,6 +123,7 @@ class Tail:
         rows = rows[1:] if self.position else rows
         if not rows:
             await self._check_checkpoints()
+            self._woken = None
             self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
         events, changes, folded = await self._fold(rows)
@@ -146,15 +148,23 @@ class Tail:
         started: float,
     ) -> None:
         now = time.perf_counter()
-        if self._woken is not None:
-            self._vitals.wakeup_s.add(now - self._woken)
-            self._woken = None
+        woken_s = None if self._woken is None else now - self._woken
+        self._woken = None
         last = next((e.time for e in reversed(events) if isinstance(e, Event) and e.body), None)
         outcomes: Counter[tuple[str, str, str]] = Counter()
         for member, done in zip(self.members, folded, strict=True):
             outcomes += _outcomes(member.projection, events, done)
         self._vitals.committed(
-            Batch(len(events), outcomes, last, now - started, committed.waited_s, committed.held_s)
+            Batch(
+                events=len(events),
+                outcomes=outcomes,
+                last_ms=last,
+                duration_s=now - started,
+                waited_s=committed.waited_s,
+                held_s=committed.held_s,
+                wakeup_s=woken_s,
+            ),
+            self._positions(),
         )
 
     async def _idle(self, stop: anyio.Event) -> None:

@@ -1,14 +1,21 @@
 """What a daemon knows of itself, in memory: fed by the tail, read by whoever asks."""
 
+import copy
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
 from typing import Final
 
 import msgspec
 
-SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+from projections.projection import Projection
+
+SECONDS: Final = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1.0, 2.0, 5.0, 10.0),
+)
 EVENTS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
@@ -24,6 +31,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def copy(self) -> "Histogram":
+        taken = Histogram(self.bounds)
+        taken.counts, taken.sum = [*self.counts], self.sum
+        return taken
+
 
 class Batch(msgspec.Struct, frozen=True):
     """One committed batch; times in seconds, `last_ms` the time of its last event."""
@@ -35,6 +47,18 @@ class Batch(msgspec.Struct, frozen=True):
     duration_s: float
     waited_s: float
     held_s: float
+    wakeup_s: float | None
+    """Since something was found to be new in a log that was quiet."""
+
+
+class Standing(msgspec.Struct):
+    """Where a projection is."""
+
+    position: int
+    last_ms: int | None = None
+    """The time of the last event that it folded, by its writer's clock."""
+    even: float | None = None
+    """When it last was at the newest event, by the monotonic clock."""
 
 
 class Vitals:
@@ -42,17 +66,24 @@ class Vitals:
 
     A turn is one look at the log by the tail, whether there was anything; waiting for a lock, for
     room or for another daemon to end counts as one. A turn that does not come back is none.
+
+    Another thread reads a `snapshot`: what is fed changes under one lock, which is only ever held
+    for microseconds.
     """
 
     def __init__(self, listener: Callable[["Vitals"], None] | None = None) -> None:
         self._listener = listener
+        self._lock = Lock()
         self.started = self.last_turn = time.monotonic()
+        self.last_turn_at = time.time()
+        """The same by the wall clock."""
         self.standing_by = self.stopping = False
         self.caught_up = False
         """Whether the tail was once at the newest event."""
         self.newest = 0
-        self.positions: dict[str, int] = {}
-        self.last_ms: int | None = None
+        self.projections: tuple[str, ...] = ()
+        self.standings: dict[str, Standing] = {}
+        """Where each projection is, once it tails."""
         self.outcomes: Counter[tuple[str, str, str]] = Counter()
         self.batch_events = Histogram(EVENTS)
         self.batch_s = Histogram(SECONDS)
@@ -67,21 +98,60 @@ class Vitals:
         self.findings: Counter[tuple[str, str]] = Counter()
         """By projection and kind of difference."""
 
+    def snapshot(self) -> "Vitals":
+        """All of it as of one moment, for another thread; nothing changes it any more."""
+        with self._lock:
+            taken = copy.copy(self)
+            taken.standings = {name: copy.copy(at) for name, at in self.standings.items()}
+            taken.outcomes = self.outcomes.copy()
+            taken.findings = self.findings.copy()
+            taken.rebuilds = self.rebuilds.copy()
+            taken.failing = self.failing.copy()
+            for name in ("batch_events", "batch_s", "lock_wait_s", "lock_held_s", "wakeup_s"):
+                setattr(taken, name, getattr(self, name).copy())
+        return taken
+
+    def expect(self, projections: Sequence[Projection], kinds: Iterable[str]) -> None:
+        """Count from 0 what may come of these, so that a first one is seen as a change."""
+        with self._lock:
+            self.projections = tuple(projection.name for projection in projections)
+            for projection in projections:
+                name = projection.name
+                for of in sorted(projection.events):
+                    self.outcomes[name, of, "folded"] += 0
+                    self.outcomes[name, of, "quarantined"] += 0
+                self.outcomes[name, "other", "skipped"] += 0
+                self.outcomes[name, "undecodable", "quarantined"] += 0
+                self.findings.update({(name, kind): 0 for kind in kinds})
+
+    def saw(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
+        """Before anything is folded, so that a lag shows however long the database is locked."""
+        with self._lock:
+            self.newest = newest if leading else self.newest
+            self._stand(positions)
+
     def turned(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
         """`leading`: by the tail that the others join; only its turns are a sign of life."""
-        self.positions |= positions
-        if not leading:
-            return
-        self.newest = newest
-        self.unavailable_now = False
-        self.caught_up = self.caught_up or newest <= min(positions.values(), default=newest)
-        self._turned()
+        now = time.monotonic()
+        with self._lock:
+            if leading:
+                self.newest = newest
+                self.unavailable_now = False
+            for standing in self._stand(positions):
+                if standing.position >= self.newest:
+                    standing.even = now
+            if leading:
+                behind = newest > min(positions.values(), default=newest)
+                self.caught_up = self.caught_up or not behind
+        if leading:
+            self._turned()
 
     def waited(self, *, standing_by: bool = False) -> None:
         """For a lock, for room, or for another daemon to end."""
-        self.unavailable += not standing_by
-        self.unavailable_now = not standing_by
-        self.standing_by = standing_by
+        with self._lock:
+            self.unavailable += not standing_by
+            self.unavailable_now = not standing_by
+            self.standing_by = standing_by
         self._turned()
 
     def took_over(self) -> None:
@@ -91,33 +161,74 @@ class Vitals:
         self.stopping = True
         self._turned()
 
-    def committed(self, batch: Batch) -> None:
-        self.outcomes += batch.outcomes
-        self.last_ms = batch.last_ms
-        self.batch_events.add(batch.events)
-        self.batch_s.add(batch.duration_s)
-        self.lock_wait_s.add(batch.waited_s)
-        self.lock_held_s.add(batch.held_s)
+    def committed(self, batch: Batch, positions: dict[str, int]) -> None:
+        with self._lock:
+            for standing in self._stand(positions):
+                if batch.last_ms is not None:
+                    standing.last_ms = batch.last_ms
+            self.outcomes.update(batch.outcomes)
+            self.batch_events.add(batch.events)
+            self.batch_s.add(batch.duration_s)
+            self.lock_wait_s.add(batch.waited_s)
+            self.lock_held_s.add(batch.held_s)
+            if batch.wakeup_s is not None:
+                self.wakeup_s.add(batch.wakeup_s)
 
     def found(self, differences: Iterable[tuple[str, str]]) -> None:
-        self.findings.update(differences)
+        with self._lock:
+            self.findings.update(differences)
+
+    def rebuilding(self, name: str, done: int, total: int) -> None:
+        with self._lock:
+            self.rebuilds[name] = (done, total)
+
+    def rebuilt(self, name: str) -> None:
+        """Or given up."""
+        with self._lock:
+            self.rebuilds.pop(name, None)
+
+    def fails(self, name: str) -> None:
+        with self._lock:
+            self.failing.add(name)
+
+    def recovered(self, name: str) -> None:
+        with self._lock:
+            self.failing.discard(name)
+
+    @property
+    def positions(self) -> dict[str, int]:
+        return {name: standing.position for name, standing in self.standings.items()}
 
     @property
     def lag_events(self) -> int:
-        return max(self.newest - min(self.positions.values(), default=self.newest), 0)
+        return max((self.lag_events_of(name) for name in self.standings), default=0)
 
-    @property
-    def lag_s(self) -> float:
-        """Since the time of the last event folded, by its writer's clock; 0 when caught up."""
-        if not self.lag_events or self.last_ms is None:
+    def lag_events_of(self, name: str) -> int:
+        return max(self.newest - self.standings[name].position, 0)
+
+    def lag_s_of(self, name: str) -> float:
+        """How old a view may be: since the time of the last event folded, by its writer's clock,
+        but no longer than it is behind. An hour without events is no lag of the next one."""
+        if not self.lag_events_of(name):
             return 0.0
-        return max(time.time() - self.last_ms / 1000, 0.0)
+        standing = self.standings[name]
+        ages: list[float] = []
+        if standing.last_ms is not None:
+            ages.append(time.time() - standing.last_ms / 1000)
+        if standing.even is not None:
+            ages.append(time.monotonic() - standing.even)
+        return max(min(ages, default=time.monotonic() - self.started), 0.0)
 
     @property
     def since_turn_s(self) -> float:
         return time.monotonic() - self.last_turn
 
+    def _stand(self, positions: dict[str, int]) -> list[Standing]:
+        for name, position in positions.items():
+            self.standings.setdefault(name, Standing(position)).position = position
+        return [self.standings[name] for name in positions]
+
     def _turned(self) -> None:
-        self.last_turn = time.monotonic()
+        self.last_turn, self.last_turn_at = time.monotonic(), time.time()
         if self._listener:
             self._listener(self)
