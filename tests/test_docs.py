@@ -1,13 +1,17 @@
 """The pages hold together: generated ones are current, links resolve, tables name what there is."""
 
+import json
 import re
 import runpy
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
+from support import Database, projector
 from typer.main import get_command
 
 from worker import metrics
@@ -113,6 +117,25 @@ def _section(title: str) -> str:
     found = re.search(rf"^#+ {title}\n(.*?)(?=^#|\Z)", OPERATING, re.MULTILINE | re.DOTALL)
     assert found, title
     return found[1]
+
+
+def _section_rows(title: str) -> list[tuple[str, str]]:
+    return re.findall(r"^\| `(.+?)` \| (.+) \|$", _section(title), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("statements", "fails"), _section_rows("Doctor"))
+def test_a_database_broken_as_told_is_found(
+    database: Database, statements: str, fails: str
+) -> None:
+    database.created("A-1")
+    projector("run", "--once", "-d", database.path)
+    with closing(sqlite3.connect(database.path)) as connection:
+        connection.executescript(statements)
+
+    done = projector("doctor", "--json", "-d", database.path, check=1)
+
+    found = {one["check"] for one in json.loads(done.stdout) if one["level"] == "fail"}
+    assert found == set(fails.split(", and "))
 
 
 def test_what_the_pages_tell_to_type_is_a_command() -> None:
