@@ -75,9 +75,9 @@ def _inside(path: Path) -> Iterator[Checked]:
         on = (connection, path)
         found = [*_tried("schema", path, partial(_schema, *on))]
         yield from found
-        yield from _tried("journal mode", path, partial(_journal_mode, *on))
         if any(one.level == "fail" for one in found):
             return
+        yield from _tried("journal mode", path, partial(_journal_mode, *on))
         yield from _tried("seq", path, partial(_autoincrement, *on))
         yield from _tried("triggers", path, partial(_triggers, *on))
         yield from _tried("session keys", path, partial(_session_keys, *on))

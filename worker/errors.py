@@ -102,5 +102,6 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
 def _damaged(path: Path, why: str) -> NeedsPerson:
     return NeedsPerson(
         f"{path} is damaged or not a SQLite database ({why})",
-        f"see what is left with `sqlite3 {quoted(path)} .recover`, or restore a backup",
+        f"see what is left with `sqlite3 {quoted(path)} .recover` (where the shell has"
+        " it), or restore a backup",
     )

@@ -322,9 +322,10 @@ def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
 
 def _check_folder(path: Path) -> None:
     """A folder that holds anything else is somebody's own, and not to be opened to a group."""
+    ours = (path.name, f".{path.name}-litestream")
     try:
         others = sorted(
-            entry.name for entry in path.parent.iterdir() if not entry.name.startswith(path.name)
+            entry.name for entry in path.parent.iterdir() if not entry.name.startswith(ours)
         )
     except FileNotFoundError:
         return

@@ -426,12 +426,17 @@ class SqliteStore:
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
             if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
                 raise
-            raise ProjectionFailed(
-                name,
-                f"SQLite says: {error}",
+            hint = (
                 f"make its views anew: `projector projection drop {name} -d {quoted(self._path)}`,"
-                " then run again",
-            ) from error
+                " then run again"
+            )
+            if code & 0xFF == sqlite3.SQLITE_CONSTRAINT:
+                hint = (
+                    "a trigger or an index on its table refuses the row: SELECT sql FROM"
+                    " sqlite_master WHERE tbl_name ="
+                    f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
+                )
+            raise ProjectionFailed(name, f"SQLite says: {error}", hint) from error
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[None]:
