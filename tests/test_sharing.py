@@ -34,7 +34,7 @@ def become(uid, *groups):
 DAEMON = f"""{BECOME}
 import tempfile
 import anyio
-from worker import cli
+from worker import cli, notify
 anyio.open_signal_receiver  # imported when first named
 with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
     cli.app(["run", "--once", "--create", "-d", folder + "/db"], standalone_mode=False)
