@@ -20,7 +20,7 @@ WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "commit": ("worker.sqlite:SqliteStore.commit",),
     "setup": ("worker.schema:setup",),
     "migration": ("worker.schema:_migrate",),
-    "walk": ("worker.replay:rebuild_all",),
+    "walk": ("worker.replay:rebuild_all", "worker.feed:Feed._rebuild"),
     "replay": ("worker.verification:_replay",),
 }
 """What belongs to a phase; a new phase is one line here."""

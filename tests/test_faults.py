@@ -170,7 +170,7 @@ def test_a_file_size_limit_is_waited_out_and_nothing_is_lost(database: Database)
 AS_STRANGER = f"""
 import os, sys, tempfile
 import anyio
-from worker import cli
+from worker import cli, notify
 anyio.open_signal_receiver  # imported when first named
 with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
     cli.app(["run", "--once", "--create", "-d", folder + "/db"], standalone_mode=False)
