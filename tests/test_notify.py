@@ -73,9 +73,11 @@ def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Li
 def test_waiting_for_a_lock_feeds_the_watchdog(database: Database, systemd: Listener) -> None:
     with daemon(database.path, program=systemd.program) as running:
         systemd.wait_for("READY=1")
+        running.process.send_signal(signal.SIGSTOP)
         database.created("A-1")
         with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
+            running.process.send_signal(signal.SIGCONT)
             database_is_locked = running.wait_for("database_unavailable")
             for _ in range(2):
                 systemd.wait_for("WATCHDOG=1")
@@ -100,19 +102,20 @@ def test_a_frozen_loop_feeds_nothing(database: Database, systemd: Listener) -> N
 
 
 def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
-    absent = projector("health", "-d", database.path, check=1).stderr
+    absent = projector("health", "-d", database.path, check=1).stdout
     database.created("A-1")
     with daemon(database.path) as running:
         running.wait_for("batch_committed")
         well = projector("health", "-d", database.path).stdout
         running.process.send_signal(signal.SIGSTOP)
         database.created("A-2")
-        stuck = projector("health", "-d", database.path, check=1).stderr
+        stuck = projector("health", "-d", database.path, check=1).stdout
         running.process.send_signal(signal.SIGCONT)
 
-    assert "no daemon is alive" in absent
+    assert absent == "no daemon is alive\n"
+    assert projector("health", "-d", database.path.parent / "x.db", check=1).stdout.count("\n") == 1
     assert well == f"process {running.process.pid}, position 1, newest event 1\n"
-    assert "stays at 1, and the newest event is 2" in stuck
+    assert stuck == f"the daemon (process {running.process.pid}) was stopped by a signal\n"
 
 
 def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
@@ -121,6 +124,6 @@ def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
     with daemon(database.path, program=PROGRAM, options=options) as running:
         running.wait_for("projection_failed")
         projector("wait", "--projection", "sessions", "-d", database.path)
-        said = projector("health", "-d", database.path, check=1).stderr
+        said = projector("health", "-d", database.path, check=1).stdout
 
     assert "a projection fails, per_project: ZeroDivisionError" in said

@@ -30,7 +30,7 @@ from worker import replay, schema, service, sqlite, verification, walk
 from worker.database import DaemonLock
 from worker.errors import Finding, LostRace, NeedsPerson
 from worker.sqlite import SqliteStore
-from worker.store import Change, digest
+from worker.store import Change, Committed, digest
 from worker.tail import Member, Tail, load
 
 UNSEEN = "UPDATE session_index SET message_count = message_count + 1 WHERE session_id = :session"
@@ -68,11 +68,11 @@ class GatedStore(SqliteStore):
     gate: asyncio.Event | None = None
     reached: asyncio.Event
 
-    async def commit(self, changes: Sequence[Change]) -> None:
+    async def commit(self, changes: Sequence[Change]) -> Committed:
         if self.gate is not None:
             self.reached.set()
             await self.gate.wait()
-        await super().commit(changes)
+        return await super().commit(changes)
 
 
 @dataclass

@@ -91,7 +91,11 @@ def health(database: Database = "local.db") -> None:
     """Say in a line whether a daemon keeps up; exit 1 if not."""
     from worker import health, output
 
-    print(output.one_line(health.check(resolve(database))))
+    try:
+        print(output.one_line(health.check(resolve(database))))
+    except ProjectorError as error:  # whatever it is: an engine knows no other code
+        print(output.one_line(error))
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from worker import proc
 from worker.client import Client
 from worker.database import DaemonLock
 from worker.errors import Finding, quoted
@@ -16,13 +17,17 @@ def check(path: Path) -> str:
     """What a daemon that is well does, in a line; raises `Finding` where it is not."""
     lock = DaemonLock(path)
     pid = lock.holder()
+    if pid and proc.is_stopped(pid):
+        raise Finding(f"the daemon (process {pid}) was stopped by a signal", f"kill -CONT {pid}")
     if pid is None:
         raise Finding("no daemon is alive", f"start one: `projector run -d {quoted(path)}`")
     with Client.reading(path) as client:
         newest = int(client.value("SELECT coalesce(max(seq), 0) FROM event_log"))
         before = _positions(client, lock)
+        if not before:
+            return f"process {pid}, all views are being rebuilt, newest event {newest}"
         until = time.monotonic() + MOVES_WITHIN_S
-        while newest > max(now := _positions(client, lock)) and max(now) == max(before):
+        while newest > max(now := _positions(client, lock) or before) and max(now) == max(before):
             if time.monotonic() > until:
                 raise Finding(
                     f"the daemon (process {pid}) stays at {max(now)}, and the newest event is"
@@ -43,4 +48,4 @@ def _positions(client: Client, lock: DaemonLock) -> list[int]:
     """Of what the daemon runs; of what is being rebuilt there is none yet."""
     running = lock.running()
     rows = client.rows("SELECT name, position FROM checkpoint WHERE version > 0")
-    return [int(at) for name, at in rows if name in running or not running] or [0]
+    return [int(at) for name, at in rows if name in running or not running]

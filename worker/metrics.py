@@ -6,8 +6,10 @@ their own: what the tail remembers could be as stale as the tail.
 """
 
 import platform
+import re
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +41,7 @@ MOVES_WITHIN_S: Final = 2.0
 """Events are there, so the tail should have moved by then."""
 READY_WITHIN: Final = 1000
 """Events that a database may be behind and still be ready to be read."""
+_PORT: Final = re.compile("[0-9]{1,5}")
 _BUSY_S: Final = 0.2
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -72,6 +75,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = True
 
+    def handle_error(self, *_: object) -> None:
+        """A client that went away or said nothing is no event of the daemon's."""
+        log.debug("http_failed", why=str(sys.exc_info()[1]))
+
     def server_bind(self) -> None:
         """Without looking its own host up in DNS, which may take long."""
         TCPServer.server_bind(self)
@@ -92,7 +99,7 @@ class _Quiet(WSGIRequestHandler):
 
 def _parsed(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535 or not host:
+    if not _PORT.fullmatch(port) or int(port) > 65535 or not host:
         raise BadUsage(f"--http {address} is no address", "give host:port, such as 127.0.0.1:9187")
     return host.strip("[]"), int(port)
 

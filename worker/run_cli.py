@@ -1,6 +1,7 @@
 """`projector run`, and what its environment asks of it."""
 
 import os
+import re
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,8 @@ from worker.options import Database, LogFormat, LogLevel
 
 if TYPE_CHECKING:
     from worker.notify import Notifier
+
+_NUMBER = re.compile("[1-9][0-9]{0,17}")
 
 
 def run(
@@ -90,5 +93,5 @@ def _notifier() -> "Notifier":
 
     every_us = os.environ.get("WATCHDOG_USEC", "")
     ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    watchdog_s = int(every_us) / 1_000_000 if every_us.isdigit() and ours else None
+    watchdog_s = int(every_us) / 1_000_000 if _NUMBER.fullmatch(every_us) and ours else None
     return Notifier(os.environ.get("NOTIFY_SOCKET"), watchdog_s)

@@ -126,6 +126,8 @@ class Tail:
             self._woken = None
             self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
+        newest = max(newest, rows[-1].seq)  # some may have come in between
+        self._vitals.saw(newest, self._positions(), leading=self._leading)
         events, changes, folded = await self._fold(rows)
         committed = await self._store.commit(changes)
         self.members = [
