@@ -246,7 +246,7 @@ def test_a_locked_database_is_told_within_a_moment(database: Database) -> None:
 
 @pytest.mark.parametrize(
     ("how", "instead"),
-    [("gone", ""), ("changed", "CREATE TRIGGER {} BEFORE UPDATE ON view BEGIN SELECT 1; END")],
+    [("gone", ""), ("changed", "CREATE TRIGGER {} BEFORE UPDATE ON event_log BEGIN SELECT 1; END")],
 )
 def test_each_trigger_of_the_log_that_is_gone_or_changed_is_put_back(
     folded: Database, how: str, instead: str
@@ -265,6 +265,19 @@ def test_each_trigger_of_the_log_that_is_gone_or_changed_is_put_back(
         assert found.mend == f"`projector db setup -d {folded.path}`"
         assert done.restored == [trigger]
         assert look(folded, "triggers").level == "ok"
+
+
+def test_what_others_called_by_one_of_our_names_is_left_alone(folded: Database) -> None:
+    folded.sql("DROP INDEX idx_view_session_key")
+    folded.sql("CREATE TABLE other (x)")
+    folded.sql("CREATE INDEX IDX_view_session_key ON other (x)")
+
+    said = projector("db", "setup", "-d", folded.path, check=4).stderr
+
+    assert "is index of other: another program took the name" in said
+    assert folded.sql("SELECT tbl_name FROM sqlite_master WHERE name LIKE 'idx_view_s%'") == [
+        ("other",)
+    ]
 
 
 def test_a_log_with_its_triggers_back_refuses_to_be_rewritten(folded: Database) -> None:

@@ -4,6 +4,7 @@ By reading alone; a check that cannot read says so, and the others go on.
 """
 
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -126,8 +127,9 @@ def _autoincrement(connection: sqlite3.Connection, path: Path) -> Iterator[Check
         return
     new = path.with_name(f"new-{path.name}")
     columns = "seq, id, key, data, created_at"
+    old = str(path).replace("'", "''")
     copy = (
-        f"ATTACH '{path}' AS old; INSERT INTO event_log ({columns}) SELECT {columns} FROM"
+        f"ATTACH '{old}' AS old; INSERT INTO event_log ({columns}) SELECT {columns} FROM"
         " old.event_log ORDER BY seq; INSERT INTO view SELECT * FROM old.view WHERE"
         " key < 'session:' OR key >= 'session;'"
     )
@@ -137,7 +139,8 @@ def _autoincrement(connection: sqlite3.Connection, path: Path) -> Iterator[Check
         "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table anew, and"
         " positions may be used twice",
         f"stop all that use it, copy the log: `projector db setup -d {quoted(new)} && sqlite3"
-        f' {quoted(new)} "{copy}"`, and put the new file in the place of the old and its -wal',
+        f" {quoted(new)} {shlex.quote(copy)}`, and put the new file in the place of the"
+        " old and its -wal",
     )
 
 

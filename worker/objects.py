@@ -6,6 +6,7 @@ from functools import cache
 from typing import Final
 
 import migrations
+from worker.errors import NeedsPerson
 
 TRIGGERS: Final = (
     "event_log_no_update",
@@ -14,6 +15,7 @@ TRIGGERS: Final = (
     "event_log_next_seq",
 )
 SESSION_KEY: Final = "idx_view_session_key"
+_NAMED: Final = f"lower(name) IN {(*TRIGGERS, SESSION_KEY)}"
 _NEWEST_ROW_WINS: Final = (
     "DELETE FROM view WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() OVER"
     " (PARTITION BY key ORDER BY updated_at DESC, rowid DESC) AS n FROM view"
@@ -32,8 +34,20 @@ def amiss(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def restore(connection: sqlite3.Connection) -> list[str]:
-    """Put back what is amiss, inside the caller's transaction; returns the names."""
+    """Put back what is amiss, inside the caller's transaction; returns the names.
+
+    Raises `NeedsPerson` where one of the names is taken by something of somebody else's.
+    """
     names = amiss(connection)
+    for name, kind, table in connection.execute(
+        f"SELECT name, type, tbl_name FROM sqlite_master WHERE {_NAMED}"
+    ):
+        if (kind, table.lower()) != _place(name):
+            raise NeedsPerson(
+                f"{name} is {kind} of {table}: another program took the name of what keeps the log"
+                " and the views sound",
+                f"give that {kind} another name, and run this again",
+            )
     for name, how in names.items():
         kind = "TRIGGER" if name in TRIGGERS else "INDEX"
         if how == "changed":
@@ -53,8 +67,15 @@ def _expected() -> dict[str, str]:
 
 
 def _standing(connection: sqlite3.Connection) -> dict[str, str]:
-    names = (*TRIGGERS, SESSION_KEY)
     rows = connection.execute(
-        f"SELECT name, sql FROM sqlite_master WHERE name IN ({', '.join('?' * len(names))})", names
+        f"SELECT lower(name), type, tbl_name, sql FROM sqlite_master WHERE {_NAMED}"
     )
-    return {name: " ".join(str(sql).split()) for name, sql in rows}
+    return {
+        name: " ".join(str(sql).split())
+        for name, kind, table, sql in rows
+        if (kind, table.lower()) == _place(name)
+    }
+
+
+def _place(name: str) -> tuple[str, str]:
+    return ("index", "view") if name.lower() == SESSION_KEY else ("trigger", "event_log")

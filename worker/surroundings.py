@@ -91,7 +91,7 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Checked]:
     kind, place = _mounted(path.parent, lines)
     elsewhere = (
         "move it to a local disk, or a volume on one: stop all that use it, then"
-        f" `sqlite3 {quoted(path)} \"VACUUM INTO '/a/local/disk/{path.name}'\"`"
+        f" `sqlite3 {quoted(path)} \"VACUUM INTO '/a/local/disk/local.db'\"`"
     )
     on = f"{kind} at {place}"
     if kind in SHARED_FILESYSTEMS:
