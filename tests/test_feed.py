@@ -22,6 +22,15 @@ from test_tail import catch_up
 PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
 
 
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As long as this file is there, `Slower` is slow."""
+    file = tmp_path / "hold"
+    file.touch()
+    monkeypatch.setenv("HOLD", str(file))
+    return file
+
+
 @contextmanager
 def running(database: Database, *names: str) -> Iterator[Daemon]:
     options = [word for name in names for word in ("--projection", f"extensions:{name}")]
@@ -153,11 +162,8 @@ def test_views_of_a_newer_version_are_refused(database: Database) -> None:
 
 
 def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, hold: Path
 ) -> None:
-    hold = tmp_path / "hold"
-    hold.touch()
-    monkeypatch.setenv("HOLD", str(hold))
     fill(database, sessions=5000, events=5000)
     once(database, "PerProject")
     rebuilding = "SELECT count(*) FROM projection_state WHERE state = 'rebuilding'"
@@ -186,25 +192,23 @@ def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
     assert not any("moved" in line["event"] and "projection" in line for line in tailing.lines)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_rebuild_that_was_cut_off_is_done_by_the_next_daemon_and_not_tailed_by_an_older_one(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, hold: Path, number: signal.Signals
 ) -> None:
-    hold = tmp_path / "hold"
-    hold.touch()
-    monkeypatch.setenv("HOLD", str(hold))
-    fill(database, sessions=2000, events=2000)
+    fill(database, sessions=300, events=300)
     once(database, "PerProject")
     with running(database, "Slower") as tailing:
         while database.sql("SELECT count(*) FROM projection_state") == [(0,)]:
             assert tailing.process.poll() is None
-        tailing.stop(signal.SIGKILL)
+        tailing.stop(number)
     shown = projector("status", "-d", database.path).stdout
 
     assert "were made by version 2" in once(database, "PerProject", check=4)
     assert "a rebuild as version 2 was cut off; the next run does it" in shown
     hold.unlink()
     once(database, "Slower")
-    assert per_project(database) == [("F", 2000, "F-1999")]
+    assert per_project(database) == [("F", 300, "F-299")]
     assert state(database)["per_project"] == {"state": "tailing"}
 
 
@@ -275,12 +279,7 @@ def test_a_table_of_somebody_else_is_left_alone(database: Database) -> None:
     assert len(database.views()) == 1
 
 
-def test_the_others_tail_while_a_slow_one_catches_up(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hold = tmp_path / "hold"
-    hold.touch()
-    monkeypatch.setenv("HOLD", str(hold))
+def test_the_others_tail_while_a_slow_one_catches_up(database: Database, hold: Path) -> None:
     fill(database, sessions=3000, events=3000)
     catch_up(database)
     with running(database, "Slower") as tailing:

@@ -64,10 +64,13 @@ def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Li
         with daemon(database.path, program=systemd.program):
             systemd.wait_for("STATUS=standing by")
             systemd.wait_for("WATCHDOG=1")
-            first.stop(signal.SIGTERM)
-            systemd.wait_for("STATUS=position 0")
+            first.process.send_signal(signal.SIGSTOP)
+            fill(database, sessions=100, events=5000)
+            first.stop(signal.SIGKILL)
+            systemd.wait_for("STATUS=position 5000, lag 0 events")
 
     assert systemd.lines.count("READY=1") == 1
+    assert not any(line.startswith("EXTEND_TIMEOUT_USEC") for line in systemd.lines)
 
 
 def test_waiting_for_a_lock_feeds_the_watchdog(database: Database, systemd: Listener) -> None:

@@ -97,6 +97,8 @@ class Feed:
                     try:
                         with faults_of(projection):
                             await self._catch_up(store, projection, lead)
+                        if self._stop.is_set():
+                            return  # whether or not it got there: what is said of it stays
                         self._vitals.recovered(projection.name)
                         await trouble.over(store)
                         return

@@ -31,7 +31,8 @@ class Notifier:
         if vitals.stopping:
             self._send(["STOPPING=1"])
             return
-        ready = vitals.standing_by or vitals.caught_up
+        # Once said it stays so, also where one that stood by has to catch up when it takes over.
+        ready = self._ready or vitals.standing_by or vitals.caught_up
         now = time.monotonic()
         if now - self._last < self._every_s and ready == self._ready:
             return
@@ -44,7 +45,7 @@ class Notifier:
             lines.append("READY=1")
         if self._watchdog:
             lines.append("WATCHDOG=1")
-        self._ready, self._status = self._ready or ready, status
+        self._ready, self._status = ready, status
         self._send(lines)
 
     def _send(self, lines: list[str]) -> None:
