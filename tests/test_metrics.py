@@ -2,13 +2,15 @@
 
 import re
 import signal
+import socket
 import sqlite3
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from extensions import PROGRAM
 from prometheus_client.parser import text_string_to_metric_families
 from support import T0, Daemon, Database, daemon, projector
 
+from worker import metrics
 from worker.vitals import Batch, Vitals
 
 HTTP = ["--http", "127.0.0.1:0"]
@@ -34,7 +37,7 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def metrics(url: str) -> dict[tuple[Any, ...], float]:
+def scraped(url: str) -> dict[tuple[Any, ...], float]:
     status, text = get(f"{url}/metrics")
     assert status == 200
     return {
@@ -53,7 +56,7 @@ def test_metrics_say_what_became_of_each_event(database: Database) -> None:
         url = address(running)
         running.wait_until_at(4)
         projector("wait", "-d", database.path)
-        found = metrics(url)
+        found = scraped(url)
 
     events = {key[1:]: value for key, value in found.items() if key[0] == "projector_events_total"}
     assert {
@@ -83,7 +86,7 @@ def test_what_may_come_is_counted_from_0_so_that_a_first_one_is_seen_as_growth(
     with daemon(database.path, options=HTTP) as running:
         url = address(running)
         running.wait_for("started")
-        found = metrics(url)
+        found = scraped(url)
 
     kept = (("outcome", "quarantined"), ("projection", "sessions"), ("type", "undecodable"))
     assert found["projector_events_total", *kept] == 0
@@ -152,7 +155,7 @@ def test_health_and_readiness(database: Database) -> None:
             other = address(second)
             second.wait_for("standing_by")
             spare = get(f"{other}/healthz"), get(f"{other}/readyz")
-            assert metrics(other)["projector_standing_by",] == 1
+            assert scraped(other)["projector_standing_by",] == 1
             running.stop(signal.SIGTERM)
             second.wait_for("started")
             newest = database.created("A-2")
@@ -162,6 +165,50 @@ def test_health_and_readiness(database: Database) -> None:
     assert well == ((200, "ok\n"), (200, "ok\n"))
     assert spare == ((200, "ok\n"), (503, "standing by for another daemon\n"))
     assert taken_over == (200, "ok\n")
+
+
+def test_health_goes_by_each_projection_that_tails() -> None:
+    now = time.monotonic()
+    vitals = Vitals()
+    vitals.saw(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
+    for name, moved in (("well", 99), ("slow", 1), ("stuck", 99), ("rebuilt", 99), ("broken", 99)):
+        vitals.standings[name].moved = now - moved
+    vitals.rebuilding("rebuilt", 0, 9)
+    vitals.fails("broken")
+
+    found = vitals.stuck()
+
+    assert found.keys() == {"slow", "stuck"}
+    assert found["slow"] < 10 < 99 <= found["stuck"]
+
+
+def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Database) -> None:
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("BEGIN EXCLUSIVE")
+        held = metrics.health(database.path, Vitals())
+    database.path.write_bytes(b"no database at all" * 100)
+
+    assert held == ""
+    assert metrics.health(database.path, Vitals()).startswith("the log cannot be read")
+
+
+def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:
+    with daemon(database.path, options=HTTP) as running, ExitStack() as silent:
+        url = address(running)
+        host, port = url.removeprefix("http://").split(":")
+        clients = [
+            silent.enter_context(socket.create_connection((host, int(port)))) for _ in range(33)
+        ]
+        let_go = clients[-1].recv(1)
+        clients[0].setblocking(False)
+        with pytest.raises(BlockingIOError):  # still served
+            clients[0].recv(1)
+        silent.close()
+        found = scraped(url)
+
+    assert let_go == b""
+    assert found["projector_newest_event",] == 0
 
 
 def test_a_scrape_waits_for_no_lock(database: Database) -> None:
@@ -178,7 +225,7 @@ def test_a_scrape_waits_for_no_lock(database: Database) -> None:
         connection.execute("BEGIN IMMEDIATE")
         running.process.send_signal(signal.SIGCONT)
         running.wait_for("database_unavailable")
-        found = metrics(url)
+        found = scraped(url)
         waiting = get(f"{url}/healthz")
         connection.execute("ROLLBACK")
         running.wait_until_at(2)
@@ -199,7 +246,7 @@ def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
         url = address(running)
         running.wait_for("projection_failed")
         running.wait_for("difference_found")
-        found = metrics(url)
+        found = scraped(url)
 
     assert found["projector_projection_failing", ("projection", "per_project")] == 1
     assert found["projector_projection_failing", ("projection", "sessions")] == 0
@@ -215,6 +262,15 @@ def test_there_is_nothing_else(database: Database) -> None:
         said = projector("run", "--http", taken, "-d", database.path, check=3).stderr
 
     assert f"--http {taken} cannot be listened on" in said
+
+
+@pytest.mark.parametrize(("far", "code"), [("203.0.113.1:9187", 3), ("no such host:9187", 2)])
+def test_only_an_address_that_may_become_ours_is_tried_again(
+    database: Database, far: str, code: int
+) -> None:
+    said = projector("run", "--http", far, "-d", database.path, check=code).stderr
+
+    assert f"--http {far} cannot be listened on" in said
 
 
 @pytest.mark.parametrize("odd", ["9187", "localhost", "localhost:x", ":9187", "h:70000", ""])

@@ -137,6 +137,17 @@ def test_a_folder_that_holds_more_is_not_opened_to_a_group(tmp_path: Path) -> No
     assert not (tmp_path / "local.db").exists()
 
 
+def test_a_folder_that_is_the_groups_already_may_hold_more(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    os.chown(tmp_path, -1, os.getegid())
+    tmp_path.chmod(0o2770)
+    path = tmp_path / "local.db"
+
+    projector("db", "setup", "-d", path, "--group", str(os.getegid()))
+
+    assert path.stat().st_mode & 0o777 == 0o660
+
+
 def test_a_group_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     path = tmp_path / "data" / "local.db"
 

@@ -5,6 +5,7 @@ tail. `/healthz` and `/readyz` read the newest event from the database itself, b
 their own: what the tail remembers could be as stale as the tail.
 """
 
+import errno
 import platform
 import re
 import socket
@@ -37,12 +38,18 @@ from worker.vitals import Histogram, Vitals
 
 STALE_S: Final = 10.0
 """A tail that has not turned for so long is stuck: an idle one turns every second."""
-MOVES_WITHIN_S: Final = 2.0
-"""Events are there, so the tail should have moved by then."""
+SEEN_WITHIN_S: Final = 2.0
+"""An event is there, so the tail should have seen it by then."""
 READY_WITHIN: Final = 1000
 """Events that a database may be behind and still be ready to be read."""
 _PORT: Final = re.compile("[0-9]{1,5}")
 _BUSY_S: Final = 0.2
+_CLIENTS: Final = 32
+"""Served at once; one more waits for `_PATIENCE_S`, and is then let go."""
+_PATIENCE_S: Final = 1.0
+_FULL_S: Final = 0.1
+"""Between two attempts to take a client in where there is no file descriptor for it."""
+_MAY_PASS: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 Respond = Callable[[str, list[tuple[str, str]]], Any]
@@ -56,9 +63,12 @@ def served(address: str, path: Path, vitals: Vitals) -> Iterator[None]:
     try:
         server = make_server(host, port, _app(path, vitals), kind, _Quiet)
     except OSError as error:
-        raise RetryLater(
-            f"--http {address} cannot be listened on ({error.strerror})",
-            "is another process there? give another port, or stop it",
+        said = f"--http {address} cannot be listened on ({error.strerror})"
+        if error.errno in _MAY_PASS or error.errno == socket.EAI_AGAIN:
+            hint = "is another process there? give another port, or stop it"
+            raise RetryLater(said, hint) from None
+        raise BadUsage(
+            said, "give an address of this machine, such as 127.0.0.1:9187, or a port above 1023"
         ) from None
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
@@ -74,6 +84,30 @@ def served(address: str, path: Path, vitals: Vitals) -> Iterator[None]:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.BoundedSemaphore(_CLIENTS)
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_FULL_S)  # the client is still there: without a pause this would spin
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(timeout=_PATIENCE_S):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, *_: object) -> None:
         """A client that went away or said nothing is no event of the daemon's."""
@@ -116,9 +150,9 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
                 body: Iterable[bytes] = metrics(environ, respond)
                 return body
             case "/healthz":
-                found = _health(path, vitals)
+                found = health(path, vitals)
             case "/readyz":
-                found = _health(path, vitals) or _readiness(path, vitals)
+                found = health(path, vitals) or _readiness(path, vitals)
             case _:
                 respond("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"there are /metrics, /healthz and /readyz\n"]
@@ -128,30 +162,38 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
     return app
 
 
-def _health(path: Path, vitals: Vitals) -> str:
+def health(path: Path, vitals: Vitals) -> str:
     """What is wrong with the tail, '' where nothing is."""
     if vitals.since_turn_s > STALE_S:
         return f"the tail has not turned for {vitals.since_turn_s:.0f} s"
-    newest = _newest(path)
-    if isinstance(newest, str):
-        return newest
-    before = vitals.snapshot()
-    at = max(before.positions.values(), default=0)
-    if newest > at and not before.standing_by:
-        time.sleep(MOVES_WITHIN_S)
-        now = vitals.snapshot()
-        stays = max(now.positions.values(), default=0) == at
-        if stays and not (now.unavailable_now or now.rebuilds):
-            return f"the newest event is {newest}, and the tail stays at {at}"
+    try:
+        newest = _newest(path)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            return ""  # somebody holds it, and the tail waits for it as this does
+        return _unreadable(error)
+    except sqlite3.Error as error:
+        return _unreadable(error)
+    if newest > vitals.newest and not vitals.standing_by:
+        time.sleep(SEEN_WITHIN_S)
+        if newest > vitals.newest and not vitals.unavailable_now:
+            return f"the newest event is {newest}, and the tail has seen none after {vitals.newest}"
+    now = vitals.snapshot()
+    stuck = {name: for_s for name, for_s in now.stuck().items() if for_s > STALE_S}
+    if stuck and not (now.unavailable_now or now.standing_by):
+        name, for_s = max(stuck.items(), key=lambda one: one[1])
+        at = now.standings[name].position
+        return f"{name} has stayed at {at} for {for_s:.0f} s, and the newest event is {newest}"
     return ""
 
 
 def _readiness(path: Path, vitals: Vitals) -> str:
     if vitals.standing_by:
         return "standing by for another daemon"
-    newest = _newest(path)
-    if isinstance(newest, str):
-        return newest
+    try:
+        newest = _newest(path)
+    except sqlite3.Error as error:
+        return _unreadable(error)
     positions = vitals.snapshot().positions
     behind = {name: newest - position for name, position in positions.items()}
     late = [f"{name} by {lag}" for name, lag in sorted(behind.items()) if lag > READY_WITHIN]
@@ -160,14 +202,15 @@ def _readiness(path: Path, vitals: Vitals) -> str:
     return ""
 
 
-def _newest(path: Path) -> int | str:
-    """The newest event there really is, or why that cannot be said."""
-    try:
-        opened = sqlite3.connect(uri(path, mode="ro"), uri=True, timeout=_BUSY_S)
-        with closing(opened) as connection:
-            return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
-    except sqlite3.Error as error:
-        return f"the log cannot be read: {error}"
+def _newest(path: Path) -> int:
+    """The newest event there really is; raises `sqlite3.Error`."""
+    opened = sqlite3.connect(uri(path, mode="ro"), uri=True, timeout=_BUSY_S)
+    with closing(opened) as connection:
+        return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
+
+
+def _unreadable(error: sqlite3.Error) -> str:
+    return f"the log cannot be read: {error}"
 
 
 class _Vitals(Collector):

@@ -23,6 +23,7 @@ from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
 _SIDECARS = ("", "-wal", "-shm")
 _WAL_PATIENCE_S = 10.0
+_SHARED_FOLDER = 0o2770
 _OURS = "-projector-"
 """Stands in every migration's name since the third: the history may hold Kanbatte's later ones."""
 
@@ -111,7 +112,7 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     """Create or upgrade the database, in one transaction; a Kanbatte database is copied first."""
     gid = None if group is None else _gid(group)
     if gid is not None:
-        _check_folder(path)
+        _check_folder(path, gid)
     with _os_errors(path):
         path.parent.mkdir(exist_ok=True)
     connection = connect(path, mode="rwc")
@@ -320,10 +321,16 @@ def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
         time.sleep(0.05)
 
 
-def _check_folder(path: Path) -> None:
-    """A folder that holds anything else is somebody's own, and not to be opened to a group."""
+def _check_folder(path: Path, gid: int) -> None:
+    """A folder that holds anything else is somebody's own, and not to be opened to a group.
+
+    One that is the group's already may hold what it likes.
+    """
     ours = (path.name, f".{path.name}-litestream")
     try:
+        folder = path.parent.stat()
+        if (folder.st_gid, stat.S_IMODE(folder.st_mode)) == (gid, _SHARED_FOLDER):
+            return
         others = sorted(
             entry.name for entry in path.parent.iterdir() if not entry.name.startswith(ours)
         )
@@ -351,7 +358,7 @@ def _gid(group: str) -> int:
 def _share(path: Path, gid: int) -> None:
     """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other."""
     with _os_errors(path):
-        _give(path.parent, gid, 0o2770)
+        _give(path.parent, gid, _SHARED_FOLDER)
         for file in (path.with_name(path.name + suffix) for suffix in _SIDECARS):
             if file.exists():
                 _give(file, gid, 0o660)

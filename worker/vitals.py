@@ -59,6 +59,8 @@ class Standing(msgspec.Struct):
     """The time of the last event that it folded, by its writer's clock."""
     even: float | None = None
     """When it last was at the newest event, by the monotonic clock."""
+    moved: float = msgspec.field(default_factory=time.monotonic)
+    """When it last moved, by the same."""
 
 
 class Vitals:
@@ -223,9 +225,19 @@ class Vitals:
     def since_turn_s(self) -> float:
         return time.monotonic() - self.last_turn
 
+    def stuck(self) -> dict[str, float]:
+        """Projections that tail, are behind and do not move, and for how many seconds."""
+        going = self.standings.keys() - self.rebuilds.keys() - self.failing
+        behind = [name for name in sorted(going) if self.lag_events_of(name)]
+        now = time.monotonic()
+        since = {name: self.standings[name] for name in behind}
+        return {name: now - max(at.moved, at.even or at.moved) for name, at in since.items()}
+
     def _stand(self, positions: dict[str, int]) -> list[Standing]:
         for name, position in positions.items():
-            self.standings.setdefault(name, Standing(position)).position = position
+            standing = self.standings.setdefault(name, Standing(position))
+            if standing.position != position:
+                standing.position, standing.moved = position, time.monotonic()
         return [self.standings[name] for name in positions]
 
     def _turned(self) -> None:
