@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 WRAPPED: Final[dict[str, tuple[str, ...]]] = {
-    "read": ("worker.sqlite:SqliteStore.read_events", "worker.sqlite:SqliteStore.load_views"),
+    "read": (
+        "worker.sqlite:SqliteStore.look",
+        "worker.sqlite:SqliteStore.read_events",
+        "worker.sqlite:SqliteStore.load_views",
+    ),
     "fold": ("projections.fold:read", "projections.fold:fold"),
     "commit": ("worker.sqlite:SqliteStore.commit",),
     "setup": ("worker.schema:setup",),

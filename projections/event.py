@@ -250,9 +250,31 @@ class _Data(msgspec.Struct, frozen=True):
         for index, message in enumerate(values):
             if not isinstance(message, dict):
                 raise _wrong(f"message {index}", message, "a map")
-        data = messagepack.fields(self.encoded)["data"]
-        _count, body = messagepack.split_list(messagepack.fields(data)["messages"])
-        return Messages(values, body)
+        return Messages(values, _body(self.encoded))
+
+
+class _RawData(msgspec.Struct):
+    messages: msgspec.Raw
+
+
+class _RawEvent(msgspec.Struct):
+    """What is kept as its writer encoded it."""
+
+    data: _RawData
+
+
+_decode_raw = msgspec.msgpack.Decoder(_RawEvent).decode
+
+
+def _body(encoded: bytes) -> bytes:
+    """The messages of an event that has some, end to end."""
+    try:
+        messages: messagepack.Buffer = _decode_raw(encoded).data.messages
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        data = messagepack.fields(encoded)["data"]
+        messages = messagepack.fields(data)["messages"]
+    _count, body = messagepack.split_list(messages)
+    return body
 
 
 def _created(data: _Data, time: int) -> SessionCreated:

@@ -73,9 +73,12 @@ def list_header(count: int) -> bytes:
 
 def split_list(data: Buffer) -> tuple[int, bytes]:
     """How many values a list has, and their bytes without its header; raises `Malformed`."""
-    reader = _Reader(bytes(data))
+    data = bytes(data)
+    if b"\x90" <= data[:1] <= b"\x9f":
+        return data[0] & 0x0F, data[1:]
+    reader = _Reader(data)
     count = reader.list_length()
-    return count, reader.data[reader.position :]
+    return count, data[reader.position :]
 
 
 class _Reader:

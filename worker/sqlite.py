@@ -2,21 +2,24 @@
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiosqlite
 import anyio
 import msgspec
 
-from projections.event import MAX_EVENT_BYTES, LogRow, is_utf8
+from projections.event import MAX_EVENT_BYTES, LogRow
 from projections.projection import Projection, Table
 from worker import schema, tables
 from worker.database import BUSY_TIMEOUT_S, EVENT_COLUMNS, FileIdentity, lossless_text, uri
 from worker.errors import LostRace, ProjectionFailed, quoted, translated
-from worker.store import Change, Checkpoint, Committed, Loaded, State
+from worker.sql import bound, owned, placeholders, raw
+from worker.store import Change, Checkpoint, Committed, Loaded, Look, State
+from worker.transaction import FORGET_STATE, apply, concerning, writing
 
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -41,20 +44,21 @@ _RESET_CHECKPOINT: Final = (
     "UPDATE checkpoint SET version = ?, position = 0, digest = '', skipped = 0,"
     " generation = generation + 1, kept_in = ?, key_column = ?, prefix = ? WHERE name = ?"
 )
-_FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
 _FORGET_QUARANTINE: Final = "DELETE FROM quarantine WHERE projection = ?"
-_OF_ONE_PROJECTION: Final = {
-    sqlite3.SQLITE_ERROR,  # no such table, no such column
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_MISMATCH,
-    sqlite3.SQLITE_TOOBIG,
-}
+_T = TypeVar("_T")
+
+
+class _Connection(aiosqlite.Connection):
+    async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Some work in the database thread, at one go: each hop there and back costs 50 µs."""
+        done: _T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]
+        return done
 
 
 class SqliteStore:
     """Implements `worker.store.Store`; open with `SqliteStore.open`."""
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+    def __init__(self, connection: _Connection, path: Path) -> None:
         self._connection = connection
         self._path = path
         self._identity = FileIdentity(path)
@@ -67,9 +71,15 @@ class SqliteStore:
         """Open a database whose schema is this program's; raises `ProjectorError`."""
         schema.require_current(path)
         with translated(path):
-            connection = await aiosqlite.connect(
-                uri(path, mode="rw"), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+            connect = partial(
+                sqlite3.connect,
+                *(uri(path, mode="rw"), BUSY_TIMEOUT_S),
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
             )
+            connection = _Connection(connect, iter_chunk_size=64)
+            await connection
         connection.text_factory = lossless_text
         store = cls(connection, path)
         try:
@@ -86,26 +96,41 @@ class SqliteStore:
 
     async def changed(self) -> bool:
         self._identity.check()
-        rows = await self._fetch("PRAGMA data_version")
-        before, self._data_version = self._data_version, rows[0][0]
-        return before != self._data_version
+        return await self._run(self._touched)
 
     async def newest(self) -> int:
         self._identity.check()
-        rows = await self._fetch("SELECT coalesce(max(seq), 0) FROM event_log")
-        return int(rows[0][0])
+        return await self._run(_newest)
+
+    async def look(self, *, start: int, until: int | None, events: int) -> Look:
+        self._identity.check()
+        values = {"position": start, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
+
+        def work(connection: sqlite3.Connection) -> Look:
+            touched = self._touched(connection)  # before the rows, so that it misses nothing
+            rows = _page(connection, [_FROM], values, events)
+            return Look(rows, max(_newest(connection), rows[-1].seq if rows else 0), touched)
+
+        return await self._run(work)
+
+    def _touched(self, connection: sqlite3.Connection) -> bool:
+        (now,) = connection.execute("PRAGMA data_version").fetchone()
+        before, self._data_version = self._data_version, now
+        return bool(before != now)
 
     async def checkpoint(self, projection: Projection) -> Checkpoint:
-        select = f"SELECT {_CHECKPOINT_COLUMNS} FROM checkpoint WHERE name = ?"
-        rows = await self._fetch(select, (projection.name,))
-        return Checkpoint(*rows[0]) if rows else await self.prepare(projection)
+        found = await self._run(lambda connection: _checkpoint(connection, projection.name))
+        return found or await self.prepare(projection)
 
     async def prepare(self, projection: Projection) -> Checkpoint:
-        if await self._preparation(projection):
-            async with self._transaction():
-                for statement, values in await self._preparation(projection):
-                    with self._concerning(projection.name):
-                        await self._connection.execute(statement, values)
+        if await self._run(partial(self._preparation, projection=projection)):
+
+            def work(connection: sqlite3.Connection) -> None:
+                with writing(connection), concerning(projection.name, self._path):
+                    for statement, values in self._preparation(connection, projection):
+                        connection.execute(statement, values)
+
+            await self._write(work)
             self._present.clear()
         return await self.checkpoint(projection)
 
@@ -113,92 +138,91 @@ class SqliteStore:
         standing = "SELECT 1 FROM projection_state WHERE projection = ?"
         if state is None and not await self._fetch(standing, (name,)):
             return
-        async with self._transaction():
-            await self._connection.execute(_FORGET_STATE, (name,))
-            if state:
-                await self._connection.execute(
-                    "INSERT INTO projection_state (projection, state, version, why, events, total,"
-                    " since, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (name, *msgspec.structs.astuple(state)),
-                )
+
+        def work(connection: sqlite3.Connection) -> None:
+            with writing(connection):
+                connection.execute(FORGET_STATE, (name,))
+                if state:
+                    connection.execute(
+                        "INSERT INTO projection_state (projection, state, version, why, events,"
+                        " total, since, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        (name, *msgspec.structs.astuple(state)),
+                    )
+
+        await self._write(work)
 
     async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
-        return await self._read_page(["seq >= :position"], position=start, until=until)
+        return await self._read_page([_FROM], position=start, until=until)
 
     async def read_by_key(self, *, after: LogRow | None, until: int) -> list[LogRow]:
         key = None if after is None else after.key
-        of_key = f"key IS {_bound(':key', key)} AND seq > :position"
-        above = "key IS NOT NULL" if key is None else f"key > {_bound(':key', key)}"
+        rest = f"key IS {bound(':key', key)} AND seq > :position"
+        above = "key IS NOT NULL" if key is None else f"key > {bound(':key', key)}"
         return await self._read_page(
-            [of_key, above],
+            [
+                f"{rest} AND seq <= :until ORDER BY seq",
+                f"{above} AND seq <= :until ORDER BY key, seq",
+            ],
             position=0 if after is None else after.seq,
             until=until,
-            order="key, seq",
-            key=_raw(key),
+            key=raw(key),
         )
 
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}
-        asked = ", ".join(_bound(f":{name}", key) for name, key in named.items())
-        conditions = [f"key IN ({asked}) AND seq > :position"]
-        values = {name: _raw(key) for name, key in named.items()}
-        return await self._read_page(conditions, position=after, until=until, **values)
+        asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
+        condition = f"key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
+        values = {name: raw(key) for name, key in named.items()}
+        return await self._read_page([condition], position=after, until=until, **values)
 
     async def load_views(self, projection: Projection, keys: Sequence[str]) -> Loaded:
         table, name = projection.table, projection.name
         if name not in self._present:
-            self._present[name] = frozenset(await self._columns(table))
+            self._present[name] = frozenset(await self._run(partial(_columns, table=table)))
         # Those that a newer version adds are not there yet in a dry run.
-        present = [column for column in table.columns if column in self._present[name]]
-        size = " + ".join(f"coalesce(length({column}), 0)" for column in present)
-        sizes = dict(
-            await self._fetch(
-                f"SELECT {table.key}, {size} FROM {table.name}"
-                f" WHERE {_owned(table)} AND {table.key} IN ({_placeholders(keys)})",
-                tuple(keys),
-                of=name,
-            )
-        )
-        covered = _prefix_within((sizes.get(key, 0) for key in keys), VIEW_BYTES)
-        columns = ", ".join(
-            f"v.{column}" if column in present else "NULL" for column in table.columns
-        )
-        checkpoint = ", ".join(f"c.{column}" for column in _CHECKPOINT_COLUMNS.split(", "))
-        # One statement, so that the rows are of the same moment as the checkpoint.
-        rows = await self._fetch(
-            f"SELECT {checkpoint}, {columns} FROM checkpoint AS c LEFT JOIN {table.name} AS v"
-            f" ON {_owned(table, 'v.')} AND v.{table.key} IN ({_placeholders(keys[:covered])})"
-            " WHERE c.name = ?",
-            (*keys[:covered], name),
-            of=name,
-        )
-        if not rows:
-            raise LostRace
-        width = len(rows[0]) - len(table.columns)
-        key_at = width + [*table.columns].index(table.key)
-        found = {row[key_at]: tuple(row[width:]) for row in rows if row[key_at] is not None}
-        return Loaded(found, covered, Checkpoint(*rows[0][:width]))
+        columns = ", ".join(c if c in self._present[name] else "NULL" for c in table.columns)
+        select = f"SELECT {columns} FROM {table.name} WHERE {owned(table)} AND {table.key} = ?"
+
+        def work(connection: sqlite3.Connection) -> Loaded:
+            connection.execute("BEGIN")  # the rows are of the same moment as the checkpoint
+            try:
+                checkpoint = _checkpoint(connection, name)
+                if checkpoint is None:
+                    raise LostRace
+                rows: dict[str, tuple[Any, ...]] = {}
+                covered = size = 0
+                for key in keys:
+                    row = connection.execute(select, (key,)).fetchone()
+                    if row is not None:
+                        rows[key] = row
+                        size += sum(len(v) for v in row if isinstance(v, bytes | str))
+                    covered += 1
+                    if size > VIEW_BYTES:
+                        break
+            finally:
+                connection.execute("COMMIT")
+            return Loaded(rows, covered, checkpoint)
+
+        return await self._run(work, of=name)
 
     async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
-        rows = await self._fetch(
-            f"WITH asked (key) AS (VALUES {', '.join('(?)' for _ in keys)})"
-            " SELECT key FROM asked WHERE EXISTS ("
-            "SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND e.seq <= ? AND NOT EXISTS ("
-            "SELECT 1 FROM quarantine AS q WHERE q.projection = ? AND q.seq = e.seq))",
-            (*keys, checkpoint.position, checkpoint.name),
+        unless = "NOT EXISTS (SELECT 1 FROM quarantine WHERE projection = :name AND seq = e.seq)"
+        return await self._with_event(
+            keys, f"e.seq <= :until AND {unless}", until=checkpoint.position, name=checkpoint.name
         )
-        return {key for (key,) in rows}
 
     async def with_events(self, keys: Sequence[str], *, until: int) -> set[str]:
-        if not keys:
-            return set()
-        rows = await self._fetch(
-            f"WITH asked (key) AS (VALUES {', '.join('(?)' for _ in keys)})"
-            " SELECT key FROM asked WHERE EXISTS ("
-            "SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND e.seq <= ?)",
-            (*keys, until),
-        )
-        return {key for (key,) in rows}
+        return await self._with_event(keys, "e.seq <= :until", until=until)
+
+    async def _with_event(self, keys: Sequence[str], such: str, **values: Any) -> set[str]:
+        select = f"SELECT 1 FROM event_log AS e WHERE e.key = :key AND {such} LIMIT 1"
+
+        def work(connection: sqlite3.Connection) -> set[str]:
+            return {
+                key for key in keys if connection.execute(select, {**values, "key": key}).fetchone()
+            }
+
+        return await self._run(work)
 
     async def quarantined(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
         rows = await self._fetch(
@@ -227,14 +251,14 @@ class SqliteStore:
         await self._fetch("DELETE FROM temp.gathered")
 
     async def gather(self, events: Sequence[tuple[str, int]]) -> None:
-        with anyio.CancelScope(shield=True), translated(self._path):
-            await self._connection.execute("BEGIN")
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("BEGIN")
             try:
-                await self._connection.executemany(
-                    "INSERT OR IGNORE INTO temp.gathered VALUES (?, ?)", events
-                )
+                connection.executemany("INSERT OR IGNORE INTO temp.gathered VALUES (?, ?)", events)
             finally:
-                await self._connection.execute("COMMIT")
+                connection.execute("COMMIT")
+
+        await self._write(work)
 
     async def read_gathered(self, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
         rows = await self._fetch(
@@ -258,109 +282,47 @@ class SqliteStore:
 
     async def gathered(self, keys: Sequence[str]) -> set[str]:
         rows = await self._fetch(
-            "SELECT DISTINCT view_key FROM temp.gathered"
-            f" WHERE view_key IN ({_placeholders(keys)})",
+            f"SELECT DISTINCT view_key FROM temp.gathered WHERE view_key IN ({placeholders(keys)})",
             tuple(keys),
         )
         return {key for (key,) in rows}
 
     async def view_keys(self, projection: Projection, *, after: str | None) -> list[str]:
         table = projection.table
-        above = "" if after is None else f" AND {table.key} > {_bound(':after', after)}"
+        above = "" if after is None else f" AND {table.key} > {bound(':after', after)}"
         rows = await self._fetch(
-            f"SELECT {table.key} FROM {table.name} WHERE {_owned(table)}{above}"
+            f"SELECT {table.key} FROM {table.name} WHERE {owned(table)}{above}"
             f" ORDER BY {table.key} LIMIT :page",
-            {"after": _raw(after), "page": PAGE_KEYS},
+            {"after": raw(after), "page": PAGE_KEYS},
             of=projection.name,
         )
         return [key for (key,) in rows]
 
     async def commit(self, changes: Sequence[Change]) -> Committed:
-        asked = time.perf_counter()
-        async with self._transaction():
-            began = time.perf_counter()
-            for change in changes:
-                await self._apply(change)
-        return Committed(began - asked, time.perf_counter() - began)
+        def work(connection: sqlite3.Connection) -> Committed:
+            asked = time.perf_counter()
+            with writing(connection):
+                began = time.perf_counter()
+                for change in changes:
+                    apply(connection, self._path, change)
+            return Committed(began - asked, time.perf_counter() - began)
 
-    async def _apply(self, change: Change) -> None:
-        before, after, table = change.before, change.after, change.table
-        cursor = await self._connection.execute(
-            "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?,"
-            " skipped = ? WHERE name = ? AND version = ? AND position = ? AND generation = ?"
-            " AND digest = ?",
-            (
-                *(after.version, after.position, after.generation, after.digest, after.skipped),
-                *(before.name, before.version, before.position, before.generation, before.digest),
-            ),
-        )
-        if cursor.rowcount != 1:
-            raise LostRace
-        if (after.version, after.position) != (before.version, before.position):
-            await self._connection.execute(_FORGET_STATE, (before.name,))
-        with self._concerning(before.name):
-            if change.rows:
-                await self._write(before.name, table, change.rows)
-            for key in change.removed:
-                await self._connection.execute(
-                    f"DELETE FROM {table.name} WHERE {_owned(table)}"
-                    f" AND {table.key} = {_bound('?', key)}",
-                    (_raw(key),),
-                )
-        if change.quarantined:
-            await self._connection.executemany(
-                "INSERT INTO quarantine (projection, seq, id, key, reason)"
-                " SELECT ?, seq, id, key, ? FROM event_log WHERE seq = ?"
-                " ON CONFLICT (projection, seq) DO UPDATE"
-                " SET id = excluded.id, key = excluded.key, reason = excluded.reason",
-                [(before.name, event.reason, event.seq) for event in change.quarantined],
-            )
-        for seq in change.cleared:
-            await self._connection.execute(
-                f"DELETE FROM quarantine WHERE projection = ? AND seq = {_bound('?', seq)}",
-                (before.name, _raw(seq)),
-            )
+        return await self._write(work)
 
-    async def _write(self, name: str, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-        try:
-            await self._connection.executemany(_upsert(table), rows)
-        except sqlite3.IntegrityError:
-            if not table.prefix:
-                raise
-            # A row of ours bears the id of another one: damaged, and met when that is written.
-            columns = [*table.columns]
-            id_at, key_at = columns.index("id"), columns.index(table.key)
-            await self._connection.executemany(
-                f"UPDATE OR IGNORE {table.name} SET id = {table.key}"
-                f" WHERE {_owned(table)} AND id = ? AND {table.key} <> ?",
-                [(row[id_at], row[key_at]) for row in rows],
-            )
-            await self._write_anew(name, table, rows)
-
-    async def _write_anew(self, name: str, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-        try:
-            await self._connection.executemany(_upsert(table), rows)
-        except sqlite3.IntegrityError as error:
-            raise ProjectionFailed(
-                name,
-                f"{self._path}: a row of {table.name} cannot be written ({error}): another"
-                " program's row has the id that it must have",
-                f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
-                f" AND {table.key} NOT LIKE '{table.prefix}%'",
-            ) from None
-
-    async def _preparation(self, projection: Projection) -> list[tuple[str, Sequence[Any]]]:
+    def _preparation(
+        self, connection: sqlite3.Connection, projection: Projection
+    ) -> list[tuple[str, Sequence[Any]]]:
         """The statements that a projection's table and checkpoint lack."""
         table, name = projection.table, projection.name
         kept = (table.name, table.key, table.prefix)
-        rows = await self._fetch(
+        rows = connection.execute(
             "SELECT version, position, kept_in, key_column, prefix FROM checkpoint WHERE name = ?",
             (name,),
-        )
+        ).fetchall()
         if rows and abs(rows[0][0]) > projection.version:
             return []
-        standing = await self._columns(table)
-        indexes = await self._fetch(
+        standing = _columns(connection, table)
+        indexes = connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
             (table.name,),
         )
@@ -376,27 +338,30 @@ class SqliteStore:
                 "raise the version where columns are added; where they change otherwise, also give"
                 " the table another name",
             ) from None
-        await self._require_own(projection, known=bool(rows), standing=bool(standing))
+        if standing and not projection.trusted:
+            self._require_own(connection, projection, known=bool(rows))
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if not rows:
             todo.append((_NEW_CHECKPOINT, (name, projection.version, *kept)))
         elif not standing or rows[0][2:] != kept:
             # Views that are gone are made anew, and a view in another table is one that is gone.
-            todo += [(statement, (name,)) for statement in (_FORGET_STATE, _FORGET_QUARANTINE)]
+            todo += [(statement, (name,)) for statement in (FORGET_STATE, _FORGET_QUARANTINE)]
             todo.append((_RESET_CHECKPOINT, (projection.version, *kept, name)))
         return todo
 
-    async def _require_own(self, projection: Projection, *, known: bool, standing: bool) -> None:
+    def _require_own(
+        self, connection: sqlite3.Connection, projection: Projection, *, known: bool
+    ) -> None:
         """Raises `ProjectionFailed` for a table that is another's: its rows would be deleted."""
         table, name = projection.table, projection.name
-        if projection.trusted or not standing:
-            return
-        others = await self._fetch(
+        others = connection.execute(
             "SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
             (table.name, name),
-        )
+        ).fetchall()
         whose = f"of the projection {others[0][0]}" if others else ""
-        if not known and await self._fetch(f"SELECT 1 FROM {table.name} LIMIT 1", of=name):
+        with concerning(name, self._path):
+            filled = connection.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone()
+        if not known and filled:
             whose = whose or "there with rows that no checkpoint explains"
         if whose:
             raise ProjectionFailed(
@@ -406,88 +371,76 @@ class SqliteStore:
                 " give the projection's table another name",
             )
 
-    async def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
-        """The type of each column that stands, and whether it is the key."""
-        # Through sqlite_master, because pragma_table_info alone goes on answering from the schema
-        # that was read before another process changed it.
-        rows = await self._fetch(
-            "SELECT c.name, c.type, c.pk > 0 FROM sqlite_master AS t,"
-            " pragma_table_info(t.name) AS c WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE",
-            (table.name,),
-        )
-        return {name: (kind.upper(), bool(is_key)) for name, kind, is_key in rows}
-
-    @contextmanager
-    def _concerning(self, name: str | None) -> Iterator[None]:
-        """Tell what is wrong with one projection's rows from what is wrong with the database."""
-        try:
-            yield
-        except (sqlite3.Error, OverflowError, ValueError) as error:  # the latter two: a value
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-            if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
-                raise
-            hint = (
-                f"make its views anew: `projector projection drop {name} -d {quoted(self._path)}`,"
-                " then run again"
-            )
-            if code & 0xFF == sqlite3.SQLITE_CONSTRAINT:
-                hint = (
-                    "a trigger or an index on its table refuses the row: SELECT sql FROM"
-                    " sqlite_master WHERE tbl_name ="
-                    f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
-                )
-            raise ProjectionFailed(name, f"SQLite says: {error}", hint) from error
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[None]:
-        # A cancelled task does not cancel a statement that waits in the database thread: a
-        # BEGIN IMMEDIATE would open the transaction later and lock every writer out.
-        with anyio.CancelScope(shield=True), translated(self._path):
-            try:
-                await self._connection.execute("BEGIN IMMEDIATE")
-                yield
-                await self._connection.execute("COMMIT")
-            except BaseException:
-                await self._connection.rollback()
-                raise
-
     async def _read_page(
-        self,
-        conditions: Sequence[str],
-        *,
-        position: int,
-        until: int | None,
-        order: str = "seq",
-        **values: Any,
+        self, conditions: Sequence[str], *, position: int, until: int | None, **values: Any
     ) -> list[LogRow]:
-        """Rows that meet any of the conditions (each served by an index), in this order."""
-        bytes_read = (
-            "CASE WHEN seq = :position THEN 0 ELSE min(coalesce(length(data), 0), :max) END"
-        )
-        sized = " UNION ALL ".join(
-            f"SELECT key, seq, {bytes_read} AS bytes FROM event_log"
-            f" WHERE {condition} AND seq <= :until"
-            for condition in conditions
-        )
-        rows = await self._fetch(
-            f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq IN (SELECT seq FROM ("
-            f"SELECT seq, sum(bytes) OVER (ORDER BY {order}) - bytes AS bytes_before"
-            f" FROM ({sized} ORDER BY {order} LIMIT :events)) WHERE bytes_before <= :page)"
-            f" ORDER BY {order}",
-            {
-                "position": position,
-                "until": 2**63 - 1 if until is None else until,
-                "max": MAX_EVENT_BYTES,
-                "events": PAGE_EVENTS + 1,
-                "page": PAGE_BYTES,
-                **values,
-            },
-        )
-        return [LogRow(*row) for row in rows]
+        """Rows that meet the first condition, and then those that meet the next."""
+        values |= {"position": position, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
+        most = PAGE_EVENTS + 1
+        return await self._run(lambda connection: _page(connection, conditions, values, most))
 
     async def _fetch(self, sql: str, parameters: Any = (), *, of: str | None = None) -> list[Any]:
-        with translated(self._path), self._concerning(of):
-            return list(await self._connection.execute_fetchall(sql, parameters))
+        return await self._run(lambda c: c.execute(sql, parameters).fetchall(), of=of)
+
+    async def _run(self, work: Callable[[sqlite3.Connection], _T], *, of: str | None = None) -> _T:
+        with translated(self._path), concerning(of, self._path):
+            return await self._connection.run(work)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """The same, to its end: a cancelled task does not take back what the thread has begun."""
+        with anyio.CancelScope(shield=True):
+            done = await self._run(work)
+        return done  # noqa: RET504
+
+
+_FROM: Final = "seq >= :position AND seq <= :until ORDER BY seq"
+
+
+def _page(
+    connection: sqlite3.Connection, conditions: Sequence[str], values: dict[str, Any], most: int
+) -> list[LogRow]:
+    """So many events at most, and about `PAGE_BYTES` of them without the one at `position`."""
+    rows: list[LogRow] = []
+    left = PAGE_BYTES
+    for condition in conditions:
+        select = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE {condition} LIMIT {most - len(rows)}"
+        with closing(connection.execute(select, values)) as cursor:
+            for columns in cursor:
+                row = LogRow(*columns)
+                rows.append(row)
+                if row.seq != values["position"] and isinstance(row.data, bytes | str):
+                    left -= len(row.data)
+                    if left < 0:
+                        return rows
+        if len(rows) == most:
+            break
+    return rows
+
+
+def _newest(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT coalesce(max(seq), 0) FROM event_log").fetchone()[0])
+
+
+def _checkpoint(connection: sqlite3.Connection, name: str) -> Checkpoint | None:
+    select = f"SELECT {_CHECKPOINT_COLUMNS} FROM checkpoint WHERE name = ?"
+    row = connection.execute(select, (name,)).fetchone()
+    return Checkpoint(*row) if row else None
+
+
+def _columns(connection: sqlite3.Connection, table: Table) -> dict[str, tuple[str, bool]]:
+    """The type of each column that stands, and whether it is the key."""
+    # Through sqlite_master, because pragma_table_info alone goes on answering from the schema
+    # that was read before another process changed it.
+    rows = connection.execute(
+        "SELECT c.name, c.type, c.pk > 0 FROM sqlite_master AS t,"
+        " pragma_table_info(t.name) AS c WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE",
+        (table.name,),
+    )
+    return {name: (kind.upper(), bool(is_key)) for name, kind, is_key in rows}
+
+
+def _none_is_any(until: int | None) -> int:
+    return 2**63 - 1 if until is None else until
 
 
 @asynccontextmanager
@@ -498,50 +451,3 @@ async def opened(path: Path) -> AsyncIterator[SqliteStore]:
         yield store
     finally:
         await store.close()
-
-
-def _upsert(table: Table) -> str:
-    columns = ", ".join(table.columns)
-    updates = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
-    return (
-        f"INSERT INTO {table.name} ({columns}) VALUES ({_placeholders([*table.columns])})"
-        f" ON CONFLICT ({table.key}) WHERE {_owned(table)} DO UPDATE SET {updates}"
-    )
-
-
-def _owned(table: Table, alias: str = "") -> str:
-    """Only a projection's own rows, in the words of the index on them, so that it is used."""
-    if not table.prefix:
-        return "TRUE"
-    low, high = table.bounds
-    return f"{alias}{table.key} >= '{low}' AND {alias}{table.key} < '{high}'"
-
-
-def _bound(parameter: str, value: Any) -> str:
-    """How a value is bound: text that is not UTF-8 can only go in as its bytes."""
-    return f"CAST({parameter} AS TEXT)" if isinstance(_raw(value), _Bytes) else parameter
-
-
-def _raw(value: Any) -> Any:
-    if isinstance(value, str) and not is_utf8(value):
-        return _Bytes(value.encode("utf-8", "surrogateescape"))
-    return value
-
-
-class _Bytes(bytes):
-    """The bytes of a text, where a plain `bytes` is a BLOB."""
-
-
-def _placeholders(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))
-
-
-def _prefix_within(sizes: Iterable[int], budget: int) -> int:
-    """How many of the first sizes fit the budget, at least one."""
-    total = count = 0
-    for size in sizes:
-        total += size
-        if count and total > budget:
-            break
-        count += 1
-    return count

@@ -38,6 +38,14 @@ class Change(msgspec.Struct, frozen=True):
     """Positions whose rows of the quarantine go."""
 
 
+class Look(msgspec.Struct, frozen=True):
+    """Events, the newest seq, and whether others may have committed since the look before."""
+
+    rows: list[LogRow]
+    newest: int
+    touched: bool
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """Rows by key, as of a checkpoint; only the first `covered` of the keys were looked up."""
 
@@ -80,6 +88,12 @@ class Store(Protocol):
 
     async def newest(self) -> int:
         """The newest seq, 0 for an empty log. Raises `RetryLater` where the file was replaced."""
+
+    async def look(self, *, start: int, until: int | None, events: int) -> Look:
+        """The event at `start` and those after it, about so many and no more than a page's bytes.
+
+        Raises `RetryLater` where the file was replaced.
+        """
 
     async def checkpoint(self, projection: Projection) -> Checkpoint:
         """Where the projection stands; the row is made where there is none."""

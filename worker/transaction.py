@@ -1,0 +1,130 @@
+"""Writing in the embedded engine: transactions, and what a change of a projection is in SQL."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from projections.projection import Table
+from worker.errors import LostRace, ProjectionFailed, quoted
+from worker.sql import bound, owned, raw, upsert
+from worker.store import Change
+
+FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
+_MOVE: Final = (
+    "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?, skipped = ?"
+    " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
+)
+_QUARANTINE: Final = (
+    "INSERT INTO quarantine (projection, seq, id, key, reason)"
+    " SELECT ?, seq, id, key, ? FROM event_log WHERE seq = ?"
+    " ON CONFLICT (projection, seq) DO UPDATE"
+    " SET id = excluded.id, key = excluded.key, reason = excluded.reason"
+)
+_OF_ONE_PROJECTION: Final = {
+    sqlite3.SQLITE_ERROR,  # no such table, no such column
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_TOOBIG,
+}
+
+
+@contextmanager
+def writing(connection: sqlite3.Connection) -> Iterator[None]:
+    """One transaction, its lock taken at once; nothing of it stays where the block fails."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+@contextmanager
+def concerning(name: str | None, path: Path) -> Iterator[None]:
+    """Tell what is wrong with one projection's rows from what is wrong with the database."""
+    try:
+        yield
+    except (sqlite3.Error, OverflowError, ValueError) as error:  # the latter two: a value
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
+            raise
+        hint = (
+            f"make its views anew: `projector projection drop {name} -d {quoted(path)}`,"
+            " then run again"
+        )
+        if code & 0xFF == sqlite3.SQLITE_CONSTRAINT:
+            hint = (
+                "a trigger or an index on its table refuses the row: SELECT sql FROM"
+                " sqlite_master WHERE tbl_name ="
+                f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
+            )
+        raise ProjectionFailed(name, f"SQLite says: {error}", hint) from error
+
+
+def apply(connection: sqlite3.Connection, path: Path, change: Change) -> None:
+    """Within a transaction; raises `LostRace` where the checkpoint is not `before`."""
+    before, after, table = change.before, change.after, change.table
+    cursor = connection.execute(
+        _MOVE,
+        (
+            *(after.version, after.position, after.generation, after.digest, after.skipped),
+            *(before.name, before.version, before.position, before.generation, before.digest),
+        ),
+    )
+    if cursor.rowcount != 1:
+        raise LostRace
+    if (after.version, after.position) != (before.version, before.position):
+        connection.execute(FORGET_STATE, (before.name,))
+    with concerning(before.name, path):
+        if change.rows:
+            _write(connection, path, before.name, table, change.rows)
+        for key in change.removed:
+            connection.execute(
+                f"DELETE FROM {table.name} WHERE {owned(table)}"
+                f" AND {table.key} = {bound('?', key)}",
+                (raw(key),),
+            )
+    connection.executemany(
+        _QUARANTINE, [(before.name, event.reason, event.seq) for event in change.quarantined]
+    )
+    for seq in change.cleared:
+        connection.execute(
+            f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",
+            (before.name, raw(seq)),
+        )
+
+
+def _write(
+    connection: sqlite3.Connection,
+    path: Path,
+    name: str,
+    table: Table,
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    try:
+        connection.executemany(upsert(table), rows)
+        return
+    except sqlite3.IntegrityError:
+        if not table.prefix:
+            raise
+    # A row of ours bears the id of another one: damaged, and met when that is written.
+    columns = [*table.columns]
+    id_at, key_at = columns.index("id"), columns.index(table.key)
+    connection.executemany(
+        f"UPDATE OR IGNORE {table.name} SET id = {table.key}"
+        f" WHERE {owned(table)} AND id = ? AND {table.key} <> ?",
+        [(row[id_at], row[key_at]) for row in rows],
+    )
+    try:
+        connection.executemany(upsert(table), rows)
+    except sqlite3.IntegrityError as error:
+        raise ProjectionFailed(
+            name,
+            f"{path}: a row of {table.name} cannot be written ({error}): another program's row has"
+            " the id that it must have",
+            f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
+            f" AND {table.key} NOT LIKE '{table.prefix}%'",
+        ) from None
