@@ -1,6 +1,6 @@
 """Views and events in; changed views, quarantined events and a count of the skipped out."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -44,14 +44,20 @@ def read(rows: Iterable[LogRow], projections: Iterable[Projection] = ()) -> list
 
 
 def fold(
-    projection: Projection, views: Mapping[str, Any | None], events: Iterable[Event | Rejected]
+    projection: Projection,
+    views: Mapping[str, Any | None],
+    events: Sequence[Event | Rejected],
+    keys: Sequence[str | None] | None = None,
 ) -> Folded:
-    """Fold events, in log order, onto the views that stand; only changed views come back."""
+    """Fold events, in log order, onto the views that stand; only changed views come back.
+
+    `keys`: what `key_of` says of each event, where it was asked already and is trusted.
+    """
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     skipped: list[str] = []
     wanted, trusted = projection.events, projection.trusted
-    for event in events:
+    for number, event in enumerate(events):
         if event.type is not None and event.type not in wanted:
             skipped.append(event.type)
             continue
@@ -59,7 +65,7 @@ def fold(
             quarantined.append(event)
             continue
         try:
-            key = projection.key_of(event)
+            key = keys[number] if keys else projection.key_of(event)
             if key is None:
                 skipped.append(event.type)
                 continue

@@ -74,6 +74,10 @@ class Projection:
         """The view that a row keeps; raises `Damaged`."""
         return row
 
+    def settled(self, view: Any) -> Any:
+        """The same view in the form that is the cheapest to keep, and to fold on."""
+        return view
+
     def view_of(self, log_key: str) -> str | None:
         """The one view that events under a value of `event_log.key` concern, if that says it."""
         del log_key

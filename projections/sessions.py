@@ -68,6 +68,9 @@ class Sessions(PerSession):
                 return _within_limit(_updated(view, event, body))
         raise AssertionError(f"{event.type} changes no session")
 
+    def settled(self, view: Session) -> Session:
+        return msgspec.structs.replace(view, chunks=(None, _join(view.chunks)))
+
     def to_row(self, view: Session) -> tuple[Any, ...]:
         key = PREFIX + view.id
         data = msgspec.msgpack.encode(

@@ -1,11 +1,12 @@
 """The command line: the only reader of the environment; results to stdout, logs to stderr."""
 
+import gc
 import os
 import sys
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -20,6 +21,9 @@ from worker.session_cli import session
 from worker.status_cli import status
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
+
+GARBAGE_AFTER: Final = 100_000
+"""Containers made between two looks for cycles: a batch has many, all of them live."""
 
 app = typer.Typer(
     cls=Sections,
@@ -47,6 +51,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    gc.set_threshold(GARBAGE_AFTER)
     try:
         app()
         sys.stdout.flush()

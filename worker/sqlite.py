@@ -18,10 +18,11 @@ from worker import schema, tables
 from worker.database import BUSY_TIMEOUT_S, EVENT_COLUMNS, FileIdentity, lossless_text, uri
 from worker.errors import LostRace, ProjectionFailed, quoted, translated
 from worker.sql import bound, owned, placeholders, raw
-from worker.store import Change, Checkpoint, Committed, Loaded, Look, State
+from worker.store import Change, Checkpoint, Committed, Loaded, Look, State, size_of
 from worker.transaction import FORGET_STATE, apply, concerning, writing
 
 PAGE_EVENTS: Final = 1000
+"""Of a page of the walk; the tail says itself how many it takes."""
 PAGE_BYTES: Final = 8 * 1024 * 1024
 VIEW_BYTES: Final = 32 * 1024 * 1024
 """What one batch may load of views, and so about what it writes under the lock."""
@@ -107,7 +108,8 @@ class SqliteStore:
         values = {"position": start, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
 
         def work(connection: sqlite3.Connection) -> Look:
-            touched = self._touched(connection)  # before the rows, so that it misses nothing
+            known = self._data_version is not None
+            touched = self._touched(connection) and known  # before the rows: it misses nothing
             rows = _page(connection, [_FROM], values, events)
             return Look(rows, max(_newest(connection), rows[-1].seq if rows else 0), touched)
 
@@ -195,7 +197,7 @@ class SqliteStore:
                     row = connection.execute(select, (key,)).fetchone()
                     if row is not None:
                         rows[key] = row
-                        size += sum(len(v) for v in row if isinstance(v, bytes | str))
+                        size += size_of(row)
                     covered += 1
                     if size > VIEW_BYTES:
                         break

@@ -153,6 +153,15 @@ class Store(Protocol):
         """Leave nothing open, also when cancelled."""
 
 
+def size_of(row: Sequence[Any]) -> int:
+    """The bytes of a row's texts and BLOBs, about."""
+    size = 0
+    for value in row:
+        if type(value) is bytes or type(value) is str:
+            size += len(value)
+    return size
+
+
 def digest(row: LogRow) -> str:
     """What a checkpoint remembers of an event, to know it again."""
     data = row.data.encode("utf-8", "surrogatepass") if isinstance(row.data, str) else row.data

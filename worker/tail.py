@@ -16,14 +16,20 @@ from projections.event import Event, LogRow
 from projections.fold import Folded, Rejected
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
+from worker.hot import Hot
 from worker.replay import refold, refuse_newer, unfit
-from worker.slices import fold_in_slices
-from worker.store import Change, Checkpoint, Committed, Store, digest
+from worker.slices import fold_in_slices, read_in_slices
+from worker.store import Change, Checkpoint, Committed, Store, digest, size_of
 from worker.vitals import Batch, Vitals
 from worker.wakeup import poll_delay_s
 
 LONGEST_IDLE_S: Final = 1.0
 """After so much waiting the log is read whatever the engine says of changes."""
+BATCH_EVENTS: Final = 16384
+"""What falls into one batch for one view is one write."""
+SMALL_EVENTS: Final = 512
+GENTLE_BATCHES: Final = 50
+"""So many batches after somebody else's last commit they are small."""
 RETRY_S: Final = 0.5
 """Between two attempts at a database that is locked or has no room."""
 
@@ -31,10 +37,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A projection and where it stands."""
+    """A projection, where it stands, and those of its views that are at hand as of there."""
 
     projection: Projection
     checkpoint: Checkpoint
+    hot: Hot = msgspec.field(default_factory=Hot)
 
 
 class Outage:
@@ -76,6 +83,8 @@ class Tail:
         self._vitals = outage.vitals if outage else Vitals()
         self._leading = leading
         self._idle_polls = 0
+        self._gentle = 0
+        """Batches that are to be small, because others write."""
         self._woken: float | None = None
         """When something was found to be new, until it is committed."""
 
@@ -110,52 +119,61 @@ class Tail:
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
         started = time.perf_counter()
-        newest = await self._store.newest()
+        if until is not None:
+            until = max(until, self.position)
+        most = SMALL_EVENTS if self._gentle else BATCH_EVENTS
+        look = await self._store.look(start=self.position, until=until, events=most)
+        newest, rows = look.newest, look.rows
         self._vitals.saw(newest, self._positions(), leading=self._leading)
         if not self.members:
             self._vitals.turned(newest, {}, leading=self._leading)
             return False
-        if until is not None:
-            until = max(until, self.position)
-        rows = await self._store.read_events(start=self.position, until=until)
         if not _fits([member.checkpoint for member in self.members], rows):
             await self._check_log()
+        more = len(rows) == most
         rows = rows[1:] if self.position else rows
         if not rows:
             await self._check_checkpoints()
             self._woken = None
             self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
-        newest = max(newest, rows[-1].seq)  # some may have come in between
-        self._vitals.saw(newest, self._positions(), leading=self._leading)
-        events, changes, folded = await self._fold(rows)
-        committed = await self._store.commit(changes)
+        batch = await self._fold(rows)
+        committed = await self._store.commit([part.change for part in batch.parts])
         self.members = [
-            Member(member.projection, change.after)
-            for member, change in zip(self.members, changes, strict=True)
+            Member(member.projection, part.change.after, member.hot)
+            for member, part in zip(self.members, batch.parts, strict=True)
         ]
-        self._measure(events, folded, committed, started)
+        for part in batch.parts:
+            part.keep()
+        self._measure(batch, committed, started)
         self._vitals.turned(newest, self._positions(), leading=self._leading)
-        _report(changes, newest, started)
+        _report(batch, newest, started)
+        await self._make_way(committed, touched=look.touched, more=more)
         return True
+
+    async def _make_way(self, committed: Committed, *, touched: bool, more: bool) -> None:
+        """While there is much to fold and others write: small batches, and the lock left to them
+        for as long as it was held."""
+        if touched and more:
+            self._gentle = GENTLE_BATCHES
+        elif self._gentle:
+            self._gentle -= 1
+        if self._gentle and more:
+            await anyio.sleep(committed.held_s)
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
 
-    def _measure(
-        self,
-        events: Sequence[Event | Rejected],
-        folded: Sequence[Folded],
-        committed: Committed,
-        started: float,
-    ) -> None:
+    def _measure(self, batch: "_Batch", committed: Committed, started: float) -> None:
         now = time.perf_counter()
         woken_s = None if self._woken is None else now - self._woken
         self._woken = None
+        events = batch.events
         last = next((e.time for e in reversed(events) if isinstance(e, Event) and e.body), None)
+        types = Counter(event.type for event in events)
         outcomes: Counter[tuple[str, str, str]] = Counter()
-        for member, done in zip(self.members, folded, strict=True):
-            outcomes += _outcomes(member.projection, events, done)
+        for part in batch.parts:
+            outcomes.update(_outcomes(part.member.projection, types, part.folded))
         self._vitals.committed(
             Batch(
                 events=len(events),
@@ -181,27 +199,21 @@ class Tail:
             await wait(delay_s, stop)
             waited_s += delay_s
 
-    async def _fold(
-        self, rows: Sequence[LogRow]
-    ) -> tuple[Sequence[Event | Rejected], list[Change], list[Folded]]:
+    async def _fold(self, rows: Sequence[LogRow]) -> "_Batch":
         """What these rows change; of the first only, if all touch more than may be loaded."""
-        events = folding.read(rows, [member.projection for member in self.members])
+        events = await read_in_slices(rows, [member.projection for member in self.members])
         touched: list[_Touched] = []
         for member in self.members:
             with faults_of(member.projection):
-                touched.append(await _load(self._store, member.projection, events))
+                touched.append(await _load(self._store, member, events))
             events = events[: len(touched[-1].keys)]
         last = rows[len(events) - 1]
         shared = self._outage is not None and len(self.members) > 1
-        changes: list[Change] = []
-        outcomes: list[Folded] = []
-        for member, part in zip(self.members, touched, strict=True):
+        parts: list[_Part] = []
+        for member, found in zip(self.members, touched, strict=True):
             with faults_of(member.projection):
-                found = _change(self._store, member, part, events, last, shared=shared)
-                change, folded = await found
-            changes.append(change)
-            outcomes.append(folded)
-        return events, changes, outcomes
+                parts.append(await _part(self._store, member, found, events, last, shared=shared))
+        return _Batch(events, parts)
 
     async def _check_checkpoints(self) -> None:
         """A database restored in place stands elsewhere than what is remembered of it."""
@@ -250,27 +262,52 @@ async def wait(seconds: float, stop: anyio.Event) -> None:
 
 
 class _Touched(msgspec.Struct, frozen=True):
-    """The view that each event concerns, and the rows that stand of these."""
+    """The view that each event concerns; of these, those at hand and the rows of the others."""
 
     keys: Sequence[str | None]
+    hot: dict[str, Any]
     rows: dict[str, tuple[Any, ...]]
 
 
-async def _load(
-    store: Store, projection: Projection, events: Sequence[Event | Rejected]
-) -> _Touched:
+class _Part(msgspec.Struct, frozen=True):
+    """What a batch does to one projection, and the views that come of it."""
+
+    member: Member
+    change: Change
+    folded: Folded
+    views: dict[str, Any]
+
+    def keep(self) -> None:
+        """Once it is committed. What others wrote may be less than it seems, so that their views
+        are only kept as rows."""
+        if self.member.projection.trusted:
+            self.member.hot.forget(self.change.removed)
+            self.member.hot.keep(self.views, map(size_of, self.change.rows))
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    """Events, and what they do to each projection."""
+
+    events: Sequence[Event | Rejected]
+    parts: Sequence[_Part]
+
+
+async def _load(store: Store, member: Member, events: Sequence[Event | Rejected]) -> _Touched:
     """What events touch; of the first events only, if that is more than may be loaded."""
+    projection = member.projection
     keys = [folding.key_of(projection, event) for event in events]
-    asked = [*dict.fromkeys(key for key in keys if key is not None)]
-    if not asked:
-        return _Touched(keys, {})
-    loaded = await store.load_views(projection, asked)
-    if loaded.covered < len(asked):
-        keys = keys[: keys.index(asked[loaded.covered])]
-    return _Touched(keys, loaded.rows)
+    asked = dict.fromkeys(key for key in keys if key is not None)
+    hot = member.hot.take(asked)
+    cold = [key for key in asked if key not in hot]
+    if not cold:
+        return _Touched(keys, hot, {})
+    loaded = await store.load_views(projection, cold)
+    if loaded.covered < len(cold):
+        keys = keys[: keys.index(cold[loaded.covered])]
+    return _Touched(keys, hot, loaded.rows)
 
 
-async def _change(
+async def _part(
     store: Store,
     member: Member,
     touched: _Touched,
@@ -278,12 +315,14 @@ async def _change(
     last: LogRow,
     *,
     shared: bool,
-) -> tuple[Change, Folded]:
+) -> _Part:
     """What events do to a projection, up to and with the one of the row `last`."""
     projection, before, standing = member.projection, member.checkpoint, touched.rows
-    keys = sorted({key for key in touched.keys[: len(events)] if key is not None})
-    views, mended = await _views(store, projection, before, keys, standing, shared=shared)
-    folded = await fold_in_slices(projection, views, events)
+    asked = {key for key in touched.keys[: len(events)] if key is not None}
+    cold = sorted(asked - touched.hot.keys())
+    views, mended = await _views(store, projection, before, cold, standing, shared=shared)
+    views |= {key: view for key, view in touched.hot.items() if key in asked}
+    folded = await fold_in_slices(projection, views, events, touched.keys[: len(events)])
     after = msgspec.structs.replace(
         before,
         position=last.seq,
@@ -291,28 +330,31 @@ async def _change(
         skipped=before.skipped + folded.skipped,
     )
     changed = {key: views[key] for key in mended if views[key] is not None} | folded.views
+    settled = {key: projection.settled(view) for key, view in changed.items()}
     removed = [key for key in mended if key in standing and key not in changed]
-    rows = [projection.to_row(view) for view in changed.values()]
+    rows = [projection.to_row(view) for view in settled.values()]
     change = Change(projection.table, before, after, rows, removed, folded.quarantined)
-    return change, folded
+    return _Part(member, change, folded, settled)
 
 
 def _outcomes(
-    projection: Projection, events: Sequence[Event | Rejected], folded: Folded
-) -> Counter[tuple[str, str, str]]:
+    projection: Projection, types: Mapping[str | None, int], folded: Folded
+) -> dict[tuple[str, str, str], int]:
     """How many events of each type had each outcome; what writers may call a type is unbounded, so
     those that the projection does not fold are one."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    skipped = Counter(folded.skipped_types)
+    rejected = Counter(event.type for event in folded.quarantined)
+    for of, count in types.items():
+        kind = "undecodable" if of is None else of if of in projection.events else "other"
+        gone = (skipped[of] if of is not None else 0, rejected[of])
+        for outcome, number in zip(_OUTCOMES, (*gone, count - sum(gone)), strict=True):
+            if number:
+                found[projection.name, kind, outcome] += number
+    return found
 
-    def kind(of: str | None) -> str:
-        return "undecodable" if of is None else of if of in projection.events else "other"
 
-    name = projection.name
-    skipped = Counter((name, kind(of), "skipped") for of in folded.skipped_types)
-    rejected = Counter((name, kind(r.type), "quarantined") for r in folded.quarantined)
-    done = Counter((name, kind(event.type), "folded") for event in events)
-    for (_, of, _outcome), count in (skipped + rejected).items():
-        done[name, of, "folded"] -= count
-    return +done + skipped + rejected
+_OUTCOMES: Final = ("skipped", "quarantined", "folded")
 
 
 async def _views(
@@ -364,7 +406,8 @@ def _fits(checkpoints: Sequence[Checkpoint], rows: Sequence[LogRow]) -> bool:
     return {digest(rows[0])} == {checkpoint.digest for checkpoint in checkpoints}
 
 
-def _report(changes: Sequence[Change], newest: int, started: float) -> None:
+def _report(batch: _Batch, newest: int, started: float) -> None:
+    changes = [part.change for part in batch.parts]
     after = changes[0].after
     fields: dict[str, Any] = {
         "position": after.position,

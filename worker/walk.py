@@ -20,7 +20,7 @@ from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace
 from worker.slices import fold_in_slices
-from worker.store import Change, Checkpoint, Loaded, Store
+from worker.store import Change, Checkpoint, Loaded, Store, size_of
 
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
@@ -218,7 +218,7 @@ class Walk:
         size = 0
         for number, key in enumerate(keys, 1):
             chunk.append(key)
-            size += max(_size(rows.get(key, ())), _size(loaded.rows.get(key, ())))
+            size += max(size_of(rows.get(key, ())), size_of(loaded.rows.get(key, ())))
             if number == len(keys) or len(chunk) >= CHUNK_CHANGES or size >= CHUNK_BYTES:
                 checkpoint = await self._mend(checkpoint, _rows(chunk, rows), _gone(chunk, rows))
                 mended += chunk
@@ -394,10 +394,6 @@ def _page(projection: Projection, rows: Sequence[LogRow]) -> _Page:
             for row in rows
         ]
     return _Page([row.seq for row in rows], keys, events)
-
-
-def _size(row: Sequence[Any]) -> int:
-    return sum(len(value) for value in row if isinstance(value, bytes | str))
 
 
 def _rows(keys: Sequence[str], rows: dict[str, tuple[Any, ...]]) -> list[tuple[Any, ...]]:

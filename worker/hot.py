@@ -1,0 +1,44 @@
+"""Views at hand: those of a projection that were written last, as they were folded."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+HOT_BYTES: Final = 32 * 1024 * 1024
+"""What the rows of the views at hand may come to; the newest is kept whatever its size."""
+
+
+class Hot:
+    """A bounded cache, as true as the checkpoint that it was filled under.
+
+    Whoever else moves a projection on, or mends its rows, moves the checkpoint too: then this is
+    of no use any more. A row that is changed behind its back is made right by the next write.
+    """
+
+    def __init__(self) -> None:
+        self._views: dict[str, tuple[Any, int]] = {}  # the one used longest ago first
+        self._bytes = 0
+
+    def take(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Those of some views that are at hand."""
+        return {key: self._views[key][0] for key in keys if key in self._views}
+
+    def keep(self, views: Mapping[str, Any], sizes: Iterable[int]) -> None:
+        """Views as they now stand, and the bytes of their rows."""
+        for (key, view), size in zip(views.items(), sizes, strict=True):
+            self._forget(key)
+            self._views[key] = (view, size)
+            self._bytes += size
+        while self._bytes > HOT_BYTES and len(self._views) > 1:
+            self._forget(next(iter(self._views)))
+
+    def forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._forget(key)
+
+    def clear(self) -> None:
+        self._views.clear()
+        self._bytes = 0
+
+    def _forget(self, key: str) -> None:
+        if found := self._views.pop(key, None):
+            self._bytes -= found[1]
