@@ -14,7 +14,7 @@ from projections.projection import Projection
 from worker.errors import Finding, LostRace, NeedsPerson
 from worker.slices import fold_in_slices
 from worker.store import Change, Checkpoint, State, Store, digest
-from worker.walk import Step, Walk
+from worker.walk import Pages, Step, Walk
 
 PROGRESS_MS: Final = 1000
 """How often a rebuild says how far it is."""
@@ -81,14 +81,20 @@ async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint)
 
 
 async def compare(
-    store: Store, projection: Projection, *, only: str | None = None, dry_run: bool = False
+    store: Store,
+    projection: Projection,
+    *,
+    checkpoint: Checkpoint | None = None,
+    pages: Pages | None = None,
+    only: str | None = None,
+    dry_run: bool = False,
 ) -> AsyncGenerator[Step, None]:
     """Say what differs from the log, as of the checkpoint.
 
     Raises `NeedsPerson` or `Finding` where the checkpoint did not make the views; a `dry_run`
     compares these as of the newest event, and those of an older version as of the checkpoint.
     """
-    checkpoint = await store.checkpoint(projection)
+    checkpoint = checkpoint or await store.checkpoint(projection)
     stale = await needs_rebuild(store, projection, checkpoint)
     fit = await fits(store, checkpoint)
     if not dry_run and not fit:
@@ -104,7 +110,7 @@ async def compare(
             " says what that changes",
         )
     until = await store.newest() if dry_run and not (fit and checkpoint.position) else None
-    walk = Walk(store, projection, checkpoint, until=until, only=only)
+    walk = Walk(store, projection, checkpoint, until=until, only=only, pages=pages)
     gathers = projection.log_keys("") is None
     left = 0 if projection.trusted else 1 if gathers else FOLDED_TWICE
     async for step in walk.steps():
@@ -126,16 +132,22 @@ async def _is_steady(store: Store, projection: Projection, key: str, until: int)
 
 
 async def mend(
-    store: Store, projection: Projection, *, only: str | None = None
+    store: Store,
+    projection: Projection,
+    *,
+    checkpoint: Checkpoint | None = None,
+    pages: Pages | None = None,
+    only: str | None = None,
 ) -> AsyncGenerator[Step, None]:
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
-    checkpoint = await store.checkpoint(projection)
-    async for step in Walk(store, projection, checkpoint, mending=True, only=only).steps():
+    checkpoint = checkpoint or await store.checkpoint(projection)
+    walk = Walk(store, projection, checkpoint, mending=True, only=only, pages=pages)
+    async for step in walk.steps():
         yield step
 
 
 async def rebuild(
-    store: Store, projection: Projection, checkpoint: Checkpoint
+    store: Store, projection: Projection, checkpoint: Checkpoint, *, pages: Pages | None = None
 ) -> AsyncGenerator[Step, None]:
     """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
 
@@ -152,7 +164,7 @@ async def rebuild(
         checkpoint, version=-projection.version, generation=checkpoint.generation + 1
     )
     await store.commit([Change(projection.table, checkpoint, claimed)])
-    walk = Walk(store, projection, claimed, until=until, mending=True)
+    walk = Walk(store, projection, claimed, until=until, mending=True, pages=pages)
     progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), _now_ms())
     await store.report(projection.name, progress)
     async for step in walk.steps():

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from typing import Annotated, Any, Final
 
 import typer
@@ -102,31 +103,31 @@ class _Told:
         self._verb = verb
         self._terminal = sys.stderr.isatty()
         self._started = self._said = time.monotonic()
-        self._shown = 0
+        self._shown: Counter[str] = Counter()
+        self._going: dict[str, Any] = {}
 
     def step(self, tally: Any, step: Any) -> None:
         from msgspec.structs import asdict
 
         from worker import output
 
+        self._going[tally.projection] = tally
         for difference in step.differences:
             self._clear()
             if self._as_json:
                 plain = asdict(difference) | {"fields": [asdict(f) for f in difference.fields]}
                 print(output.to_json(plain, indent=None))
-            elif self._shown < SHOWN:
-                self._shown += 1
-                print(_line(difference))
-            elif self._shown == SHOWN:
-                self._shown += 1
-                print("… (--json tells every one)")
-        self._progress(tally)
+            elif self._shown[tally.projection] <= SHOWN:
+                last = self._shown[tally.projection] == SHOWN
+                self._shown[tally.projection] += 1
+                print("… (--json tells every one)" if last else _line(difference))
+        self._progress()
 
     def done(self, tally: Any) -> None:
         from worker import output
 
         self._clear()
-        self._started, self._shown = time.monotonic(), 0
+        self._going.pop(tally.projection, None)
         kinds = {f"{row} {kind}": count for (row, kind), count in sorted(tally.rows.items())}
         if self._as_json:
             summary = {
@@ -158,15 +159,16 @@ class _Told:
             most = ", ".join(f"{name} {n:,}" for name, n in tally.fields.most_common(10))
             print(f"  fields: {output.one_line(most, 200)}")
 
-    def _progress(self, tally: Any) -> None:
+    def _progress(self) -> None:
         now = time.monotonic()
         if now - self._said < (TERMINAL_EVERY_S if self._terminal else PLAIN_EVERY_S):
             return
         self._said = now
-        rate = tally.events / max(now - self._started, 0.001)
-        left = max(tally.total - tally.events, 0) / rate if rate else 0
+        last = min(self._going.values(), key=lambda tally: tally.events)
+        rate = last.events / max(now - self._started, 0.001)
+        left = max(last.total - last.events, 0) / rate if rate else 0
         text = (
-            f"{tally.projection}: {tally.events:,} of {tally.total:,} events,"
+            f"{', '.join(self._going)}: {last.events:,} of {last.total:,} events,"
             f" {rate:,.0f}/s, {left:,.0f} s left"
         )
         if self._terminal:

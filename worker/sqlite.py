@@ -21,7 +21,7 @@ from worker.sql import bound, owned, placeholders, raw
 from worker.store import Change, Checkpoint, Committed, Loaded, Look, State, size_of
 from worker.transaction import FORGET_STATE, apply, concerning, writing
 
-PAGE_EVENTS: Final = 1000
+PAGE_EVENTS: Final = 4000
 """Of a page of the walk; the tail says itself how many it takes."""
 PAGE_BYTES: Final = 8 * 1024 * 1024
 VIEW_BYTES: Final = 32 * 1024 * 1024
@@ -110,7 +110,7 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> Look:
             known = self._data_version is not None
             touched = self._touched(connection) and known  # before the rows: it misses nothing
-            rows = _page(connection, [_FROM], values, events)
+            rows = [LogRow(*row) for row in _page(connection, [_SELECT + _FROM], values, events)]
             return Look(rows, max(_newest(connection), rows[-1].seq if rows else 0), touched)
 
         return await self._run(work)
@@ -244,48 +244,43 @@ class SqliteStore:
         )
         return [seq for (seq,) in rows]
 
-    async def clear_gathered(self) -> None:
+    async def clear_gathered(self, name: str) -> None:
         # A file of SQLite's own that has no name: nothing is left of it, even after SIGKILL.
         await self._fetch(
-            "CREATE TEMP TABLE IF NOT EXISTS gathered (view_key TEXT, seq INTEGER,"
-            " PRIMARY KEY (view_key, seq)) WITHOUT ROWID"
+            "CREATE TEMP TABLE IF NOT EXISTS gathered (projection TEXT, view_key TEXT, seq INTEGER,"
+            " PRIMARY KEY (projection, view_key, seq)) WITHOUT ROWID"
         )
-        await self._fetch("DELETE FROM temp.gathered")
+        await self._fetch("DELETE FROM temp.gathered WHERE projection = ?", (name,))
 
-    async def gather(self, events: Sequence[tuple[str, int]]) -> None:
+    async def gather(self, name: str, events: Sequence[tuple[str, int]]) -> None:
+        insert = "INSERT OR IGNORE INTO temp.gathered VALUES (?, ?, ?)"
+
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("BEGIN")
             try:
-                connection.executemany("INSERT OR IGNORE INTO temp.gathered VALUES (?, ?)", events)
+                connection.executemany(insert, [(name, key, seq) for key, seq in events])
             finally:
                 connection.execute("COMMIT")
 
         await self._write(work)
 
-    async def read_gathered(self, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
-        rows = await self._fetch(
-            f"SELECT view_key, {EVENT_COLUMNS} FROM ("
-            "SELECT *, sum(bytes) OVER (ORDER BY view_key, at) - bytes AS bytes_before FROM ("
-            "SELECT view_key, g.seq AS at, min(coalesce(length(data), 0), :max) AS bytes"
-            " FROM temp.gathered AS g JOIN event_log AS e ON e.seq = g.seq"
-            " WHERE (view_key = :key AND g.seq > :seq) OR view_key > :key"
-            " ORDER BY view_key, g.seq LIMIT :events)) AS g"
-            " JOIN event_log AS e ON e.seq = g.at WHERE bytes_before <= :page"
-            " ORDER BY view_key, seq",
-            {
-                "key": after[0],
-                "seq": after[1],
-                "max": MAX_EVENT_BYTES,
-                "events": PAGE_EVENTS,
-                "page": PAGE_BYTES,
-            },
+    async def read_gathered(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
+        select = (
+            f"SELECT view_key, {EVENT_COLUMNS} FROM"
+            " (SELECT view_key, seq AS at FROM temp.gathered WHERE projection = :name"
+            " AND (view_key, seq) > (:key, :position))"
+            " CROSS JOIN event_log ON seq = at ORDER BY view_key, at"
         )
+        values = {"name": name, "key": after[0], "position": after[1], "max": MAX_EVENT_BYTES}
+        most = PAGE_EVENTS
+        rows = await self._run(lambda connection: _page(connection, [select], values, most))
         return [(row[0], LogRow(*row[1:])) for row in rows]
 
-    async def gathered(self, keys: Sequence[str]) -> set[str]:
+    async def gathered(self, name: str, keys: Sequence[str]) -> set[str]:
         rows = await self._fetch(
-            f"SELECT DISTINCT view_key FROM temp.gathered WHERE view_key IN ({placeholders(keys)})",
-            tuple(keys),
+            "SELECT DISTINCT view_key FROM temp.gathered"
+            f" WHERE projection = ? AND view_key IN ({placeholders(keys)})",
+            (name, *keys),
         )
         return {key for (key,) in rows}
 
@@ -378,8 +373,10 @@ class SqliteStore:
     ) -> list[LogRow]:
         """Rows that meet the first condition, and then those that meet the next."""
         values |= {"position": position, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
+        selects = [_SELECT + condition for condition in conditions]
         most = PAGE_EVENTS + 1
-        return await self._run(lambda connection: _page(connection, conditions, values, most))
+        rows = await self._run(lambda connection: _page(connection, selects, values, most))
+        return [LogRow(*row) for row in rows]
 
     async def _fetch(self, sql: str, parameters: Any = (), *, of: str | None = None) -> list[Any]:
         return await self._run(lambda c: c.execute(sql, parameters).fetchall(), of=of)
@@ -395,23 +392,23 @@ class SqliteStore:
         return done  # noqa: RET504
 
 
+_SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
 _FROM: Final = "seq >= :position AND seq <= :until ORDER BY seq"
 
 
 def _page(
-    connection: sqlite3.Connection, conditions: Sequence[str], values: dict[str, Any], most: int
-) -> list[LogRow]:
-    """So many events at most, and about `PAGE_BYTES` of them without the one at `position`."""
-    rows: list[LogRow] = []
+    connection: sqlite3.Connection, selects: Sequence[str], values: dict[str, Any], most: int
+) -> list[tuple[Any, ...]]:
+    """So many rows at most, and about `PAGE_BYTES` of them without the event at `position`; each
+    ends with the columns of an event."""
+    rows: list[tuple[Any, ...]] = []
     left = PAGE_BYTES
-    for condition in conditions:
-        select = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE {condition} LIMIT {most - len(rows)}"
-        with closing(connection.execute(select, values)) as cursor:
-            for columns in cursor:
-                row = LogRow(*columns)
+    for select in selects:
+        with closing(connection.execute(f"{select} LIMIT {most - len(rows)}", values)) as cursor:
+            for row in cursor:
                 rows.append(row)
-                if row.seq != values["position"] and isinstance(row.data, bytes | str):
-                    left -= len(row.data)
+                if type(data := row[-2]) is bytes or type(data) is str:
+                    left -= len(data) if row[-5] != values["position"] else 0
                     if left < 0:
                         return rows
         if len(rows) == most:

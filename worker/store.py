@@ -116,16 +116,16 @@ class Store(Protocol):
     async def read_by_key(self, *, after: LogRow | None, until: int) -> list[LogRow]:
         """The next events by log key and then seq, a bounded page."""
 
-    async def clear_gathered(self) -> None:
-        """Forget what was gathered; it is this connection's own and ends with it."""
+    async def clear_gathered(self, name: str) -> None:
+        """Forget what a projection's walk gathered, which ends with this connection anyway."""
 
-    async def gather(self, events: Sequence[tuple[str, int]]) -> None:
+    async def gather(self, name: str, events: Sequence[tuple[str, int]]) -> None:
         """Keep pairs of a view's key and a seq, to be read by view."""
 
-    async def read_gathered(self, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
+    async def read_gathered(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
         """The next gathered events by view and then seq, a bounded page."""
 
-    async def gathered(self, keys: Sequence[str]) -> set[str]:
+    async def gathered(self, name: str, keys: Sequence[str]) -> set[str]:
         """Which views have gathered events."""
 
     async def load_views(self, projection: Projection, keys: Sequence[str]) -> Loaded:

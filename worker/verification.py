@@ -15,8 +15,9 @@ from worker.database import DaemonLock
 from worker.errors import Finding, LostRace, NeedsPerson, ProjectorError, RetryLater, quoted
 from worker.service import STANDBY_POLL_S, holder_rebuilds, run_once
 from worker.sqlite import SqliteStore, opened
+from worker.store import Checkpoint
 from worker.tail import faults_of
-from worker.walk import Step
+from worker.walk import Pages, Step
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -63,21 +64,31 @@ async def compare(
     A projection that cannot be compared does not keep the others from it; the gravest of such
     errors is raised at the end.
     """
-    found = 0
+    tallies: list[Tally] = []
+
+    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> _Turn:
+        only = _view_of(projection, session)
+        steps = walks.compare(
+            *(store, projection),
+            checkpoint=checkpoint,
+            pages=pages,
+            only=only,
+            dry_run=dry_run,
+        )
+        try:
+            tally = await _tally(store, projection)
+            tallies.append(tally)
+            async for _ in _follow(tally, steps, listener):
+                yield True
+        except LostRace:
+            raise RetryLater(
+                f"{path} was restored, or {projection.name} dropped, while it was compared",
+                "start again",
+            ) from None
+
     async with opened(path) as store, _each() as attempt:
-        for projection in projections:
-            with attempt(projection):
-                only = _view_of(projection, session)
-                steps = walks.compare(store, projection, only=only, dry_run=dry_run)
-                try:
-                    tally = await _follow(store, projection, steps, listener)
-                except LostRace:
-                    raise RetryLater(
-                        f"{path} was restored, or {projection.name} dropped, while it was compared",
-                        "start again",
-                    ) from None
-                found += tally.rows.total()
-    return found
+        await _side_by_side(store, projections, turn, attempt)
+    return sum(tally.rows.total() for tally in tallies)
 
 
 async def replay(
@@ -89,11 +100,13 @@ async def replay(
 ) -> None:
     """Replace what differs from the log; without a daemon, catch up with its newest event too."""
     lock = DaemonLock(path)
+
+    def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> _Turn:
+        return _replay(path, store, projection, checkpoint, pages, lock, listener, session)
+
     try:
         async with opened(path) as store, _each() as attempt:
-            for projection in projections:
-                with attempt(projection):
-                    await _replay(path, store, projection, lock, listener, session)
+            await _side_by_side(store, projections, turn, attempt)
         caught_up = session is not None or not lock.acquire()
     finally:
         lock.release()
@@ -101,8 +114,43 @@ async def replay(
         await run_once(path, projections)
 
 
+_Turn = AsyncGenerator[bool, None]
+"""One projection's walk; False where it waits for somebody."""
+_Attempt = Callable[[Projection], AbstractContextManager[None]]
+
+
+async def _side_by_side(
+    store: SqliteStore,
+    projections: Sequence[Projection],
+    turn: Callable[[Projection, Checkpoint, Pages], _Turn],
+    attempt: _Attempt,
+) -> None:
+    """Let the walks take turns, a page each, so that those at one position share its reading."""
+    pages = Pages(store, projections)
+    checkpoints: dict[Projection, Checkpoint] = {}
+    for projection in projections:
+        with attempt(projection):
+            checkpoints[projection] = await store.checkpoint(projection)
+    turns = {one: turn(one, checkpoint, pages) for one, checkpoint in checkpoints.items()}
+    try:
+        while turns:
+            moved = False
+            for projection, steps in [*turns.items()]:
+                went = None
+                with attempt(projection):
+                    went = await anext(steps, None)
+                moved = moved or went is not False
+                if went is None:
+                    await turns.pop(projection).aclose()
+            if not moved:
+                await anyio.sleep(STANDBY_POLL_S)
+    finally:
+        for steps in turns.values():
+            await steps.aclose()
+
+
 @asynccontextmanager
-async def _each() -> AsyncIterator[Callable[[Projection], AbstractContextManager[None]]]:
+async def _each() -> AsyncIterator[_Attempt]:
     """Whatever one projection's turn raises is kept until the others had theirs."""
     errors: list[ProjectorError] = []
 
@@ -127,48 +175,58 @@ async def _replay(
     path: Path,
     store: SqliteStore,
     projection: Projection,
+    checkpoint: Checkpoint,
+    pages: Pages,
     lock: DaemonLock,
     listener: Listener,
     session: str | None,
-) -> None:
+) -> _Turn:
+    waiting = lost = False
     while True:
-        checkpoint = await store.prepare(projection)
+        now = await store.prepare(projection)
+        if lost or now.generation != checkpoint.generation:
+            checkpoint = now
         if await walks.is_sound(store, projection, checkpoint):
-            steps = walks.mend(store, projection, only=_view_of(projection, session))
+            only = _view_of(projection, session)
+            steps = walks.mend(store, projection, checkpoint=checkpoint, pages=pages, only=only)
         elif session is not None:
             raise Finding(
                 f"the views of {projection.name} as a whole are not of this log and this version",
                 f"replay all of them: `projector replay -d {quoted(path)}`",
             )
         elif lock.acquire() or not holder_rebuilds(lock, projection):
-            steps = walks.rebuild(store, projection, checkpoint)
+            steps = walks.rebuild(store, projection, checkpoint, pages=pages)
         elif checkpoint.position == 0 and not await store.view_keys(projection, after=None):
             return  # nothing is folded yet, and a daemon is there to do it
         else:
-            log.warning("waiting_for_daemon", projection=projection.name, pid=lock.holder())
-            await anyio.sleep(STANDBY_POLL_S)
+            if not waiting:
+                log.warning("waiting_for_daemon", projection=projection.name, pid=lock.holder())
+            waiting = True
+            yield False
             continue
         try:
-            await _follow(store, projection, steps, listener)
+            async for _ in _follow(await _tally(store, projection), steps, listener):
+                yield True
             return
         except LostRace:
+            lost = True
             log.warning("checkpoint_moved_by_another", projection=projection.name)
 
 
-async def _follow(
-    store: SqliteStore,
-    projection: Projection,
-    steps: AsyncGenerator[Step, None],
-    listener: Listener,
-) -> Tally:
+async def _tally(store: SqliteStore, projection: Projection) -> Tally:
     position = (await store.checkpoint(projection)).position
-    tally = Tally(projection, position, await store.newest())
+    return Tally(projection, position, await store.newest())
+
+
+async def _follow(
+    tally: Tally, steps: AsyncGenerator[Step, None], listener: Listener
+) -> AsyncGenerator[None, None]:
     async with aclosing(steps) as taken:
         async for step in taken:
             tally.add(step)
             listener.step(tally, step)
+            yield
     listener.done(tally)
-    return tally
 
 
 def _view_of(projection: Projection, session: str | None) -> str | None:

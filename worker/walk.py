@@ -19,7 +19,7 @@ from projections.fold import Rejected
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace
-from worker.slices import fold_in_slices
+from worker.slices import fold_in_slices, read_in_slices
 from worker.store import Change, Checkpoint, Loaded, Store, size_of
 
 CHUNK_CHANGES: Final = 100
@@ -36,13 +36,35 @@ class Step(msgspec.Struct, frozen=True):
     differences: Sequence[Difference] = ()
 
 
+class Pages:
+    """The log by key, each page read and decoded once for walks that go side by side."""
+
+    def __init__(self, store: Store, projections: Sequence[Projection]) -> None:
+        self._store = store
+        self._projections = projections
+        self._asked: tuple[int, int] | None = None
+        self._page: tuple[list[LogRow], list[Event | Rejected]] = ([], [])
+
+    async def by_key(
+        self, after: LogRow | None, until: int
+    ) -> tuple[list[LogRow], list[Event | Rejected]]:
+        """The next rows, and the events that they hold."""
+        asked = (after.seq if after else 0, until)
+        if asked != self._asked:
+            rows = await self._store.read_by_key(after=after, until=until)
+            self._page = (rows, await read_in_slices(rows, self._projections))
+            self._asked = asked
+        return self._page
+
+
 class Walk:
     """One projection's views against the log; `steps` does it, a page at a time.
 
     `following` compares each view as of where the checkpoint stands when it is read, so that a
     daemon may go on tailing; else all of them as of `until`. `mending` replaces what differs: in
     a checkpoint that is followed it raises the generation, so that a batch which was folded onto
-    the rows as they were is not committed. `only` is the key of a single view.
+    the rows as they were is not committed. `only` is the key of a single view. `pages` are shared
+    with the walks of other projections.
     """
 
     def __init__(
@@ -54,6 +76,7 @@ class Walk:
         until: int | None = None,
         mending: bool = False,
         only: str | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self.skipped = 0
         """Events up to `until` that are of no concern, once the walk is over."""
@@ -64,9 +87,10 @@ class Walk:
         self._following = until is None
         self._mending = mending
         self._only = only
+        self._shared = pages or Pages(store, [projection])
 
     async def steps(self) -> AsyncIterator[Step]:
-        await self._store.clear_gathered()
+        await self._store.clear_gathered(self._projection.name)
         self._last = await self._store.read_events(start=self.until, until=self.until)
         async for step in self._fold(self._pages()):
             yield step
@@ -100,26 +124,31 @@ class Walk:
         """The log by view, as far as an index has it so; the rest is gathered for later."""
         if self._only is not None:
             async for rows in self._history([self._only], after=0, until=self.until):
-                yield _page(self._projection, rows)
+                yield await self._read(rows)
         elif self._projection.log_keys("") is None:
             start = 0
             while rows := await self._store.read_events(start=start, until=self.until):
                 start = rows[-1].seq + 1
-                page = _page(self._projection, rows)
+                page = await self._read(rows)
                 yield await self._set_aside(page, {key for key in page.keys if key is not None})
         else:
             last = None
-            while rows := await self._store.read_by_key(after=last, until=self.until):
+            while (found := await self._shared.by_key(last, self.until))[0]:
+                rows, events = found
                 last = rows[-1]
-                page = _page(self._projection, rows)
+                page = _page(self._projection, rows, events)
                 yield await self._set_aside(page, await self._spelled_twice(rows))
+
+    async def _read(self, rows: Sequence[LogRow]) -> "_Page":
+        return _page(self._projection, rows, await read_in_slices(rows, [self._projection]))
 
     async def _set_aside(self, page: "_Page", keys: set[str]) -> "_Page":
         """Gather the events of some views, and leave the others."""
         aside = [(key, seq) for key, seq in zip(page.keys, page.seqs, strict=True) if key in keys]
         if not aside:
             return page
-        await self._store.gather([(str(key), seq) for key, seq in aside])
+        name = self._projection.name
+        await self._store.gather(name, [(str(key), seq) for key, seq in aside])
         kept = [i for i, key in enumerate(page.keys) if key not in keys]
         return _Page(
             [page.seqs[i] for i in kept],
@@ -128,8 +157,8 @@ class Walk:
         )
 
     async def _gathered(self) -> AsyncIterator["_Page"]:
-        after = ("", 0)
-        while rows := await self._store.read_gathered(after=after):
+        after, name = ("", 0), self._projection.name
+        while rows := await self._store.read_gathered(name, after=after):
             after = (rows[-1][0], rows[-1][1].seq)
             yield _Page(
                 [row.seq for _, row in rows],
@@ -308,7 +337,7 @@ class Walk:
         keys = [key for key in keys if isinstance(key, str) and is_utf8(key)]
         spellings = {key: self._projection.log_keys(key) for key in keys}
         if None in spellings.values():
-            explained = await self._store.gathered(keys)
+            explained = await self._store.gathered(self._projection.name, keys)
             if until > self.until:
                 async for rows in self._history(keys, after=self.until, until=until):
                     events = folding.read(rows, [self._projection])
@@ -384,8 +413,9 @@ class _Page(msgspec.Struct, frozen=True):
     events: Sequence[Event | Rejected]
 
 
-def _page(projection: Projection, rows: Sequence[LogRow]) -> _Page:
-    events = folding.read(rows, [projection])
+def _page(
+    projection: Projection, rows: Sequence[LogRow], events: Sequence[Event | Rejected]
+) -> _Page:
     if projection.log_keys("") is None:
         keys = [folding.key_of(projection, event) for event in events]
     else:
