@@ -1,0 +1,118 @@
+"""What the daemon costs while nothing happens, to start, and in memory."""
+
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import workload
+from latency import SMALL, appends
+from measure import (
+    PROJECTOR,
+    Figure,
+    Options,
+    cpu_s,
+    daemon,
+    memory_mib,
+    timed,
+    wake_ups,
+    written,
+)
+from throughput import LONG, filled, sized
+from workload import INSERT, T0, Log
+
+MANY: Final = Log(200_000, 100_000)
+LARGE: Final = Log(10_001, 1, content_bytes=1000)
+"""One session of 10 MB."""
+
+
+def idle(options: Options) -> Iterator[Figure]:
+    """After a burst: processor time, writes, and how often it wakes up."""
+    seconds = 2 if options.quick else 20
+    cpu, writes, waking, own = [], [], [], []
+    path = workload.copied(filled(SMALL, options), options.folder / "run.db")
+    with daemon(path) as running:
+        running.caught_up(SMALL.events)
+        for _ in range(min(options.runs, 3)):
+            appends(path, 200, every_s=0, sessions=50, size=300)
+            time.sleep(3)
+            before, woken, at = cpu_s(running.pid), wake_ups(running.pid), time.monotonic()
+            time.sleep(seconds)
+            elapsed = time.monotonic() - at
+            cpu.append((cpu_s(running.pid) - before) / elapsed * 100)
+            waking.append((wake_ups(running.pid) - woken) / elapsed)
+            writes.append(float(_writes(running.pid, seconds / 2, options.folder)))
+            woken = wake_ups(running.pid)
+            appends(path, 1, every_s=0, sessions=50, size=300)
+            time.sleep(1)
+            own.append(float(wake_ups(running.pid) - woken))
+    workload.check(path)
+    yield Figure("idle: processor", "%", cpu, 0.1)
+    yield Figure("idle: writes and syncs", "calls", writes, 0)
+    yield Figure("idle: threads wake up", "1/s", waking)
+    yield Figure("one event: threads wake up in the second after it", "times", own)
+
+
+def _writes(pid: int, seconds: float, folder: Path) -> int:
+    """Calls that write or sync, as strace counts them; without it, as the kernel does."""
+    traced = folder / "strace"
+    if shutil.which("strace"):
+        calls = "trace=write,pwrite64,writev,pwritev,fsync,fdatasync,ftruncate"
+        command = ["strace", "-f", "-qq", "-e", calls, "-o", str(traced), "-p", str(pid)]
+        tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        failed = tracer.poll() is not None
+        tracer.terminate()
+        tracer.wait()
+        if not failed:
+            return sum("(" in line for line in traced.read_text().splitlines())
+    before = written(pid)["syscw"]
+    time.sleep(seconds)
+    return written(pid)["syscw"] - before
+
+
+def start(options: Options) -> Iterator[Figure]:
+    """From exec to a view that was not folded before it; and `--help`."""
+    ready, helped = [], []
+    for _ in range(options.runs * 2):
+        path = workload.copied(filled(SMALL, options), options.folder / "run.db")
+        with daemon(path) as running:
+            running.caught_up(SMALL.events)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            made = workload.event(0, 300, SMALL.events, created=False)
+            data = msgspec.msgpack.encode(made)
+            connection.execute(INSERT, ("new", "session:S-0", data, T0))
+        with closing(sqlite3.connect(path)) as connection, daemon(path) as running:
+            query = "SELECT last_offset_id = 'new' FROM view WHERE key = 'session:S-0'"
+            while connection.execute(query).fetchone() != (1,):
+                time.sleep(0.001)
+            ready.append((time.monotonic() - running.executed_at) * 1000)
+        workload.check(path)
+        helped.append(timed(*PROJECTOR, "--help")[0] * 1000)
+    yield Figure("daemon start to tailing, small database", "ms", ready, 300)
+    yield Figure("projector --help", "ms", helped, 120)
+
+
+def memory(options: Options) -> Iterator[Figure]:
+    """Peak while catching up, and what it keeps when idle after it."""
+    for name, log, view_mib in (
+        ("1M events", LONG, 0.0),
+        ("100k sessions", MANY, 0.0),
+        ("one view of 10 MB", LARGE, 10.0),
+    ):
+        log, idle_mib, peak_mib = sized(log, options), [], []
+        for _ in range(min(options.runs, 3)):
+            path = workload.copied(filled(log, options), options.folder / "run.db")
+            with daemon(path) as running:
+                running.caught_up(log.events)
+                time.sleep(0.5 if options.quick else 3)
+                idle_mib.append(memory_mib(running.pid, "VmRSS"))
+                peak_mib.append(memory_mib(running.pid, "VmHWM"))
+            workload.check(path)
+        yield Figure(f"memory, {name}: idle", "MiB", idle_mib, 100 + 6 * view_mib)
+        yield Figure(f"memory, {name}: peak", "MiB", peak_mib, 200 + 6 * view_mib)

@@ -1,0 +1,164 @@
+"""How soon a committed event is visible in its view, and what writers feel of it.
+
+The writer is a process of its own (`writer.py`); what it commits is looked for by this one, which
+spins on `PRAGMA data_version` and reads the view whenever somebody committed.
+"""
+
+import sqlite3
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import workload
+from measure import PROJECTOR, WITHOUT_INOTIFY, Daemon, Figure, Options, daemon, quantile, written
+from throughput import LOCAL, filled, sized
+from workload import Log
+from writer import Written, writer
+
+from worker.wakeup import IDLE_POLL_S
+
+SMALL: Final = Log(500, 50)
+MISSED_AFTER_S: Final = 5.0
+
+
+def appends(
+    path: Path, count: int, *, every_s: float, sessions: int, size: int
+) -> tuple[Written, list[float]]:
+    """Append so often; the writer's times, and when each event was seen in its view."""
+    seen: list[float] = []
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as connection,
+        writer(path, count=count, every_s=every_s, sessions=sessions, size=size) as running,
+    ):
+        version, give_up = -1, time.monotonic() + 1 + MISSED_AFTER_S
+        while len(seen) < count and (now := time.monotonic()) < give_up:
+            if version == (version := connection.execute("PRAGMA data_version").fetchone()[0]):
+                continue
+            while len(seen) < count and _last(connection, len(seen) % sessions) >= len(seen):
+                seen.append(time.monotonic())
+                give_up = now + every_s + MISSED_AFTER_S
+        return running.wait(), seen
+
+
+def _last(connection: sqlite3.Connection, session: int) -> int:
+    """The number of the writer's newest event in the view of a session, -1 for none."""
+    query = "SELECT last_offset_id FROM view WHERE key = ?"
+    event_id: str = connection.execute(query, (f"session:S-{session}",)).fetchone()[0]
+    name, _, number = event_id.partition("-")
+    return int(number) if name == "w" else -1
+
+
+def delays_ms(written_: Written, seen: Sequence[float]) -> list[float]:
+    """From the end of each commit; 0 where it was seen before the writer knew."""
+    pairs = zip(seen, written_.commits, strict=False)
+    return [max(at - end, 0) * 1000 for at, (_, end) in pairs]
+
+
+def tail(options: Options) -> Iterator[Figure]:
+    """One event each 20 ms, with the means of the daemon and where inotify is missing."""
+    poll_ms = IDLE_POLL_S * 1000
+    for name, command, targets in (
+        ("commit → visible", PROJECTOR, (1.0, 3.0)),
+        ("commit → visible, no inotify", WITHOUT_INOTIFY, (None, poll_ms + 5)),
+    ):
+        p50, p99, longest, missed = [], [], [], []
+        count = 20 if options.quick else 500
+        for _ in range(options.runs):
+            path = workload.copied(filled(SMALL, options), options.folder / "run.db")
+            with daemon(path, command=command) as running:
+                running.caught_up(SMALL.events)
+                done, seen = appends(path, count, every_s=0.02, sessions=50, size=300)
+            workload.check(path)
+            delays = delays_ms(done, seen)
+            p50.append(statistics.median(delays))
+            p99.append(quantile(delays, 0.99))
+            longest.append(max(delays))
+            missed.append(float(count - len(seen)))
+        yield Figure(f"{name}: p50", "ms", p50, targets[0])
+        yield Figure(f"{name}: p99", "ms", p99, targets[1])
+        yield Figure(f"{name}: longest", "ms", longest)
+        yield Figure(f"{name}: missed", "events", missed, 0)
+
+
+def beside_writer(options: Options) -> Iterator[Figure]:
+    """A writer at 200 events/s while the daemon catches up, and while no daemon is there."""
+    log = sized(LOCAL, options)
+    with_daemon, alone = [], []
+    for _ in range(options.runs):
+        path = workload.copied(filled(log, options), options.folder / "run.db")
+        with writer(path, every_s=0.005, sessions=1, size=300) as running:
+            time.sleep(1)
+            alone.append(running.stop())
+        path = workload.copied(filled(log, options), options.folder / "run.db")
+        writing = writer(path, every_s=0.005, sessions=1, size=300)
+        with writing as running, daemon(path) as folding:
+            folding.caught_up(log.events)
+            caught_up_at = time.monotonic()
+            done = running.stop()
+            folding.caught_up(log.events + len(done.commits))
+        workload.check(path)
+        during = [c for c in done.commits if folding.started_at <= c[0] <= caught_up_at]
+        with_daemon.append(Written(done.busy, during))
+    for name, runs, target in (
+        ("a writer at 200/s during catch-up", with_daemon, 10.0),
+        ("a writer at 200/s, no daemon", alone, None),
+    ):
+        times = [run.took_ms for run in runs]
+        yield Figure(f"{name}: p50", "ms", [statistics.median(run) for run in times])
+        yield Figure(f"{name}: p99", "ms", [quantile(run, 0.99) for run in times], target)
+        yield Figure(f"{name}: longest", "ms", [max(run) for run in times])
+        waited = [float(sum(ms > 5 for ms in run)) for run in times]
+        yield Figure(f"{name}: above 5 ms", "commits", waited)
+        busy = [float(run.busy) for run in runs]
+        yield Figure(f"{name}: BUSY", "commits", busy, None if target is None else 0)
+
+
+def one_session(messages: int, options: Options) -> Path:
+    """One session with so many messages of 1 KB, folded."""
+    log = Log(messages + 1, 1, content_bytes=1000)
+    path = workload.copied(filled(log, options), options.folder / "run.db")
+    with daemon(path) as running:
+        running.caught_up(log.events)
+    return path
+
+
+def appended_ms(messages: int, options: Options) -> tuple[float, float, float]:
+    """Median ms until one more message is visible; bytes written for it, alone and under load."""
+    path, count = one_session(messages, options), 5 if options.quick else 20
+    with daemon(path) as running:
+        time.sleep(1)  # it is tailing, and has nothing to do
+        before = written(running.pid)["wchar"]
+        done, seen = appends(path, count, every_s=0.2, sessions=1, size=1000)
+        if len(seen) < count:
+            raise workload.WrongViews("an append was not seen")
+        single = (written(running.pid)["wchar"] - before) / count
+        loaded = _under_load(path, running, count * 10, messages + 1 + count)
+    workload.check(path)
+    return statistics.median(delays_ms(done, seen)), single, loaded
+
+
+def _under_load(path: Path, running: Daemon, count: int, position: int) -> float:
+    """The bytes that the daemon writes for each of so many appends, as fast as they come."""
+    before = written(running.pid)["wchar"]
+    with writer(path, "l", count=count, every_s=0, sessions=1, size=1000) as loading:
+        loading.wait()
+    running.caught_up(position + count)
+    return (written(running.pid)["wchar"] - before) / count
+
+
+def large_session(options: Options) -> Iterator[Figure]:
+    """An append to a session that holds many messages of 1 KB."""
+    for messages, target in ((1_000, 3.0), (10_000, 30.0)):
+        runs = [
+            appended_ms(messages // (100 if options.quick else 1), options)
+            for _ in range(options.runs)
+        ]
+        name = f"append to {messages:,} messages of 1 KB"
+        yield Figure(name, "ms", [ms for ms, _, _ in runs], target)
+        yield Figure(f"{name}: written, alone", "KiB", [alone / 1024 for _, alone, _ in runs])
+        yield Figure(f"{name}: written, under load", "KiB", [load / 1024 for _, _, load in runs])
+        ratios = [load / alone for _, alone, load in runs]
+        yield Figure(f"{name}: written under load against alone", "ratio", ratios, 1.0)

@@ -1,0 +1,188 @@
+"""What benchmarks share: figures, `projector` as a process of its own, what /proc tells of it."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any, Final, Literal
+
+import msgspec
+
+PROJECTOR: Final = [str(Path(sys.executable).with_name("projector"))]
+SESSIONS_ALONE: Final = [
+    *(sys.executable, "-P", "-c"),
+    "import projections; projections.BUILT_IN = projections.BUILT_IN[:1];"
+    "from worker import cli; cli.main()",
+]
+"""`projector` with the session view as its only built-in projection."""
+WITHOUT_INOTIFY: Final = [
+    *(sys.executable, "-P", "-c"),
+    "import sys; sys.modules.update(dict.fromkeys(['inotify_simple', 'asyncinotify', 'inotify',"
+    "'watchfiles', 'watchdog', '_inotify']));"
+    "from worker import cli; cli.main()",
+]
+"""`projector` where no library can tell it of a change in a folder."""
+PATIENCE_S: Final = 600.0
+
+
+class Figure(msgspec.Struct):
+    """What was measured, run by run, and what it should be."""
+
+    name: str
+    unit: str
+    values: list[float]
+    target: float | None = None
+    better: Literal["more", "less"] = "less"
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None or not self.values:
+            return None
+        return self.median >= self.target if self.better == "more" else self.median <= self.target
+
+
+class Curve(msgspec.Struct):
+    """How one figure grows with another: x, and what was measured there, run by run."""
+
+    name: str
+    x: str
+    y: str
+    points: list[tuple[float, list[float]]]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How much to run, and where."""
+
+    runs: int
+    quick: bool
+    folder: Path
+    peers_venv: Path
+    peers_python: str
+
+
+class Daemon:
+    """`projector run` at its default flags; what it logs, and when."""
+
+    def __init__(self, path: Path, command: Sequence[str], *arguments: str) -> None:
+        self.executed_at = time.monotonic()
+        self.child = subprocess.Popen(
+            [*command, "run", "-d", str(path), *arguments],
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parent,
+        )
+        self._reached: dict[str, tuple[int, float]] = {}
+        self._expected: set[str] = set()
+        self._news = Condition()
+        self.started_at = 0.0
+        Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def caught_up(self, position: int) -> float:
+        """When every projection had committed that position, on the monotonic clock."""
+        with self._news:
+            if not self._news.wait_for(lambda: self._are_at(position), PATIENCE_S):
+                raise TimeoutError(f"not at {position}: {self._reached}")
+            if self.child.poll() is not None:
+                raise RuntimeError(f"projector ended with exit code {self.child.returncode}")
+            return max(at for _, at in self._reached.values())
+
+    def _are_at(self, position: int) -> bool:
+        if self.child.poll() is not None:
+            return True  # it will not come
+        there = {name for name, (reached, _) in self._reached.items() if reached >= position}
+        return bool(there) and self._expected <= there
+
+    def _read(self) -> None:
+        assert self.child.stderr is not None
+        for line in self.child.stderr:
+            at = time.monotonic()
+            said: dict[str, Any] = json.loads(line) if line.startswith(b"{") else {}
+            with self._news:
+                if said.get("event") == "started":
+                    self.started_at, self._expected = at, set(said["projections"])
+                elif said.get("event") == "batch_committed":
+                    for name in said["views"]:
+                        self._reached[name] = (said["position"], at)
+                elif said.get("level") != "info":
+                    sys.stderr.buffer.write(line)
+                self._news.notify_all()
+        with self._news:
+            self.child.wait()
+            self._news.notify_all()
+
+    def stop(self) -> None:
+        self.child.send_signal(signal.SIGTERM)
+        self.child.wait(30)
+
+
+@contextmanager
+def daemon(
+    path: Path, *arguments: str, command: Sequence[str] = tuple(PROJECTOR)
+) -> Iterator[Daemon]:
+    running = Daemon(path, command, *arguments)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def timed(*command: str, code: int = 0) -> tuple[float, float]:
+    """Seconds and peak MiB of a command that must end with that code."""
+    started = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    took = time.monotonic() - started
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != code:
+        raise RuntimeError(f"{command} ended with exit code {child.returncode}")
+    return took, usage.ru_maxrss / 1024
+
+
+def memory_mib(pid: int, field: Literal["VmRSS", "VmHWM"]) -> float:
+    """Of a living process: now, or at its peak."""
+    return _status(Path(f"/proc/{pid}/status"))[field] / 1024
+
+
+def cpu_s(pid: int) -> float:
+    """The processor time of all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wake_ups(pid: int) -> int:
+    """How often a thread of the process waited for something."""
+    threads = Path(f"/proc/{pid}/task").glob("*/status")
+    return sum(_status(thread)["voluntary_ctxt_switches"] for thread in threads)
+
+
+def written(pid: int) -> dict[str, int]:
+    """Bytes and calls of `write`, the logs' included, and bytes that went to a disk."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
+
+
+def _status(file: Path) -> dict[str, int]:
+    """The fields of a status file that are numbers."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {
+        line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()
+    }
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]

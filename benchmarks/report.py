@@ -1,0 +1,51 @@
+"""Results as a table, for a terminal or for a page."""
+
+import msgspec
+from measure import Curve, Figure
+
+
+class Results(msgspec.Struct):
+    """Of one run; what `--json` writes."""
+
+    machine: dict[str, str]
+    figures: list[Figure]
+    curves: list[Curve]
+
+
+HEADER = ("figure", "target", "reached", "min–max", "")
+
+
+def number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}".rstrip("0").rstrip(".") if value >= 0.1 or not value else f"{value:.2g}"
+
+
+def cells(figure: Figure) -> tuple[str, ...]:
+    sign = "≥" if figure.better == "more" else "≤"
+    target = "" if figure.target is None else f"{sign} {number(figure.target)} {figure.unit}"
+    if not figure.values:
+        return figure.name, target, f"not measured: {figure.unit}", "", ""
+    spread = f"{number(min(figure.values))}–{number(max(figure.values))}"
+    met = {None: "", True: "met", False: "missed"}[figure.met]
+    return figure.name, target, f"{number(figure.median)} {figure.unit}", spread, met
+
+
+def line(figure: Figure) -> str:
+    return "  ".join(cell for cell in cells(figure) if cell)
+
+
+def plain(results: Results) -> str:
+    rows = [HEADER, *map(cells, results.figures)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    said = ", ".join(f"{what} {value}" for what, value in results.machine.items())
+    return "\n".join([*(row.rstrip() for row in padded), "", said])
+
+
+def markdown(results: Results) -> str:
+    rows = [HEADER, ("---", "--:", "--:", "--:", "---"), *map(cells, results.figures)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

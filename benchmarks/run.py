@@ -1,0 +1,108 @@
+"""All benchmarks, one table: python benchmarks/run.py [--only NAME…] [--runs N] [--json FILE].
+
+Everything runs the installed `projector` at its default flags as a process of its own, on a fresh
+copy of its database, whose views are looked at afterwards. Needs Linux, 8 GB in the folder for
+temporary files (TMPDIR), and half an hour. `--table FILE` prints what `--json FILE` wrote as
+Markdown, `--plot FILE` draws it to docs/performance/ (that needs `pip install -e '.[benchmarks]'`).
+The peers (`--only peers`) are installed from the Python index into a venv of their own.
+"""
+
+import argparse
+import os
+import platform
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import footprint
+import latency
+import msgspec
+import report
+import throughput
+from measure import Curve, Figure, Options
+from report import Results
+
+BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
+    "rates": throughput.rates,
+    "floor": throughput.against_floor,
+    "replay": throughput.replay,
+    "tail": latency.tail,
+    "idle": footprint.idle,
+    "writer": latency.beside_writer,
+    "append": latency.large_session,
+    "start": footprint.start,
+    "memory": footprint.memory,
+}
+"""A new benchmark is one function and one line here."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--runs", type=int, default=5, help="of each; medians are shown")
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print these results")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw these results")
+    cache = Path(tempfile.gettempdir()) / f"projector-peers-{os.getuid()}"
+    parser.add_argument("--peers-venv", type=Path, default=cache)
+    parser.add_argument("--peers-python", default=sys.executable, help="the venv's interpreter")
+    chosen = parser.parse_args()
+    if chosen.table or chosen.plot:
+        shown = msgspec.json.decode((chosen.table or chosen.plot).read_bytes(), type=Results)
+        if chosen.table:
+            print(report.markdown(shown))
+        else:
+            import plots
+
+            plots.draw(shown, Path(__file__).parents[1] / "docs" / "performance")
+        return
+    results = run(chosen)
+    print(report.plain(results))
+
+
+def run(chosen: Any) -> Results:
+    """The chosen benchmarks, one after the other; what is there is written after each."""
+    results = Results(machine=machine(), figures=[], curves=[])
+    with tempfile.TemporaryDirectory(prefix="projector-benchmarks-") as folder:
+        options = Options(
+            runs=1 if chosen.quick else chosen.runs,
+            quick=chosen.quick,
+            folder=Path(folder),
+            peers_venv=chosen.peers_venv,
+            peers_python=chosen.peers_python,
+        )
+        for name in chosen.only:
+            started = time.monotonic()
+            for found in BENCHMARKS[name](options):
+                if isinstance(found, Curve):
+                    results.curves.append(found)
+                else:
+                    results.figures.append(found)
+                    print(report.line(found), file=sys.stderr)
+            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+            if chosen.json:
+                encoded = msgspec.json.format(msgspec.json.encode(results), indent=1)
+                chosen.json.write_bytes(encoded + b"\n")
+    return results
+
+
+def machine() -> dict[str, str]:
+    """In general terms."""
+    return {
+        "processors": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "journal": "WAL; writers synchronous FULL, projector NORMAL",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""How fast a log is folded: catch-up against the floor, `replay` and `verify`.
+
+A catch-up is the daemon's, from the line `started` on its log to the line that tells of the newest
+event's commit: without the start of the process, which is a figure of its own.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import workload
+from measure import PROJECTOR, SESSIONS_ALONE, Figure, Options, daemon, memory_mib, timed
+from workload import Log
+
+LOCAL: Final = Log(200_000, 10_000)
+W1: Final = Log(20_000, 1_000, "interleaved", content_bytes=300)
+W2: Final = Log(10_000, 5, "interleaved", content_bytes=1000)
+HOT: Final = Log(20_000, 5, "interleaved", content_bytes=1000)
+RANDOM: Final = Log(200_000, 10_000, "random")
+LONG: Final = Log(1_000_000, 10_000)
+SHRUNK: Final = 100
+"""How much smaller logs are in a quick run."""
+
+
+def sized(log: Log, options: Options) -> Log:
+    return log.smaller(SHRUNK) if options.quick else log
+
+
+def filled(log: Log, options: Options) -> Path:
+    """The template of a log, filled once and for all benchmarks of a run."""
+    parts = (log.events, log.sessions, log.order, log.live, log.content_bytes)
+    path = options.folder / ("-".join(map(str, parts)) + ".db")
+    if not path.exists():
+        workload.fill(path, log)
+    return path
+
+
+def catch_up(
+    log: Log,
+    options: Options,
+    *arguments: str,
+    command: Sequence[str] = PROJECTOR,
+) -> tuple[float, float, Path]:
+    """Events per second and peak MiB of one catch-up, and the database after it."""
+    path = workload.copied(filled(log, options), options.folder / "run.db")
+    with daemon(path, *arguments, command=command) as running:
+        took_s = running.caught_up(log.events) - running.started_at
+        peak_mib = memory_mib(running.pid, "VmHWM")
+    workload.check(path, index=command is PROJECTOR)
+    return log.events / took_s, peak_mib, path
+
+
+def rates(options: Options) -> Iterator[Figure]:
+    """Catch-up of the logs that have a target of so many events per second."""
+    for name, log, command, target in (
+        ("catch-up, 10k sessions, 200 live, both projections", LOCAL, PROJECTOR, 60_000),
+        ("catch-up, 10k sessions, 200 live, session view alone", LOCAL, SESSIONS_ALONE, 100_000),
+        ("catch-up, 5 hot sessions, 1 KB", HOT, PROJECTOR, 60_000),
+        ("catch-up, 10k sessions in random order", RANDOM, PROJECTOR, 35_000),
+    ):
+        runs = [
+            catch_up(sized(log, options), options, command=command) for _ in range(options.runs)
+        ]
+        yield Figure(name, "events/s", [rate for rate, _, _ in runs], target, "more")
+        yield Figure(f"{name}: peak memory", "MiB", [peak for _, peak, _ in runs], 200)
+
+
+def floor_s(kind: str, path: Path) -> float:
+    script = Path(__file__).with_name("floor.py")
+    return float(subprocess.check_output([sys.executable, str(script), kind, str(path)]))
+
+
+def against_floor(options: Options) -> Iterator[Figure]:
+    """W1 and W2: run for run against the floor, whose views must be the same."""
+    for name, whole in (("W1", W1), ("W2", W2)):
+        log = sized(whole, options)
+        reached, floors, inside = [], [], []
+        as_json = options.folder / "json.db"
+        workload.fill(as_json, log, json=True)
+        for _ in range(options.runs):
+            floor = workload.copied(filled(log, options), options.folder / "floor.db")
+            floors.append(log.events / floor_s("python", floor))
+            path = workload.copied(as_json, options.folder / "run.db")
+            inside.append(log.events / floor_s("sqlite", path))
+            rate, _, path = catch_up(log, options)
+            reached.append(rate)
+            if workload.views(path) != workload.views(floor):
+                raise workload.WrongViews(f"the floor folds {name} to other views")
+        as_json.unlink()
+        yield Figure(f"{name}: projector", "events/s", reached)
+        yield Figure(f"{name}: floor, one Python process", "events/s", floors)
+        yield Figure(f"{name}: floor, inside SQLite", "events/s", inside)
+        ratios = [rate / floor for rate, floor in zip(reached, floors, strict=True)]
+        yield Figure(f"catch-up {name} against the floor", "ratio", ratios, 0.6, "more")
+
+
+def replay(options: Options) -> Iterator[Figure]:
+    """`replay` from nothing, then `verify`, of a million events, with their peak memory."""
+    for order in ("local", "random"):
+        log = sized(Log(LONG.events, LONG.sessions, order), options)
+        measured: dict[str, list[tuple[float, float]]] = {"replay": [], "verify": []}
+        for _ in range(options.runs):
+            path = workload.copied(filled(log, options), options.folder / "run.db")
+            for command, runs in measured.items():
+                runs.append(timed(*PROJECTOR, command, "-d", str(path)))
+                workload.check(path)
+        for command, target in (("replay", 15), ("verify", 12)):
+            name = f"{command} of 1M events, {order} order"
+            yield Figure(name, "s", [took for took, _ in measured[command]], target)
+            yield Figure(f"{name}: peak memory", "MiB", [mib for _, mib in measured[command]], 150)

@@ -1,0 +1,89 @@
+"""A writer as any other: writer.py DATABASE NAME COUNT EVERY_S SESSIONS BYTES.
+
+Appends to `session:S-<n>`, which are there already, under ids `NAME-<number>`: one INSERT and
+commit at a time, one every so often (0: as fast as it goes), until COUNT, or until its standard
+input ends. Prints JSON: when each commit began and ended on the monotonic clock, and how many were
+BUSY after waiting for five seconds.
+"""
+
+import json
+import select
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import msgspec
+from workload import INSERT, T0, event
+
+
+class Written(msgspec.Struct):
+    """What a writer did; seconds on the monotonic clock."""
+
+    busy: int
+    commits: list[tuple[float, float]]
+
+    @property
+    def took_ms(self) -> list[float]:
+        return [(end - begin) * 1000 for begin, end in self.commits]
+
+
+class Writer:
+    """A writer in a process of its own."""
+
+    def __init__(self, command: list[str]) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._child = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+
+    def stop(self) -> Written:
+        """At once, whether or not it has written all."""
+        return msgspec.json.decode(self._child.communicate()[0], type=Written)
+
+    def wait(self) -> Written:
+        """Until it has written all."""
+        assert self._child.stdout is not None
+        said = self._child.stdout.read()
+        self._child.communicate()
+        return msgspec.json.decode(said, type=Written)
+
+
+@contextmanager
+def writer(
+    path: Path, name: str = "w", *, count: int = 10**9, every_s: float, sessions: int, size: int
+) -> Iterator[Writer]:
+    numbers = [str(count), str(every_s), str(sessions), str(size)]
+    running = Writer([sys.executable, __file__, str(path), name, *numbers])
+    try:
+        yield running
+    finally:
+        running._child.kill()
+        running._child.wait()
+
+
+def main() -> None:
+    path, name = sys.argv[1:3]
+    count, sessions, size = (int(sys.argv[at]) for at in (3, 5, 6))
+    every_s, busy, commits = float(sys.argv[4]), 0, []
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as connection:
+        due = time.monotonic() + 0.2
+        for number in range(count):
+            if select.select([sys.stdin], [], [], max(due - time.monotonic(), 0))[0]:
+                break
+            session = number % sessions
+            data = msgspec.msgpack.encode(event(session, size, number, created=False))
+            row = (f"{name}-{number}", f"session:S-{session}", data, T0 + number)
+            begin = time.monotonic()
+            try:
+                connection.execute(INSERT, row)
+            except sqlite3.OperationalError:
+                busy += 1
+            commits.append((begin, time.monotonic()))
+            due += every_s
+    print(json.dumps({"busy": busy, "commits": commits}))
+
+
+if __name__ == "__main__":
+    main()
