@@ -1,5 +1,7 @@
 """Results as a table, for a terminal or for a page."""
 
+import statistics
+
 import msgspec
 from measure import Curve, Figure
 
@@ -35,6 +37,12 @@ def line(figure: Figure) -> str:
     return "  ".join(cell for cell in cells(figure) if cell)
 
 
+def points(curve: Curve) -> str:
+    """A curve in one line: its medians."""
+    said = (f"{x:,.0f}: {number(statistics.median(values))}" for x, values in curve.points)
+    return f"{curve.name} ({curve.y}): {', '.join(said)}"
+
+
 def plain(results: Results) -> str:
     rows = [HEADER, *map(cells, results.figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
@@ -43,7 +51,8 @@ def plain(results: Results) -> str:
         for row in rows
     )
     said = ", ".join(f"{what} {value}" for what, value in results.machine.items())
-    return "\n".join([*(row.rstrip() for row in padded), "", said])
+    curves = map(points, results.curves)
+    return "\n".join([*(row.rstrip() for row in padded), "", *curves, "", said])
 
 
 def markdown(results: Results) -> str:

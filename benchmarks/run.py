@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import footprint
+import growth
 import latency
 import msgspec
 import report
@@ -36,6 +37,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "append": latency.large_session,
     "start": footprint.start,
     "memory": footprint.memory,
+    "growth": growth.curves,
 }
 """A new benchmark is one function and one line here."""
 
