@@ -25,6 +25,7 @@ from measure import (
 )
 from throughput import LONG, filled, sized
 from workload import INSERT, T0, Log
+from writer import writer
 
 MANY: Final = Log(200_000, 100_000)
 LARGE: Final = Log(10_001, 1, content_bytes=1000)
@@ -39,7 +40,7 @@ def idle(options: Options) -> Iterator[Figure]:
     with daemon(path) as running:
         running.caught_up(SMALL.events)
         for _ in range(min(options.runs, 3)):
-            appends(path, 200, every_s=0, sessions=50, size=300)
+            _burst(path, 200)
             time.sleep(3)
             before, woken, at = cpu_s(running.pid), wake_ups(running.pid), time.monotonic()
             time.sleep(seconds)
@@ -48,7 +49,7 @@ def idle(options: Options) -> Iterator[Figure]:
             waking.append((wake_ups(running.pid) - woken) / elapsed)
             writes.append(float(_writes(running.pid, seconds / 2, options.folder)))
             woken = wake_ups(running.pid)
-            appends(path, 1, every_s=0, sessions=50, size=300)
+            _burst(path, 1)
             time.sleep(1)
             own.append(float(wake_ups(running.pid) - woken))
     workload.check(path)
@@ -56,6 +57,14 @@ def idle(options: Options) -> Iterator[Figure]:
     yield Figure("idle: writes and syncs", "calls", writes, 0)
     yield Figure("idle: threads wake up", "1/s", waking)
     yield Figure("one event: threads wake up in the second after it", "times", own)
+
+
+def _burst(path: Path, count: int) -> None:
+    """So many events as fast as they come, all of them seen."""
+    writing = writer(path, count=count, every_s=0, sessions=50, size=300)
+    _, seen = appends(path, writing, count, 50)
+    if len(seen) < count:
+        raise workload.WrongViews("an event was not seen")
 
 
 def _writes(pid: int, seconds: float, folder: Path) -> int:

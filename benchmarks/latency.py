@@ -8,7 +8,7 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ import workload
 from measure import PROJECTOR, WITHOUT_INOTIFY, Daemon, Figure, Options, daemon, quantile, written
 from throughput import LOCAL, filled, sized
 from workload import Log
-from writer import Written, writer
+from writer import PROGRAM, Writer, Written, writer
 
 from worker.wakeup import IDLE_POLL_S
 
@@ -25,21 +25,18 @@ MISSED_AFTER_S: Final = 5.0
 
 
 def appends(
-    path: Path, count: int, *, every_s: float, sessions: int, size: int
+    path: Path, writing: AbstractContextManager[Writer], count: int, sessions: int
 ) -> tuple[Written, list[float]]:
-    """Append so often; the writer's times, and when each event was seen in its view."""
+    """What a writer did that appends so often, and when each event was seen in its view."""
     seen: list[float] = []
-    with (
-        closing(sqlite3.connect(path, isolation_level=None)) as connection,
-        writer(path, count=count, every_s=every_s, sessions=sessions, size=size) as running,
-    ):
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, writing as running:
         version, give_up = -1, time.monotonic() + 1 + MISSED_AFTER_S
         while len(seen) < count and (now := time.monotonic()) < give_up:
             if version == (version := connection.execute("PRAGMA data_version").fetchone()[0]):
                 continue
             while len(seen) < count and _last(connection, len(seen) % sessions) >= len(seen):
                 seen.append(time.monotonic())
-                give_up = now + every_s + MISSED_AFTER_S
+                give_up = now + MISSED_AFTER_S
         return running.wait(), seen
 
 
@@ -57,6 +54,13 @@ def delays_ms(written_: Written, seen: Sequence[float]) -> list[float]:
     return [max(at - end, 0) * 1000 for at, (_, end) in pairs]
 
 
+def slowly(
+    path: Path, count: int, program: Sequence[str] = PROGRAM
+) -> AbstractContextManager[Writer]:
+    """One event each 20 ms, over fifty sessions."""
+    return writer(path, count=count, every_s=0.02, sessions=50, size=300, program=program)
+
+
 def tail(options: Options) -> Iterator[Figure]:
     """One event each 20 ms, with the means of the daemon and where inotify is missing."""
     poll_ms = IDLE_POLL_S * 1000
@@ -70,7 +74,7 @@ def tail(options: Options) -> Iterator[Figure]:
             path = workload.copied(filled(SMALL, options), options.folder / "run.db")
             with daemon(path, command=command) as running:
                 running.caught_up(SMALL.events)
-                done, seen = appends(path, count, every_s=0.02, sessions=50, size=300)
+                done, seen = appends(path, slowly(path, count), count, 50)
             workload.check(path)
             delays = delays_ms(done, seen)
             p50.append(statistics.median(delays))
@@ -128,10 +132,11 @@ def one_session(messages: int, options: Options) -> Path:
 def appended_ms(messages: int, options: Options) -> tuple[float, float, float]:
     """Median ms until one more message is visible; bytes written for it, alone and under load."""
     path, count = one_session(messages, options), 5 if options.quick else 20
+    writing = writer(path, count=count, every_s=0.2, sessions=1, size=1000)
     with daemon(path) as running:
         time.sleep(1)  # it is tailing, and has nothing to do
         before = written(running.pid)["wchar"]
-        done, seen = appends(path, count, every_s=0.2, sessions=1, size=1000)
+        done, seen = appends(path, writing, count, 1)
         if len(seen) < count:
             raise workload.WrongViews("an append was not seen")
         single = (written(running.pid)["wchar"] - before) / count

@@ -27,7 +27,7 @@ def cells(figure: Figure) -> tuple[str, ...]:
     sign = "≥" if figure.better == "more" else "≤"
     target = "" if figure.target is None else f"{sign} {number(figure.target)} {figure.unit}"
     if not figure.values:
-        return figure.name, target, f"not measured: {figure.unit}", "", ""
+        return figure.name, target, "not measured", "", ""
     spread = f"{number(min(figure.values))}–{number(max(figure.values))}"
     met = {None: "", True: "met", False: "missed"}[figure.met]
     return figure.name, target, f"{number(figure.median)} {figure.unit}", spread, met

@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ import footprint
 import growth
 import latency
 import msgspec
+import peers
 import report
 import throughput
 from measure import Curve, Figure, Options
@@ -37,6 +39,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "append": latency.large_session,
     "start": footprint.start,
     "memory": footprint.memory,
+    "peers": peers.compared,
     "growth": growth.curves,
 }
 """A new benchmark is one function and one line here."""
@@ -67,11 +70,12 @@ def main() -> None:
         return
     results = run(chosen)
     print(report.plain(results))
+    sys.exit(any(not figure.values for figure in results.figures))
 
 
 def run(chosen: Any) -> Results:
     """The chosen benchmarks, one after the other; what is there is written after each."""
-    results = Results(machine=machine(), figures=[], curves=[])
+    results = Results(machine=machine(quick=chosen.quick), figures=[], curves=[])
     with tempfile.TemporaryDirectory(prefix="projector-benchmarks-") as folder:
         options = Options(
             runs=1 if chosen.quick else chosen.runs,
@@ -82,12 +86,16 @@ def run(chosen: Any) -> Results:
         )
         for name in chosen.only:
             started = time.monotonic()
-            for found in BENCHMARKS[name](options):
-                if isinstance(found, Curve):
-                    results.curves.append(found)
-                else:
-                    results.figures.append(found)
-                    print(report.line(found), file=sys.stderr)
+            try:
+                for found in BENCHMARKS[name](options):
+                    if isinstance(found, Curve):
+                        results.curves.append(found)
+                    else:
+                        results.figures.append(found)
+                        print(report.line(found), file=sys.stderr)
+            except Exception as error:  # the others are of use without it
+                traceback.print_exc()
+                results.figures.append(Figure(f"{name}: failed, {type(error).__name__}", "", []))
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
             if chosen.json:
                 encoded = msgspec.json.format(msgspec.json.encode(results), indent=1)
@@ -95,7 +103,7 @@ def run(chosen: Any) -> Results:
     return results
 
 
-def machine() -> dict[str, str]:
+def machine(*, quick: bool) -> dict[str, str]:
     """In general terms."""
     return {
         "processors": str(os.cpu_count()),
@@ -103,6 +111,7 @@ def machine() -> dict[str, str]:
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
         "journal": "WAL; writers synchronous FULL, projector NORMAL",
+        "sizes": "tiny, no figures to quote" if quick else "whole",
     }
 
 

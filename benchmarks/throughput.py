@@ -48,7 +48,7 @@ def catch_up(
     with daemon(path, *arguments, command=command) as running:
         took_s = running.caught_up(log.events) - running.started_at
         peak_mib = memory_mib(running.pid, "VmHWM")
-    workload.check(path, index=command is PROJECTOR)
+    workload.check(path, index=command is not SESSIONS_ALONE)
     return log.events / took_s, peak_mib, path
 
 

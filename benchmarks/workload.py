@@ -11,8 +11,6 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from worker import schema
-
 T0: Final = 1_700_000_000_000
 INSERT: Final = "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)"
 
@@ -81,6 +79,8 @@ def event(session: int, content_bytes: int, number: int, *, created: bool) -> di
 
 def fill(path: Path, log: Log, *, json: bool = False) -> None:
     """A database with that log, all of it in its main file."""
+    from worker import schema  # not at the top, as peers import this module too
+
     schema.setup(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN")

@@ -12,12 +12,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from workload import INSERT, T0, event
+
+PROGRAM: Final = (sys.executable, __file__)
 
 
 class Written(msgspec.Struct):
@@ -52,10 +55,17 @@ class Writer:
 
 @contextmanager
 def writer(
-    path: Path, name: str = "w", *, count: int = 10**9, every_s: float, sessions: int, size: int
+    path: Path,
+    name: str = "w",
+    *,
+    count: int = 10**9,
+    every_s: float,
+    sessions: int,
+    size: int,
+    program: Sequence[str] = PROGRAM,
 ) -> Iterator[Writer]:
     numbers = [str(count), str(every_s), str(sessions), str(size)]
-    running = Writer([sys.executable, __file__, str(path), name, *numbers])
+    running = Writer([*program, str(path), name, *numbers])
     try:
         yield running
     finally:
@@ -63,26 +73,35 @@ def writer(
         running._child.wait()
 
 
+def keep_pace(append: Callable[[int], None], count: int, every_s: float) -> None:
+    """Call so often with 0, 1, 2, …, and print when each call began and ended."""
+    busy, commits = 0, []
+    due = time.monotonic() + 0.2
+    for number in range(count):
+        if select.select([sys.stdin], [], [], max(due - time.monotonic(), 0))[0]:
+            break
+        begin = time.monotonic()
+        try:
+            append(number)
+        except sqlite3.OperationalError:
+            busy += 1
+        commits.append((begin, time.monotonic()))
+        due += every_s
+    print(json.dumps({"busy": busy, "commits": commits}))
+
+
 def main() -> None:
     path, name = sys.argv[1:3]
     count, sessions, size = (int(sys.argv[at]) for at in (3, 5, 6))
-    every_s, busy, commits = float(sys.argv[4]), 0, []
     with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as connection:
-        due = time.monotonic() + 0.2
-        for number in range(count):
-            if select.select([sys.stdin], [], [], max(due - time.monotonic(), 0))[0]:
-                break
+
+        def append(number: int) -> None:
             session = number % sessions
             data = msgspec.msgpack.encode(event(session, size, number, created=False))
             row = (f"{name}-{number}", f"session:S-{session}", data, T0 + number)
-            begin = time.monotonic()
-            try:
-                connection.execute(INSERT, row)
-            except sqlite3.OperationalError:
-                busy += 1
-            commits.append((begin, time.monotonic()))
-            due += every_s
-    print(json.dumps({"busy": busy, "commits": commits}))
+            connection.execute(INSERT, row)
+
+        keep_pace(append, count, float(sys.argv[4]))
 
 
 if __name__ == "__main__":
