@@ -34,9 +34,9 @@ def log_length(options: Options) -> Iterator[Curve]:
 
 
 def sessions(options: Options) -> Iterator[Curve]:
-    """200,000 events over ever more sessions, 200 of them live."""
-    counts = (10_000, 30_000, 100_000)
-    rates, peaks = _caught_up([(n, Log(LOCAL.events, n)) for n in counts], options)
+    """100,000 events over ever more sessions, up to 200 of them live: ever smaller views."""
+    counts = (10, 100, 1_000, 10_000, 100_000)
+    rates, peaks = _caught_up([(n, Log(100_000, n)) for n in counts], options)
     yield Curve("catch-up by sessions", "sessions", "events/s", rates)
     yield Curve("memory by sessions", "sessions", "peak MiB", peaks)
 
@@ -98,7 +98,7 @@ def writers(options: Options) -> Iterator[Curve]:
 
 def _written(count: int, options: Options) -> tuple[float, float, float]:
     """Events per second, a writer's p99, and the lag behind the last commit, in ms."""
-    seconds = 5 / (SHRUNK if options.quick else 1)
+    seconds = 4 / (SHRUNK if options.quick else 1)
     path = workload.copied(filled(SMALL, options), options.folder / "run.db")
     with daemon(path) as running, ExitStack() as stack:
         running.caught_up(SMALL.events)

@@ -108,20 +108,23 @@ class Daemon:
 
     def _read(self) -> None:
         assert self.child.stderr is not None
-        for line in self.child.stderr:
-            at = time.monotonic()
-            said: dict[str, Any] = json.loads(line) if line.startswith(b"{") else {}
-            with self._news:
-                if said.get("event") == "started":
-                    self.started_at, self._expected = at, set(said["projections"])
-                elif said.get("event") == "batch_committed":
-                    for name in said["views"]:
-                        self._reached[name] = (said["position"], at)
-                elif said.get("level") != "info":
-                    sys.stderr.buffer.write(line)
-                self._news.notify_all()
+        with self.child.stderr as lines:
+            for line in lines:
+                self._note(line, time.monotonic())
         with self._news:
             self.child.wait()
+            self._news.notify_all()
+
+    def _note(self, line: bytes, at: float) -> None:
+        said: dict[str, Any] = json.loads(line) if line.startswith(b"{") else {}
+        with self._news:
+            if said.get("event") == "started":
+                self.started_at, self._expected = at, set(said["projections"])
+            elif said.get("event") == "batch_committed":
+                for name in said["views"]:
+                    self._reached[name] = (said["position"], at)
+            elif said.get("level") != "info":
+                sys.stderr.buffer.write(line)
             self._news.notify_all()
 
     def stop(self) -> None:

@@ -28,7 +28,7 @@ PEERS: Final = (
     ("eventsource-py", "eventsource-py {}, a batch subscriber", "batch", "peer_eventsource.py"),
 )
 """Package, what it is called here, variant, script."""
-LONG_S: Final = 20.0
+LONG_S: Final = 10.0
 """What takes longer is not run again."""
 
 

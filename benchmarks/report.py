@@ -50,11 +50,16 @@ def plain(results: Results) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     )
-    said = ", ".join(f"{what} {value}" for what, value in results.machine.items())
     curves = map(points, results.curves)
-    return "\n".join([*(row.rstrip() for row in padded), "", *curves, "", said])
+    return "\n".join([*(row.rstrip() for row in padded), "", *curves, "", _machine(results)])
 
 
 def markdown(results: Results) -> str:
     rows = [HEADER, ("---", "--:", "--:", "--:", "---"), *map(cells, results.figures)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = ["| " + " | ".join(row) + " |" for row in rows]
+    curves = [f"- {points(curve)}" for curve in results.curves]
+    return "\n".join([*table, "", *curves, "", _machine(results)])
+
+
+def _machine(results: Results) -> str:
+    return ", ".join(f"{what} {value}" for what, value in results.machine.items())

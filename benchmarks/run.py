@@ -1,7 +1,7 @@
 """All benchmarks, one table: python benchmarks/run.py [--only NAME…] [--runs N] [--json FILE].
 
 Everything runs the installed `projector` at its default flags as a process of its own, on a fresh
-copy of its database, whose views are looked at afterwards. Needs Linux, 8 GB in the folder for
+copy of its database, whose views are looked at afterwards. Needs Linux, 5 GB in the folder for
 temporary files (TMPDIR), and half an hour. `--table FILE` prints what `--json FILE` wrote as
 Markdown, `--plot FILE` draws it to docs/performance/ (that needs `pip install -e '.[benchmarks]'`).
 The peers (`--only peers`) are installed from the Python index into a venv of their own.
@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -75,7 +76,11 @@ def main() -> None:
 
 def run(chosen: Any) -> Results:
     """The chosen benchmarks, one after the other; what is there is written after each."""
-    results = Results(machine=machine(quick=chosen.quick), figures=[], curves=[])
+    version = [chosen.peers_python, "--version"]
+    asked = subprocess.check_output(version, text=True)
+    results = Results(
+        machine=machine(quick=chosen.quick, peers_python=asked.split()[-1]), figures=[], curves=[]
+    )
     with tempfile.TemporaryDirectory(prefix="projector-benchmarks-") as folder:
         options = Options(
             runs=1 if chosen.quick else chosen.runs,
@@ -103,7 +108,7 @@ def run(chosen: Any) -> Results:
     return results
 
 
-def machine(*, quick: bool) -> dict[str, str]:
+def machine(*, quick: bool, peers_python: str) -> dict[str, str]:
     """In general terms."""
     return {
         "processors": str(os.cpu_count()),
@@ -111,6 +116,7 @@ def machine(*, quick: bool) -> dict[str, str]:
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
         "journal": "WAL; writers synchronous FULL, projector NORMAL",
+        "peers' Python": peers_python,
         "sizes": "tiny, no figures to quote" if quick else "whole",
     }
 

@@ -45,6 +45,10 @@ class Writer:
         """At once, whether or not it has written all."""
         return msgspec.json.decode(self._child.communicate()[0], type=Written)
 
+    def kill(self) -> None:
+        with self._child:
+            self._child.kill()
+
     def wait(self) -> Written:
         """Until it has written all."""
         assert self._child.stdout is not None
@@ -69,8 +73,7 @@ def writer(
     try:
         yield running
     finally:
-        running._child.kill()
-        running._child.wait()
+        running.kill()
 
 
 def keep_pace(append: Callable[[int], None], count: int, every_s: float) -> None:
