@@ -16,12 +16,12 @@ import msgspec
 
 INSERT_SELECT = """
 INSERT INTO view
-SELECT key, key, json_object(
-    'id', substr(key, 9), 'project', max(data ->> '$.data.project'),
-    'messages', json_group_array(json(data -> '$.data.messages[0]'))
-      FILTER (WHERE data ->> '$.type' = 'session_append'),
-    'status', 'ready', 'createdAt', min(created_at), 'updatedAt', max(created_at)),
-  max(id), min(created_at), max(created_at)
+SELECT key, key,
+  '{"id":"' || substr(key, 9) || '","project":"' || max(data ->> '$.data.project')
+    || '","messages":[' || group_concat(data -> '$.data.messages[0]')
+    || '],"status":"ready","createdAt":' || min(created_at)
+    || ',"updatedAt":' || max(created_at) || '}',
+  substr(max(printf('%012d', seq) || id), 13), min(created_at), max(created_at)
 FROM event_log GROUP BY key
 """
 
