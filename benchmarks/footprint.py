@@ -109,12 +109,13 @@ def start(options: Options) -> Iterator[Figure]:
 
 def memory(options: Options) -> Iterator[Figure]:
     """Peak while catching up, and what it keeps when idle after it."""
-    for name, log, view_mib in (
-        ("1M events", LONG, 0.0),
-        ("100k sessions", MANY, 0.0),
-        ("one view of 10 MB", LARGE, 10.0),
+    for name, whole in (
+        ("1M events", LONG),
+        ("100k sessions", MANY),
+        ("one view of 10 MB", LARGE),
     ):
-        log, idle_mib, peak_mib = sized(log, options), [], []
+        log, views_mib = sized(whole, options), 6 * whole.view_mib
+        idle_mib, peak_mib = list[float](), list[float]()
         for _ in range(min(options.runs, 3)):
             path = workload.copied(filled(log, options), options.folder / "run.db")
             with daemon(path) as running:
@@ -123,5 +124,5 @@ def memory(options: Options) -> Iterator[Figure]:
                 idle_mib.append(memory_mib(running.pid, "VmRSS"))
                 peak_mib.append(memory_mib(running.pid, "VmHWM"))
             workload.check(path)
-        yield Figure(f"memory, {name}: idle", "MiB", idle_mib, 100 + 6 * view_mib)
-        yield Figure(f"memory, {name}: peak", "MiB", peak_mib, 200 + 6 * view_mib)
+        yield Figure(f"memory, {name}: idle", "MiB", idle_mib, 100 + views_mib)
+        yield Figure(f"memory, {name}: peak", "MiB", peak_mib, 200 + views_mib)

@@ -33,6 +33,11 @@ class Log(msgspec.Struct, frozen=True):
     live: int = 200
     content_bytes: int = 300
 
+    @property
+    def view_mib(self) -> float:
+        """About as much as its largest view has."""
+        return self.events / self.sessions * self.content_bytes / 2**20
+
     def smaller(self, factor: int) -> "Log":
         return msgspec.structs.replace(
             self,
