@@ -98,6 +98,10 @@ class Event(msgspec.Struct, frozen=True):
 
 def decode(row: LogRow, others: Collection[str] = ()) -> Event:
     """The event of a row; raises `Unfoldable`. `others`: further types that somebody folds."""
+    return _plain(row) or _any(row, others)
+
+
+def _any(row: LogRow, others: Collection[str]) -> Event:
     data, event = _whole(row.data)
     kind = event.get("type")
     if not isinstance(kind, str):
@@ -250,31 +254,84 @@ class _Data(msgspec.Struct, frozen=True):
         for index, message in enumerate(values):
             if not isinstance(message, dict):
                 raise _wrong(f"message {index}", message, "a map")
-        return Messages(values, _body(self.encoded))
+        data = messagepack.fields(self.encoded)["data"]
+        _count, body = messagepack.split_list(messagepack.fields(data)["messages"])
+        return Messages(values, body)
 
 
-class _RawData(msgspec.Struct):
-    messages: msgspec.Raw
+_NOTHING: Final = msgspec.Raw(b"\xc0")
 
 
-class _RawEvent(msgspec.Struct):
-    """What is kept as its writer encoded it."""
-
-    data: _RawData
-
-
-_decode_raw = msgspec.msgpack.Decoder(_RawEvent).decode
+class _PlainData(msgspec.Struct, forbid_unknown_fields=True):
+    messages: msgspec.Raw = _NOTHING
+    status: str | None = None
+    project: str | None = None
+    createdAt: int | None = None  # noqa: N815
 
 
-def _body(encoded: bytes) -> bytes:
-    """The messages of an event that has some, end to end."""
+class _PlainEvent(msgspec.Struct, forbid_unknown_fields=True):
+    """An event of ours with nothing in it that is not ours, as nearly all are."""
+
+    type: str
+    data: _PlainData
+    sessionId: str | None = None  # noqa: N815
+    timestamp: int | None = None
+
+
+_decode_plain = msgspec.msgpack.Decoder(_PlainEvent).decode
+_decode_messages = msgspec.msgpack.Decoder(list[dict[Any, Any]]).decode
+
+
+def _plain(row: LogRow) -> Event | None:
+    """What `_any` makes of a plain event, at a third of its cost; None leaves it to that.
+
+    Every byte is looked at here too: nothing is skipped, for want of unknown fields.
+    """
+    key, data, event_id = row.key, row.data, row.id
+    if type(data) is not bytes or type(key) is not str or type(event_id) is not str:
+        return None
+    if not (key.isascii() and event_id.isascii()) or messagepack.may_be_deep(data):
+        return None
     try:
-        messages: messagepack.Buffer = _decode_raw(encoded).data.messages
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        data = messagepack.fields(encoded)["data"]
-        messages = messagepack.fields(data)["messages"]
-    _count, body = messagepack.split_list(messages)
-    return body
+        event = _decode_plain(data)
+        own = event.data
+        if there := own.messages is not _NOTHING:
+            values = _decode_messages(own.messages)
+            _count, body = messagepack.split_list(own.messages)
+        else:
+            values, body = [], b""
+        time = created_ms(row.created_at) if event.timestamp is None else event.timestamp
+    except (*messagepack.FAILURES, Unfoldable):
+        return None
+    session = key.removeprefix(_PREFIX)
+    created_at = time if own.createdAt is None else own.createdAt
+    if not session or event.sessionId not in (None, session) or own.status == "":
+        return None
+    if not -_MAX_MS <= time <= _MAX_MS or not -_MAX_MS <= created_at <= _MAX_MS:
+        return None
+    if len(data) > MAX_EVENT_BYTES:
+        return None
+    folded: Body
+    if event.type == "session_append" or event.type == "session_append_messages":
+        if not values:
+            return None
+        folded = MessagesAppended(Messages(values, body))
+    elif event.type == "session_created":
+        if own.project is None:
+            return None
+        folded = SessionCreated(
+            own.project, Messages(values, body), own.status or "ready", created_at
+        )
+    elif event.type == "session_status_update":
+        if own.status is None:
+            return None
+        folded = SessionUpdated(None, own.status, None)
+    elif event.type == "session_updated":
+        messages = Messages(values, body) if there else None
+        folded = SessionUpdated(messages, own.status, own.project)
+    else:
+        return None
+    return Event(row.seq, event_id, event.type, session, time, folded)
 
 
 def _created(data: _Data, time: int) -> SessionCreated:

@@ -17,7 +17,7 @@ MAX_DEPTH = 256
 """Levels of maps and lists, the outermost counted as the first; plain values do not count."""
 
 _NOT_CONTAINERS = bytes({*range(256)} - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
-_FAILURES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+FAILURES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _fields = msgspec.msgpack.Decoder(dict[Any, msgspec.Raw])
 _items = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
@@ -30,11 +30,16 @@ def decode(data: bytes) -> Any:
     """One whole value, every byte of it checked; raises `Malformed`."""
     try:
         value = msgspec.msgpack.decode(data)
-    except _FAILURES:
+    except FAILURES:
         return _Reader(data).whole()
-    if len(data.translate(None, _NOT_CONTAINERS)) > MAX_DEPTH:
+    if may_be_deep(data):
         _Reader(data).whole()
     return value
+
+
+def may_be_deep(data: bytes) -> bool:
+    """Whether there are as many bytes that could begin a map or list as are needed for that."""
+    return len(data) > MAX_DEPTH and len(data.translate(None, _NOT_CONTAINERS)) > MAX_DEPTH
 
 
 def decode_exact(data: bytes) -> Any:
@@ -55,7 +60,7 @@ def fields(data: Buffer) -> Mapping[Any, Buffer]:
     """The entries of a map that `decode` accepts, each value as the bytes that hold it."""
     try:
         return _fields.decode(data)
-    except _FAILURES:
+    except FAILURES:
         return _Reader(bytes(data)).fields()
 
 
@@ -74,7 +79,7 @@ def list_header(count: int) -> bytes:
 def split_list(data: Buffer) -> tuple[int, bytes]:
     """How many values a list has, and their bytes without its header; raises `Malformed`."""
     data = bytes(data)
-    if b"\x90" <= data[:1] <= b"\x9f":
+    if data and 0x90 <= data[0] <= 0x9F:
         return data[0] & 0x0F, data[1:]
     reader = _Reader(data)
     count = reader.list_length()

@@ -69,17 +69,18 @@ class SessionIndex(PerSession):
             last_event_id=event.id,
             last_seq=event.seq,
         )
-        return _with_messages(empty, body.messages)
+        return _changed(empty, event, body.messages, body.project, body.status)
 
     def changed(self, view: Entry, event: Event) -> Entry:
-        view = msgspec.structs.replace(
-            view, updated_at=event.time, last_event_id=event.id, last_seq=event.seq
-        )
-        match event.body:
-            case MessagesAppended(added):
-                return _with_messages(view, added)
-            case SessionUpdated() as body:
-                return _updated(view, body)
+        body = event.body
+        if isinstance(body, MessagesAppended):
+            return _changed(view, event, body.messages, view.project, view.status)
+        if isinstance(body, SessionUpdated):
+            if body.messages is not None:
+                view = msgspec.structs.replace(view, title=None, message_count=0, last_role=None)
+            project = view.project if body.project is None else body.project
+            status = view.status if body.status is None else body.status
+            return _changed(view, event, body.messages, project, status)
         raise AssertionError(f"{event.type} changes no session")
 
     def to_row(self, view: Entry) -> tuple[Any, ...]:
@@ -92,32 +93,37 @@ class SessionIndex(PerSession):
             raise Damaged(str(error)) from None
 
 
-def _updated(view: Entry, body: SessionUpdated) -> Entry:
-    view = msgspec.structs.replace(
-        view,
-        project=view.project if body.project is None else body.project,
-        status=view.status if body.status is None else body.status,
-    )
-    if body.messages is None:
-        return view
-    empty = msgspec.structs.replace(view, title=None, message_count=0, last_role=None)
-    return _with_messages(empty, body.messages)
-
-
-def _with_messages(view: Entry, added: Messages) -> Entry:
-    if not added.values:
-        return view
-    title = view.title
-    if title is None:
-        users = (message for message in added.values if message.get("role") == "user")
-        title = next((_title(message) for message in users), None)
-    role = added.values[-1].get("role")
-    return msgspec.structs.replace(
-        view,
+def _changed(view: Entry, event: Event, added: Messages | None, project: str, status: str) -> Entry:
+    title, count, last_role = view.title, view.message_count, view.last_role
+    if added and added.values:
+        if title is None:
+            title = _first_title(added)
+        count += added.count
+        last_role = _role(added)
+    return Entry(
+        session_id=view.session_id,
+        project=project,
+        status=status,
         title=title,
-        message_count=view.message_count + added.count,
-        last_role=role if isinstance(role, str) else None,
+        message_count=count,
+        last_role=last_role,
+        created_at=view.created_at,
+        updated_at=event.time,
+        last_event_id=event.id,
+        last_seq=event.seq,
     )
+
+
+def _first_title(added: Messages) -> str | None:
+    for message in added.values:
+        if message.get("role") == "user":
+            return _title(message)
+    return None
+
+
+def _role(added: Messages) -> str | None:
+    role = added.values[-1].get("role")
+    return role if isinstance(role, str) else None
 
 
 def _title(message: dict[Any, Any]) -> str:

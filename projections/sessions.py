@@ -61,11 +61,11 @@ class Sessions(PerSession):
         return _within_limit(_created(event, body))
 
     def changed(self, view: Session, event: Event) -> Session:
-        match event.body:
-            case MessagesAppended(added):
-                return _within_limit(_changed(view, event, added=added))
-            case SessionUpdated() as body:
-                return _within_limit(_updated(view, event, body))
+        body = event.body
+        if isinstance(body, MessagesAppended):
+            return _within_limit(_changed(view, event, body.messages, None, None))
+        if isinstance(body, SessionUpdated):
+            return _within_limit(_updated(view, event, body))
         raise AssertionError(f"{event.type} changes no session")
 
     def settled(self, view: Session) -> Session:
@@ -154,28 +154,27 @@ def _created(event: Event, body: SessionCreated) -> Session:
 def _changed(
     view: Session,
     event: Event,
-    *,
-    added: Messages | None = None,
-    project: str | None = None,
-    status: str | None = None,
+    added: Messages | None,
+    project: str | None,
+    status: str | None,
 ) -> Session:
     return Session(
-        id=view.id,
-        project=view.project if project is None else project,
-        status=view.status if status is None else status,
-        created_at=view.created_at,
-        updated_at=event.time,
-        last_event_id=event.id,
-        count=view.count + (added.count if added else 0),
-        body_bytes=view.body_bytes + (len(added.body) if added else 0),
-        chunks=(view.chunks, added.body) if added else view.chunks,
+        view.id,
+        view.project if project is None else project,
+        view.status if status is None else status,
+        view.created_at,
+        event.time,
+        event.id,
+        view.count + added.count if added else view.count,
+        view.body_bytes + len(added.body) if added else view.body_bytes,
+        (view.chunks, added.body) if added else view.chunks,
     )
 
 
 def _updated(view: Session, event: Event, body: SessionUpdated) -> Session:
     if body.messages is not None:
         view = msgspec.structs.replace(view, count=0, body_bytes=0, chunks=None)
-    return _changed(view, event, added=body.messages, project=body.project, status=body.status)
+    return _changed(view, event, body.messages, body.project, body.status)
 
 
 def _within_limit(view: Session) -> Session:
