@@ -133,16 +133,25 @@ def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
     """The view to have at hand for an event; none where the projection fails to say."""
-    if isinstance(event, Rejected) or event.type not in projection.events:
-        return None
-    try:
-        key = projection.key_of(event)
-        if key is not None and not projection.trusted:
-            _require_key(key)
-        return key
-    except (Exception, SystemExit) as error:
-        _reason(error)
-        return None
+    return keys_of(projection, [event])[0]
+
+
+def keys_of(projection: Projection, events: Iterable[Event | Rejected]) -> list[str | None]:
+    """The same of many."""
+    wanted, trusted, said = projection.events, projection.trusted, projection.key_of
+    keys: list[str | None] = []
+    for event in events:
+        key = None
+        if isinstance(event, Event) and event.type in wanted:
+            try:
+                key = said(event)
+                if key is not None and not trusted:
+                    _require_key(key)
+            except (Exception, SystemExit) as error:
+                _reason(error)
+                key = None
+        keys.append(key)
+    return keys
 
 
 def _reason(error: BaseException) -> str:

@@ -3,11 +3,12 @@
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import structlog
 
@@ -19,7 +20,7 @@ from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailabl
 from worker.hot import Hot
 from worker.replay import refold, refuse_newer, unfit
 from worker.slices import fold_in_slices, read_in_slices
-from worker.store import Change, Checkpoint, Committed, Store, digest, size_of
+from worker.store import Change, Checkpoint, Committed, Look, Store, digest, size_of
 from worker.vitals import Batch, Vitals
 from worker.wakeup import poll_delay_s
 
@@ -82,6 +83,7 @@ class Tail:
         self._outage = outage
         self._vitals = outage.vitals if outage else Vitals()
         self._leading = leading
+        self._ahead: _Ahead | None = None
         self._idle_polls = 0
         self._gentle = 0
         """Batches that are to be small, because others write."""
@@ -122,7 +124,15 @@ class Tail:
         if until is not None:
             until = max(until, self.position)
         most = SMALL_EVENTS if self._gentle else BATCH_EVENTS
-        look = await self._store.look(start=self.position, until=until, events=most)
+        ahead, self._ahead = self._ahead, None
+        if ahead and (ahead.start, ahead.until, ahead.read_for) == (
+            *(self.position, until),
+            self._projections(),
+        ):
+            look, read = ahead.look, ahead.events
+        else:
+            look = await self._store.look(start=self.position, until=until, events=most)
+            read = None
         newest, rows = look.newest, look.rows
         self._vitals.saw(newest, self._positions(), leading=self._leading)
         if not self.members:
@@ -130,15 +140,17 @@ class Tail:
             return False
         if not _fits([member.checkpoint for member in self.members], rows):
             await self._check_log()
-        more = len(rows) == most
         rows = rows[1:] if self.position else rows
         if not rows:
             await self._check_checkpoints()
             self._woken = None
             self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
-        batch = await self._fold(rows)
-        committed = await self._store.commit([part.change for part in batch.parts])
+        more = rows[-1].seq < (newest if until is None else min(newest, until))
+        read = read or await read_in_slices(rows, self._projections())
+        async with _beside(self._look_ahead, rows[-1].seq, until, most, wanted=more):
+            batch = await self._fold(rows, read)
+            committed = await self._store.commit([part.change for part in batch.parts])
         self.members = [
             Member(member.projection, part.change.after, member.hot)
             for member, part in zip(self.members, batch.parts, strict=True)
@@ -151,6 +163,13 @@ class Tail:
         await self._make_way(committed, touched=look.touched, more=more)
         return True
 
+    async def _look_ahead(self, start: int, until: int | None, most: int) -> None:
+        """Read and decode what comes next, while the database thread commits."""
+        look = await self._store.look(start=start, until=until, events=most)
+        read_for = self._projections()
+        events = await read_in_slices(look.rows[1:], read_for)
+        self._ahead = _Ahead(start, until, read_for, look, events)
+
     async def _make_way(self, committed: Committed, *, touched: bool, more: bool) -> None:
         """While there is much to fold and others write: small batches, and the lock left to them
         for as long as it was held."""
@@ -160,6 +179,9 @@ class Tail:
             self._gentle -= 1
         if self._gentle and more:
             await anyio.sleep(committed.held_s)
+
+    def _projections(self) -> tuple[Projection, ...]:
+        return tuple(member.projection for member in self.members)
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
@@ -199,9 +221,8 @@ class Tail:
             await wait(delay_s, stop)
             waited_s += delay_s
 
-    async def _fold(self, rows: Sequence[LogRow]) -> "_Batch":
+    async def _fold(self, rows: Sequence[LogRow], events: Sequence[Event | Rejected]) -> "_Batch":
         """What these rows change; of the first only, if all touch more than may be loaded."""
-        events = await read_in_slices(rows, [member.projection for member in self.members])
         touched: list[_Touched] = []
         for member in self.members:
             with faults_of(member.projection):
@@ -285,6 +306,35 @@ class _Part(msgspec.Struct, frozen=True):
             self.member.hot.keep(self.views, map(size_of, self.change.rows))
 
 
+class _Ahead(msgspec.Struct, frozen=True):
+    """Events read before their turn: those after `start`, as these projections are to fold them."""
+
+    start: int
+    until: int | None
+    read_for: tuple[Projection, ...]
+    look: Look
+    events: Sequence[Event | Rejected]
+
+
+@asynccontextmanager
+async def _beside(
+    work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any, wanted: bool
+) -> AsyncIterator[None]:
+    """Some work beside the block; what either raises comes out as it is."""
+    if not wanted:
+        yield
+        return
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work, *arguments)
+            await (
+                anyio.lowlevel.checkpoint()
+            )  # so that the database thread gets it before the block's
+            yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
 class _Batch(msgspec.Struct, frozen=True):
     """Events, and what they do to each projection."""
 
@@ -295,7 +345,7 @@ class _Batch(msgspec.Struct, frozen=True):
 async def _load(store: Store, member: Member, events: Sequence[Event | Rejected]) -> _Touched:
     """What events touch; of the first events only, if that is more than may be loaded."""
     projection = member.projection
-    keys = [folding.key_of(projection, event) for event in events]
+    keys = folding.keys_of(projection, events)
     asked = dict.fromkeys(key for key in keys if key is not None)
     hot = member.hot.take(asked)
     cold = [key for key in asked if key not in hot]
