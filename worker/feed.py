@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from worker.sqlite import SqliteStore, opened
 from worker.store import State
 from worker.tail import Member, Outage, Tail, faults_of, load, wait
 from worker.vitals import Vitals
+from worker.wakeup import Wakeup
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
@@ -42,10 +43,14 @@ class Feed:
 
     async def run(self) -> None:
         """Those furthest on lead; each of the others catches up by itself, and joins them."""
+        with closing(Wakeup(self._path)) as wakeup:
+            await self._run(wakeup)
+
+    async def _run(self, wakeup: Wakeup) -> None:
         async with opened(self._path) as store, anyio.create_task_group() as tasks:
             names = [projection.name for projection in self._projections]
             log.info("started", database=str(self._path), projections=names)
-            lead = Tail(store, [], self._outage, leading=True)
+            lead = Tail(store, [], self._outage, leading=True, wakeup=wakeup)
             unplaced = list(self._projections)
             while not self._stop.is_set():
                 try:

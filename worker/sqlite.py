@@ -103,7 +103,9 @@ class SqliteStore:
         self._identity.check()
         return await self._run(_newest)
 
-    async def look(self, *, start: int, until: int | None, events: int) -> Look:
+    async def look(
+        self, *, start: int, until: int | None, events: int, names: Sequence[str] = ()
+    ) -> Look:
         self._identity.check()
         values = {"position": start, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
 
@@ -111,7 +113,9 @@ class SqliteStore:
             known = self._data_version is not None
             touched = self._touched(connection) and known  # before the rows: it misses nothing
             rows = [LogRow(*row) for row in _page(connection, [_SELECT + _FROM], values, events)]
-            return Look(rows, max(_newest(connection), rows[-1].seq if rows else 0), touched)
+            newest = max(_newest(connection), rows[-1].seq if rows else 0)
+            stand = [_checkpoint(connection, name) for name in names]
+            return Look(rows, newest, touched, stand)
 
         return await self._run(work)
 

@@ -39,11 +39,13 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Look(msgspec.Struct, frozen=True):
-    """Events, the newest seq, and whether others may have committed since the look before."""
+    """Events, the newest seq, whether others may have committed since the look before, and where
+    some projections stand."""
 
     rows: list[LogRow]
     newest: int
     touched: bool
+    checkpoints: list[Checkpoint | None]
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -89,8 +91,10 @@ class Store(Protocol):
     async def newest(self) -> int:
         """The newest seq, 0 for an empty log. Raises `RetryLater` where the file was replaced."""
 
-    async def look(self, *, start: int, until: int | None, events: int) -> Look:
-        """The event at `start` and those after it, about so many and no more than a page's bytes.
+    async def look(
+        self, *, start: int, until: int | None, events: int, names: Sequence[str] = ()
+    ) -> Look:
+        """The event at `start` and those after it, so many at most and no more than a page's bytes.
 
         Raises `RetryLater` where the file was replaced.
         """

@@ -22,10 +22,8 @@ from worker.replay import refold, refuse_newer, unfit
 from worker.slices import fold_in_slices, read_in_slices
 from worker.store import Change, Checkpoint, Committed, Look, Store, digest, size_of
 from worker.vitals import Batch, Vitals
-from worker.wakeup import poll_delay_s
+from worker.wakeup import Wakeup
 
-LONGEST_IDLE_S: Final = 1.0
-"""After so much waiting the log is read whatever the engine says of changes."""
 BATCH_EVENTS: Final = 16384
 """What falls into one batch for one view is one write."""
 SMALL_EVENTS: Final = 512
@@ -75,6 +73,7 @@ class Tail:
         outage: Outage | None = None,
         *,
         leading: bool = False,
+        wakeup: Wakeup | None = None,
     ) -> None:
         self.members = list(members)
         self.turn_lock = anyio.Lock()
@@ -84,7 +83,7 @@ class Tail:
         self._vitals = outage.vitals if outage else Vitals()
         self._leading = leading
         self._ahead: _Ahead | None = None
-        self._idle_polls = 0
+        self._wakeup = wakeup or Wakeup()
         self._gentle = 0
         """Batches that are to be small, because others write."""
         self._woken: float | None = None
@@ -112,11 +111,11 @@ class Tail:
             if self._outage:
                 self._outage.over()
             if moved:
-                self._idle_polls = 0
-            else:
-                if until is not None:
-                    return
-                await self._idle(stop)
+                self._wakeup.busy()
+            elif until is not None:
+                return
+            elif await self._wakeup.wait(self._store.changed, stop):
+                self._woken = time.perf_counter()
 
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
@@ -124,6 +123,7 @@ class Tail:
         if until is not None:
             until = max(until, self.position)
         most = SMALL_EVENTS if self._gentle else BATCH_EVENTS
+        self._wakeup.heard()  # of our own commit, or of what is about to be read
         ahead, self._ahead = self._ahead, None
         if ahead and (ahead.start, ahead.until, ahead.read_for) == (
             *(self.position, until),
@@ -131,7 +131,10 @@ class Tail:
         ):
             look, read = ahead.look, ahead.events
         else:
-            look = await self._store.look(start=self.position, until=until, events=most)
+            names = [projection.name for projection in self._projections()]
+            look = await self._store.look(
+                start=self.position, until=until, events=most, names=names
+            )
             read = None
         newest, rows = look.newest, look.rows
         self._vitals.saw(newest, self._positions(), leading=self._leading)
@@ -142,7 +145,9 @@ class Tail:
             await self._check_log()
         rows = rows[1:] if self.position else rows
         if not rows:
-            await self._check_checkpoints()
+            # A database restored in place stands elsewhere than what is remembered of it.
+            if look.checkpoints != [member.checkpoint for member in self.members]:
+                raise LostRace
             self._woken = None
             self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
@@ -209,18 +214,6 @@ class Tail:
             self._positions(),
         )
 
-    async def _idle(self, stop: anyio.Event) -> None:
-        """Until somebody may have written; as that is only a hint, never for long."""
-        waited_s = 0.0
-        while not stop.is_set() and waited_s < LONGEST_IDLE_S:
-            if await self._store.changed():
-                self._woken = time.perf_counter()
-                return
-            delay_s = poll_delay_s(self._idle_polls)
-            self._idle_polls += 1
-            await wait(delay_s, stop)
-            waited_s += delay_s
-
     async def _fold(self, rows: Sequence[LogRow], events: Sequence[Event | Rejected]) -> "_Batch":
         """What these rows change; of the first only, if all touch more than may be loaded."""
         touched: list[_Touched] = []
@@ -236,15 +229,11 @@ class Tail:
                 parts.append(await _part(self._store, member, found, events, last, shared=shared))
         return _Batch(events, parts)
 
-    async def _check_checkpoints(self) -> None:
-        """A database restored in place stands elsewhere than what is remembered of it."""
+    async def _check_log(self) -> None:
+        """The log does not fit what is remembered: was the database restored in place?"""
         for member in self.members:
             if await self._store.checkpoint(member.projection) != member.checkpoint:
                 raise LostRace
-
-    async def _check_log(self) -> None:
-        """The log does not fit what is remembered: was the database restored in place?"""
-        await self._check_checkpoints()
         rows = await self._store.read_events(start=self.position, until=self.position)
         odd = [member for member in self.members if not _fits([member.checkpoint], rows)]
         raise unfit((odd or self.members)[0].projection.name, self.position)
