@@ -82,6 +82,33 @@ def test_the_commands_that_a_unit_runs_are_the_programs(name: str) -> None:
         projector(*command.split(), "--help")
 
 
+@pytest.mark.parametrize(
+    ("end", "starts"),
+    [("exit 0", True), ("exit 4", True), ("exit 3", False), ("kill -SYS $$", False)],
+)
+@pytest.mark.parametrize("name", UNITS)
+def test_a_start_fails_where_the_set_up_may_be_tried_again_or_was_killed(
+    name: str, end: str, starts: bool, tmp_path: Path
+) -> None:
+    (script,) = re.findall(r"^ExecStartPre=/bin/sh -c '(.*)'$", (DEPLOY / name).read_text(), re.M)
+    program = tmp_path / "projector"
+    program.write_text(f"#!/bin/sh\n{end}\n")
+    program.chmod(0o755)
+    script = re.sub(r"\S+/bin/projector", str(program), script).replace("$$", "$")
+
+    done = run("/bin/sh", "-c", script)
+
+    assert (done.returncode == 0) == starts
+
+
+@pytest.mark.parametrize("name", SYSTEM_UNITS)
+def test_a_system_unit_lets_the_set_up_give_its_files_to_the_group(name: str) -> None:
+    """The lists are read in order; without it `db setup --group` is killed at its chown."""
+    filters = re.findall(r"^SystemCallFilter=(.*)$", (DEPLOY / name).read_text(), re.M)
+
+    assert filters.index("@chown") > filters.index("~@privileged @resources")
+
+
 def test_the_commands_that_the_container_file_runs_are_the_programs() -> None:
     lists = re.findall(r"^(?:HEALTHCHECK.* )?CMD (\[.*\])$", CONTAINERFILE.read_text(), re.M)
     health, command = (json.loads(text) for text in lists)
