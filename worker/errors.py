@@ -96,7 +96,10 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
             )
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _damaged(path, str(error))
-    return NeedsPerson(f"{path}: SQLite says: {error}", "run `projector db status` on it")
+    hint = f"see what is wrong: `projector doctor -d {quoted(path)}`"
+    if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
+        hint = f"make what is gone anew: `projector db setup -d {quoted(path)}`"
+    return NeedsPerson(f"{path}: SQLite says: {error}", hint)
 
 
 def _damaged(path: Path, why: str) -> NeedsPerson:

@@ -1,9 +1,11 @@
-"""The triggers and indexes that keep the log and the views sound: as they should be, put back."""
+"""What keeps the log and the views sound, and the tables made from the log: as they should be, put
+back."""
 
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import migrations
 from worker.errors import NeedsPerson
@@ -15,67 +17,152 @@ TRIGGERS: Final = (
     "event_log_next_seq",
 )
 SESSION_KEY: Final = "idx_view_session_key"
-_NAMED: Final = f"lower(name) IN {(*TRIGGERS, SESSION_KEY)}"
+_LOG: Final = "event_log"
 _NEWEST_ROW_WINS: Final = (
     "DELETE FROM view WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() OVER"
     " (PARTITION BY key ORDER BY updated_at DESC, rowid DESC) AS n FROM view"
     " WHERE key >= 'session:' AND key < 'session;') WHERE n > 1)"
 )
+_KEPT_THERE: Final = "(SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE)"
+_FOLD_ANEW: Final = (
+    f"DELETE FROM projection_state WHERE projection IN {_KEPT_THERE}",
+    f"DELETE FROM quarantine WHERE projection IN {_KEPT_THERE}",
+    "UPDATE checkpoint SET position = 0, digest = '', skipped = 0, generation = generation + 1"
+    " WHERE kept_in = ? COLLATE NOCASE",
+)
+# Below 0: a rebuild that is not done, and whoever comes next does it.
+_REBUILD_ALL: Final = "UPDATE checkpoint SET version = -abs(version), generation = generation + 1"
+
+
+class _Object(NamedTuple):
+    """A trigger or an index: what it is, on which table, and how it is made."""
+
+    kind: str
+    table: str
+    sql: str
 
 
 def amiss(connection: sqlite3.Connection) -> dict[str, str]:
-    """Those that are gone, or not as the migrations make them: name to `gone` or `changed`."""
+    """Triggers and indexes that are gone, or not as the migrations make them: name to `gone` or
+    `changed`. Of an index that only makes things fast, its place is enough: Kanbatte made it too.
+    """
     there = _standing(connection)
     return {
         name: "changed" if name in there else "gone"
-        for name, sql in _expected().items()
-        if there.get(name) != sql
+        for name, wanted in _objects().items()
+        if name not in there
+        or (
+            (wanted.kind == "trigger" or name == SESSION_KEY)
+            and there[name].sql.split() != wanted.sql.split()
+        )
     }
 
 
+def lacking(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """Tables but for the log that are gone, or lack columns: name to these, none where it is gone.
+
+    All of them can be made anew, from the log or empty.
+    """
+    found = {}
+    for name, (_, columns) in _tables().items():
+        there = _columns(connection, name)
+        if missing := [column for column in columns if column.lower() not in there]:
+            found[name] = tuple(missing) if there else ()
+    return found
+
+
 def restore(connection: sqlite3.Connection) -> list[str]:
-    """Put back what is amiss, inside the caller's transaction; returns the names.
+    """Put back what is gone or amiss, inside the caller's transaction; returns the names.
 
     Raises `NeedsPerson` where one of the names is taken by something of somebody else's.
     """
+    gone = [name for name, columns in lacking(connection).items() if not columns]
+    for name in gone:
+        connection.execute(_tables()[name][0])
+    if "quarantine" in gone:
+        connection.execute(_REBUILD_ALL)
+    if "view" in gone:
+        fold_anew(connection, "view")
     names = amiss(connection)
-    for name, kind, table in connection.execute(
-        f"SELECT name, type, tbl_name FROM sqlite_master WHERE {_NAMED}"
-    ):
-        if (kind, table.lower()) != _place(name):
+    for name, kind, table in _named(connection):
+        if (kind, table.lower()) != _objects()[name.lower()][:2]:
             raise NeedsPerson(
                 f"{name} is {kind} of {table}: another program took the name of what keeps the log"
                 " and the views sound",
                 f"give that {kind} another name, and run this again",
             )
     for name, how in names.items():
-        kind = "TRIGGER" if name in TRIGGERS else "INDEX"
         if how == "changed":
-            connection.execute(f"DROP {kind} {name}")
+            connection.execute(f"DROP {_objects()[name].kind} {name}")
         if name == SESSION_KEY:
             connection.execute(_NEWEST_ROW_WINS)
-        connection.execute(_expected()[name])
-    return [*names]
+        connection.execute(_objects()[name].sql)
+    return [*gone, *names]
+
+
+def fold_anew(connection: sqlite3.Connection, table: str) -> None:
+    """Let the projections that kept their views in a table that was gone begin at the first event:
+    their checkpoints would say that its rows stand."""
+    for statement in _FOLD_ANEW:
+        connection.execute(statement, (table,))
 
 
 @cache
-def _expected() -> dict[str, str]:
+def _objects() -> Mapping[str, _Object]:
     """As a fresh database has them."""
-    with closing(sqlite3.connect(":memory:")) as fresh:
-        fresh.executescript("".join(migrations.load().values()))
-        return _standing(fresh)
+    with closing(_fresh()) as fresh:
+        found = fresh.execute(
+            "SELECT lower(name), type, lower(tbl_name), sql FROM sqlite_master"
+            " WHERE sql IS NOT NULL AND type IN ('trigger', 'index')"
+        )
+        return {name: _Object(kind, table, sql) for name, kind, table, sql in found}
 
 
-def _standing(connection: sqlite3.Connection) -> dict[str, str]:
+@cache
+def _tables() -> Mapping[str, tuple[str, tuple[str, ...]]]:
+    """The tables but for the log: how each is made, and its columns."""
+    with closing(_fresh()) as fresh:
+        found = fresh.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name <> ?"
+            " AND name NOT LIKE 'sqlite%'",
+            (_LOG,),
+        ).fetchall()
+        return {name: (sql, _columns(fresh, name)) for name, sql in found}
+
+
+def _fresh() -> sqlite3.Connection:
+    fresh = sqlite3.connect(":memory:")
+    fresh.executescript("".join(migrations.load().values()))
+    return fresh
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    # Through sqlite_master, because pragma_table_info alone goes on answering from the schema that
+    # was read before another process changed it.
     rows = connection.execute(
-        f"SELECT lower(name), type, tbl_name, sql FROM sqlite_master WHERE {_NAMED}"
+        "SELECT lower(c.name) FROM sqlite_master AS t, pragma_table_info(t.name) AS c"
+        " WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE ORDER BY c.cid",
+        (table,),
     )
+    return tuple(name for (name,) in rows)
+
+
+def _standing(connection: sqlite3.Connection) -> dict[str, _Object]:
+    wanted = _objects()
     return {
-        name: " ".join(str(sql).split())
-        for name, kind, table, sql in rows
-        if (kind, table.lower()) == _place(name)
+        name.lower(): _Object(kind, table.lower(), str(sql))
+        for name, kind, table, sql in connection.execute(
+            f"SELECT name, type, tbl_name, sql FROM sqlite_master WHERE {_is_named()}"
+        )
+        if (kind, table.lower()) == wanted[name.lower()][:2]
     }
 
 
-def _place(name: str) -> tuple[str, str]:
-    return ("index", "view") if name.lower() == SESSION_KEY else ("trigger", "event_log")
+def _named(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return connection.execute(
+        f"SELECT name, type, tbl_name FROM sqlite_master WHERE {_is_named()}"
+    ).fetchall()
+
+
+def _is_named() -> str:
+    return f"lower(name) IN ({', '.join(repr(name) for name in _objects())})"

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -17,6 +17,7 @@ import msgspec
 
 import migrations
 from projections import BUILT_IN
+from projections.projection import Table
 from worker import objects, tables
 from worker.database import connect
 from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
@@ -39,7 +40,7 @@ class Layout(Enum):
 class Setup(msgspec.Struct, frozen=True):
     """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted.
 
-    `restored` are triggers and indexes that somebody dropped or changed.
+    `restored` are tables, triggers and indexes that somebody dropped or changed.
     """
 
     applied: list[str]
@@ -83,7 +84,7 @@ def status(path: Path) -> list[tuple[str, bool]]:
 
 
 def check(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a database whose schema is older or newer than this program's."""
+    """Refuse a database whose schema is older or newer than this program's, or not whole."""
     applied = _applied(connection, layout(connection, path))
     if newer := _newer(applied):
         raise NeedsPerson(
@@ -95,6 +96,23 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} lacks {', '.join(missing)}",
             f"upgrade it with `projector db setup -d {quoted(path)}`",
         )
+    if lacking := objects.lacking(connection):
+        raise _not_whole(lacking, path)
+
+
+def _not_whole(lacking: Mapping[str, tuple[str, ...]], path: Path) -> NeedsPerson:
+    setup = f"projector db setup -d {quoted(path)}"
+    if gone := [name for name, columns in lacking.items() if not columns]:
+        return NeedsPerson(
+            f"{path} lacks {', '.join(gone)}: somebody dropped what the migrations made",
+            f"make it anew with `{setup}`",
+        )
+    told = ", ".join(f"{name}.{column}" for name, columns in lacking.items() for column in columns)
+    aside = "; ".join(f"ALTER TABLE {name} RENAME TO {name}_aside" for name in lacking)
+    return NeedsPerson(
+        f"{path} lacks the columns {told}: somebody changed the table",
+        f"put it aside and make it anew: `sqlite3 {quoted(path)} {shlex.quote(aside)} && {setup}`",
+    )
 
 
 def require_current(path: Path) -> None:
@@ -119,9 +137,6 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     try:
         with translated(path):
             done = _upgrade(connection, path)
-            for table in (p.table for p in BUILT_IN if not p.table.prefix):
-                for statement in tables.statements(table):
-                    connection.execute(statement)
             if gid is not None:
                 _share(path, gid)
             _use_wal(connection, path)
@@ -144,6 +159,7 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
             # Seen anew: another set-up may have been here since.
             adopting = layout(connection, path) is Layout.KANBATTE
             names, doubled = _migrate(connection, path)
+            restored = _put_back(connection)
             # Before the COMMIT, after which a kill would leave it under a name that says nothing.
             backup = copy.rename(_backup_name(path)) if copy and adopting else None
             connection.execute("COMMIT")
@@ -151,22 +167,48 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    return Setup(names, backup, doubled)
+    return Setup(names, backup, doubled, restored)
 
 
 def _restore(connection: sqlite3.Connection) -> Setup:
     """What stands is current; only what keeps it so may be amiss."""
-    if not objects.amiss(connection):
+    if not (objects.amiss(connection) or objects.lacking(connection) or _kept_gone(connection)):
         return Setup([], None, [])
     connection.execute("BEGIN IMMEDIATE")
     try:
         doubled = doubled_keys(connection)
-        restored = objects.restore(connection)
+        restored = _put_back(connection)
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
     return Setup([], None, doubled, restored)
+
+
+def _put_back(connection: sqlite3.Connection) -> list[str]:
+    """What somebody dropped or changed, and the tables of the projections that are built in."""
+    restored = objects.restore(connection)
+    for table in _kept_gone(connection):
+        if connection.execute(
+            "SELECT 1 FROM checkpoint WHERE kept_in = ?", (table.name,)
+        ).fetchone():
+            objects.fold_anew(connection, table.name)
+            restored.append(table.name)
+        for statement in tables.statements(table):
+            connection.execute(statement)
+    return restored
+
+
+def _kept_gone(connection: sqlite3.Connection) -> list[Table]:
+    """What is there and does not fit is left to its projection, which says so when it runs."""
+    own = (p.table for p in BUILT_IN if not p.table.prefix)
+    taken = {
+        name
+        for (name,) in connection.execute(
+            "SELECT lower(name) FROM sqlite_master WHERE type IN ('table', 'view')"
+        )
+    }
+    return [table for table in own if table.name.lower() not in taken]
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """Writing in the embedded engine: transactions, and what a change of a projection is in SQL."""
 
+import shlex
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,13 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from projections.projection import Table
-from worker.errors import LostRace, ProjectionFailed, quoted
+from worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
 from worker.sql import bound, owned, raw, upsert
-from worker.store import Change
+from worker.store import Change, Checkpoint
 
 FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
 _MOVE: Final = (
     "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?, skipped = ?"
+    " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
+)
+_STANDS: Final = (
+    "SELECT 1 FROM checkpoint"
     " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
 )
 _QUARANTINE: Final = (
@@ -65,16 +70,19 @@ def concerning(name: str | None, path: Path) -> Iterator[None]:
 
 
 def apply(connection: sqlite3.Connection, path: Path, change: Change) -> None:
-    """Within a transaction; raises `LostRace` where the checkpoint is not `before`."""
+    """Within a transaction; raises `LostRace` where the checkpoint is not `before`, and
+    `NeedsPerson` where it is and stays so."""
     before, after, table = change.before, change.after, change.table
     cursor = connection.execute(
         _MOVE,
         (
             *(after.version, after.position, after.generation, after.digest, after.skipped),
-            *(before.name, before.version, before.position, before.generation, before.digest),
+            *_known(before),
         ),
     )
     if cursor.rowcount != 1:
+        if connection.execute(_STANDS, _known(before)).fetchone():
+            raise _immovable(path, before)
         raise LostRace
     if (after.version, after.position) != (before.version, before.position):
         connection.execute(FORGET_STATE, (before.name,))
@@ -95,6 +103,21 @@ def apply(connection: sqlite3.Connection, path: Path, change: Change) -> None:
             f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",
             (before.name, raw(seq)),
         )
+
+
+def _known(checkpoint: Checkpoint) -> tuple[str, int, int, int, str]:
+    """What tells a checkpoint from what it was or will be."""
+    c = checkpoint
+    return c.name, c.version, c.position, c.generation, c.digest
+
+
+def _immovable(path: Path, checkpoint: Checkpoint) -> NeedsPerson:
+    look = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'checkpoint'"
+    return NeedsPerson(
+        f"{path}: the checkpoint of {checkpoint.name} stays at {checkpoint.position} whatever is"
+        " written to it: a trigger keeps it there",
+        f"see which, and drop it: `sqlite3 {quoted(path)} {shlex.quote(look)}`",
+    )
 
 
 def _write(

@@ -11,6 +11,7 @@ import structlog
 
 from projections.projection import Projection
 from worker import replay as walks
+from worker import schema
 from worker.database import DaemonLock
 from worker.errors import Finding, LostRace, NeedsPerson, ProjectorError, RetryLater, quoted
 from worker.service import STANDBY_POLL_S, holder_rebuilds, run_once
@@ -183,6 +184,9 @@ async def _replay(
 ) -> _Turn:
     waiting = lost = False
     while True:
+        if lost:
+            schema.require_current(path)  # a table that was dropped meanwhile is no race
+            yield False
         now = await store.prepare(projection)
         if lost or now.generation != checkpoint.generation:
             checkpoint = now
