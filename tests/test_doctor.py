@@ -468,6 +468,60 @@ def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
     assert wrong(folded) == {"daemon"}
 
 
+def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
+    folded: Database,
+) -> None:
+    """The number in the lock file may be another process's by then, or a container's."""
+    lock = folded.path.with_name("local.db-projector.lock")
+    with another(HOLD_LOCK, folded.path) as killed:
+        os.kill(killed, signal.SIGKILL)
+    folded.appended("A-1", "three")
+    foreign = (
+        "import fcntl; file = open(path + '-projector.lock'); fcntl.flock(file, fcntl.LOCK_EX)"
+    )
+    with another(foreign, folded.path):
+        for named in (str(killed), str(os.getpid()), "1"):
+            lock.write_text(f"{named}\nsessions=1")
+            found = look(folded, "daemon")
+            well = projector("health", "-d", folded.path, check=1)
+
+            assert found.level == "fail"
+            assert "a process that cannot be seen from here, 1 events wait" in found.found
+            assert "kill" not in found.mend
+            assert "a process that cannot be seen from here" in well.stdout
+
+
+@needs_root
+def test_a_daemon_in_a_container_is_called_by_its_number_here(folded: Database) -> None:
+    code = f"import sys\npath = sys.argv[1]\n{HOLD_LOCK}\nprint('1', flush=True); input()"
+    inside = [sys.executable, "-c", code, folded.path]
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", *inside], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as unshared:
+        assert unshared.stdin is not None
+        assert unshared.stdout is not None
+        if not unshared.stdout.readline():
+            pytest.skip("may not make a PID namespace")
+        (pid,) = Path(f"/proc/{unshared.pid}/task/{unshared.pid}/children").read_text().split()
+        found = look(folded, "daemon")
+        unshared.stdin.close()
+
+    assert folded.path.with_name("local.db-projector.lock").read_text().split()[0] == "1"
+    assert found.level == "ok"
+    assert f"alive, process {pid}: " in found.found
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["health"], ["status"], ["run", "--once"]])
+def test_a_fifo_in_the_place_of_the_lock_holds_nobody_up(
+    folded: Database, command: list[str]
+) -> None:
+    lock = folded.path.with_name("local.db-projector.lock")
+    lock.unlink()
+    os.mkfifo(lock)
+
+    projector(*command, "-d", folded.path, check=None, timeout=30)
+
+
 def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> None:
     with daemon(folded.path) as running:
         running.wait_for("started")

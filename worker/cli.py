@@ -237,7 +237,7 @@ def projection_drop(
     """Delete a projection's rows, quarantine and checkpoint, after saying what that is."""
     from worker import catalog, output
     from worker.client import Client
-    from worker.database import DaemonLock
+    from worker.database import DaemonLock, told
 
     path = resolve(database)
     with Client.writing(path) as client:
@@ -246,7 +246,7 @@ def projection_drop(
         daemon, running = lock.holder(), lock.running()
         if daemon is not None and (name in running or (listed.code_version and not running)):
             raise Finding(
-                f"a daemon (process {daemon}) runs {name}, and would make it anew at once",
+                f"a daemon ({told(daemon)}) runs {name}, and would make it anew at once",
                 "stop it first",
             )
         if listed.version is None:

@@ -7,7 +7,7 @@ from typing import Final
 from worker import proc
 from worker.checked import Checked
 from worker.client import Client
-from worker.database import DaemonLock
+from worker.database import DaemonLock, told
 from worker.errors import quoted
 
 WATCH_S: Final = 2.0
@@ -21,7 +21,7 @@ def daemon(client: Client) -> Iterator[Checked]:
         said = "none is alive: nothing is folded until one runs"
         yield Checked("daemon", "warn", said, f"`projector run -d {path}`")
         return
-    who = f"process {pid}" if pid else "a process that could not say its number"
+    who = told(pid)
     others = [seen for seen in proc.openers([lock.file]).processes if seen.pid != pid]
     standing_by = f"; standing by: {', '.join(map(str, others))}" if others else ""
     names = ", ".join(running) or "it does not say which projections"
@@ -41,7 +41,13 @@ def _held_up(client: Client, pid: int, said: str) -> Checked:
         who = ", ".join(str(proc.Seen(holder, proc.name(holder))) for holder in sorted(holders))
         mend = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
         return Checked("daemon", "fail", f"{said}: {who} holds the write lock", mend)
-    mend = f"start it anew, nothing is lost: `kill -KILL {pid or 'PID'}`, then `projector run -d"
+    if not pid:
+        mend = (
+            "see who has its lock, there and in the containers that share the folder, and restart"
+            f" that: `fuser -v {quoted(DaemonLock(client.path).file)}`"
+        )
+        return Checked("daemon", "fail", f"{said}: it is stuck, or no daemon", mend)
+    mend = f"start it anew, nothing is lost: `kill -KILL {pid}`, then `projector run -d"
     return Checked("daemon", "fail", f"{said}: it is stuck", f"{mend} {quoted(client.path)}`")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from worker import proc
 from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
 BUSY_TIMEOUT_S = 5.0
@@ -108,6 +109,11 @@ class FileIdentity:
         return found.st_dev, found.st_ino
 
 
+def told(pid: int) -> str:
+    """A holder of the lock, in words."""
+    return f"process {pid}" if pid else "a process that cannot be seen from here"
+
+
 _LOCK_BYTES: Final = 64 * 1024
 _PID: Final = re.compile("[0-9]{1,10}")
 _RUNNING: Final = re.compile("([A-Za-z0-9_]+)=([0-9]{1,10})")
@@ -158,11 +164,17 @@ class DaemonLock:
             self._descriptor = None
 
     def holder(self) -> int | None:
-        """The process id of the daemon that is alive (0 where it could not say), or None."""
+        """The process id of the daemon that is alive, or None.
+
+        0 where it cannot be seen from here: its number is from another container, or it was killed
+        and something else holds the lock. Nobody must be told to kill the process of that number.
+        """
         said = self._said()
         if said is None:
             return None
-        return int(said[0]) if said and _PID.fullmatch(said[0]) else 0
+        if not said or not _PID.fullmatch(said[0]):
+            return 0
+        return proc.holds(int(said[0]), self._path) or 0
 
     def running(self) -> dict[str, int]:
         """The projections that the daemon runs, and their versions; none where there is no daemon,
@@ -178,13 +190,16 @@ class DaemonLock:
 
     def _said(self) -> list[str] | None:
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            # Of a FIFO there, O_NONBLOCK would not wait for a writer.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
         try:
             if _try_lock(descriptor, fcntl.LOCK_SH):
                 return None
             return os.pread(descriptor, _LOCK_BYTES, 0).decode(errors="replace").split()
+        except OSError:  # it is no plain file
+            return []
         finally:
             os.close(descriptor)
 

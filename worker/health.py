@@ -6,7 +6,7 @@ from typing import Final
 
 from worker import proc
 from worker.client import Client
-from worker.database import DaemonLock
+from worker.database import DaemonLock, told
 from worker.errors import Finding, quoted
 
 MOVES_WITHIN_S: Final = 3.0
@@ -25,12 +25,12 @@ def check(path: Path) -> str:
         newest = int(client.value("SELECT coalesce(max(seq), 0) FROM event_log"))
         before = _positions(client, lock)
         if not before:
-            return f"process {pid}, all views are being rebuilt, newest event {newest}"
+            return f"{told(pid)}, all views are being rebuilt, newest event {newest}"
         until = time.monotonic() + MOVES_WITHIN_S
         while newest > max(now := _positions(client, lock) or before) and max(now) == max(before):
             if time.monotonic() > until:
                 raise Finding(
-                    f"the daemon (process {pid}) stays at {max(now)}, and the newest event is"
+                    f"the daemon ({told(pid)}) stays at {max(now)}, and the newest event is"
                     f" {newest}",
                     f"see what it does: `projector status -d {quoted(path)}`",
                 )
@@ -41,7 +41,7 @@ def check(path: Path) -> str:
             if name in running or not running:
                 hint = f"see the others: `projector status -d {quoted(path)}`"
                 raise Finding(f"a projection fails, {why}", hint)
-    return f"process {pid}, position {min(now)}, newest event {newest}"
+    return f"{told(pid)}, position {min(now)}, newest event {newest}"
 
 
 def _positions(client: Client, lock: DaemonLock) -> list[int]:

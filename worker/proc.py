@@ -80,16 +80,57 @@ def writers(shm: Path) -> set[int]:
     return {pid for pid, kind, start in _locks(shm) if kind == "WRITE" and start == _WRITE_LOCK}
 
 
-def _locks(shm: Path) -> Iterator[tuple[int, str, int]]:
-    """Process, kind and first byte of each POSIX lock on a file."""
-    identity = _identity(shm)
+def holds(pid: int, file: Path) -> int | None:
+    """The process, as it is numbered here, that called itself `pid` and has a whole file locked.
+
+    In a container it may have called itself otherwise. None where no such process is to be seen;
+    where there is no such /proc, its word is taken.
+    """
+    if not is_there():
+        return pid
+    locking = {seen for seen, _, _ in _locks(file, "FLOCK")}
+    for seen in sorted(locking, key=lambda seen: seen != pid):
+        if _own_number(seen) == pid:
+            return seen
+    # /proc/locks does not name the file as stat does on every file system.
+    identity = _identity(file)
+    with suppress(OSError):
+        if not locking and identity and any(_is_open(pid, {file.name: identity})):
+            return pid
+    return None
+
+
+def _own_number(pid: int) -> int:
+    """What a process is called in its own namespace."""
+    with suppress(OSError):
+        for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return pid
+
+
+def user(pid: int) -> tuple[int, frozenset[int]] | None:
+    """The effective user of a process, and all its groups."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
+            name, _, rest = line.partition(":")
+            found[name] = rest.split()
+    if "Uid" not in found or "Gid" not in found:
+        return None
+    return int(found["Uid"][1]), frozenset(map(int, (found["Gid"][1], *found.get("Groups", []))))
+
+
+def _locks(file: Path, manner: str = "POSIX") -> Iterator[tuple[int, str, int]]:
+    """Process, kind and first byte of each lock of that manner on a file."""
+    identity = _identity(file)
     try:
         lines = (PROC / "locks").read_text(errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
         fields = line.split()  # 1: POSIX ADVISORY WRITE 3568 fd:00:2531475 120 120
-        if identity and len(fields) == 8 and fields[1] == "POSIX":
+        if identity and len(fields) == 8 and fields[1] == manner:
             major, minor, inode = fields[5].split(":")
             device = os.makedev(int(major, 16), int(minor, 16))
             if (device, int(inode)) == identity:
