@@ -1,6 +1,7 @@
 """Other users write events: a second uid in the group, with the daemon alive and dead."""
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -154,3 +155,56 @@ def test_a_group_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     refused = projector("db", "setup", "-d", path, "--group", "no-such-group", check=2)
 
     assert "groupadd no-such-group" in refused.stderr
+
+
+def as_daemon(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = DAEMON.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
+    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def lock_of(database: Database) -> Path:
+    return database.path.with_name("local.db-projector.lock")
+
+
+def test_a_lock_that_root_made_is_given_to_the_databases_owner(shared: Database) -> None:
+    shared.path.chmod(0o600)
+    projector("replay", "-d", shared.path)
+
+    found = lock_of(shared).stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (DAEMON_UID, 0o600)
+    assert as_daemon("run", "--once", "-d", shared.path).returncode == 0
+
+
+def test_the_lock_is_shared_with_the_group_too(shared: Database) -> None:
+    lock_of(shared).touch(0o600)
+    os.chown(lock_of(shared), 0, 0)
+
+    projector("db", "setup", "-d", shared.path, "--group", str(GROUP))
+
+    found = lock_of(shared).stat()
+    assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (GROUP, 0o660)
+
+
+def test_a_lock_that_cannot_be_opened_is_mended_by_the_command(shared: Database) -> None:
+    shared.insert("session:A-1", {"type": "of no concern"})
+    lock_of(shared).touch(0o600)
+    os.chown(lock_of(shared), 0, 0)
+    lock_of(shared).chmod(0o600)
+
+    with unprivileged(shared) as running, pytest.raises(AssertionError, match="chown") as refused:
+        running.wait_for("started")
+    (command,) = re.findall("`([^`]*)`", str(refused.value))
+    subprocess.run(["bash", "-euc", command], check=True)
+
+    assert "the file is another user's" in str(refused.value)
+    with unprivileged(shared) as running:
+        running.wait_for("started")
+
+
+def test_what_is_no_file_in_the_place_of_the_lock_is_said(database: Database) -> None:
+    lock_of(database).mkdir()
+
+    said = projector("run", "-d", database.path, check=4).stderr
+
+    assert "it is no file; put it aside: `mv" in said

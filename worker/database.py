@@ -114,6 +114,7 @@ def told(pid: int) -> str:
     return f"process {pid}" if pid else "a process that cannot be seen from here"
 
 
+LOCK_SUFFIX: Final = "-projector.lock"
 _LOCK_BYTES: Final = 64 * 1024
 _PID: Final = re.compile("[0-9]{1,10}")
 _RUNNING: Final = re.compile("([A-Za-z0-9_]+)=([0-9]{1,10})")
@@ -127,7 +128,7 @@ class DaemonLock:
 
     def __init__(self, path: Path, running: Mapping[str, int] | None = None) -> None:
         self._running = [f"{name}={version}" for name, version in (running or {}).items()]
-        self._path = path.with_name(path.name + "-projector.lock")
+        self._path = path.with_name(path.name + LOCK_SUFFIX)
         self._database = path
         self._descriptor: int | None = None
         self._awaited: int | None = None
@@ -208,13 +209,26 @@ class DaemonLock:
             descriptor = os.open(self._path, flags | os.O_CLOEXEC, 0o666)
             shared = self._database.stat()
             if os.fstat(descriptor).st_uid == os.geteuid():
+                if os.geteuid() == 0:  # as SQLite does with its files: or it shuts the owner out
+                    with suppress(PermissionError):  # in a container that may not
+                        os.fchown(descriptor, shared.st_uid, shared.st_gid)
                 os.fchmod(descriptor, shared.st_mode & 0o666)
             return descriptor
         except OSError as error:
             raise NeedsPerson(
-                f"{self._path} cannot be opened ({error.strerror})",
-                f"the daemon needs write access to the folder {self._path.parent}",
+                f"{self._path} cannot be opened ({error.strerror})", self._mend_lock()
             ) from None
+
+    def _mend_lock(self) -> str:
+        lock, database = quoted(self._path), quoted(self._database)
+        if not os.path.lexists(self._path):
+            return f"the daemon needs write access to the folder {self._path.parent}"
+        if not self._path.is_file():
+            return f"it is no file; put it aside: `mv {lock} {lock}.aside`"
+        return (
+            "the file is another user's: as root, make it as the database is:"
+            f" `chown --reference={database} {lock} && chmod --reference={database} {lock}`"
+        )
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

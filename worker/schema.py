@@ -19,10 +19,10 @@ import migrations
 from projections import BUILT_IN
 from projections.projection import Table
 from worker import objects, tables
-from worker.database import connect
+from worker.database import LOCK_SUFFIX, connect
 from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
 
-_SIDECARS = ("", "-wal", "-shm")
+_SIDECARS = ("", "-wal", "-shm", LOCK_SUFFIX)
 _WAL_PATIENCE_S = 10.0
 _SHARED_FOLDER = 0o2770
 _OURS = "-projector-"
