@@ -794,9 +794,10 @@ cli.main()
     [
         ("local.db", 0o444, STRANGER_UID, "`chmod u+rw "),
         ("", 0o555, STRANGER_UID, "`chmod u+rwx "),
-        ("local.db", 0o600, 0, "run as root; or share it"),
-        ("local.db-projector.lock", 0o644, 0, "run as root; or share it"),
-        ("", 0o700, 0, "run as root; or share it"),
+        ("local.db", 0o600, 0, "as root: `chown --reference="),
+        ("local.db", 0o600, 60004, "local.db is user 60004's, the folder user 60003's: find out"),
+        ("local.db-projector.lock", 0o644, 0, "as root: `chown --reference="),
+        ("", 0o700, 0, "to share it with a group, as root: `projector db setup --group NAME"),
     ],
 )
 def test_what_this_user_may_not_read_and_write_is_named(
@@ -827,3 +828,88 @@ def test_what_this_user_may_not_read_and_write_is_named(
     assert command in said
     assert "are free for a database" in said
     assert "Traceback" not in done.stderr
+    assert "run as" not in said
+    assert "chown 0" not in said
+
+
+@pytest.fixture
+def stranger(folded: Database) -> Iterator[Database]:
+    """A folder that is all a stranger's, and files beside the database."""
+    folder = Path(tempfile.mkdtemp(prefix="projector-test-"))
+    shutil.copy(folded.path, folder / "local.db")
+    path = folder / "local.db"
+    path.chmod(0o660)
+    (folder / "local.db-projector.lock").touch()
+    (folder / "local.db-projector.lock").chmod(0o660)
+    for file in (folder, *folder.iterdir()):
+        os.chown(file, STRANGER_UID, STRANGER_UID)
+    folder.chmod(0o2770)
+    yield Database(path)
+    shutil.rmtree(folder)
+
+
+def owners(database: Database) -> set[tuple[str, int, int, int]]:
+    return {
+        (file.name, file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777)
+        for file in database.path.parent.iterdir()
+    }
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0])
+def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
+    stranger: Database, mode: int
+) -> None:
+    before = owners(stranger)
+    os.chown(stranger.path, 0, 0)
+    stranger.path.chmod(mode)
+
+    found = [one for one in examine(stranger.path) if one.check == "rights"]
+    mend(found[0])
+
+    assert [one.level for one in found if one.level == "fail"] == ["fail"]
+    assert f"user {STRANGER_UID}, whose the folder is, may not read and write" in found[0].found
+    assert not [one for one in found if "lock" in one.mend]
+    # Nothing of root's was left beside it by having looked.
+    assert owners(stranger) == before
+
+
+@needs_root
+def test_a_database_that_left_the_group_of_its_folder_goes_back_to_that(
+    stranger: Database,
+) -> None:
+    os.chown(stranger.path, -1, 0)
+
+    found = [one for one in examine(stranger.path) if one.check == "rights"]
+
+    assert f"projector db setup --group {STRANGER_UID} " in found[0].mend
+    assert not [one for one in found if "chown" in one.mend]
+
+
+@needs_root
+def test_a_folder_in_the_place_of_the_database_has_nothing_given_to_it(
+    stranger: Database,
+) -> None:
+    stranger.path.unlink()
+    stranger.path.mkdir()
+
+    assert "chown" not in "".join(one.mend for one in examine(stranger.path))
+
+
+@needs_root
+def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Database) -> None:
+    become = f"os.setgroups([])\nos.setgid({STRANGER_UID})\nos.setuid({STRANGER_UID})\n"
+    code = f"import os\nfrom worker import database\n{become}{HOLD_LOCK}"
+    with another(code, stranger.path) as pid:
+        well = look(stranger, "rights")
+        os.chown(stranger.path, 0, 0)
+        stranger.path.chmod(0o600)
+        os.chown(stranger.path.parent, 0, 0)
+        stranger.path.parent.chmod(0o755)
+        found = [one for one in examine(stranger.path) if one.check == "rights"]
+
+    assert well.level == "ok"
+    told = f"user {STRANGER_UID}, as whom the daemon (process {pid}) runs, may not"
+    assert f"{told} read and write local.db (root:root 0600)" in found[1].found
+    assert {one.level for one in found} == {"fail"}
+    assert not [one for one in found if "chown" in one.mend]
