@@ -73,6 +73,21 @@ def test_all_of_them_at_once_are_made_anew_together_with_what_an_upgrade_lacks(
     assert folded.everything() == before
 
 
+INDEXES = ["idx_event_log_key", "idx_view_key", "idx_view_updated_at", "idx_view_session_key"]
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_a_dropped_index_is_found_and_put_back_by_the_command(folded: Database, index: str) -> None:
+    made = shape(folded)
+    folded.sql(f"DROP INDEX {index}")
+
+    (found,) = [one for one in examine(folded.path) if index in one.found]
+    mended_by(found.mend)
+
+    assert found.level != "ok"
+    assert shape(folded) == made
+
+
 @pytest.mark.parametrize("table", DERIVED)
 @pytest.mark.parametrize("command", [["run", "--once"], ["status"], ["replay"]])
 def test_a_dropped_table_is_refused_with_the_command_that_mends_it(
@@ -172,3 +187,44 @@ def test_replay_that_loses_a_table_on_its_way_says_so(folded: Database) -> None:
 
     assert replay.returncode == 4
     assert "lacks view" in said
+
+
+@pytest.mark.parametrize("column", ["version", "position", "generation", "skipped"])
+def test_a_checkpoint_that_is_no_number_is_refused_and_mended_by_the_command(
+    folded: Database, column: str
+) -> None:
+    before = folded.everything()
+    folded.sql(f"UPDATE checkpoint SET {column} = 'abc' WHERE name = 'sessions'")
+    folded.sql("UPDATE view SET updated_at = 1 WHERE key = 'session:A-1'")
+
+    said = projector("run", "--once", "-d", folded.path, check=4).stderr
+    (found,) = [one for one in examine(folded.path) if one.check == "schema"]
+    mended_by(found.mend)
+    projector("run", "--once", "-d", folded.path)
+
+    assert "the checkpoint of sessions is no position" in said
+    assert found.level == "fail"
+    assert folded.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("trigger", "level"),
+    [
+        ("t BEFORE INSERT ON event_log BEGIN SELECT RAISE (IGNORE); END", "warn"),
+        ("t BEFORE UPDATE ON view BEGIN SELECT RAISE (ABORT, 'no'); END", "warn"),
+        ("t AFTER INSERT ON event_log BEGIN UPDATE view SET data = ''; END", "warn"),
+        ("t AFTER INSERT ON session_index BEGIN SELECT 1; END", "ok"),
+        ("t AFTER UPDATE ON view BEGIN INSERT INTO told VALUES (NEW.key); END", "ok"),
+    ],
+)
+def test_a_trigger_of_others_is_named_and_warned_of_where_it_may_lose_events_or_views(
+    folded: Database, trigger: str, level: str
+) -> None:
+    folded.sql("CREATE TABLE told (key)")
+    folded.sql(f"CREATE TRIGGER {trigger}")
+
+    (found,) = [one for one in examine(folded.path) if one.check == "triggers"]
+
+    assert found.level == level
+    assert f"t on {trigger.split(' ON ')[1].split()[0]}" in found.found
+    assert ("DROP TRIGGER" in found.mend) == (level == "warn")

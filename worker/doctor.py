@@ -25,6 +25,7 @@ from worker.errors import ProjectorError, quoted, translated
 BUSY_TIMEOUT_S: Final = 1.0
 CLOCK_EVENTS: Final = 300
 AHEAD_MS: Final = 60_000
+_LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
 
 _Check = Callable[[], Iterator[Checked]]
 
@@ -87,6 +88,7 @@ def _inside(path: Path) -> Iterator[Checked]:
         yield from _tried("journal mode", path, partial(_journal_mode, *on))
         yield from _tried("seq", path, partial(_autoincrement, *on))
         yield from _tried("triggers", path, partial(_triggers, *on))
+        yield from _tried("indexes", path, partial(_indexes, *on))
         yield from _tried("session keys", path, partial(_session_keys, *on))
         yield from _tried("clock", path, partial(_clock, connection))
     with Client(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S) as client:
@@ -156,8 +158,32 @@ def _triggers(connection: sqlite3.Connection, path: Path) -> Iterator[Checked]:
         told = ", ".join(f"{name} is {how}" for name, how in wrong.items())
         said = f"the log can be rewritten: {told}"
         yield Checked("triggers", "fail", said, f"`projector db setup -d {quoted(path)}`")
+        return
+    others = objects.foreign_triggers(connection)
+    named = ", ".join(f"{name} on {table}" for name, table, _ in others)
+    if any(meddles for *_, meddles in others):
+        yield Checked(
+            "triggers",
+            "warn",
+            f"others' triggers may refuse or lose what is written to our tables, or write there:"
+            f" {named}",
+            "see what each does, and drop what is not wanted (`DROP TRIGGER NAME`):"
+            f" `sqlite3 {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+        )
     else:
-        yield Checked("triggers", "ok", "the log is append-only")
+        also = f"; others have triggers here: {named}" if others else ""
+        yield Checked("triggers", "ok", f"the log is append-only{also}")
+
+
+def _indexes(connection: sqlite3.Connection, path: Path) -> Iterator[Checked]:
+    gone = [
+        n for n in objects.amiss(connection) if n not in (*objects.TRIGGERS, objects.SESSION_KEY)
+    ]
+    if gone:
+        said = f"{', '.join(gone)}: gone, and reading is slow without"
+        yield Checked("indexes", "warn", said, f"`projector db setup -d {quoted(path)}`")
+    else:
+        yield Checked("indexes", "ok", "all are there")
 
 
 def _session_keys(connection: sqlite3.Connection, path: Path) -> Iterator[Checked]:

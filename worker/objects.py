@@ -1,6 +1,7 @@
 """What keeps the log and the views sound, and the tables made from the log: as they should be, put
 back."""
 
+import re
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
@@ -32,6 +33,17 @@ _FOLD_ANEW: Final = (
 )
 # Below 0: a rebuild that is not done, and whoever comes next does it.
 _REBUILD_ALL: Final = "UPDATE checkpoint SET version = -abs(version), generation = generation + 1"
+
+_ODD: Final = (
+    "SELECT name FROM checkpoint WHERE typeof(version) <> 'integer'"
+    " OR typeof(position) <> 'integer' OR typeof(generation) <> 'integer'"
+    " OR typeof(skipped) <> 'integer'"
+)
+_SOUND: Final = (
+    "UPDATE checkpoint SET version = iif(typeof(version) = 'integer', version, 0), position = 0,"
+    " generation = iif(typeof(generation) = 'integer', generation, 0) + 1, digest = '', skipped = 0"
+    " WHERE name = ?"
+)
 
 
 class _Object(NamedTuple):
@@ -71,6 +83,32 @@ def lacking(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, bool]]:
+    """Those of others on the log, on our tables and on those of projections.
+
+    Name, table, and whether one may refuse or lose what is written there, or writes there itself.
+    """
+    rows = connection.execute(
+        "SELECT name, tbl_name, sql FROM sqlite_master"
+        f" WHERE type = 'trigger' AND NOT {_is_named()}"
+    ).fetchall()
+    kept = connection.execute("SELECT DISTINCT lower(kept_in) FROM checkpoint").fetchall()
+    ours = {_LOG, *_tables(), *(table for (table,) in kept)}
+    names = "|".join(map(re.escape, ours))
+    into = rf"(?:update(?:\s+or\s+\w+)?|into|delete\s+from)\s+[\"'`\[]?(?:{names})\b"
+    meddles = re.compile(rf"\braise\b|\b{into}", re.IGNORECASE)
+    return [
+        (name, table, bool(meddles.search(sql.partition(table)[2])))
+        for name, table, sql in rows
+        if table.lower() in ours
+    ]
+
+
+def odd_checkpoints(connection: sqlite3.Connection) -> list[str]:
+    """Projections whose checkpoint is no position: somebody wrote something else there."""
+    return [str(name) for (name,) in connection.execute(_ODD)]
+
+
 def restore(connection: sqlite3.Connection) -> list[str]:
     """Put back what is gone or amiss, inside the caller's transaction; returns the names.
 
@@ -83,6 +121,9 @@ def restore(connection: sqlite3.Connection) -> list[str]:
         connection.execute(_REBUILD_ALL)
     if "view" in gone:
         fold_anew(connection, "view")
+    odd = odd_checkpoints(connection)
+    for name in odd:
+        connection.execute(_SOUND, (name,))
     names = amiss(connection)
     for name, kind, table in _named(connection):
         if (kind, table.lower()) != _objects()[name.lower()][:2]:
@@ -97,7 +138,7 @@ def restore(connection: sqlite3.Connection) -> list[str]:
         if name == SESSION_KEY:
             connection.execute(_NEWEST_ROW_WINS)
         connection.execute(_objects()[name].sql)
-    return [*gone, *names]
+    return [*gone, *(f"the checkpoint of {name}" for name in odd), *names]
 
 
 def fold_anew(connection: sqlite3.Connection, table: str) -> None:

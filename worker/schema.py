@@ -98,6 +98,12 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         )
     if lacking := objects.lacking(connection):
         raise _not_whole(lacking, path)
+    if odd := objects.odd_checkpoints(connection):
+        raise NeedsPerson(
+            f"{path}: the checkpoint of {', '.join(odd)} is no position: somebody wrote to it",
+            "let the projection begin at the first event again:"
+            f" `projector db setup -d {quoted(path)}`",
+        )
 
 
 def _not_whole(lacking: Mapping[str, tuple[str, ...]], path: Path) -> NeedsPerson:
@@ -172,7 +178,8 @@ def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
 
 def _restore(connection: sqlite3.Connection) -> Setup:
     """What stands is current; only what keeps it so may be amiss."""
-    if not (objects.amiss(connection) or objects.lacking(connection) or _kept_gone(connection)):
+    whole = not (objects.lacking(connection) or objects.amiss(connection))
+    if whole and not (objects.odd_checkpoints(connection) or _kept_gone(connection)):
         return Setup([], None, [])
     connection.execute("BEGIN IMMEDIATE")
     try:
