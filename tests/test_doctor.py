@@ -913,3 +913,26 @@ def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Data
     assert f"{told} read and write local.db (root:root 0600)" in found[1].found
     assert {one.level for one in found} == {"fail"}
     assert not [one for one in found if "chown" in one.mend]
+
+
+@needs_root
+def test_a_file_system_that_is_mounted_read_only_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "disk" / "local.db"
+    path.parent.mkdir()
+    program = shlex.join(PROJECTOR)
+    script = (
+        f"mount -t tmpfs tmpfs {path.parent} || exit 77\n"
+        f"{program} db setup -d {path} >&2\n"
+        f"mount -o remount,ro {path.parent} || exit 77\n"
+        f"{program} run --once -d {path} || echo $? >&2\n"
+        f"{program} doctor --json -d {path}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        pytest.skip(f"may not mount a tmpfs: {done.stderr}")
+
+    (found,) = [one for one in json.loads(done.stdout) if one["check"] == "rights"]
+    assert "is on a file system that is mounted read-only" in found["found"]
+    assert "mount -o remount,rw" in found["mend"]
+    assert "mounted read-only" in done.stderr
+    assert "setup --group" not in done.stderr

@@ -11,7 +11,15 @@ from typing import Final
 from urllib.parse import quote
 
 from worker import proc
-from worker.errors import BadUsage, NeedsPerson, RetryLater, quoted, translated
+from worker.errors import (
+    REMOUNT,
+    BadUsage,
+    NeedsPerson,
+    RetryLater,
+    is_read_only,
+    quoted,
+    translated,
+)
 
 BUSY_TIMEOUT_S = 5.0
 # An oversized event is quarantined by its size alone, so no more of it is read.
@@ -221,6 +229,8 @@ class DaemonLock:
 
     def _mend_lock(self) -> str:
         lock, database = quoted(self._path), quoted(self._database)
+        if is_read_only(self._path):
+            return REMOUNT
         if not os.path.lexists(self._path):
             return f"the daemon needs write access to the folder {self._path.parent}"
         if not self._path.is_file():

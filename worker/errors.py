@@ -1,5 +1,6 @@
 """Everything a user can cause: what happened, to which file or event, and what mends it."""
 
+import os
 import shlex
 import sqlite3
 from collections.abc import Iterator
@@ -61,6 +62,21 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+REMOUNT = (
+    "see why with `dmesg | tail` (a failing disk is mounted read-only), then mount it anew:"
+    " `mount -o remount,rw` on the mount that `findmnt -T` names; in a systemd unit, name its"
+    " folder with ReadWritePaths="
+)
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether nobody may write there, whatever the rights."""
+    try:
+        return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Raise what SQLite says of `path` as an error with a hint."""
@@ -87,6 +103,10 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
                 f"{path} cannot be written or read ({error})",
                 f"make room on its disk (`df {quoted(path.parent)}`), or lift a file-size limit"
                 " (`ulimit -f`), then try again",
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN if is_read_only(path):
+            return NeedsPerson(
+                f"{path} is on a file system that is mounted read-only ({error})", REMOUNT
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return NeedsPerson(

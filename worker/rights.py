@@ -12,7 +12,7 @@ from typing import NamedTuple
 from worker import proc
 from worker.checked import Checked
 from worker.database import LOCK_SUFFIX, DaemonLock
-from worker.errors import quoted
+from worker.errors import REMOUNT, is_read_only, quoted
 
 
 class _Judge(NamedTuple):
@@ -44,6 +44,10 @@ def rights(path: Path) -> Iterator[Checked]:
     if not os.path.isdir(folder):
         mend = f"`mkdir -p {quoted(folder)} && projector db setup -d {quoted(path)}`"
         yield Checked("rights", "fail", f"there is no folder {folder}", mend)
+        return
+    if is_read_only(path):
+        said = f"{folder} is on a file system that is mounted read-only"
+        yield Checked("rights", "fail", said, REMOUNT)
         return
     wrong: list[Checked] = []
     beside = [path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)]
