@@ -147,8 +147,9 @@ def _autoincrement(connection: sqlite3.Connection, path: Path) -> Iterator[Check
         "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table anew, and"
         " positions may be used twice",
         f"stop all that use it, copy the log: `projector db setup -d {quoted(new)} && sqlite3"
-        f" {quoted(new)} {shlex.quote(copy)}`, and put the new file in the place of the"
-        " old and its -wal",
+        f" {quoted(new)} {shlex.quote(copy)}`; give the new file the owner, group"
+        " and mode of the old (chown and chmod with --reference), remove the old -wal and -shm, and"
+        " mv it over the old",
     )
 
 
