@@ -26,7 +26,10 @@ from worker.wakeup import Wakeup
 
 BATCH_EVENTS: Final = 16384
 """What falls into one batch for one view is one write."""
+FIRST_EVENTS: Final = 64
 SMALL_EVENTS: Final = 512
+LONG_BATCH_S: Final = 1.0
+"""A batch is a turn, and a tail that does not turn is taken for one that hangs."""
 GENTLE_BATCHES: Final = 50
 """So many batches after somebody else's last commit they are small."""
 RETRY_S: Final = 0.5
@@ -84,6 +87,8 @@ class Tail:
         self._leading = leading
         self._ahead: _Ahead | None = None
         self._wakeup = wakeup or Wakeup()
+        self._most = FIRST_EVENTS
+        """Events that a batch may have, by how long those before took."""
         self._gentle = 0
         """Batches that are to be small, because others write."""
         self._woken: float | None = None
@@ -122,7 +127,7 @@ class Tail:
         started = time.perf_counter()
         if until is not None:
             until = max(until, self.position)
-        most = SMALL_EVENTS if self._gentle else BATCH_EVENTS
+        most = min(self._most, SMALL_EVENTS) if self._gentle else self._most
         self._wakeup.heard()  # of our own commit, or of what is about to be read
         ahead, self._ahead = self._ahead, None
         if ahead and (ahead.start, ahead.until, ahead.read_for) == (
@@ -165,6 +170,10 @@ class Tail:
         self._measure(batch, committed, started)
         self._vitals.turned(newest, self._positions(), leading=self._leading)
         _report(batch, newest, started)
+        if time.perf_counter() - started > LONG_BATCH_S:
+            self._most = max(self._most // 4, 1)
+        elif more:
+            self._most = min(self._most * 4, BATCH_EVENTS)
         await self._make_way(committed, touched=look.touched, more=more)
         return True
 
