@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -76,6 +75,8 @@ def _fail(error: ProjectorError) -> NoReturn:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(version("session-projector"))
         raise typer.Exit
 

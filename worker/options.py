@@ -50,6 +50,12 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
 class LogFormat(StrEnum):
     AUTO = "auto"
     JSON = "json"

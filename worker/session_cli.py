@@ -6,8 +6,7 @@ import typer
 
 from worker.database import resolve
 from worker.errors import BadUsage, Finding, NeedsPerson, ProjectorError
-from worker.options import SETTINGS, Database, Json, Wait, read_stdin
-from worker.output import Format
+from worker.options import SETTINGS, Database, Format, Json, Wait, read_stdin
 
 session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
 
