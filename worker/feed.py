@@ -15,9 +15,9 @@ from worker.replay import needs_rebuild, rebuild
 from worker.slices import courteous
 from worker.sqlite import SqliteStore, opened
 from worker.store import State
-from worker.tail import Member, Outage, Tail, faults_of, load, wait
+from worker.tail import Member, Outage, Tail, faults_of, load
 from worker.vitals import Vitals
-from worker.wakeup import Wakeup
+from worker.wakeup import Wakeup, wait
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""

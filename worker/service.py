@@ -16,8 +16,9 @@ from worker.errors import LostRace, ProjectionFailed, ProjectorError, RetryLater
 from worker.feed import Feed
 from worker.replay import compare, needs_rebuild, rebuild_all
 from worker.sqlite import SqliteStore, opened
-from worker.tail import Member, Tail, faults_of, load, wait
+from worker.tail import Member, Tail, faults_of, load
 from worker.vitals import Vitals
+from worker.wakeup import wait
 from worker.walk import Step
 
 STANDBY_POLL_S = 0.5

@@ -22,7 +22,7 @@ from worker.replay import refold, refuse_newer, unfit
 from worker.slices import fold_in_slices, read_in_slices
 from worker.store import Change, Checkpoint, Committed, Look, Store, digest, size_of
 from worker.vitals import Batch, Vitals
-from worker.wakeup import Wakeup
+from worker.wakeup import Wakeup, wait
 
 BATCH_EVENTS: Final = 16384
 """What falls into one batch for one view is one write."""
@@ -116,11 +116,11 @@ class Tail:
             if self._outage:
                 self._outage.over()
             if moved:
-                self._wakeup.busy()
-            elif until is not None:
+                continue
+            if until is not None:
                 return
-            elif await self._wakeup.wait(self._store.changed, stop):
-                self._woken = time.perf_counter()
+            woken = await self._wakeup.wait(self._store.changed, stop)
+            self._woken = (self._woken or time.perf_counter()) if woken else None
 
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
@@ -128,7 +128,7 @@ class Tail:
         if until is not None:
             until = max(until, self.position)
         most = min(self._most, SMALL_EVENTS) if self._gentle else self._most
-        self._wakeup.heard()  # of our own commit, or of what is about to be read
+        self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
         if ahead and (ahead.start, ahead.until, ahead.read_for) == (
             *(self.position, until),
@@ -149,11 +149,11 @@ class Tail:
         if not _fits([member.checkpoint for member in self.members], rows):
             await self._check_log()
         rows = rows[1:] if self.position else rows
+        self._wakeup.looked(touched=look.touched, found=bool(rows))
         if not rows:
             # A database restored in place stands elsewhere than what is remembered of it.
             if look.checkpoints != [member.checkpoint for member in self.members]:
                 raise LostRace
-            self._woken = None
             self._vitals.turned(newest, self._positions(), leading=self._leading)
             return False
         more = rows[-1].seq < (newest if until is None else min(newest, until))
@@ -272,12 +272,6 @@ async def load(store: Store, projection: Projection) -> Member:
     if checkpoint.position < before.position:
         log.warning("views_gone", projection=projection.name, position=before.position)
     return Member(projection, checkpoint)
-
-
-async def wait(seconds: float, stop: anyio.Event) -> None:
-    """Until `stop`, for so long at most."""
-    with anyio.move_on_after(seconds):
-        await stop.wait()
 
 
 class _Touched(msgspec.Struct, frozen=True):
