@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-HOT_BYTES: Final = 32 * 1024 * 1024
+HOT_BYTES: Final = 12 * 1024 * 1024
 """What the rows of the views at hand may come to; the newest is kept whatever its size."""
 
 

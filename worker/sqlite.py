@@ -24,7 +24,7 @@ from worker.transaction import FORGET_STATE, apply, concerning, writing
 PAGE_EVENTS: Final = 4000
 """Of a page of the walk; the tail says itself how many it takes."""
 PAGE_BYTES: Final = 8 * 1024 * 1024
-VIEW_BYTES: Final = 32 * 1024 * 1024
+VIEW_BYTES: Final = 12 * 1024 * 1024
 """What one batch may load of views, and so about what it writes under the lock."""
 PAGE_KEYS: Final = 500
 
@@ -34,7 +34,7 @@ PAGE_KEYS: Final = 500
 _PRAGMAS: Final = (
     "PRAGMA synchronous = NORMAL",
     "PRAGMA secure_delete = OFF",
-    "PRAGMA cache_size = -65536",
+    "PRAGMA cache_size = -16384",
 )
 _CHECKPOINT_COLUMNS: Final = "name, version, position, generation, digest, skipped"
 _NEW_CHECKPOINT: Final = (

@@ -24,7 +24,7 @@ from worker.store import Change, Checkpoint, Committed, Look, Store, digest, siz
 from worker.vitals import Batch, Vitals
 from worker.wakeup import Wakeup, wait
 
-BATCH_EVENTS: Final = 16384
+BATCH_EVENTS: Final = 8192
 """What falls into one batch for one view is one write."""
 FIRST_EVENTS: Final = 64
 SMALL_EVENTS: Final = 512
@@ -158,9 +158,14 @@ class Tail:
             return False
         more = rows[-1].seq < (newest if until is None else min(newest, until))
         read = read or await read_in_slices(rows, self._projections())
-        async with _beside(self._look_ahead, rows[-1].seq, until, most, wanted=more):
-            batch = await self._fold(rows, read)
+        batch = await self._fold(rows, read)
+        left = rows[len(batch.events) :]
+        async with _beside(self._look_ahead, rows[-1].seq, until, most, wanted=more and not left):
             committed = await self._store.commit([part.change for part in batch.parts])
+        if left:
+            look = msgspec.structs.replace(look, rows=rows[len(batch.events) - 1 :])
+            events = read[len(batch.events) :]
+            self._ahead = _Ahead(look.rows[0].seq, until, self._projections(), look, events)
         self.members = [
             Member(member.projection, part.change.after, member.hot)
             for member, part in zip(self.members, batch.parts, strict=True)
@@ -372,7 +377,8 @@ async def _part(
         skipped=before.skipped + folded.skipped,
     )
     changed = {key: views[key] for key in mended if views[key] is not None} | folded.views
-    settled = {key: projection.settled(view) for key, view in changed.items()}
+    # In the order of the index on the key: a third off the writing of many rows.
+    settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
     removed = [key for key in mended if key in standing and key not in changed]
     rows = [projection.to_row(view) for view in settled.values()]
     change = Change(projection.table, before, after, rows, removed, folded.quarantined)
