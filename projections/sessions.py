@@ -18,6 +18,8 @@ from projections.projection import Damaged, PerSession, Table
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
 """The largest `view.data`."""
 PREFIX: Final = "session:"
+MOST_CHUNKS: Final = 32
+"""Of a view that is kept at hand; more are joined, which copies all of them."""
 
 _Chunks = tuple["_Chunks", bytes] | None
 """Encoded messages, newest chunk outermost: adding one copies nothing and shares the rest."""
@@ -69,18 +71,20 @@ class Sessions(PerSession):
         raise AssertionError(f"{event.type} changes no session")
 
     def settled(self, view: Session) -> Session:
-        return msgspec.structs.replace(view, chunks=(None, _join(view.chunks)))
+        parts = _parts(view.chunks)
+        if len(parts) <= MOST_CHUNKS:
+            return view
+        return msgspec.structs.replace(view, chunks=(None, b"".join(parts)))
 
     def to_row(self, view: Session) -> tuple[Any, ...]:
         key = PREFIX + view.id
-        data = msgspec.msgpack.encode(
-            _Data(
-                id=view.id,
-                project=view.project,
-                messages=msgspec.Raw(list_header(view.count) + _join(view.chunks)),
-                status=view.status,
-                createdAt=view.created_at,
-                updatedAt=view.updated_at,
+        # As `_Data` is encoded, and the messages copied once only.
+        data = b"".join(
+            (
+                *(_MAP, _NAMES[0], _encode(view.id), _NAMES[1], _encode(view.project)),
+                *(_NAMES[2], list_header(view.count), *_parts(view.chunks)),
+                *(_NAMES[3], _encode(view.status), _NAMES[4], _encode(view.created_at)),
+                *(_NAMES[5], _encode(view.updated_at)),
             )
         )
         return (key, key, data, view.last_event_id, view.created_at, view.updated_at)
@@ -123,6 +127,9 @@ class _Data(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.msgpack.Decoder(_Data).decode
+_encode = msgspec.msgpack.Encoder().encode
+_MAP: Final = bytes([0x80 | len(_Data.__struct_fields__)])
+_NAMES: Final = tuple(map(_encode, _Data.__struct_fields__))
 
 
 def _messages(encoded: msgspec.Raw) -> list[Any]:
@@ -187,9 +194,11 @@ def _within_limit(view: Session) -> Session:
     return view
 
 
-def _join(chunks: _Chunks) -> bytes:
+def _parts(chunks: _Chunks) -> list[bytes]:
+    """The oldest first."""
     parts: list[bytes] = []
     while chunks is not None:
         chunks, part = chunks
         parts.append(part)
-    return b"".join(reversed(parts))
+    parts.reverse()
+    return parts
