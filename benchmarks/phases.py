@@ -25,7 +25,7 @@ WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "setup": ("worker.schema:setup",),
     "migration": ("worker.schema:_migrate",),
     "walk": ("worker.replay:rebuild_all", "worker.feed:Feed._rebuild"),
-    "replay": ("worker.verification:_replay",),
+    "replay": ("worker.verification:replay",),
 }
 """What belongs to a phase; a new phase is one line here."""
 OUTER: Final = frozenset({"walk", "replay"})

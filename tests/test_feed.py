@@ -291,7 +291,7 @@ def test_the_others_tail_while_a_slow_one_catches_up(database: Database, hold: P
         hold.unlink()
         projector("wait", newest, "-d", database.path)
 
-    assert behind == [(0,)]  # in its first batch still
+    assert behind[0][0] < 3000  # still at what the others had folded before
     assert per_project(database) == [("F", 3000, "F-2999"), ("P", 8, "A-7")]
 
 
