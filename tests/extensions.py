@@ -83,6 +83,15 @@ class Broken(PerProject):
         raise ZeroDivisionError
 
 
+class Faulty(PerProject):
+    """A later version that can fold nothing."""
+
+    version = 2
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        raise ZeroDivisionError
+
+
 class Unreadable(PerProject):
     """Cannot read what it wrote."""
 

@@ -16,6 +16,7 @@ import pytest
 from extensions import PROGRAM
 from support import PROJECTOR, Daemon, Database, daemon, projector
 from test_daemon import WRITER, fill
+from test_metrics import HTTP, address, scraped
 from test_replay import mend
 from test_tail import catch_up
 
@@ -229,6 +230,27 @@ def test_an_older_program_beside_a_newer_daemon_refuses_at_once(database: Databa
         tailing.wait_for("batch_committed")
         projector("run", "--projection", "extensions:PerProject", "-d", database.path, check=4,
                   **PATH)  # fmt: skip
+
+
+def test_a_rebuild_tells_what_it_quarantined_and_removed(database: Database) -> None:
+    database.created("A-1")
+    database.created("A-2", project="Q")
+    database.insert("A-1", {"type": "anything at all"})
+    once(database, "PerProject")
+    options = ["--projection", "extensions:Faulty", *HTTP]
+    with daemon(database.path, program=PROGRAM, options=options) as tailing:
+        url = address(tailing)
+        said = tailing.wait_for("views_rebuilt", projection="per_project")
+        tailing.wait_for("caught_up", projection="per_project")
+        found = scraped(url)
+
+    assert (said["level"], said["quarantined"], said["removed"]) == ("warning", 2, 2)
+    assert {
+        (labels["type"], labels["outcome"]): value
+        for (name, *rest), value in found.items()
+        if name == "projector_events_total" and value
+        if (labels := dict(rest))["projection"] == "per_project"
+    } == {("session_created", "quarantined"): 2, ("other", "skipped"): 1}
 
 
 def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None:

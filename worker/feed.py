@@ -147,6 +147,7 @@ class Feed:
         async with aclosing(steps):
             async for step in steps:
                 done += step.events
+                self._vitals.counted(step.outcomes)
                 self._vitals.rebuilding(name, done, total)
                 if self._stop.is_set():
                     return

@@ -167,7 +167,10 @@ async def rebuild(
     walk = Walk(store, projection, claimed, until=until, mending=True, pages=pages)
     progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), _now_ms())
     await store.report(projection.name, progress)
+    quarantined = removed = 0
     async for step in walk.steps():
+        quarantined += sum(n for key, n in step.outcomes.items() if key[2] == "quarantined")
+        removed += sum(d.row == "view" and d.kind == "ghost" for d in step.differences)
         progress = msgspec.structs.replace(progress, events=progress.events + step.events)
         if _now_ms() - progress.updated_at >= PROGRESS_MS:
             progress = msgspec.structs.replace(progress, updated_at=_now_ms())
@@ -181,7 +184,13 @@ async def rebuild(
         skipped=walk.skipped,
     )
     await store.commit([Change(projection.table, claimed, done)])
-    log.info("views_rebuilt", projection=projection.name, position=until)
+    (log.warning if quarantined else log.info)(
+        "views_rebuilt",
+        projection=projection.name,
+        position=until,
+        quarantined=quarantined,
+        removed=removed,
+    )
 
 
 async def rebuild_all(

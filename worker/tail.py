@@ -18,6 +18,7 @@ from projections.fold import Folded, Rejected
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
 from worker.hot import Hot
+from worker.outcomes import Outcomes, outcomes
 from worker.replay import refold, refuse_newer, unfit
 from worker.slices import fold_in_slices, read_in_slices
 from worker.store import Change, Checkpoint, Committed, Look, Store, digest, size_of
@@ -212,13 +213,13 @@ class Tail:
         events = batch.events
         last = next((e.time for e in reversed(events) if isinstance(e, Event) and e.body), None)
         types = Counter(event.type for event in events)
-        outcomes: Counter[tuple[str, str, str]] = Counter()
+        counted = Outcomes()
         for part in batch.parts:
-            outcomes.update(_outcomes(part.member.projection, types, part.folded))
+            counted.update(outcomes(part.member.projection, types, part.folded))
         self._vitals.committed(
             Batch(
                 events=len(events),
-                outcomes=outcomes,
+                outcomes=counted,
                 last_ms=last,
                 duration_s=now - started,
                 waited_s=committed.waited_s,
@@ -383,26 +384,6 @@ async def _part(
     rows = [projection.to_row(view) for view in settled.values()]
     change = Change(projection.table, before, after, rows, removed, folded.quarantined)
     return _Part(member, change, folded, settled)
-
-
-def _outcomes(
-    projection: Projection, types: Mapping[str | None, int], folded: Folded
-) -> dict[tuple[str, str, str], int]:
-    """How many events of each type had each outcome; what writers may call a type is unbounded, so
-    those that the projection does not fold are one."""
-    found: Counter[tuple[str, str, str]] = Counter()
-    skipped = Counter(folded.skipped_types)
-    rejected = Counter(event.type for event in folded.quarantined)
-    for of, count in types.items():
-        kind = "undecodable" if of is None else of if of in projection.events else "other"
-        gone = (skipped[of] if of is not None else 0, rejected[of])
-        for outcome, number in zip(_OUTCOMES, (*gone, count - sum(gone)), strict=True):
-            if number:
-                found[projection.name, kind, outcome] += number
-    return found
-
-
-_OUTCOMES: Final = ("skipped", "quarantined", "folded")
 
 
 async def _views(

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from projections.projection import Projection
+from worker.outcomes import Outcomes
 
 SECONDS: Final = (
     *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
@@ -41,8 +42,7 @@ class Batch(msgspec.Struct, frozen=True):
     """One committed batch; times in seconds, `last_ms` the time of its last event."""
 
     events: int
-    outcomes: Counter[tuple[str, str, str]]
-    """Events by projection, type and outcome: folded, skipped or quarantined."""
+    outcomes: Outcomes
     last_ms: int | None
     duration_s: float
     waited_s: float
@@ -86,7 +86,7 @@ class Vitals:
         self.projections: tuple[str, ...] = ()
         self.standings: dict[str, Standing] = {}
         """Where each projection is, once it tails."""
-        self.outcomes: Counter[tuple[str, str, str]] = Counter()
+        self.outcomes = Outcomes()
         self.batch_events = Histogram(EVENTS)
         self.batch_s = Histogram(SECONDS)
         self.lock_wait_s = Histogram(SECONDS)
@@ -175,6 +175,11 @@ class Vitals:
             self.lock_held_s.add(batch.held_s)
             if batch.wakeup_s is not None:
                 self.wakeup_s.add(batch.wakeup_s)
+
+    def counted(self, outcomes: Outcomes) -> None:
+        """What a rebuild made of events; the views are those of before until it is done."""
+        with self._lock:
+            self.outcomes.update(outcomes)
 
     def found(self, differences: Iterable[tuple[str, str]]) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ with the checkpoint, and compared as of that.
 """
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain
 from typing import Any, Final
@@ -19,6 +20,7 @@ from projections.fold import Rejected
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace
+from worker.outcomes import Outcomes, outcomes
 from worker.slices import fold_in_slices, read_in_slices
 from worker.store import Change, Checkpoint, Loaded, Store, size_of
 
@@ -29,11 +31,13 @@ Views = dict[str, Any]
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What a page of the walk did: events read, views compared, and what differed."""
+    """What a page of the walk did: events read and what became of them, views compared, and what
+    differed."""
 
     events: int = 0
     views: int = 0
     differences: Sequence[Difference] = ()
+    outcomes: Outcomes = msgspec.field(default_factory=Outcomes)
 
 
 class Pages:
@@ -116,7 +120,9 @@ class Walk:
             open_key = keys.pop() if keys else None
             found += await self._compare(keys, views)
             views = {key: view for key, view in views.items() if key == open_key}
-            yield Step(len(page.seqs), len(keys), found)
+            types = Counter(event.type for event in page.events)
+            became = outcomes(self._projection, types, folded)
+            yield Step(len(page.seqs), len(keys), found, became)
         if open_key is not None:
             yield Step(0, 1, await self._compare([open_key], views))
 
