@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from extensions import PROGRAM
 from prometheus_client.parser import text_string_to_metric_families
 from support import T0, Daemon, Database, daemon, projector
 
+from projections import BUILT_IN
 from worker import metrics
 from worker.vitals import Batch, Vitals
 
@@ -167,6 +169,72 @@ def test_health_and_readiness(database: Database) -> None:
     assert taken_over == (200, "ok\n")
 
 
+def test_a_projection_that_fails_is_behind_and_not_ready(database: Database) -> None:
+    database.created("A-1")
+    options = [*HTTP, "--projection", "extensions:Broken"]
+    with daemon(database.path, program=PROGRAM, options=options) as running:
+        url = address(running)
+        running.wait_for("projection_failed")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+        found, ready = scraped(url), get(f"{url}/readyz")
+
+    assert ready == (503, "per_project fails\n")
+    broken = ("projection", "per_project")
+    assert found["projector_position", broken] == 0
+    assert found["projector_lag_events", broken] == 1
+    assert found["projector_lag_seconds", broken] > 0
+
+
+def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    monkeypatch.setenv("HOLD", str(hold))
+    for number in range(300):
+        database.created(f"A-{number}")
+    options = [*HTTP, "--projection", "extensions:Slower"]
+    with daemon(database.path, program=PROGRAM, options=options) as running:
+        url = address(running)
+        projector("wait", "-d", database.path)
+        before = get(f"{url}/readyz")
+        hold.touch()
+        database.sql("UPDATE checkpoint SET version = 1 WHERE name = 'per_project'")
+        newest = database.created("A-300")
+        running.wait_for("checkpoint_moved_by_another")
+        projector("wait", newest, "--projection", "sessions", "-d", database.path)
+        found, ready = scraped(url), get(f"{url}/readyz")
+        hold.unlink()
+        running.wait_for("caught_up", projection="per_project")
+        after = get(f"{url}/readyz")
+
+    assert before == after == (200, "ok\n")
+    assert ready == (503, "per_project is being rebuilt\n")
+    rebuilt = ("projection", "per_project")
+    assert found["projector_position", rebuilt] == 0
+    assert found["projector_lag_events", rebuilt] == newest
+    assert found["projector_lag_events", ("projection", "sessions")] == 0
+
+
+def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
+    vitals = Vitals()
+    vitals.expect(BUILT_IN, [])
+    vitals.waited(standing_by=True)
+    spare = samples(vitals, database.path)
+    vitals.took_over()
+    vitals.saw(0, {})
+    taken_over = samples(vitals, database.path)
+
+    assert "projector_newest_event" not in spare
+    assert "projector_position" not in spare
+    assert taken_over["projector_newest_event"] == [0]
+    assert taken_over["projector_position"] == taken_over["projector_lag_events"] == [0, 0]
+
+
+def samples(vitals: Vitals, path: Path) -> dict[str, list[float]]:
+    families = metrics._Vitals(path, vitals).collect()
+    return {family.name: [s.value for s in family.samples] for family in families if family.samples}
+
+
 def test_health_goes_by_each_projection_that_tails() -> None:
     now = time.monotonic()
     vitals = Vitals()
@@ -208,7 +276,7 @@ def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:
         found = scraped(url)
 
     assert let_go == b""
-    assert found["projector_newest_event",] == 0
+    assert found["projector_standing_by",] == 0
 
 
 def test_a_scrape_waits_for_no_lock(database: Database) -> None:

@@ -80,11 +80,16 @@ class Feed:
         for projection in projections:
             try:
                 with faults_of(projection):
+                    position = (await store.checkpoint(projection)).position
+                    self._vitals.stands(projection.name, position)
                     member = await load(store, projection)
-                    if not await needs_rebuild(store, projection, member.checkpoint):
+                    if await needs_rebuild(store, projection, member.checkpoint):
+                        self._vitals.rebuilding(projection.name, 0, 1)
+                    else:
                         await store.report(projection.name, None)
                         ready.append(member)
             except ProjectionFailed:
+                self._vitals.fails(projection.name)
                 continue  # as it will again, where it is alone and told of
         furthest = max((member.checkpoint.position for member in ready), default=0)
         if not lead.members or lead.position == furthest:
@@ -110,8 +115,6 @@ class Feed:
                     except ProjectionFailed as error:
                         self._vitals.fails(projection.name)
                         await trouble.tell(store, error)
-                    finally:
-                        self._vitals.rebuilt(projection.name)
                 await wait(trouble.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
@@ -124,6 +127,7 @@ class Feed:
         if await needs_rebuild(store, projection, member.checkpoint):
             await self._rebuild(store, member)
             member = await load(store, projection)
+        self._vitals.rebuilt(projection.name, member.checkpoint.position)
         alone = Tail(store, [member], self._outage)
         while not self._stop.is_set():
             started, before = time.perf_counter(), alone.position

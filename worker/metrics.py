@@ -194,12 +194,18 @@ def _readiness(path: Path, vitals: Vitals) -> str:
         newest = _newest(path)
     except sqlite3.Error as error:
         return _unreadable(error)
-    positions = vitals.snapshot().positions
-    behind = {name: newest - position for name, position in positions.items()}
-    late = [f"{name} by {lag}" for name, lag in sorted(behind.items()) if lag > READY_WITHIN]
-    if late or not positions:
-        return f"behind: {', '.join(late) or 'nothing is folded yet'}"
-    return ""
+    now = vitals.snapshot()
+    return ", ".join(_unready(now, newest)) if now.looked else "nothing is folded yet"
+
+
+def _unready(now: Vitals, newest: int) -> Iterator[str]:
+    for name, standing in sorted(now.standings.items()):
+        if name in now.failing:
+            yield f"{name} fails"
+        elif name in now.rebuilds:
+            yield f"{name} is being rebuilt"
+        elif (lag := newest - standing.position) > READY_WITHIN:
+            yield f"{name} is {lag} events behind"
 
 
 def _newest(path: Path) -> int:
@@ -233,7 +239,11 @@ class _Vitals(Collector):
         yield from _about_projections(now)
         yield from _about_events(now)
         yield from _about_batches(now)
-        yield _gauge("newest_event", "The seq of the newest event of the log.", now.newest)
+        yield _gauge(
+            "newest_event",
+            "The seq of the newest event of the log; it is not there until the log was looked at.",
+            now.newest if now.looked else None,
+        )
         yield _counter(
             "busy_waits",
             "Turns put off because the database was locked for too long, or had no room.",
@@ -255,8 +265,8 @@ class _Vitals(Collector):
 
 
 def _about_projections(now: Vitals) -> Iterator[Metric]:
-    """One of those that is not there yet is one that is being rebuilt, or fails from its start."""
-    there = sorted(now.standings)
+    """Where they stand is not known to one that stands by."""
+    there = [] if now.standing_by else sorted(now.standings)
     yield _by_projection(
         "position",
         "The seq of the last event that a projection has folded, skipped or quarantined.",
@@ -326,7 +336,7 @@ def _about_batches(now: Vitals) -> Iterator[Metric]:
     )
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
+def _gauge(name: str, text: str, value: float | None) -> Metric:
     return GaugeMetricFamily(f"projector_{name}", text, value=value)
 
 

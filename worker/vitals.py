@@ -61,6 +61,8 @@ class Standing(msgspec.Struct):
     """When it last was at the newest event, by the monotonic clock."""
     moved: float = msgspec.field(default_factory=time.monotonic)
     """When it last moved, by the same."""
+    since: float = msgspec.field(default_factory=time.monotonic)
+    """When it began there, by the same."""
 
 
 class Vitals:
@@ -76,16 +78,18 @@ class Vitals:
     def __init__(self, listener: Callable[["Vitals"], None] | None = None) -> None:
         self._listener = listener
         self._lock = Lock()
-        self.started = self.last_turn = time.monotonic()
+        self.last_turn = time.monotonic()
         self.last_turn_at = time.time()
         """The same by the wall clock."""
         self.standing_by = self.stopping = False
         self.caught_up = False
         """Whether the tail was once at the newest event."""
         self.newest = 0
+        self.looked = False
+        """Whether `newest` is known: one that stands by has not looked yet."""
         self.projections: tuple[str, ...] = ()
         self.standings: dict[str, Standing] = {}
-        """Where each projection is, once it tails."""
+        """Where each projection is: at 0 until its checkpoint is read, and while it is rebuilt."""
         self.outcomes = Outcomes()
         self.batch_events = Histogram(EVENTS)
         self.batch_s = Histogram(SECONDS)
@@ -117,6 +121,7 @@ class Vitals:
         """Count from 0 what may come of these, so that a first one is seen as a change."""
         with self._lock:
             self.projections = tuple(projection.name for projection in projections)
+            self.standings = {name: Standing(0) for name in self.projections}
             for projection in projections:
                 name = projection.name
                 for of in sorted(projection.events):
@@ -129,8 +134,14 @@ class Vitals:
     def saw(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
         """Before anything is folded, so that a lag shows however long the database is locked."""
         with self._lock:
-            self.newest = newest if leading else self.newest
+            if leading:
+                self.newest, self.looked = newest, True
             self._stand(positions)
+
+    def stands(self, name: str, position: int) -> None:
+        """As its checkpoint says, whether or not it tails from there."""
+        with self._lock:
+            self._stand({name: position})
 
     def turned(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
         """`leading`: by the tail that the others join; only its turns are a sign of life."""
@@ -157,7 +168,9 @@ class Vitals:
         self._turned()
 
     def took_over(self) -> None:
-        self.standing_by = False
+        with self._lock:
+            self.standing_by = False
+            self.standings = {name: Standing(0) for name in self.projections}
 
     def stops(self) -> None:
         self.stopping = True
@@ -187,16 +200,20 @@ class Vitals:
 
     def rebuilding(self, name: str, done: int, total: int) -> None:
         with self._lock:
+            if name not in self.rebuilds:
+                self.standings[name] = Standing(0)  # where it was, another version's views are
             self.rebuilds[name] = (done, total)
 
-    def rebuilt(self, name: str) -> None:
-        """Or given up."""
+    def rebuilt(self, name: str, position: int) -> None:
+        """By this daemon or another program."""
         with self._lock:
             self.rebuilds.pop(name, None)
+            self._stand({name: position})
 
     def fails(self, name: str) -> None:
         with self._lock:
             self.failing.add(name)
+            self.rebuilds.pop(name, None)
 
     def recovered(self, name: str) -> None:
         with self._lock:
@@ -224,7 +241,7 @@ class Vitals:
             ages.append(time.time() - standing.last_ms / 1000)
         if standing.even is not None:
             ages.append(time.monotonic() - standing.even)
-        return max(min(ages, default=time.monotonic() - self.started), 0.0)
+        return max(min(ages, default=time.monotonic() - standing.since), 0.0)
 
     @property
     def since_turn_s(self) -> float:
