@@ -2,15 +2,17 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import oracle
 import pytest
 from extensions import PROGRAM
@@ -19,6 +21,10 @@ from test_daemon import WRITER, fill
 from test_metrics import HTTP, address, scraped
 from test_replay import mend
 from test_tail import catch_up
+
+from worker.errors import Unavailable
+from worker.tail import Outage
+from worker.vitals import Vitals
 
 PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
 
@@ -251,6 +257,43 @@ def test_a_rebuild_tells_what_it_quarantined_and_removed(database: Database) -> 
         if name == "projector_events_total" and value
         if (labels := dict(rest))["projection"] == "per_project"
     } == {("session_created", "quarantined"): 2, ("other", "skipped"): 1}
+
+
+def test_a_rebuild_that_is_locked_out_says_so_once_whatever_the_others_read(
+    database: Database,
+) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    options = ["--projection", "extensions:Faulty", *HTTP]
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with daemon(database.path, program=PROGRAM, options=options) as tailing:
+            url = address(tailing)
+            while scraped(url)["projector_busy_waits_total",] < 2:
+                assert tailing.process.poll() is None
+            connection.execute("ROLLBACK")
+            over = tailing.wait_for("database_available_again")
+            tailing.wait_for("caught_up", projection="per_project")
+
+    said = [line for line in tailing.lines if line["event"] == "database_unavailable"]
+    assert [line["projection"] for line in said] == ["per_project"]
+    assert (over["projection"], over["failures"]) == ("per_project", 2)
+
+
+async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:
+    turns: list[bool] = []
+    vitals = Vitals(lambda now: turns.append(now.unavailable_now))
+    stop, locked = anyio.Event(), Unavailable("locked")
+    stop.set()
+    vitals.saw(9, {"slow": 5})
+
+    await Outage(vitals, "slow").wait_out(locked, stop)
+    alone = [*turns], vitals.stuck()
+    await Outage(vitals).wait_out(locked, stop)
+
+    assert alone == ([], {})
+    assert turns == [True]
+    assert vitals.unavailable == 2
 
 
 def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None:

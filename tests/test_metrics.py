@@ -218,7 +218,7 @@ def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
 def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
     vitals = Vitals()
     vitals.expect(BUILT_IN, [])
-    vitals.waited(standing_by=True)
+    vitals.stands_by()
     spare = samples(vitals, database.path)
     vitals.took_over()
     vitals.saw(0, {})

@@ -99,14 +99,14 @@ class Feed:
 
     async def _alone(self, projection: Projection, lead: Tail) -> None:
         """Catch up, and join the others; tried again for as long as it fails."""
-        trouble = _Trouble(projection)
+        trouble, outage = _Trouble(projection), Outage(self._vitals, projection.name)
         courteous.set(True)
         while not self._stop.is_set():
             try:
                 async with opened(self._path) as store:
                     try:
                         with faults_of(projection):
-                            await self._catch_up(store, projection, lead)
+                            await self._catch_up(store, projection, lead, outage)
                         if self._stop.is_set():
                             return  # whether or not it got there: what is said of it stays
                         self._vitals.recovered(projection.name)
@@ -119,16 +119,18 @@ class Feed:
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
             except Unavailable as error:
-                await self._outage.wait_out(error, self._stop)
+                await outage.wait_out(error, self._stop)
 
-    async def _catch_up(self, store: SqliteStore, projection: Projection, lead: Tail) -> None:
+    async def _catch_up(
+        self, store: SqliteStore, projection: Projection, lead: Tail, outage: Outage
+    ) -> None:
         """Bring one projection to where the others stand, on a connection of its own."""
         member = await load(store, projection)
         if await needs_rebuild(store, projection, member.checkpoint):
-            await self._rebuild(store, member)
+            await self._rebuild(store, member, outage)
             member = await load(store, projection)
         self._vitals.rebuilt(projection.name, member.checkpoint.position)
-        alone = Tail(store, [member], self._outage)
+        alone = Tail(store, [member], outage)
         while not self._stop.is_set():
             started, before = time.perf_counter(), alone.position
             await alone.run(self._stop, until=await store.newest())
@@ -144,12 +146,13 @@ class Feed:
             if alone.position > lead.position:
                 await wait(BEHIND_POLL_S, self._stop)
 
-    async def _rebuild(self, store: SqliteStore, member: Member) -> None:
+    async def _rebuild(self, store: SqliteStore, member: Member, outage: Outage) -> None:
         name, total, done = member.projection.name, await store.newest(), 0
         self._vitals.rebuilding(name, done, total)
         steps = rebuild(store, member.projection, member.checkpoint)
         async with aclosing(steps):
             async for step in steps:
+                outage.over()
                 done += step.events
                 self._vitals.counted(step.outcomes)
                 self._vitals.rebuilding(name, done, total)

@@ -149,7 +149,7 @@ async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event, vitals: Vi
         if lock.acquire(stand_by=True):
             vitals.took_over()
             return True
-        vitals.waited(standing_by=True)
+        vitals.stands_by()
         if not announced:
             log.info("standing_by", daemon_pid=lock.holder())
             announced = True

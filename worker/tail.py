@@ -50,20 +50,24 @@ class Member(msgspec.Struct, frozen=True):
 class Outage:
     """A database that is locked or has no room: said once, then counted, then said to be over."""
 
-    def __init__(self, vitals: Vitals) -> None:
+    def __init__(self, vitals: Vitals, projection: str = "") -> None:
+        """`projection`: one that is by itself; what it may not write, the lead may read."""
         self.vitals = vitals
+        self._projection = projection
+        self._fields = {"projection": projection} if projection else {}
         self._failures = 0
 
     async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
-        self.vitals.waited()
+        self.vitals.waited(self._projection)
         if not self._failures:
-            log.warning("database_unavailable", why=str(error), hint=error.hint)
+            log.warning("database_unavailable", why=str(error), hint=error.hint, **self._fields)
         self._failures += 1
         await wait(RETRY_S, stop)
 
     def over(self) -> None:
         if self._failures:
-            log.info("database_available_again", failures=self._failures)
+            self.vitals.available(self._projection)
+            log.info("database_available_again", failures=self._failures, **self._fields)
             self._failures = 0
 
 

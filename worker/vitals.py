@@ -98,6 +98,8 @@ class Vitals:
         self.wakeup_s = Histogram(SECONDS)
         self.unavailable = 0
         self.unavailable_now = False
+        self.locked_out: set[str] = set()
+        """Projections by themselves for which the database is unavailable now."""
         self.rebuilds: dict[str, tuple[int, int]] = {}
         """Events read and about how many there are to read, by projection."""
         self.failing: set[str] = set()
@@ -113,6 +115,7 @@ class Vitals:
             taken.findings = self.findings.copy()
             taken.rebuilds = self.rebuilds.copy()
             taken.failing = self.failing.copy()
+            taken.locked_out = self.locked_out.copy()
             for name in ("batch_events", "batch_s", "lock_wait_s", "lock_held_s", "wakeup_s"):
                 setattr(taken, name, getattr(self, name).copy())
         return taken
@@ -159,12 +162,26 @@ class Vitals:
         if leading:
             self._turned()
 
-    def waited(self, *, standing_by: bool = False) -> None:
-        """For a lock, for room, or for another daemon to end."""
+    def waited(self, projection: str = "") -> None:
+        """For a lock or for room; `projection`: one by itself, which is no sign of life."""
         with self._lock:
-            self.unavailable += not standing_by
-            self.unavailable_now = not standing_by
-            self.standing_by = standing_by
+            self.unavailable += 1
+            if projection:
+                self.locked_out.add(projection)
+            else:
+                self.unavailable_now = True
+        if not projection:
+            self._turned()
+
+    def available(self, projection: str = "") -> None:
+        """Again; of the lead its next turn says so."""
+        with self._lock:
+            self.locked_out.discard(projection)
+
+    def stands_by(self) -> None:
+        """For another daemon to end."""
+        with self._lock:
+            self.standing_by = True
         self._turned()
 
     def took_over(self) -> None:
@@ -249,7 +266,7 @@ class Vitals:
 
     def stuck(self) -> dict[str, float]:
         """Projections that tail, are behind and do not move, and for how many seconds."""
-        going = self.standings.keys() - self.rebuilds.keys() - self.failing
+        going = self.standings.keys() - self.rebuilds.keys() - self.failing - self.locked_out
         behind = [name for name in sorted(going) if self.lag_events_of(name)]
         now = time.monotonic()
         since = {name: self.standings[name] for name in behind}
