@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import T0, Daemon, Database, daemon, projector
 
 from projections import BUILT_IN
-from worker import metrics
+from worker import metrics, probes
 from worker.vitals import Batch, Vitals
 
 HTTP = ["--http", "127.0.0.1:0"]
@@ -254,11 +254,56 @@ def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Dat
     with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN EXCLUSIVE")
-        held = metrics.health(database.path, Vitals())
+        held = probes.health(database.path, Vitals())
     database.path.write_bytes(b"no database at all" * 100)
 
     assert held == ""
-    assert metrics.health(database.path, Vitals()).startswith("the log cannot be read")
+    assert probes.health(database.path, Vitals()).startswith("the log cannot be read")
+
+
+def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = database.created("A-1")
+    vitals, slept = Vitals(), list[float]()
+
+    def pass_time(seconds: float) -> None:
+        slept.append(seconds)
+        vitals.saw(newest, {"sessions": 0})
+
+    monkeypatch.setattr(time, "sleep", pass_time)
+
+    assert probes.health(database.path, vitals) == ""
+    assert slept == [probes.SEEN_POLL_S]
+
+
+def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.created("A-1")
+    newest = database.created("A-2")
+    monkeypatch.setattr(probes, "SEEN_WITHIN_S", 0.01)
+    waiting, blind = Vitals(), Vitals()
+    waiting.saw(1, {"sessions": 0})
+    well = probes.health(database.path, waiting)
+    monkeypatch.setattr(time, "sleep", lambda _: blind.saw(1, {"sessions": 0}))
+    found = probes.health(database.path, blind)
+
+    assert well == ""
+    assert found == f"the newest event is {newest}, and the tail has seen none after 1"
+
+
+@pytest.mark.parametrize("ahead_s", [60, 10**7])
+def test_a_writers_clock_that_is_ahead_hides_no_lag(ahead_s: int) -> None:
+    vitals = Vitals()
+    kinds = Counter({("p", "t", "folded"): 1})
+    last_ms = int(time.time() + ahead_s) * 1000
+    batch = Batch(1, kinds, last_ms, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
+    vitals.committed(batch, {"p": 1})
+    vitals.saw(2, {"p": 1})
+    vitals.standings["p"].since -= 9
+
+    assert vitals.lag_s_of("p") >= 9
 
 
 def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:

@@ -1,8 +1,7 @@
 """`projector run --http`: Prometheus' metrics and two health checks, in a thread of their own.
 
 What `/metrics` shows is in memory, so that a scrape neither waits for the database nor slows the
-tail. `/healthz` and `/readyz` read the newest event from the database itself, by a connection of
-their own: what the tail remembers could be as stale as the tail.
+tail.
 """
 
 import errno
@@ -14,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
@@ -32,18 +31,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from worker.database import uri
 from worker.errors import BadUsage, RetryLater
+from worker.probes import health, readiness
 from worker.vitals import Histogram, Vitals
 
-STALE_S: Final = 10.0
-"""A tail that has not turned for so long is stuck: an idle one turns every second."""
-SEEN_WITHIN_S: Final = 2.0
-"""An event is there, so the tail should have seen it by then."""
-READY_WITHIN: Final = 1000
-"""Events that a database may be behind and still be ready to be read."""
 _PORT: Final = re.compile("[0-9]{1,5}")
-_BUSY_S: Final = 0.2
 _CLIENTS: Final = 32
 """Served at once; one more waits for `_PATIENCE_S`, and is then let go."""
 _PATIENCE_S: Final = 1.0
@@ -152,7 +144,7 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
             case "/healthz":
                 found = health(path, vitals)
             case "/readyz":
-                found = health(path, vitals) or _readiness(path, vitals)
+                found = health(path, vitals) or readiness(path, vitals)
             case _:
                 respond("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"there are /metrics, /healthz and /readyz\n"]
@@ -160,63 +152,6 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
         return [f"{found or 'ok'}\n".encode()]
 
     return app
-
-
-def health(path: Path, vitals: Vitals) -> str:
-    """What is wrong with the tail, '' where nothing is."""
-    if vitals.since_turn_s > STALE_S:
-        return f"the tail has not turned for {vitals.since_turn_s:.0f} s"
-    try:
-        newest = _newest(path)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            return ""  # somebody holds it, and the tail waits for it as this does
-        return _unreadable(error)
-    except sqlite3.Error as error:
-        return _unreadable(error)
-    if newest > vitals.newest and not vitals.standing_by:
-        time.sleep(SEEN_WITHIN_S)
-        if newest > vitals.newest and not vitals.unavailable_now:
-            return f"the newest event is {newest}, and the tail has seen none after {vitals.newest}"
-    now = vitals.snapshot()
-    stuck = {name: for_s for name, for_s in now.stuck().items() if for_s > STALE_S}
-    if stuck and not (now.unavailable_now or now.standing_by):
-        name, for_s = max(stuck.items(), key=lambda one: one[1])
-        at = now.standings[name].position
-        return f"{name} has stayed at {at} for {for_s:.0f} s, and the newest event is {newest}"
-    return ""
-
-
-def _readiness(path: Path, vitals: Vitals) -> str:
-    if vitals.standing_by:
-        return "standing by for another daemon"
-    try:
-        newest = _newest(path)
-    except sqlite3.Error as error:
-        return _unreadable(error)
-    now = vitals.snapshot()
-    return ", ".join(_unready(now, newest)) if now.looked else "nothing is folded yet"
-
-
-def _unready(now: Vitals, newest: int) -> Iterator[str]:
-    for name, standing in sorted(now.standings.items()):
-        if name in now.failing:
-            yield f"{name} fails"
-        elif name in now.rebuilds:
-            yield f"{name} is being rebuilt"
-        elif (lag := newest - standing.position) > READY_WITHIN:
-            yield f"{name} is {lag} events behind"
-
-
-def _newest(path: Path) -> int:
-    """The newest event there really is; raises `sqlite3.Error`."""
-    opened = sqlite3.connect(uri(path, mode="ro"), uri=True, timeout=_BUSY_S)
-    with closing(opened) as connection:
-        return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
-
-
-def _unreadable(error: sqlite3.Error) -> str:
-    return f"the log cannot be read: {error}"
 
 
 class _Vitals(Collector):
@@ -242,7 +177,7 @@ class _Vitals(Collector):
         yield _gauge(
             "newest_event",
             "The seq of the newest event of the log; it is not there until the log was looked at.",
-            now.newest if now.looked else None,
+            now.newest if now.looks else None,
         )
         yield _counter(
             "busy_waits",

@@ -85,8 +85,8 @@ class Vitals:
         self.caught_up = False
         """Whether the tail was once at the newest event."""
         self.newest = 0
-        self.looked = False
-        """Whether `newest` is known: one that stands by has not looked yet."""
+        self.looks = 0
+        """How often the tail looked at the log; 0: `newest` is not known yet."""
         self.projections: tuple[str, ...] = ()
         self.standings: dict[str, Standing] = {}
         """Where each projection is: at 0 until its checkpoint is read, and while it is rebuilt."""
@@ -138,7 +138,8 @@ class Vitals:
         """Before anything is folded, so that a lag shows however long the database is locked."""
         with self._lock:
             if leading:
-                self.newest, self.looked = newest, True
+                self.newest = newest
+                self.looks += 1
             self._stand(positions)
 
     def stands(self, name: str, position: int) -> None:
@@ -254,8 +255,8 @@ class Vitals:
             return 0.0
         standing = self.standings[name]
         ages: list[float] = []
-        if standing.last_ms is not None:
-            ages.append(time.time() - standing.last_ms / 1000)
+        if standing.last_ms is not None and standing.last_ms / 1000 <= time.time():
+            ages.append(time.time() - standing.last_ms / 1000)  # else that clock is ahead
         if standing.even is not None:
             ages.append(time.monotonic() - standing.even)
         return max(min(ages, default=time.monotonic() - standing.since), 0.0)
