@@ -1,7 +1,9 @@
 """The commands as a user types them."""
 
 import json
+import os
 import select
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -286,7 +288,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
 
     sessions, index = status["projections"]
     assert status["newest"] == 4
-    assert status["daemon"] == {"alive": False, "pid": None, "running": []}
+    assert status["daemon"] == {"alive": False, "pid": None, "stopped": False, "running": []}
     assert status["file_bytes"] == database.path.stat().st_size
     expected = {
         "version": 1,
@@ -306,6 +308,25 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         running.wait_until_at(4)
         readable = run(database, "status")
         assert f"alive, process {running.process.pid}" in readable
+        running.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, running.process.pid, os.WSTOPPED)
+        readable = run(database, "status")
+        assert f"stopped by a signal, process {running.process.pid}" in readable
+        assert f"let it go on: kill -CONT {running.process.pid}" in readable
+
+
+@pytest.mark.parametrize("odd", ["no time", None, 4_000_000_000_000])
+def test_a_lag_is_the_age_of_the_first_event_that_has_one(database: Database, odd: Any) -> None:
+    database.insert("A-1", {"type": "anything"}, created_at=odd)
+    alone = json.loads(run(database, "status", "--json"))["projections"][0]
+    readable = run(database, "status")
+    database.created("A-2")
+    beside = json.loads(run(database, "status", "--json"))["projections"][0]
+
+    assert (alone["lag_events"], alone["lag_seconds"]) == (1, None)
+    assert "1 events, no time that can be" in readable
+    assert beside["lag_events"] == 2
+    assert beside["lag_seconds"] > 1_000_000
 
 
 def test_the_database_comes_from_flag_environment_or_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from projections.messagepack import Malformed, decode_exact
 from projections.projection import Damaged
 from projections.session_index import Entry, SessionIndex
 from projections.sessions import PREFIX
-from worker import schema
+from worker import proc, schema
 from worker.catalog import Listed, fits_log, listing
 from worker.client import Client
 from worker.database import DaemonLock
@@ -21,6 +22,8 @@ from worker.history import SESSIONS, no_session
 
 _INDEX: Final = SessionIndex()
 WATCH_POLL_S: Final = 0.02
+CLOCKS: Final = 100
+"""Of so many events that wait, one may have a time that can be."""
 WAL_WARNING_BYTES: Final = 64 * 1024 * 1024
 """A write-ahead log is reused from its start at about 4 MiB, unless a reader pins it."""
 
@@ -109,7 +112,12 @@ def status(path: Path) -> dict[str, Any]:
     holder = lock.holder()
     return {
         "database": str(path),
-        "daemon": {"alive": holder is not None, "pid": holder, "running": [*lock.running()]},
+        "daemon": {
+            "alive": holder is not None,
+            "pid": holder,
+            "stopped": holder is not None and proc.is_stopped(holder),
+            "running": [*lock.running()],
+        },
         "schema": applied[-1],
         "newest": newest,
         "events": events,
@@ -158,15 +166,22 @@ def _state(client: Client, projection: Listed) -> dict[str, Any]:
     return {"state": "old" if projection.version is not None and older else "tailing"}
 
 
-def _lag_seconds(client: Client, position: int) -> float:
-    """Since the oldest event that is not folded was written, by its writer's clock."""
-    waiting = client.rows(
-        "SELECT created_at FROM event_log WHERE seq > ? ORDER BY seq LIMIT 1", (position,)
-    )
-    try:
-        return max(0.0, round(time.time() - created_ms(next(waiting)[0]) / 1000, 3))
-    except (StopIteration, Unfoldable):
+def _lag_seconds(client: Client, position: int) -> float | None:
+    """Since the oldest event that is not folded was written, by its writer's clock.
+
+    One whose clock is ahead, or says no time, says nothing: then those after it count, then the
+    last that was folded. None where none of them says it.
+    """
+    around = "SELECT created_at FROM event_log WHERE seq {} ? ORDER BY seq {} LIMIT ?"
+    waiting = [*client.rows(around.format(">", ""), (position, CLOCKS))]
+    if not waiting:
         return 0.0
+    for (created_at,) in (*waiting, *client.rows(around.format("<=", "DESC"), (position, 1))):
+        with suppress(Unfoldable):
+            age_s = time.time() - created_ms(created_at) / 1000
+            if age_s >= 0:
+                return round(age_s, 3)
+    return None
 
 
 def require_known(client: Client, session_id: str) -> None:

@@ -27,7 +27,8 @@ def status(database: Database = "local.db", json: Json = False) -> None:
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
     daemon = found["daemon"]
     yield "database", found["database"]
-    yield "daemon", f"alive, process {daemon['pid']}" if daemon["alive"] else "none is alive"
+    doing = "stopped by a signal" if daemon["stopped"] else "alive"
+    yield "daemon", f"{doing}, process {daemon['pid']}" if daemon["alive"] else "none is alive"
     yield "schema", found["schema"]
     yield "newest event", found["newest"]
     yield "file", f"{found['file_bytes']:,} bytes"
@@ -41,8 +42,9 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, object]]:
         if doing := _doing(progress, daemon):
             yield "  state", doing
         yield "  position", progress["position"]
-        lag = f"{progress['lag_events']:,} events, {progress['lag_seconds']:.1f} s"
-        yield "  lag", lag
+        lag_s = progress["lag_seconds"]
+        behind = "no time that can be" if lag_s is None else f"{lag_s:.1f} s"
+        yield "  lag", f"{progress['lag_events']:,} events, {behind}"
         yield "  views", f"{progress['views']:,}"
         yield "  skipped", f"{progress['skipped']:,} events"
         yield (
@@ -86,6 +88,8 @@ def _advice(found: dict[str, Any]) -> Iterator[str]:
         )
     elif not found["daemon"]["alive"]:
         yield f"start one: projector run -d {path}"
+    elif found["daemon"]["stopped"]:
+        yield f"let it go on: kill -CONT {found['daemon']['pid']}"
     if found["wal_bytes"] > found["wal_warning_bytes"]:
         yield (
             "the write-ahead log is large: a process holds an old snapshot open, or never\n"
