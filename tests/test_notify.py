@@ -3,6 +3,7 @@
 import signal
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from extensions import PROGRAM
 from support import PROJECTOR, Database, daemon, projector
 from test_daemon import fill
+
+from worker.database import DaemonLock
 
 
 class Listener:
@@ -115,10 +118,50 @@ def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
         stuck = projector("health", "-d", database.path, check=1).stdout
         running.process.send_signal(signal.SIGCONT)
 
-    assert absent == "no daemon is alive\n"
-    assert projector("health", "-d", database.path.parent / "x.db", check=1).stdout.count("\n") == 1
+    assert absent == f"no daemon is alive: start one: `projector run -d {database.path}`\n"
     assert well == f"process {running.process.pid}, position 1, newest event 1\n"
-    assert stuck == f"the daemon (process {running.process.pid}) was stopped by a signal\n"
+    pid = running.process.pid
+    assert stuck == f"the daemon (process {pid}) was stopped by a signal: kill -CONT {pid}\n"
+
+
+def test_health_says_what_is_wrong_with_what_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "junk.db").write_bytes(b"no database at all" * 100)
+    said = [
+        projector("health", "-d", tmp_path / name, check=1).stdout
+        for name in ("absent.db", "", "junk.db")
+    ]
+
+    assert [line.count("\n") for line in said] == [1, 1, 1]
+    assert f"there is no database at {tmp_path}/absent.db: make it with `projector db " in said[0]
+    assert f"{tmp_path} is not a file: give the path of a SQLite file" in said[1]
+    assert f"{tmp_path}/junk.db is damaged or not a SQLite database" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("state", "minutes_ago", "said"),
+    [
+        ("failed", 0, "a projection fails, sessions: it is odd: "),
+        ("rebuilding", 6, "the rebuild of sessions has not moved for 36"),
+        ("rebuilding", 0, "all views are being rebuilt"),
+    ],
+)
+def test_health_tells_a_rebuild_from_one_that_fails_or_stays(
+    database: Database, state: str, minutes_ago: float, said: str
+) -> None:
+    database.created("A-1")
+    projector("run", "--once", "-d", database.path)
+    database.sql("UPDATE checkpoint SET version = -1")
+    at_ms = int(time.time() - 60 * minutes_ago) * 1000
+    why = "sessions: it is odd"
+    row = ("sessions", state, 1, why, 0, 1, at_ms, at_ms)
+    database.sql(f"INSERT INTO projection_state VALUES ({', '.join('?' * len(row))})", *row)
+    lock = DaemonLock(database.path, {"sessions": 1, "session_index": 1})
+    assert lock.acquire()
+
+    found = projector("health", "-d", database.path, check=int(said.startswith(("a p", "the r"))))
+
+    lock.release()
+    assert said in found.stdout
 
 
 def test_health_tells_of_a_projection_that_fails(database: Database) -> None:

@@ -100,7 +100,7 @@ def health(database: Database = "local.db") -> None:
     try:
         print(output.one_line(health.check(resolve(database))))
     except ProjectorError as error:  # whatever it is: an engine knows no other code
-        print(output.one_line(error))
+        print(output.one_line(f"{error}: {error.hint}" if error.hint else error))
         raise typer.Exit(1) from None
 
 
