@@ -234,12 +234,53 @@ def test_verify_every_says_what_it_finds_in_the_background(database: Database) -
     database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-7'")
     with daemon(database.path, options=["--verify-every", "0.01"]) as running:
         found = running.wait_for("difference_found", kind="damaged", key="session:F-7")
-        running.wait_for("difference_found", found=found["found"] + 1)
+        again = running.wait_for("views_differ", projection=found["projection"])
         database.created("A-1")
         running.wait_until_at(41)
         assert running.stop(signal.SIGTERM) == 0
 
+    assert (again["level"], again["found"]) == ("warning", 1)
     assert database.sql("SELECT data FROM view WHERE key = 'session:F-7'") == [(b"\x80",)]
+
+
+def test_verify_every_tells_a_row_once_and_when_it_agrees_again(database: Database) -> None:
+    fill(database, sessions=20, events=40)
+    projector("run", "--once", "-d", database.path)
+    ((data,),) = database.sql("SELECT data FROM view WHERE key = 'session:F-7'")
+    database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-7'")
+    options = ["--verify-every", "0.01", "--log-level", "debug"]
+    with daemon(database.path, options=options) as running:
+        said = [running.wait_for("views_differ")["level"] for _ in range(3)]
+        database.sql("UPDATE view SET data = ? WHERE key = 'session:F-7'", data)
+        running.wait_for("views_agree_again", projection="sessions")
+        database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-7'")
+        running.wait_for("difference_found", key="session:F-7")
+
+    assert said == ["warning", "debug", "debug"]
+    assert [line["event"] for line in running.lines].count("difference_found") == 2
+
+
+def test_verify_every_says_once_that_it_is_put_off(database: Database) -> None:
+    fill(database, sessions=20, events=40)
+    projector("run", "--once", "-d", database.path)
+    options = ["--verify-every", "0.01", "--log-level", "debug"]
+    with daemon(database.path, options=options) as running:
+        running.wait_for("verified")
+        database.sql("ALTER TABLE session_index RENAME TO hidden")
+        said = [running.wait_for("verify_put_off", projection="session_index") for _ in range(2)]
+        database.sql("ALTER TABLE hidden RENAME TO session_index")
+        over = running.wait_for("verify_resumed", projection="session_index")
+
+    assert [line["level"] for line in said] == ["warning", "debug"]
+    assert said[0]["why"]
+    assert over["failures"] >= 2
+
+
+@pytest.mark.parametrize("odd", ["inf", "nan"])
+def test_verify_every_wants_a_number_of_seconds(database: Database, odd: str) -> None:
+    said = projector("run", "--verify-every", odd, "-d", database.path, check=2).stderr
+
+    assert "--verify-every" in said
 
 
 def test_logs_are_json_without_a_terminal_and_never_hold_contents(database: Database) -> None:

@@ -63,10 +63,12 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, se
     database = Database(tmp_path_factory.mktemp("observed") / "local.db")
     projector("db", "setup", "-d", database.path)
     newest = database.created("A-1")
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.path, options=[*HTTP, "--verify-every", "0.01"]) as running:
         url = address(running)
         running.wait_until_at(newest)
-        _, text = get(f"{url}/metrics")
+        text = ""
+        while "verify_last_round_timestamp_seconds{" not in text:
+            _, text = get(f"{url}/metrics")
     return {
         sample.name: (family.name, {*sample.labels})
         for family in text_string_to_metric_families(text)

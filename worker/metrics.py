@@ -253,6 +253,11 @@ def _about_events(now: Vitals) -> Iterator[Metric]:
     for pair, count in now.findings.items():
         findings.add_metric(pair, count)
     yield findings
+    yield _by_projection(
+        "verify_last_round_timestamp_seconds",
+        "When --verify-every was last through with all views; not there before the first time.",
+        now.rounds,
+    )
 
 
 def _about_batches(now: Vitals) -> Iterator[Metric]:

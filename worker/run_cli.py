@@ -1,5 +1,6 @@
 """`projector run`, and what its environment asks of it."""
 
+import math
 import os
 import re
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.database import resolve
+from worker.errors import BadUsage
 from worker.options import Database, LogFormat, LogLevel
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def run(
     from worker.client import Client
     from worker.vitals import Vitals
 
+    if verify_every is not None and not math.isfinite(verify_every):
+        raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
     path = resolve(database)
     log.configure(log_level, log_format)
     if create and (not path.exists() or path.stat().st_size == 0):

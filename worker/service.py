@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -14,12 +13,12 @@ from worker.database import DaemonLock, FileIdentity
 from worker.difference import KINDS
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, RetryLater
 from worker.feed import Feed
-from worker.replay import compare, needs_rebuild, rebuild_all
+from worker.replay import needs_rebuild, rebuild_all
+from worker.scrub import scrub
 from worker.sqlite import SqliteStore, opened
 from worker.tail import Member, Tail, faults_of, load
 from worker.vitals import Vitals
 from worker.wakeup import wait
-from worker.walk import Step
 
 STANDBY_POLL_S = 0.5
 
@@ -43,7 +42,7 @@ async def run(
             if await _take_over(path, lock, stop, vitals):
                 if verify_every_s is not None:
                     walk = (path, projections, verify_every_s, stop, vitals)
-                    tasks.start_soon(_verify_slowly, *walk)
+                    tasks.start_soon(scrub, *walk)
                 await Feed(path, projections, stop, vitals).run()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -97,47 +96,6 @@ async def _groups(
                 member = await load(store, projection)
         groups.setdefault(member.checkpoint.position, []).append(member)
     return groups.values()
-
-
-async def _verify_slowly(
-    path: Path,
-    projections: Sequence[Projection],
-    every_s: float,
-    stop: anyio.Event,
-    vitals: Vitals,
-) -> None:
-    """A page of the walk every so often, over and over: says what it finds, and mends nothing."""
-    found = 0
-    while True:
-        for projection in projections:
-            try:
-                with faults_of(projection):
-                    async with opened(path) as store, aclosing(compare(store, projection)) as steps:
-                        async for step in steps:
-                            found += len(step.differences)
-                            vitals.found((d.projection, d.kind) for d in step.differences)
-                            _report_differences(step, found)
-                            await wait(every_s, stop)
-            except (ProjectorError, LostRace) as error:
-                log.debug("verify_put_off", projection=projection.name, why=str(error))
-            await wait(every_s, stop)
-
-
-def _report_differences(step: Step, found: int) -> None:
-    log.debug("verified", events=step.events, views=step.views)
-    for difference in step.differences:
-        log.warning(
-            "difference_found",
-            projection=difference.projection,
-            row=difference.row,
-            kind=difference.kind,
-            key=difference.key,
-            fields=[field.field for field in difference.fields][:10],
-            found=found,
-            hint="the code of the projection is not deterministic: try it with projections.testing"
-            if difference.kind == "nondeterministic"
-            else "projector verify says what differs, projector replay mends it",
-        )
 
 
 async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event, vitals: Vitals) -> bool:

@@ -105,6 +105,8 @@ class Vitals:
         self.failing: set[str] = set()
         self.findings: Counter[tuple[str, str]] = Counter()
         """By projection and kind of difference."""
+        self.rounds: dict[str, float] = {}
+        """When a projection's views were last verified, all of them; Unix time."""
 
     def snapshot(self) -> "Vitals":
         """All of it as of one moment, for another thread; nothing changes it any more."""
@@ -114,6 +116,7 @@ class Vitals:
             taken.outcomes = self.outcomes.copy()
             taken.findings = self.findings.copy()
             taken.rebuilds = self.rebuilds.copy()
+            taken.rounds = self.rounds.copy()
             taken.failing = self.failing.copy()
             taken.locked_out = self.locked_out.copy()
             for name in ("batch_events", "batch_s", "lock_wait_s", "lock_held_s", "wakeup_s"):
@@ -215,6 +218,10 @@ class Vitals:
     def found(self, differences: Iterable[tuple[str, str]]) -> None:
         with self._lock:
             self.findings.update(differences)
+
+    def verified(self, name: str, at: float) -> None:
+        with self._lock:
+            self.rounds[name] = at
 
     def rebuilding(self, name: str, done: int, total: int) -> None:
         with self._lock:
