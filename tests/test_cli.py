@@ -425,6 +425,23 @@ def test_output_that_cannot_be_written_is_said_without_a_traceback(database: Dat
     assert done.stderr.splitlines() == ["projector: standard output: No space left on device"]
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_closed_streams_take_nothing_but_what_is_said_there(
+    database: Database, closed: str
+) -> None:
+    database.created("A-1")
+
+    def closing(*arguments: str | Path) -> tuple[int, str]:
+        shell = ["bash", "-c", f'exec "$@" {closed}', "bash", *PROJECTOR]
+        done = subprocess.run([*shell, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+        return done.returncode, done.stdout
+
+    assert closing("run", "--once", "-d", database.path) == (0, "")
+    assert closing("session", "list", "-d", database.path)[1].count("A-1") == 1
+    assert closing("session", "view", "A-2", "-d", database.path) == (1, "")
+    assert closing("status", "-d", database.path.parent / "absent.db") == (4, "")
+
+
 def test_deep_json_and_closed_input_are_no_traceback(database: Database) -> None:
     run(database, "event", "check", stdin="[" * 100_000, check=1)
     closed = subprocess.run(

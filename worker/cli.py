@@ -47,6 +47,7 @@ app.add_typer(quarantine, name="quarantine")
 
 def main() -> NoReturn:
     """Run a command; what a user can cause ends in one line, a hint and an exit code."""
+    _fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -62,6 +63,15 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _fill_closed_streams() -> None:
+    """Whoever started this may have closed some: no file of ours may get their numbers, or what is
+    said on them would be written into it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _fail(error: ProjectorError) -> NoReturn:
