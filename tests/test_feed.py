@@ -108,6 +108,19 @@ def test_one_that_failed_goes_on_when_it_can_again(database: Database) -> None:
     assert state(database)["per_project"] == {"state": "tailing"}
 
 
+def test_a_trigger_on_view_is_not_taken_for_a_row_of_another_program(database: Database) -> None:
+    database.created("A-1")
+    database.sql(
+        "CREATE TRIGGER foreign_one BEFORE INSERT ON view"
+        " BEGIN SELECT RAISE (ABORT, 'no more'); END"
+    )
+
+    said = projector("run", "--once", "-d", database.path, check=4).stderr
+
+    assert "sessions: SQLite says: no more" in said
+    assert "a trigger or an index on its table refuses the row" in said
+
+
 def test_a_table_that_is_gone_is_made_anew(database: Database) -> None:
     database.created("A-1")
     with running(database, "PerProject") as tailing:

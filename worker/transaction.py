@@ -130,8 +130,8 @@ def _write(
     try:
         connection.executemany(upsert(table), rows)
         return
-    except sqlite3.IntegrityError:
-        if not table.prefix:
+    except sqlite3.IntegrityError as error:
+        if not _is_id_taken(table, error):
             raise
     # A row of ours bears the id of another one: damaged, and met when that is written.
     columns = [*table.columns]
@@ -144,6 +144,8 @@ def _write(
     try:
         connection.executemany(upsert(table), rows)
     except sqlite3.IntegrityError as error:
+        if not _is_id_taken(table, error):
+            raise
         raise ProjectionFailed(
             name,
             f"{path}: a row of {table.name} cannot be written ({error}): another program's row has"
@@ -151,3 +153,8 @@ def _write(
             f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
             f" AND {table.key} NOT LIKE '{table.prefix}%'",
         ) from None
+
+
+def _is_id_taken(table: Table, error: sqlite3.IntegrityError) -> bool:
+    """Of a table that is shared with others; what their triggers refuse is another thing."""
+    return bool(table.prefix) and error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
