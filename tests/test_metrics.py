@@ -1,5 +1,6 @@
 """`projector run --http`: what Prometheus scrapes, and the two health checks."""
 
+import http.client
 import re
 import signal
 import socket
@@ -369,6 +370,39 @@ def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
     assert found[rounds, ("projection", "sessions")] > T0 / 1000
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+def test_pages_are_read_and_nothing_else(database: Database, path: str) -> None:
+    def asked(method: str) -> tuple[int, str | None, bytes]:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        with closing(connection):
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.headers["Allow"], response.read()
+
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        projector("wait", "-d", database.path)
+        found = [asked(method) for method in ("HEAD", "POST", "DELETE")]
+
+    refused = (405, "GET, HEAD", b"GET and HEAD are allowed\n")
+    assert found == [(200, None, b""), refused, refused]
+
+
+def test_an_address_of_ipv6_is_said_as_it_is_asked_for(database: Database) -> None:
+    options = ["--http", "[::1]:0", "--log-level", "INFO"]
+    try:
+        with daemon(database.path, options=options) as running:
+            url = address(running)
+            status = get(f"{url}/metrics")[0]
+    except AssertionError as error:
+        if "cannot be listened on" in str(error):
+            pytest.skip("there is no IPv6 here")
+        raise
+
+    assert url.startswith("http://[::1]:")
+    assert status == 200
+
+
 def test_there_is_nothing_else(database: Database) -> None:
     with daemon(database.path, options=HTTP) as running:
         url = address(running)
@@ -388,7 +422,22 @@ def test_only_an_address_that_may_become_ours_is_tried_again(
     assert f"--http {far} cannot be listened on" in said
 
 
-@pytest.mark.parametrize("odd", ["9187", "localhost", "localhost:x", ":9187", "h:70000", ""])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(
+            "9187",
+            "localhost",
+            "localhost:x",
+            ":9187",
+            "h:70000",
+            "",
+            "[::1:9187",
+            "127.0.0.1]:9187",
+        ),
+        *("http://127.0.0.1:9187", "[]:9187", "127.0.0.1:9187/metrics"),
+    ],
+)
 def test_an_address_is_a_host_and_a_port(database: Database, odd: str) -> None:
     said = projector("run", "--http", odd, "-d", database.path, check=2).stderr
 

@@ -35,7 +35,7 @@ from worker.errors import BadUsage, RetryLater
 from worker.probes import health, readiness
 from worker.vitals import Histogram, Vitals
 
-_PORT: Final = re.compile("[0-9]{1,5}")
+_ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
 _CLIENTS: Final = 32
 """Served at once; one more waits for `_PATIENCE_S`, and is then let go."""
 _PATIENCE_S: Final = 1.0
@@ -64,7 +64,8 @@ def served(address: str, path: Path, vitals: Vitals) -> Iterator[None]:
         ) from None
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
-    log.info("serving_http", address=f"{host}:{server.server_port}")
+    named = f"[{host}]" if ":" in host else host
+    log.info("serving_http", address=f"{named}:{server.server_port}")
     try:
         yield
     finally:
@@ -124,10 +125,10 @@ class _Quiet(WSGIRequestHandler):
 
 
 def _parsed(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not _PORT.fullmatch(port) or int(port) > 65535 or not host:
+    found = _ADDRESS.fullmatch(address)
+    if not found or int(found[3]) > 65535:
         raise BadUsage(f"--http {address} is no address", "give host:port, such as 127.0.0.1:9187")
-    return host.strip("[]"), int(port)
+    return found[1] or found[2], int(found[3])
 
 
 def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
@@ -137,6 +138,14 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
     metrics = make_wsgi_app(registry)
 
     def app(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            allowed = [("Allow", "GET, HEAD"), ("Content-Type", "text/plain")]
+            respond("405 Method Not Allowed", allowed)
+            return [b"GET and HEAD are allowed\n"]
+        body = page(environ | {"REQUEST_METHOD": "GET"}, respond)
+        return body if environ["REQUEST_METHOD"] == "GET" else []
+
+    def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
             case "/metrics":
                 body: Iterable[bytes] = metrics(environ, respond)

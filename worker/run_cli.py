@@ -51,12 +51,17 @@ def run(
         ),
     ] = None,
     log_level: Annotated[
-        LogLevel, typer.Option(envvar="PROJECTOR_LOG_LEVEL", help="The least that is logged.")
+        LogLevel,
+        typer.Option(
+            envvar="PROJECTOR_LOG_LEVEL", case_sensitive=False, help="The least that is logged."
+        ),
     ] = LogLevel.INFO,
     log_format: Annotated[
         LogFormat,
         typer.Option(
-            envvar="PROJECTOR_LOG_FORMAT", help="auto: readable on a terminal, else JSON."
+            envvar="PROJECTOR_LOG_FORMAT",
+            case_sensitive=False,
+            help="auto: readable on a terminal, else JSON.",
         ),
     ] = LogFormat.AUTO,
 ) -> None:
