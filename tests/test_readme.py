@@ -104,6 +104,26 @@ def test_a_recipe_waits_out_a_lock_longer_than_its_busy_timeout(
     assert len(database.log()) == 3
 
 
+@needs_sqlite3
+@pytest.mark.parametrize("name", ["bash", "python", "javascript"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_recipe_does_not_wait_for_a_database_that_is_not_there(
+    tmp_path: Path, name: str, empty: bool
+) -> None:
+    pauses = {"(0.2, 1, 5, None)": "(3600, None)", "[200, 1000, 5000,": "[3600000,"}
+    long = WRITING.replace("in 0.2 1 5 ", "in 3600 ")
+    for short, hour in pauses.items():
+        long = long.replace(short, hour)
+    database = tmp_path / "local.db"
+    if empty:
+        database.touch()
+
+    with pytest.raises(subprocess.CalledProcessError):
+        run_snippets(long, tmp_path, name)
+
+    assert database.exists() == empty
+
+
 def test_every_snippet_is_run() -> None:
     for page, names in (
         (README, {"bash", "python", "wait"}),
