@@ -31,6 +31,8 @@ FIRST_EVENTS: Final = 64
 SMALL_EVENTS: Final = 512
 LONG_BATCH_S: Final = 1.0
 """A batch is a turn, and a tail that does not turn is taken for one that hangs."""
+LONGEST_HOLD_S: Final = 0.002
+"""Of the lock, beside writers: SQLite's own waiting for it goes in steps of 1, 2, 5, 10 ms."""
 GENTLE_BATCHES: Final = 50
 """So many batches after somebody else's last commit they are small."""
 RETRY_S: Final = 0.5
@@ -95,7 +97,8 @@ class Tail:
         self._most = FIRST_EVENTS
         """Events that a batch may have, by how long those before took."""
         self._gentle = 0
-        """Batches that are to be small, because others write."""
+        """Batches that are to be small, because others write, and how small."""
+        self._small = SMALL_EVENTS
         self._woken: float | None = None
         """When something was found to be new, until it is committed."""
 
@@ -132,7 +135,7 @@ class Tail:
         started = time.perf_counter()
         if until is not None:
             until = max(until, self.position)
-        most = min(self._most, SMALL_EVENTS) if self._gentle else self._most
+        most = min(self._most, self._small) if self._gentle else self._most
         self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
         if ahead and (ahead.start, ahead.until, ahead.read_for) == (
@@ -202,6 +205,8 @@ class Tail:
         elif self._gentle:
             self._gentle -= 1
         if self._gentle and more:
+            fits = committed.held_s <= LONGEST_HOLD_S
+            self._small = min(self._small * 2, SMALL_EVENTS) if fits else max(self._small // 2, 16)
             await anyio.sleep(committed.held_s)
 
     def _projections(self) -> tuple[Projection, ...]:
