@@ -216,6 +216,18 @@ def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
     assert found["projector_lag_events", ("projection", "sessions")] == 0
 
 
+def test_a_checkpoint_that_is_read_again_says_nothing_of_a_rebuild() -> None:
+    vitals = Vitals()
+    vitals.stands("p", 5)
+    vitals.rebuilding("p", 0, 9)
+    vitals.stands("p", 5)
+    during = vitals.positions
+    vitals.rebuilt("p", 9)
+
+    assert during == {"p": 0}
+    assert vitals.positions == {"p": 9}
+
+
 def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
     vitals = Vitals()
     vitals.expect(BUILT_IN, [])

@@ -87,6 +87,9 @@ class Feed:
                         self._vitals.rebuilding(projection.name, 0, 1)
                     else:
                         await store.report(projection.name, None)
+                        # Both may have been said before the database was unavailable for another.
+                        self._vitals.rebuilt(projection.name, member.checkpoint.position)
+                        self._vitals.recovered(projection.name)
                         ready.append(member)
             except ProjectionFailed:
                 self._vitals.fails(projection.name)

@@ -148,7 +148,8 @@ class Vitals:
     def stands(self, name: str, position: int) -> None:
         """As its checkpoint says, whether or not it tails from there."""
         with self._lock:
-            self._stand({name: position})
+            if name not in self.rebuilds:
+                self._stand({name: position})
 
     def turned(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
         """`leading`: by the tail that the others join; only its turns are a sign of life."""
