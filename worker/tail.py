@@ -138,17 +138,15 @@ class Tail:
         most = min(self._most, self._small) if self._gentle else self._most
         self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
-        if ahead and (ahead.start, ahead.until, ahead.read_for) == (
-            *(self.position, until),
-            self._projections(),
-        ):
+        wanted = (self.position, until, self._projections())
+        if ahead and ahead.look and (ahead.start, ahead.until, ahead.read_for) == wanted:
             look, read = ahead.look, ahead.events
         else:
             names = [projection.name for projection in self._projections()]
             look = await self._store.look(
                 start=self.position, until=until, events=most, names=names
             )
-            read = None
+            read = []
         newest, rows = look.newest, look.rows
         self._vitals.saw(newest, self._positions(), leading=self._leading)
         if not self.members:
@@ -168,12 +166,13 @@ class Tail:
         read = read or await read_in_slices(rows, self._projections())
         batch = await self._fold(rows, read)
         left = rows[len(batch.events) :]
-        async with _beside(self._look_ahead, rows[-1].seq, until, most, wanted=more and not left):
+        ahead = _Ahead(rows[-1].seq, until, self._projections())
+        async with _beside(self._look_ahead, ahead, most, wanted=more and not left):
             committed = await self._store.commit([part.change for part in batch.parts])
         if left:
-            look = msgspec.structs.replace(look, rows=rows[len(batch.events) - 1 :])
-            events = read[len(batch.events) :]
-            self._ahead = _Ahead(look.rows[0].seq, until, self._projections(), look, events)
+            ahead.start, ahead.events = batch.parts[0].change.after.position, read[-len(left) :]
+            ahead.look = msgspec.structs.replace(look, rows=rows[-len(left) - 1 :])
+        self._ahead = ahead  # not before: what fails begins anew
         self.members = [
             Member(member.projection, part.change.after, member.hot)
             for member, part in zip(self.members, batch.parts, strict=True)
@@ -190,12 +189,10 @@ class Tail:
         await self._make_way(committed, touched=look.touched, more=more)
         return True
 
-    async def _look_ahead(self, start: int, until: int | None, most: int) -> None:
+    async def _look_ahead(self, ahead: "_Ahead", most: int) -> None:
         """Read and decode what comes next, while the database thread commits."""
-        look = await self._store.look(start=start, until=until, events=most)
-        read_for = self._projections()
-        events = await read_in_slices(look.rows[1:], read_for)
-        self._ahead = _Ahead(start, until, read_for, look, events)
+        ahead.look = await self._store.look(start=ahead.start, until=ahead.until, events=most)
+        ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
 
     async def _make_way(self, committed: Committed, *, touched: bool, more: bool) -> None:
         """While there is much to fold and others write: small batches, and the lock left to them
@@ -313,14 +310,14 @@ class _Part(msgspec.Struct, frozen=True):
             self.member.hot.keep(self.views, map(size_of, self.change.rows))
 
 
-class _Ahead(msgspec.Struct, frozen=True):
+class _Ahead(msgspec.Struct):
     """Events read before their turn: those after `start`, as these projections are to fold them."""
 
     start: int
     until: int | None
     read_for: tuple[Projection, ...]
-    look: Look
-    events: Sequence[Event | Rejected]
+    look: Look | None = None
+    events: Sequence[Event | Rejected] = ()
 
 
 @asynccontextmanager
