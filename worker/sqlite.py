@@ -74,7 +74,8 @@ class SqliteStore:
         with translated(path):
             connect = partial(
                 sqlite3.connect,
-                *(uri(path, mode="rw"), BUSY_TIMEOUT_S),
+                uri(path, mode="rw"),
+                timeout=BUSY_TIMEOUT_S,
                 isolation_level=None,
                 check_same_thread=False,
                 uri=True,
