@@ -290,7 +290,9 @@ def _plain(row: LogRow) -> Event | None:
     key, data, event_id = row.key, row.data, row.id
     if type(data) is not bytes or type(key) is not str or type(event_id) is not str:
         return None
-    if not (key.isascii() and event_id.isascii()) or messagepack.may_be_deep(data):
+    if len(data) > MAX_EVENT_BYTES or messagepack.may_be_deep(data):
+        return None
+    if not (key.isascii() and event_id.isascii()):
         return None
     try:
         event = _decode_plain(data)
@@ -308,8 +310,6 @@ def _plain(row: LogRow) -> Event | None:
     if not session or event.sessionId not in (None, session) or own.status == "":
         return None
     if not -_MAX_MS <= time <= _MAX_MS or not -_MAX_MS <= created_at <= _MAX_MS:
-        return None
-    if len(data) > MAX_EVENT_BYTES:
         return None
     folded: Body
     if event.type == "session_append" or event.type == "session_append_messages":

@@ -35,10 +35,6 @@ class Hot:
         for key in keys:
             self._forget(key)
 
-    def clear(self) -> None:
-        self._views.clear()
-        self._bytes = 0
-
     def _forget(self, key: str) -> None:
         if found := self._views.pop(key, None):
             self._bytes -= found[1]

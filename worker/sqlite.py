@@ -207,7 +207,7 @@ class SqliteStore:
                     if size > VIEW_BYTES:
                         break
             finally:
-                connection.execute("COMMIT")
+                connection.rollback()  # it only read; SQLite may have ended it by itself
             return Loaded(rows, covered, checkpoint)
 
         return await self._run(work, of=name)
