@@ -15,11 +15,12 @@ import msgspec
 from projections.event import MAX_EVENT_BYTES, LogRow
 from projections.projection import Projection, Table
 from worker import schema, tables
+from worker.backfill import Backfill
 from worker.database import BUSY_TIMEOUT_S, EVENT_COLUMNS, FileIdentity, lossless_text, uri
 from worker.errors import LostRace, ProjectionFailed, quoted, translated
 from worker.sql import bound, owned, placeholders, raw
 from worker.store import Change, Checkpoint, Committed, Loaded, Look, State, size_of
-from worker.transaction import FORGET_STATE, apply, concerning, writing
+from worker.transaction import FORGET_STATE, apply, concerning, reading, writing
 
 PAGE_EVENTS: Final = 4000
 """Of a page of the walk; the tail says itself how many it takes."""
@@ -64,6 +65,7 @@ class SqliteStore:
         self._path = path
         self._identity = FileIdentity(path)
         self._data_version = None
+        self._backfill = Backfill(path)
         self._present: dict[str, frozenset[str]] = {}
         """The columns that each projection's table has."""
 
@@ -94,6 +96,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         with anyio.CancelScope(shield=True):
+            await self._connection.run(lambda _: self._backfill.end())
             await self._connection.close()
 
     async def changed(self) -> bool:
@@ -191,8 +194,7 @@ class SqliteStore:
         select = f"SELECT {columns} FROM {table.name} WHERE {owned(table)} AND {table.key} = ?"
 
         def work(connection: sqlite3.Connection) -> Loaded:
-            connection.execute("BEGIN")  # the rows are of the same moment as the checkpoint
-            try:
+            with reading(connection):  # the rows are of the same moment as the checkpoint
                 checkpoint = _checkpoint(connection, name)
                 if checkpoint is None:
                     raise LostRace
@@ -206,8 +208,6 @@ class SqliteStore:
                     covered += 1
                     if size > VIEW_BYTES:
                         break
-            finally:
-                connection.rollback()  # it only read; SQLite may have ended it by itself
             return Loaded(rows, covered, checkpoint)
 
         return await self._run(work, of=name)
@@ -225,9 +225,12 @@ class SqliteStore:
         select = f"SELECT 1 FROM event_log AS e WHERE e.key = :key AND {such} LIMIT 1"
 
         def work(connection: sqlite3.Connection) -> set[str]:
-            return {
-                key for key in keys if connection.execute(select, {**values, "key": key}).fetchone()
-            }
+            with reading(connection):
+                return {
+                    key
+                    for key in keys
+                    if connection.execute(select, {**values, "key": key}).fetchone()
+                }
 
         return await self._run(work)
 
@@ -300,13 +303,15 @@ class SqliteStore:
         )
         return [key for (key,) in rows]
 
-    async def commit(self, changes: Sequence[Change]) -> Committed:
+    async def commit(self, changes: Sequence[Change], *, more: bool = False) -> Committed:
         def work(connection: sqlite3.Connection) -> Committed:
+            self._backfill.before_commit(connection, beside=more)
             asked = time.perf_counter()
             with writing(connection):
                 began = time.perf_counter()
                 for change in changes:
                     apply(connection, self._path, change)
+            self._backfill.after_commit()
             return Committed(began - asked, time.perf_counter() - began)
 
         return await self._write(work)

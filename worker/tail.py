@@ -168,7 +168,8 @@ class Tail:
         left = rows[len(batch.events) :]
         ahead = _Ahead(rows[-1].seq, until, self._projections())
         async with _beside(self._look_ahead, ahead, most, wanted=more and not left):
-            committed = await self._store.commit([part.change for part in batch.parts])
+            changes = [part.change for part in batch.parts]
+            committed = await self._store.commit(changes, more=more and not self._gentle)
         if left:
             ahead.start, ahead.events = batch.parts[0].change.after.position, read[-len(left) :]
             ahead.look = msgspec.structs.replace(look, rows=rows[-len(left) - 1 :])

@@ -48,6 +48,16 @@ def writing(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
+def reading(connection: sqlite3.Connection) -> Iterator[None]:
+    """One moment for all that is read, and the file's locks taken once."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()  # it only read; SQLite may have ended it by itself
+
+
+@contextmanager
 def concerning(name: str | None, path: Path) -> Iterator[None]:
     """Tell what is wrong with one projection's rows from what is wrong with the database."""
     try:
