@@ -1,5 +1,6 @@
 """Views and events in; changed views, quarantined events and a count of the skipped out."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -44,28 +45,22 @@ def read(rows: Iterable[LogRow], projections: Iterable[Projection] = ()) -> list
 
 
 def fold(
-    projection: Projection,
-    views: Mapping[str, Any | None],
-    events: Sequence[Event | Rejected],
-    keys: Sequence[str | None] | None = None,
+    projection: Projection, views: Mapping[str, Any | None], events: Sequence[Event | Rejected]
 ) -> Folded:
-    """Fold events, in log order, onto the views that stand; only changed views come back.
-
-    `keys`: what `key_of` says of each event, where it was asked already and is trusted.
-    """
+    """Fold events, in log order, onto the views that stand; only changed views come back."""
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     skipped: list[str] = []
-    wanted, trusted = projection.events, projection.trusted
-    for number, event in enumerate(events):
-        if event.type is not None and event.type not in wanted:
+    trusted = projection.trusted
+    for event in events:
+        if event.type is not None and event.type not in projection.events:
             skipped.append(event.type)
             continue
         if isinstance(event, Rejected):
             quarantined.append(event)
             continue
         try:
-            key = keys[number] if keys else projection.key_of(event)
+            key = projection.key_of(event)
             if key is None:
                 skipped.append(event.type)
                 continue
@@ -78,6 +73,57 @@ def fold(
         except (Exception, SystemExit) as error:
             quarantined.append(Rejected(event.seq, _reason(error), event.type))
     return Folded(changed, quarantined, skipped)
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """Events by the session that they are about, and those that are about none."""
+
+    of: dict[str, list[Event]]
+    others: list[Event | Rejected]
+
+
+def runs_of(events: Iterable[Event | Rejected]) -> Runs:
+    """The same events, in log order each."""
+    of: defaultdict[str, list[Event]] = defaultdict(list)
+    others: list[Event | Rejected] = []
+    for event in events:
+        if event.type in SESSION_EVENTS and type(event) is Event:
+            of[event.session_id].append(event)
+        else:
+            others.append(event)
+    return Runs(of, others)
+
+
+def fold_runs(
+    projection: Projection, views: Mapping[str, Any | None], runs: Iterable[Sequence[Event]]
+) -> Folded:
+    """`fold` for a trusted projection, each run at once; if that fails, event by event."""
+    changed: dict[str, Any] = {}
+    quarantined: list[Rejected] = []
+    for run in runs:
+        key = str(projection.key_of(run[0]))
+        try:
+            changed[key] = projection.fold_all(views.get(key), run)
+        except Exception:
+            folded = fold(projection, {key: views.get(key)}, run)
+            changed |= folded.views
+            quarantined += folded.quarantined
+    return Folded(changed, quarantined, [])
+
+
+def touched(
+    projection: Projection, events: Sequence[Event | Rejected], runs: Runs
+) -> dict[str, int]:
+    """The views to have at hand for some events, each with the seq of the first one; none for
+    events of which the projection fails to say."""
+    if projection.trusted:
+        return {str(projection.key_of(run[0])): run[0].seq for run in runs.of.values()}
+    first: dict[str, int] = {}
+    for event in events:
+        key = key_of(projection, event)
+        if key is not None:
+            first.setdefault(key, event.seq)
+    return first
 
 
 def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
@@ -133,25 +179,16 @@ def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
     """The view to have at hand for an event; none where the projection fails to say."""
-    return keys_of(projection, [event])[0]
-
-
-def keys_of(projection: Projection, events: Iterable[Event | Rejected]) -> list[str | None]:
-    """The same of many."""
-    wanted, trusted, said = projection.events, projection.trusted, projection.key_of
-    keys: list[str | None] = []
-    for event in events:
-        key = None
-        if isinstance(event, Event) and event.type in wanted:
-            try:
-                key = said(event)
-                if key is not None and not trusted:
-                    _require_key(key)
-            except (Exception, SystemExit) as error:
-                _reason(error)
-                key = None
-        keys.append(key)
-    return keys
+    if isinstance(event, Rejected) or event.type not in projection.events:
+        return None
+    try:
+        key = projection.key_of(event)
+        if key is not None and not projection.trusted:
+            _require_key(key)
+    except (Exception, SystemExit) as error:
+        _reason(error)
+        return None
+    return key
 
 
 def _reason(error: BaseException) -> str:

@@ -79,8 +79,9 @@ def list_header(count: int) -> bytes:
 def split_list(data: Buffer) -> tuple[int, bytes]:
     """How many values a list has, and their bytes without its header; raises `Malformed`."""
     data = bytes(data)
-    if data and 0x90 <= data[0] <= 0x9F:
-        return data[0] & 0x0F, data[1:]
+    first = data[0] if data else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F, data[1:]
     reader = _Reader(data)
     count = reader.list_length()
     return count, data[reader.position :]

@@ -1,6 +1,6 @@
 """What a projection is: which events concern which view, how a view folds, how it is kept."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -8,6 +8,8 @@ import msgspec
 from projections.event import (
     SESSION_EVENTS,
     Event,
+    Messages,
+    MessagesAppended,
     SessionCreated,
     Unfoldable,
     keys_of,
@@ -55,7 +57,8 @@ class Projection:
     events: ClassVar[Collection[str]] = SESSION_EVENTS
     """The types of event that it folds; those that are not ours come with an `Other` as body."""
     trusted: ClassVar[bool] = False
-    """That its keys and rows can be kept as they are need not be looked at after each event."""
+    """It keeps one view for each session, and that its keys and rows can be kept as they are need
+    not be looked at after each event."""
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""
@@ -63,6 +66,13 @@ class Projection:
 
     def fold(self, view: Any | None, event: Event) -> Any:
         """The view after the event, the one before left as it was; raises `Unfoldable`."""
+        raise NotImplementedError
+
+    def fold_all(self, view: Any | None, events: Sequence[Event]) -> Any:
+        """The view after several events (at least one) of one session; raises as `fold` does.
+
+        Only where `trusted`, as nothing is looked at in between.
+        """
         raise NotImplementedError
 
     def to_row(self, view: Any) -> tuple[Any, ...]:
@@ -100,6 +110,10 @@ class PerSession(Projection):
         """The view after any other event of the session."""
         raise NotImplementedError
 
+    def appended(self, view: Any, last: Event, added: Sequence[Messages]) -> Any:
+        """The view after some events in a row that append; `last` is the last of them."""
+        raise NotImplementedError
+
     def key_of(self, event: Event) -> str | None:
         return None if event.body is None else self.table.prefix + event.session_id
 
@@ -117,3 +131,15 @@ class PerSession(Projection):
         if view is None:
             raise Unfoldable(f"{event.type} for a session that was never created")
         return self.changed(view, event)
+
+    def fold_all(self, view: Any | None, events: Sequence[Event]) -> Any:
+        added: list[Messages] = []
+        for event in events:
+            if type(event.body) is MessagesAppended and view is not None:
+                added.append(event.body.messages)
+                last = event
+                continue
+            if added:
+                view, added = self.appended(view, last, added), []
+            view = self.fold(view, event)
+        return self.appended(view, last, added) if added else view

@@ -1,6 +1,7 @@
 """The table `session_index`: what a list or a board needs of a session, one small row each."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -69,19 +70,23 @@ class SessionIndex(PerSession):
             last_event_id=event.id,
             last_seq=event.seq,
         )
-        return _changed(empty, event, body.messages, body.project, body.status)
+        return _changed(empty, event, [body.messages], body.project, body.status)
 
     def changed(self, view: Entry, event: Event) -> Entry:
         body = event.body
         if isinstance(body, MessagesAppended):
-            return _changed(view, event, body.messages, view.project, view.status)
+            return self.appended(view, event, [body.messages])
         if isinstance(body, SessionUpdated):
             if body.messages is not None:
                 view = msgspec.structs.replace(view, title=None, message_count=0, last_role=None)
             project = view.project if body.project is None else body.project
             status = view.status if body.status is None else body.status
-            return _changed(view, event, body.messages, project, status)
+            added = [body.messages] if body.messages else []
+            return _changed(view, event, added, project, status)
         raise AssertionError(f"{event.type} changes no session")
+
+    def appended(self, view: Entry, last: Event, added: Sequence[Messages]) -> Entry:
+        return _changed(view, last, added, view.project, view.status)
 
     def to_row(self, view: Entry) -> tuple[Any, ...]:
         return msgspec.structs.astuple(view)
@@ -93,13 +98,21 @@ class SessionIndex(PerSession):
             raise Damaged(str(error)) from None
 
 
-def _changed(view: Entry, event: Event, added: Messages | None, project: str, status: str) -> Entry:
-    title, count, last_role = view.title, view.message_count, view.last_role
-    if added and added.values:
-        if title is None:
-            title = _first_title(added)
-        count += added.count
-        last_role = _role(added)
+def _changed(
+    view: Entry, event: Event, added: Sequence[Messages], project: str, status: str
+) -> Entry:
+    """`event` is the last one, of which the other columns are."""
+    title, last_role = view.title, view.last_role
+    count = view.message_count
+    last = None
+    for messages in added:
+        if title is None and b"user" in messages.body:
+            title = _first_title(messages)
+        if messages.count:
+            count += messages.count
+            last = messages
+    if last:
+        last_role = _role(last)
     return Entry(
         session_id=view.session_id,
         project=project,

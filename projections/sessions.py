@@ -1,5 +1,6 @@
 """The `session:<id>` rows of `view`: one whole session each."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -65,10 +66,30 @@ class Sessions(PerSession):
     def changed(self, view: Session, event: Event) -> Session:
         body = event.body
         if isinstance(body, MessagesAppended):
-            return _within_limit(_changed(view, event, body.messages, None, None))
+            return self.appended(view, event, [body.messages])
         if isinstance(body, SessionUpdated):
             return _within_limit(_updated(view, event, body))
         raise AssertionError(f"{event.type} changes no session")
+
+    def appended(self, view: Session, last: Event, added: Sequence[Messages]) -> Session:
+        count, body_bytes, chunks = view.count, view.body_bytes, view.chunks
+        for messages in added:
+            count += messages.count
+            body_bytes += len(messages.body)
+            chunks = chunks, messages.body
+        return _within_limit(
+            Session(
+                id=view.id,
+                project=view.project,
+                status=view.status,
+                created_at=view.created_at,
+                updated_at=last.time,
+                last_event_id=last.id,
+                count=count,
+                body_bytes=body_bytes,
+                chunks=chunks,
+            )
+        )
 
     def settled(self, view: Session) -> Session:
         parts = _parts(view.chunks)
@@ -158,30 +179,19 @@ def _created(event: Event, body: SessionCreated) -> Session:
     )
 
 
-def _changed(
-    view: Session,
-    event: Event,
-    added: Messages | None,
-    project: str | None,
-    status: str | None,
-) -> Session:
-    return Session(
-        view.id,
-        view.project if project is None else project,
-        view.status if status is None else status,
-        view.created_at,
-        event.time,
-        event.id,
-        view.count + added.count if added else view.count,
-        view.body_bytes + len(added.body) if added else view.body_bytes,
-        (view.chunks, added.body) if added else view.chunks,
-    )
-
-
 def _updated(view: Session, event: Event, body: SessionUpdated) -> Session:
-    if body.messages is not None:
-        view = msgspec.structs.replace(view, count=0, body_bytes=0, chunks=None)
-    return _changed(view, event, body.messages, body.project, body.status)
+    messages = body.messages
+    return Session(
+        id=view.id,
+        project=view.project if body.project is None else body.project,
+        status=view.status if body.status is None else body.status,
+        created_at=view.created_at,
+        updated_at=event.time,
+        last_event_id=event.id,
+        count=view.count if messages is None else messages.count,
+        body_bytes=view.body_bytes if messages is None else len(messages.body),
+        chunks=view.chunks if messages is None else (None, messages.body),
+    )
 
 
 def _within_limit(view: Session) -> Session:

@@ -3,19 +3,22 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from itertools import islice
+from operator import attrgetter
 from typing import Any, Final
 
 import anyio
 
 from projections import fold as folding
 from projections.event import Event, LogRow
-from projections.fold import Folded, Rejected
+from projections.fold import Folded, Rejected, Runs
 from projections.projection import Projection
 
 courteous: Final = ContextVar("courteous", default=False)
 """Set in a task beside which others tail: they get as much time as it takes itself."""
 SLICE_EVENTS: Final = 16
-TRUSTED_SLICE_EVENTS: Final = 256
+READ_SLICE_EVENTS: Final = 256
+SLICE_RUNS: Final = 64
 """Of our own projections, whose folding is known to take microseconds."""
 LONGEST_SLICE_S: Final = 0.005
 
@@ -26,8 +29,8 @@ async def read_in_slices(
     """`read`, and the other tasks' turn whenever it took so long."""
     events: list[Event | Rejected] = []
     pause = _Pause()
-    for start in range(0, len(rows), TRUSTED_SLICE_EVENTS):
-        events += folding.read(rows[start : start + TRUSTED_SLICE_EVENTS], projections)
+    for start in range(0, len(rows), READ_SLICE_EVENTS):
+        events += folding.read(rows[start : start + READ_SLICE_EVENTS], projections)
         await pause.when_due()
     return events
 
@@ -36,28 +39,40 @@ async def fold_in_slices(
     projection: Projection,
     views: Mapping[str, Any | None],
     events: Sequence[Event | Rejected],
-    keys: Sequence[str | None] | None = None,
+    runs: Runs | None = None,
 ) -> Folded:
-    """`fold`, and the other tasks' turn whenever it took so long."""
-    if not projection.trusted:
-        keys = None  # whatever fails there fails event by event
+    """`fold`, and the other tasks' turn whenever it took so long; `runs`: of the same events."""
+    if projection.trusted:
+        return await _fold_runs(projection, views, runs or folding.runs_of(events))
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     skipped: list[str] = []
     now = {**views}
     pause = _Pause()
-    most = TRUSTED_SLICE_EVENTS if projection.trusted else SLICE_EVENTS
     start, size = 0, 1
     while start < len(events):
         end = start + size
-        folded = folding.fold(projection, now, events[start:end], keys and keys[start:end])
+        folded = folding.fold(projection, now, events[start:end])
         changed |= folded.views
         now |= folded.views
         quarantined += folded.quarantined
         skipped += folded.skipped_types
         start = end
-        size = 1 if await pause.when_due() else min(2 * size, most)
+        size = 1 if await pause.when_due() else min(2 * size, SLICE_EVENTS)
     return Folded(changed, quarantined, skipped)
+
+
+async def _fold_runs(projection: Projection, views: Mapping[str, Any | None], runs: Runs) -> Folded:
+    others = folding.fold(projection, {}, runs.others)
+    changed, quarantined = others.views, others.quarantined
+    waiting = iter(runs.of.values())
+    pause = _Pause()
+    while some := [*islice(waiting, SLICE_RUNS)]:
+        folded = folding.fold_runs(projection, views, some)
+        changed |= folded.views
+        quarantined += folded.quarantined
+        await pause.when_due()
+    return Folded(changed, sorted(quarantined, key=attrgetter("seq")), others.skipped_types)
 
 
 class _Pause:

@@ -2,9 +2,11 @@
 
 import time
 import traceback
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from operator import attrgetter
 from typing import Any, Final
 
 import anyio
@@ -14,7 +16,7 @@ import structlog
 
 from projections import fold as folding
 from projections.event import Event, LogRow
-from projections.fold import Folded, Rejected
+from projections.fold import Folded, Rejected, Runs
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
 from worker.hot import Hot
@@ -219,7 +221,7 @@ class Tail:
         self._woken = None
         events = batch.events
         last = next((e.time for e in reversed(events) if isinstance(e, Event) and e.body), None)
-        types = Counter(event.type for event in events)
+        types = Counter(map(attrgetter("type"), events))
         counted = Outcomes()
         for part in batch.parts:
             counted.update(outcomes(part.member.projection, types, part.folded))
@@ -239,16 +241,21 @@ class Tail:
     async def _fold(self, rows: Sequence[LogRow], events: Sequence[Event | Rejected]) -> "_Batch":
         """What these rows change; of the first only, if all touch more than may be loaded."""
         touched: list[_Touched] = []
+        runs = folding.runs_of(events)
         for member in self.members:
             with faults_of(member.projection):
-                touched.append(await _load(self._store, member, events))
-            events = events[: len(touched[-1].keys)]
+                touched.append(await _load(self._store, member, events, runs))
+            if touched[-1].events < len(events):
+                events = events[: touched[-1].events]
+                runs = folding.runs_of(events)
         last = rows[len(events) - 1]
         shared = self._outage is not None and len(self.members) > 1
         parts: list[_Part] = []
         for member, found in zip(self.members, touched, strict=True):
             with faults_of(member.projection):
-                parts.append(await _part(self._store, member, found, events, last, shared=shared))
+                views, mended = await _views(self._store, member, found, last.seq, shared=shared)
+                folded = await fold_in_slices(member.projection, views, events, runs)
+                parts.append(_part(member, found, last, folded, {k: views[k] for k in mended}))
         return _Batch(events, parts)
 
     async def _check_log(self) -> None:
@@ -288,9 +295,11 @@ async def load(store: Store, projection: Projection) -> Member:
 
 
 class _Touched(msgspec.Struct, frozen=True):
-    """The view that each event concerns; of these, those at hand and the rows of the others."""
+    """The views that so many events touch, each with the seq of the first one; of these, those at
+    hand and the rows of the others."""
 
-    keys: Sequence[str | None]
+    events: int
+    first: dict[str, int]
     hot: dict[str, Any]
     rows: dict[str, tuple[Any, ...]]
 
@@ -347,64 +356,51 @@ class _Batch(msgspec.Struct, frozen=True):
     parts: Sequence[_Part]
 
 
-async def _load(store: Store, member: Member, events: Sequence[Event | Rejected]) -> _Touched:
+async def _load(
+    store: Store, member: Member, events: Sequence[Event | Rejected], runs: Runs
+) -> _Touched:
     """What events touch; of the first events only, if that is more than may be loaded."""
-    projection = member.projection
-    keys = folding.keys_of(projection, events)
-    asked = dict.fromkeys(key for key in keys if key is not None)
-    hot = member.hot.take(asked)
-    cold = [key for key in asked if key not in hot]
+    first = folding.touched(member.projection, events, runs)
+    hot = member.hot.take(first)
+    cold = [key for key in first if key not in hot]
     if not cold:
-        return _Touched(keys, hot, {})
-    loaded = await store.load_views(projection, cold)
+        return _Touched(len(events), first, hot, {})
+    loaded = await store.load_views(member.projection, cold)
+    covered = len(events)
     if loaded.covered < len(cold):
-        keys = keys[: keys.index(cold[loaded.covered])]
-    return _Touched(keys, hot, loaded.rows)
+        covered = bisect_left(events, first[cold[loaded.covered]], key=attrgetter("seq"))
+    return _Touched(covered, first, hot, loaded.rows)
 
 
-async def _part(
-    store: Store,
-    member: Member,
-    touched: _Touched,
-    events: Sequence[Event | Rejected],
-    last: LogRow,
-    *,
-    shared: bool,
+def _part(
+    member: Member, touched: _Touched, last: LogRow, folded: Folded, mended: Mapping[str, Any]
 ) -> _Part:
-    """What events do to a projection, up to and with the one of the row `last`."""
-    projection, before, standing = member.projection, member.checkpoint, touched.rows
-    asked = {key for key in touched.keys[: len(events)] if key is not None}
-    cold = sorted(asked - touched.hot.keys())
-    views, mended = await _views(store, projection, before, cold, standing, shared=shared)
-    views |= {key: view for key, view in touched.hot.items() if key in asked}
-    folded = await fold_in_slices(projection, views, events, touched.keys[: len(events)])
+    """What events up to and with the one of the row `last` do to a projection."""
+    projection, before = member.projection, member.checkpoint
     after = msgspec.structs.replace(
         before,
         position=last.seq,
         digest=digest(last),
         skipped=before.skipped + folded.skipped,
     )
-    changed = {key: views[key] for key in mended if views[key] is not None} | folded.views
+    changed = {key: view for key, view in mended.items() if view is not None} | folded.views
     # In the order of the index on the key: a third off the writing of many rows.
     settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
-    removed = [key for key in mended if key in standing and key not in changed]
+    removed = [key for key in mended if key in touched.rows and key not in changed]
     rows = [projection.to_row(view) for view in settled.values()]
     change = Change(projection.table, before, after, rows, removed, folded.quarantined)
     return _Part(member, change, folded, settled)
 
 
 async def _views(
-    store: Store,
-    projection: Projection,
-    checkpoint: Checkpoint,
-    keys: Sequence[str],
-    standing: Mapping[str, tuple[Any, ...]],
-    *,
-    shared: bool,
+    store: Store, member: Member, touched: _Touched, until: int, *, shared: bool
 ) -> tuple[dict[str, Any | None], list[str]]:
-    """The views that stand, and which of them were found damaged or gone, and so were folded
-    from the log on the spot."""
-    views: dict[str, Any | None] = dict.fromkeys(keys)
+    """The views that events up to `until` touch, as they stand, and which of them were found
+    damaged or gone, and so were folded from the log on the spot."""
+    projection, checkpoint, standing = member.projection, member.checkpoint, touched.rows
+    views: dict[str, Any | None] = {
+        key: touched.hot.get(key) for key, seq in touched.first.items() if seq <= until
+    }
     suspect: set[str] = set()
     for key in standing.keys() & views.keys():
         try:
@@ -414,7 +410,7 @@ async def _views(
             suspect.add(key)
     absent = {
         spelling: key
-        for key in views.keys() - standing.keys()
+        for key in views.keys() - standing.keys() - touched.hot.keys()
         for spelling in projection.log_keys(key) or ()
     }
     if checkpoint.position and absent:
