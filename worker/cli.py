@@ -23,6 +23,8 @@ from worker.status_cli import status
 
 GARBAGE_AFTER: Final = 100_000
 """Containers made between two looks for cycles: a batch has many, all of them live."""
+SWITCH_S: Final = 0.0005
+"""How long the database thread waits, at each statement, for Python where events are decoded."""
 
 app = typer.Typer(
     cls=Sections,
@@ -52,6 +54,7 @@ def main() -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(GARBAGE_AFTER)
+    sys.setswitchinterval(SWITCH_S)
     try:
         app()
         sys.stdout.flush()

@@ -7,11 +7,13 @@ from projections.event import is_utf8
 from projections.projection import Table
 
 
-def upsert(table: Table) -> str:
+def upsert(table: Table, rows: int) -> str:
+    """So many rows at once."""
     columns = ", ".join(table.columns)
     updates = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
+    values = ", ".join([f"({placeholders([*table.columns])})"] * rows)
     return (
-        f"INSERT INTO {table.name} ({columns}) VALUES ({placeholders([*table.columns])})"
+        f"INSERT INTO {table.name} ({columns}) VALUES {values}"
         f" ON CONFLICT ({table.key}) WHERE {owned(table)} DO UPDATE SET {updates}"
     )
 

@@ -222,17 +222,16 @@ class SqliteStore:
         return await self._with_event(keys, "e.seq <= :until", until=until)
 
     async def _with_event(self, keys: Sequence[str], such: str, **values: Any) -> set[str]:
-        select = f"SELECT 1 FROM event_log AS e WHERE e.key = :key AND {such} LIMIT 1"
-
-        def work(connection: sqlite3.Connection) -> set[str]:
-            with reading(connection):
-                return {
-                    key
-                    for key in keys
-                    if connection.execute(select, {**values, "key": key}).fetchone()
-                }
-
-        return await self._run(work)
+        if not keys:
+            return set()
+        named = {f"key{number}": key for number, key in enumerate(keys)}
+        asked = ", ".join(f"(:{name})" for name in named)
+        rows = await self._fetch(
+            f"WITH asked (key) AS (VALUES {asked}) SELECT key FROM asked WHERE EXISTS"
+            f" (SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND {such})",
+            {**values, **named},
+        )
+        return {key for (key,) in rows}
 
     async def quarantined(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
         rows = await self._fetch(

@@ -4,14 +4,18 @@ import shlex
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from projections.projection import Table
 from worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
 from worker.sql import bound, owned, raw, upsert
-from worker.store import Change, Checkpoint
+from worker.store import Change, Checkpoint, size_of
 
+MOST_ROWS: Final = 256
+MOST_BYTES: Final = 2 * 1024 * 1024
+"""Of a statement, as SQLite gets copies of all its values."""
 FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
 _MOVE: Final = (
     "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?, skipped = ?"
@@ -138,7 +142,7 @@ def _write(
     rows: Sequence[tuple[Any, ...]],
 ) -> None:
     try:
-        connection.executemany(upsert(table), rows)
+        _upsert(connection, table, rows)
         return
     except sqlite3.IntegrityError as error:
         if not _is_id_taken(table, error):
@@ -152,7 +156,7 @@ def _write(
         [(row[id_at], row[key_at]) for row in rows],
     )
     try:
-        connection.executemany(upsert(table), rows)
+        _upsert(connection, table, rows)
     except sqlite3.IntegrityError as error:
         if not _is_id_taken(table, error):
             raise
@@ -163,6 +167,17 @@ def _write(
             f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
             f" AND {table.key} NOT LIKE '{table.prefix}%'",
         ) from None
+
+
+def _upsert(connection: sqlite3.Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Many rows by each statement: between two of them Python has to be waited for."""
+    at = 0
+    while at < len(rows):
+        many = min(1 << (len(rows) - at).bit_length() - 1, MOST_ROWS)
+        while many > 1 and sum(map(size_of, rows[at : at + many])) > MOST_BYTES:
+            many //= 2
+        connection.execute(upsert(table, many), [*chain.from_iterable(rows[at : at + many])])
+        at += many
 
 
 def _is_id_taken(table: Table, error: sqlite3.IntegrityError) -> bool:
