@@ -1,5 +1,6 @@
 """How the tail hears of commits: inotify where it works, else by asking."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -8,8 +9,11 @@ import anyio
 import pytest
 from support import Database
 
+from projections import BUILT_IN
 from worker import wakeup
 from worker.sqlite import SqliteStore, opened
+from worker.tail import Outage, Tail, load
+from worker.vitals import Vitals
 from worker.wakeup import UNHEARD, Wakeup
 
 
@@ -59,6 +63,7 @@ async def test_what_was_written_before_a_look_or_to_another_file_wakes_nobody(
                 woken.append(await heard.wait(never, stop))
 
             tasks.start_soon(wait)
+            tasks.start_soon(heard.end_at, stop)
             await anyio.wait_all_tasks_blocked()
             stop.set()
 
@@ -106,3 +111,39 @@ async def test_without_inotify_it_asks(
         database.created("A-1")
 
         assert await asking.wait(store.changed, anyio.Event())
+
+
+@pytest.mark.parametrize("others", [[], ["INSERT INTO view VALUES ('p', 'p', x'80', '', 1, 1)"]])
+async def test_a_patient_look_sees_what_is_committed_meanwhile(
+    database: Database, store: SqliteStore, others: list[str]
+) -> None:
+    await store.look(start=0, until=None, events=10)
+    looks = asyncio.create_task(store.look(start=0, until=None, events=10, patience_s=3600))
+    await asyncio.sleep(0)
+    for statement in others:
+        database.sql(statement)
+    assert not looks.done()
+    database.created("A-1")
+
+    assert [row.seq for row in (await looks).rows] == [1]
+
+
+async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
+    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unchanged() -> bool:
+        if not database.log():
+            database.created("A-1")
+        return False
+
+    monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 0.001)
+    monkeypatch.setattr(store, "changed", unchanged)
+    with closing(Wakeup(database.path)) as deaf:
+        deaf._names = {"another.db"}
+        members = [await load(store, projection) for projection in BUILT_IN]
+        vitals, stop = Vitals(), anyio.Event()
+        monkeypatch.setattr(vitals, "committed", lambda *_: stop.set())
+        tail = Tail(store, members, Outage(vitals), leading=True, wakeup=deaf)
+        await tail.run(stop)
+
+    assert database.contents("A-1") == []

@@ -52,6 +52,7 @@ class Feed:
             log.info("started", database=str(self._path), projections=names)
             lead = Tail(store, [], self._outage, leading=True, wakeup=wakeup)
             unplaced = list(self._projections)
+            tasks.start_soon(wakeup.end_at, self._stop)
             while not self._stop.is_set():
                 try:
                     async with lead.turn_lock:

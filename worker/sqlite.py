@@ -28,6 +28,8 @@ PAGE_BYTES: Final = 8 * 1024 * 1024
 VIEW_BYTES: Final = 12 * 1024 * 1024
 """What one batch may load of views, and so about what it writes under the lock."""
 PAGE_KEYS: Final = 500
+AGAIN_S: Final = 0.00005
+"""Between two questions of a patient look."""
 
 # secure_delete, on in many distributions' builds, logs the rewriting of a large row twice.
 # synchronous NORMAL may lose the last commits to a power cut, views and checkpoint alike: they
@@ -108,18 +110,29 @@ class SqliteStore:
         return await self._run(_newest)
 
     async def look(
-        self, *, start: int, until: int | None, events: int, names: Sequence[str] = ()
+        self,
+        *,
+        start: int,
+        until: int | None,
+        events: int,
+        names: Sequence[str] = (),
+        patience_s: float = 0,
     ) -> Look:
         self._identity.check()
         values = {"position": start, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
 
         def work(connection: sqlite3.Connection) -> Look:
-            known = self._data_version is not None
+            known, until_s = self._data_version is not None, time.perf_counter() + patience_s
             touched = self._touched(connection) and known  # before the rows: it misses nothing
-            rows = [LogRow(*row) for row in _page(connection, [_SELECT + _FROM], values, events)]
-            newest = max(_newest(connection), rows[-1].seq if rows else 0)
+            rows = _page(connection, [_SELECT + _FROM], values, events)
+            while (not rows or rows[-1][0] <= start) and time.perf_counter() < until_s:
+                time.sleep(AGAIN_S)  # here, as the event loop's own timers go by milliseconds
+                if self._touched(connection):
+                    touched = True
+                    rows = _page(connection, [_SELECT + _FROM], values, events)
+            newest = max(_newest(connection), rows[-1][0] if rows else 0)
             stand = [_checkpoint(connection, name) for name in names]
-            return Look(rows, newest, touched, stand)
+            return Look([LogRow(*row) for row in rows], newest, touched, stand)
 
         return await self._run(work)
 

@@ -92,11 +92,18 @@ class Store(Protocol):
         """The newest seq, 0 for an empty log. Raises `RetryLater` where the file was replaced."""
 
     async def look(
-        self, *, start: int, until: int | None, events: int, names: Sequence[str] = ()
+        self,
+        *,
+        start: int,
+        until: int | None,
+        events: int,
+        names: Sequence[str] = (),
+        patience_s: float = 0,
     ) -> Look:
         """The event at `start` and those after it, so many at most and no more than a page's bytes.
 
-        Raises `RetryLater` where the file was replaced.
+        `patience_s`: for so long it waits for events where there are none. Raises `RetryLater`
+        where the file was replaced.
         """
 
     async def checkpoint(self, projection: Projection) -> Checkpoint:

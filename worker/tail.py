@@ -37,6 +37,11 @@ LONGEST_HOLD_S: Final = 0.002
 """Of the lock, beside writers: SQLite's own waiting for it goes in steps of 1, 2, 5, 10 ms."""
 GENTLE_BATCHES: Final = 50
 """So many batches after somebody else's last commit they are small."""
+GLANCES: Final = 8
+"""While idle only every so many of them is a whole look: one asks no more than whether others
+committed."""
+PATIENCE_S: Final = 0.008
+"""inotify speaks when a commit is written, which can be seen once the disk has it."""
 RETRY_S: Final = 0.5
 """Between two attempts at a database that is locked or has no room."""
 
@@ -101,6 +106,7 @@ class Tail:
         self._gentle = 0
         """Batches that are to be small, because others write, and how small."""
         self._small = SMALL_EVENTS
+        self._newest = 0
         self._woken: float | None = None
         """When something was found to be new, until it is committed."""
 
@@ -129,8 +135,21 @@ class Tail:
                 continue
             if until is not None:
                 return
-            woken = await self._wakeup.wait(self._store.changed, stop)
-            self._woken = (self._woken or time.perf_counter()) if woken else None
+            await self._idle(stop)
+
+    async def _idle(self, stop: anyio.Event) -> None:
+        """Until there may be something new, or a look is due all the same."""
+        for _ in range(GLANCES):
+            if await self._wakeup.wait(self._store.changed, stop):
+                self._woken = self._woken or time.perf_counter()
+                return
+            self._woken = None
+            if stop.is_set():
+                return
+            if await self._store.changed():
+                self._wakeup.looked(touched=True, found=False)
+                return
+            self._vitals.turned(self._newest, self._positions(), leading=self._leading)
 
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
@@ -146,10 +165,15 @@ class Tail:
         else:
             names = [projection.name for projection in self._projections()]
             look = await self._store.look(
-                start=self.position, until=until, events=most, names=names
+                start=self.position,
+                until=until,
+                events=most,
+                names=names,
+                patience_s=0 if self._woken is None else PATIENCE_S,
             )
             read = []
-        newest, rows = look.newest, look.rows
+        self._newest = newest = look.newest
+        rows = look.rows
         self._vitals.saw(newest, self._positions(), leading=self._leading)
         if not self.members:
             self._vitals.turned(newest, {}, leading=self._leading)

@@ -14,11 +14,11 @@ import anyio
 import structlog
 
 LONGEST_IDLE_S: Final = 1.0
-"""After so much waiting the log is read whatever was heard."""
+"""After so much waiting it is asked whatever was heard."""
 FIRST_POLL_S: Final = 0.001
 IDLE_POLL_S: Final = 0.1
 """Between two questions where nothing is heard."""
-AGAIN_S: Final = (0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008)
+AGAIN_S: Final = (0.001, 0.001, 0.004, 0.016, 0.032)
 """Between further looks after something was heard: a commit may take until it can be seen."""
 UNHEARD: Final = 3
 """So many commits in a row that were seen and not heard of, and no more is expected of inotify."""
@@ -35,6 +35,7 @@ class Wakeup:
         self._unheard = self._polls = 0
         self._again: Iterator[float] = iter(())
         self._in_vain = False
+        self._listening = anyio.CancelScope()
 
     def close(self) -> None:
         if self._inotify:
@@ -57,7 +58,10 @@ class Wakeup:
         self._in_vain = False
 
     async def wait(self, changed: Callable[[], Awaitable[bool]], stop: anyio.Event) -> bool:
-        """For `LONGEST_IDLE_S` at most, or until `stop`; whether there may be something new."""
+        """For `LONGEST_IDLE_S` at most, or until `stop`; whether there may be something new.
+
+        While it listens `end_at` has to notice `stop`: a task of its own for each wait is dear.
+        """
         until = time.monotonic() + LONGEST_IDLE_S
         for delay_s in self._again:
             await wait(delay_s, stop)
@@ -67,11 +71,19 @@ class Wakeup:
                 if await changed():
                     return True
                 await wait(min(self._delay_s(), left_s), stop)
-            elif await _readable(self._inotify.fileno(), left_s, stop) and self._heard():
+                continue
+            with anyio.move_on_after(left_s) as self._listening:
+                await anyio.wait_readable(self._inotify.fileno())
+            if self._heard():
                 self._again, self._unheard = iter(AGAIN_S), 0
                 return True
         self._in_vain = self._inotify is not None and not stop.is_set()
         return False
+
+    async def end_at(self, stop: anyio.Event) -> None:
+        """At `stop`, end a wait that is under way."""
+        await stop.wait()
+        self._listening.cancel()
 
     def _heard(self) -> bool:
         if self._inotify is None:
@@ -87,23 +99,6 @@ async def wait(seconds: float, stop: anyio.Event) -> None:
     """Until `stop`, for so long at most."""
     with anyio.move_on_after(seconds):
         await stop.wait()
-
-
-async def _readable(descriptor: int, seconds: float, stop: anyio.Event) -> bool:
-    """Until there is something to read, or `stop`, for so long at most; whether there is."""
-    found = False
-    with anyio.move_on_after(seconds):
-        async with anyio.create_task_group() as tasks:
-
-            async def stopped() -> None:
-                await stop.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stopped)
-            await anyio.wait_readable(descriptor)
-            found = True
-            tasks.cancel_scope.cancel()
-    return found
 
 
 def _watching(folder: Path) -> Any:
