@@ -6,10 +6,19 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-import structlog
-
 from worker.options import LogFormat, LogLevel
 from worker.output import printable
+
+# structlog loads rich where there is one, as typer brings it, to draw tracebacks. We log none, and
+# it would have 70 ms of every start.
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]
+try:
+    import structlog
+finally:
+    del sys.modules["rich"]
+    if _rich:
+        sys.modules["rich"] = _rich
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:

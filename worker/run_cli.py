@@ -68,14 +68,15 @@ def run(
     """Fold the log into views, and go on as events come."""
     import anyio
 
-    from worker import catalog, log, registry, replay, schema, service
+    import worker.log  # before whatever else logs
+    from worker import catalog, registry, replay, schema, service
     from worker.client import Client
     from worker.vitals import Vitals
 
     if verify_every is not None and not math.isfinite(verify_every):
         raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
     path = resolve(database)
-    log.configure(log_level, log_format)
+    worker.log.configure(log_level, log_format)
     if create and (not path.exists() or path.stat().st_size == 0):
         schema.setup(path)
     schema.require_current(path)
