@@ -232,6 +232,7 @@ def test_what_an_upgrade_can_fold_leaves_the_quarantine_in_the_logs_own_order(
             raise ValueError
 
         older.setattr(sessions, "changed", refuse)
+        older.setattr(sessions, "appended", refuse)
         older.setattr(sessions, "version", 0)
         for table in ("checkpoint", "quarantine", "session_index", "view"):
             folded.sql(f"DELETE FROM {table}")

@@ -67,6 +67,8 @@ class SqliteStore:
         self._path = path
         self._identity = FileIdentity(path)
         self._data_version = None
+        """As of the last look, and of the last commit."""
+        self._others: int | None = None
         self._backfill = Backfill(path)
         self._present: dict[str, frozenset[str]] = {}
         """The columns that each projection's table has."""
@@ -247,13 +249,22 @@ class SqliteStore:
         return {key for (key,) in rows}
 
     async def quarantined(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
-        rows = await self._fetch(
-            "SELECT q.seq, iif(q.id IS e.id AND q.key IS e.key, q.reason, NULL)"
-            " FROM json_each(?) AS asked CROSS JOIN quarantine AS q"
-            " ON q.projection = ? AND q.seq = asked.value JOIN event_log AS e ON e.seq = q.seq",
-            (str([*seqs]), name),
-        )
-        return dict(rows)
+        def work(connection: sqlite3.Connection) -> dict[int, str | None]:
+            # A seq may be text, which is above all numbers.
+            bounds = "SELECT min(seq), max(seq) FROM quarantine WHERE projection = ? AND seq < ''"
+            low, high = connection.execute(bounds, (name,)).fetchone()
+            asked = [] if low is None else [seq for seq in seqs if low <= seq <= high]
+            if not asked:
+                return {}
+            rows = connection.execute(
+                "SELECT q.seq, iif(q.id IS e.id AND q.key IS e.key, q.reason, NULL)"
+                " FROM json_each(?) AS asked CROSS JOIN quarantine AS q"
+                " ON q.projection = ? AND q.seq = asked.value JOIN event_log AS e ON e.seq = q.seq",
+                (str(asked), name),
+            )
+            return dict(rows.fetchall())
+
+        return await self._run(work)
 
     async def stray_quarantine(self, name: str, *, ahead: int | None) -> list[int]:
         rows = await self._fetch(
@@ -318,13 +329,15 @@ class SqliteStore:
     async def commit(self, changes: Sequence[Change], *, more: bool = False) -> Committed:
         def work(connection: sqlite3.Connection) -> Committed:
             self._backfill.before_commit(connection, beside=more)
-            asked = time.perf_counter()
+            asked, others = time.perf_counter(), self._others
             with writing(connection):
                 began = time.perf_counter()
+                (self._others,) = connection.execute("PRAGMA data_version").fetchone()
                 for change in changes:
                     apply(connection, self._path, change)
             self._backfill.after_commit()
-            return Committed(began - asked, time.perf_counter() - began)
+            held_s = time.perf_counter() - began
+            return Committed(began - asked, held_s, others not in (None, self._others))
 
         return await self._write(work)
 

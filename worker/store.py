@@ -57,10 +57,12 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """How long a commit waited for the write lock, and how long it held it, in seconds."""
+    """How long a commit waited for the write lock, and how long it held it, in seconds; and whether
+    others have committed since the one before."""
 
     waited_s: float
     held_s: float
+    beside: bool
 
 
 class State(msgspec.Struct, frozen=True):

@@ -5,10 +5,10 @@ below a position, so its events are read at leisure; only the rows that stand ar
 with the checkpoint, and compared as of that.
 """
 
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final
 
 import anyio
@@ -16,7 +16,7 @@ import msgspec
 
 from projections import fold as folding
 from projections.event import Event, LogRow, is_utf8
-from projections.fold import Rejected
+from projections.fold import Rejected, Runs
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace
@@ -27,7 +27,10 @@ from worker.store import Change, Checkpoint, Loaded, Store, size_of
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction of the walk writes at most, so that no writer waits long."""
+GENTLE_CHUNKS: Final = 50
+"""So many transactions after somebody else's last commit there are pauses between them."""
 Views = dict[str, Any]
+_Found = tuple[list[LogRow], list[Event | Rejected], Runs]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -47,16 +50,15 @@ class Pages:
         self._store = store
         self._projections = projections
         self._asked: tuple[int, int] | None = None
-        self._page: tuple[list[LogRow], list[Event | Rejected]] = ([], [])
+        self._page: _Found = ([], [], folding.runs_of([]))
 
-    async def by_key(
-        self, after: LogRow | None, until: int
-    ) -> tuple[list[LogRow], list[Event | Rejected]]:
+    async def by_key(self, after: LogRow | None, until: int) -> "_Found":
         """The next rows, and the events that they hold."""
         asked = (after.seq if after else 0, until)
         if asked != self._asked:
             rows = await self._store.read_by_key(after=after, until=until)
-            self._page = (rows, await read_in_slices(rows, self._projections))
+            events = await read_in_slices(rows, self._projections)
+            self._page = (rows, events, folding.runs_of(events))
             self._asked = asked
         return self._page
 
@@ -91,6 +93,7 @@ class Walk:
         self._following = until is None
         self._mending = mending
         self._only = only
+        self._gentle = 0
         self._shared = pages or Pages(store, [projection])
 
     async def steps(self) -> AsyncIterator[Step]:
@@ -112,15 +115,16 @@ class Walk:
         views: Views = {}
         open_key = self._only
         async for page in pages:
-            folded = await fold_in_slices(self._projection, views, page.events)
+            folded = await fold_in_slices(self._projection, views, page.events, page.runs)
             views.update(folded.views)
             self.skipped += folded.skipped
             found = await self._compare_quarantine(page.seqs, folded.quarantined)
-            keys = [*dict.fromkeys(k for k in (open_key, *page.keys) if k is not None)]
+            touched = dict.fromkeys((open_key, *page.keys))
+            keys = [key for key in touched if key is not None]
             open_key = keys.pop() if keys else None
             found += await self._compare(keys, views)
             views = {key: view for key, view in views.items() if key == open_key}
-            types = Counter(event.type for event in page.events)
+            types = Counter(map(attrgetter("type"), page.events))
             became = outcomes(self._projection, types, folded)
             yield Step(len(page.seqs), len(keys), found, became)
         if open_key is not None:
@@ -140,9 +144,9 @@ class Walk:
         else:
             last = None
             while (found := await self._shared.by_key(last, self.until))[0]:
-                rows, events = found
+                rows, events, runs = found
                 last = rows[-1]
-                page = _page(self._projection, rows, events)
+                page = _page(self._projection, rows, events, runs)
                 yield await self._set_aside(page, await self._spelled_twice(rows))
 
     async def _read(self, rows: Sequence[LogRow]) -> "_Page":
@@ -174,7 +178,8 @@ class Walk:
 
     async def _spelled_twice(self, rows: Sequence[LogRow]) -> set[str]:
         """The views whose events stand under several log keys."""
-        keys = {row.key for row in rows if isinstance(row.key, str) and is_utf8(row.key)}
+        keys = {row.key for row in rows}
+        keys = {key for key in keys if isinstance(key, str) and is_utf8(key)}
         views = {key: self._projection.view_of(key) or key for key in keys}
         others = {
             spelling: view
@@ -267,16 +272,17 @@ class Walk:
         quarantined: Sequence[Rejected] = (),
         cleared: Sequence[int] = (),
     ) -> Checkpoint:
-        """One short transaction; then as long a pause, for the daemon and the writers."""
+        """One short transaction; then as long a pause, where the daemon or others write too."""
         if not self._mending:
             return checkpoint
         after = checkpoint if not self._following else _raised(checkpoint)
         before = checkpoint if self._following else self._checkpoint
         table = self._projection.table
-        started = time.perf_counter()
         change = Change(table, before, after, rows, removed, quarantined, cleared)
-        await self._store.commit([change])
-        await anyio.sleep(time.perf_counter() - started)
+        committed = await self._store.commit([change])
+        self._gentle = GENTLE_CHUNKS if committed.beside else max(self._gentle - 1, 0)
+        if self._gentle:
+            await anyio.sleep(committed.held_s)
         return after
 
     async def _compare_quarantine(
@@ -417,19 +423,24 @@ class _Page(msgspec.Struct, frozen=True):
     seqs: Sequence[int]
     keys: Sequence[str | None]
     events: Sequence[Event | Rejected]
+    runs: Runs | None = None
 
 
 def _page(
-    projection: Projection, rows: Sequence[LogRow], events: Sequence[Event | Rejected]
+    projection: Projection,
+    rows: Sequence[LogRow],
+    events: Sequence[Event | Rejected],
+    runs: Runs | None = None,
 ) -> _Page:
     if projection.log_keys("") is None:
         keys = [folding.key_of(projection, event) for event in events]
     else:
-        keys = [
-            projection.view_of(row.key) if isinstance(row.key, str) and is_utf8(row.key) else None
-            for row in rows
-        ]
-    return _Page([row.seq for row in rows], keys, events)
+        views = {
+            key: projection.view_of(key) if isinstance(key, str) and is_utf8(key) else None
+            for key in {row.key for row in rows}
+        }
+        keys = [views[row.key] for row in rows]
+    return _Page([row.seq for row in rows], keys, events, runs)
 
 
 def _rows(keys: Sequence[str], rows: dict[str, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
