@@ -26,11 +26,11 @@ async def store(database: Database) -> AsyncIterator[SqliteStore]:
         yield store
 
 
-async def write(store: SqliteStore, data: bytes, *, more: bool) -> None:
+async def write(store: SqliteStore, data: bytes, *, much: bool) -> None:
     before = await store.checkpoint(SESSIONS)
     after = msgspec.structs.replace(before, generation=before.generation + 1)
     row = ("session:A", "session:A", data, "e", 1, 1)
-    await store.commit([Change(SESSIONS.table, before, after, [row])], more=more)
+    await store.commit([Change(SESSIONS.table, before, after, [row])], much=much)
 
 
 def without_wal(database: Database, folder: Path) -> list[tuple[Any, ...]]:
@@ -43,7 +43,7 @@ def without_wal(database: Database, folder: Path) -> list[tuple[Any, ...]]:
 async def test_a_commit_that_another_follows_is_copied_back_before_that_one(
     database: Database, store: SqliteStore, tmp_path: Path
 ) -> None:
-    await write(store, b"first", more=True)
+    await write(store, b"first", much=True)
     await store.commit([])
 
     assert without_wal(database, tmp_path) == [("session:A", b"first")]
@@ -53,7 +53,7 @@ async def test_a_commit_by_itself_leaves_that_to_sqlite(
     database: Database, store: SqliteStore, tmp_path: Path
 ) -> None:
     database.sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    await write(store, b"first", more=False)
+    await write(store, b"first", much=False)
     await store.commit([])
 
     assert without_wal(database, tmp_path) == []
@@ -61,7 +61,7 @@ async def test_a_commit_by_itself_leaves_that_to_sqlite(
 
 async def test_the_wal_stays_as_small_as_one_commit(database: Database, store: SqliteStore) -> None:
     for number in range(8):
-        await write(store, bytes([number]) * 8 * MIB, more=True)
+        await write(store, bytes([number]) * 8 * MIB, much=True)
 
     assert os.path.getsize(f"{database.path}-wal") < 10 * MIB  # noqa: ASYNC240
 
@@ -69,7 +69,7 @@ async def test_the_wal_stays_as_small_as_one_commit(database: Database, store: S
 async def test_after_such_commits_sqlite_copies_back_by_itself_again(
     database: Database, store: SqliteStore, tmp_path: Path
 ) -> None:
-    await write(store, b"first", more=True)
-    await write(store, b"second" * MIB, more=False)
+    await write(store, b"first", much=True)
+    await write(store, b"second" * MIB, much=False)
 
     assert without_wal(database, tmp_path) == [("session:A", b"second" * MIB)]

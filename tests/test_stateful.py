@@ -68,11 +68,11 @@ class GatedStore(SqliteStore):
     gate: asyncio.Event | None = None
     reached: asyncio.Event
 
-    async def commit(self, changes: Sequence[Change], *, more: bool = False) -> Committed:
+    async def commit(self, changes: Sequence[Change], *, much: bool = False) -> Committed:
         if self.gate is not None:
             self.reached.set()
             await self.gate.wait()
-        return await super().commit(changes, more=more)
+        return await super().commit(changes, much=much)
 
 
 @dataclass

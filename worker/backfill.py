@@ -11,9 +11,9 @@ from worker.database import uri
 class Backfill:
     """SQLite does this within every commit that finds 1,000 pages to copy, and waits for the disk.
 
-    Where one batch follows another it is done by a thread, while the next batch is folded. That
-    one's commit waits for it, so that the write-ahead log is empty again by then and stays as
-    small as one batch.
+    After a large batch it is done by a thread, while the next one is folded. That one's commit
+    waits for it, so that the write-ahead log is empty again by then and stays as small as one
+    batch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,7 +22,7 @@ class Backfill:
         self._within = True
 
     def before_commit(self, connection: sqlite3.Connection, *, beside: bool) -> None:
-        """`beside`: as another batch follows, `after_commit` copies what this commit writes."""
+        """`beside`: `after_commit` copies what this commit writes."""
         self.end()
         if self._within == beside:
             connection.execute(f"PRAGMA wal_autocheckpoint = {0 if beside else 1000}").close()

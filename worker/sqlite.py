@@ -326,9 +326,9 @@ class SqliteStore:
         )
         return [key for (key,) in rows]
 
-    async def commit(self, changes: Sequence[Change], *, more: bool = False) -> Committed:
+    async def commit(self, changes: Sequence[Change], *, much: bool = False) -> Committed:
         def work(connection: sqlite3.Connection) -> Committed:
-            self._backfill.before_commit(connection, beside=more)
+            self._backfill.before_commit(connection, beside=much)
             asked, others = time.perf_counter(), self._others
             with writing(connection):
                 began = time.perf_counter()

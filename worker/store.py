@@ -159,10 +159,10 @@ class Store(Protocol):
     async def view_keys(self, projection: Projection, *, after: str | None) -> list[str]:
         """The next keys of a projection's rows, a page."""
 
-    async def commit(self, changes: Sequence[Change], *, more: bool = False) -> Committed:
+    async def commit(self, changes: Sequence[Change], *, much: bool = False) -> Committed:
         """All of it in one transaction; raises `LostRace` where a checkpoint is not `before`.
 
-        `more`: another one follows, so that work which can wait for it may wait.
+        `much` is written: what need not be done within is done beside what comes next.
         """
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
@@ -31,12 +32,16 @@ BATCH_EVENTS: Final = 8192
 """What falls into one batch for one view is one write."""
 FIRST_EVENTS: Final = 64
 SMALL_EVENTS: Final = 512
+MOST_GROWTH: Final = 16
+SHORT_BATCH_S: Final = 0.25
+"""A batch grows so that the next one may take about as long, its commit apart."""
 LONG_BATCH_S: Final = 1.0
 """A batch is a turn, and a tail that does not turn is taken for one that hangs."""
 LONGEST_HOLD_S: Final = 0.002
 """Of the lock, beside writers: SQLite's own waiting for it goes in steps of 1, 2, 5, 10 ms."""
 GENTLE_BATCHES: Final = 50
 """So many batches after somebody else's last commit they are small."""
+MUCH_BYTES: Final = 1024 * 1024
 GLANCES: Final = 8
 """While idle only every so many of them is a whole look: one asks no more than whether others
 committed."""
@@ -156,7 +161,7 @@ class Tail:
         started = time.perf_counter()
         if until is not None:
             until = max(until, self.position)
-        most = min(self._most, self._small) if self._gentle else self._most
+        most = self._most_now()
         self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
         wanted = (self.position, until, self._projections())
@@ -193,9 +198,13 @@ class Tail:
         batch = await self._fold(rows, read)
         left = rows[len(batch.events) :]
         ahead = _Ahead(rows[-1].seq, until, self._projections())
-        async with _beside(self._look_ahead, ahead, most, wanted=more and not left):
+        if more:
+            growth = min(SHORT_BATCH_S / (time.perf_counter() - started), MOST_GROWTH)
+            self._most = min(max(self._most, int(most * growth)), BATCH_EVENTS)
+        async with _beside(self._look_ahead, ahead, wanted=more and not left):
             changes = [part.change for part in batch.parts]
-            committed = await self._store.commit(changes, more=more and not self._gentle)
+            much = sum(map(size_of, chain(*(c.rows for c in changes)))) > MUCH_BYTES
+            committed = await self._store.commit(changes, much=much and not self._gentle)
         if left:
             ahead.start, ahead.events = batch.parts[0].change.after.position, read[-len(left) :]
             ahead.look = msgspec.structs.replace(look, rows=rows[-len(left) - 1 :])
@@ -211,13 +220,12 @@ class Tail:
         _report(batch, newest, started)
         if time.perf_counter() - started > LONG_BATCH_S:
             self._most = max(self._most // 4, 1)
-        elif more:
-            self._most = min(self._most * 4, BATCH_EVENTS)
         await self._make_way(committed, touched=look.touched, more=more)
         return True
 
-    async def _look_ahead(self, ahead: "_Ahead", most: int) -> None:
+    async def _look_ahead(self, ahead: "_Ahead") -> None:
         """Read and decode what comes next, while the database thread commits."""
+        most = self._most_now()
         ahead.look = await self._store.look(start=ahead.start, until=ahead.until, events=most)
         ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
 
@@ -232,6 +240,9 @@ class Tail:
             fits = committed.held_s <= LONGEST_HOLD_S
             self._small = min(self._small * 2, SMALL_EVENTS) if fits else max(self._small // 2, 16)
             await anyio.sleep(committed.held_s)
+
+    def _most_now(self) -> int:
+        return min(self._most, self._small) if self._gentle else self._most
 
     def _projections(self) -> tuple[Projection, ...]:
         return tuple(member.projection for member in self.members)
