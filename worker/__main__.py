@@ -1,5 +1,5 @@
 """`python -P -m worker` is `projector`."""
 
-from worker.cli import main
+from worker.entry import main
 
 main()

@@ -1,11 +1,10 @@
 """The command line: the only reader of the environment; results to stdout, logs to stderr."""
 
-import gc
 import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,11 +19,6 @@ from worker.session_cli import session
 from worker.status_cli import status
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
-
-GARBAGE_AFTER: Final = 100_000
-"""Containers made between two looks for cycles: a batch has many, all of them live."""
-SWITCH_S: Final = 0.0005
-"""How long the database thread waits, at each statement, for Python where events are decoded."""
 
 app = typer.Typer(
     cls=Sections,
@@ -53,8 +47,6 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    gc.set_threshold(GARBAGE_AFTER)
-    sys.setswitchinterval(SWITCH_S)
     try:
         app()
         sys.stdout.flush()
