@@ -39,7 +39,7 @@ def idle(options: Options) -> Iterator[Figure]:
     path = workload.copied(filled(SMALL, options), options.folder / "run.db")
     with daemon(path) as running:
         running.caught_up(SMALL.events)
-        for _ in range(min(options.runs, 3)):
+        for _ in range(options.runs):
             _burst(path, 200)
             time.sleep(3)
             before, woken, at = cpu_s(running.pid), wake_ups(running.pid), time.monotonic()
@@ -116,7 +116,7 @@ def memory(options: Options) -> Iterator[Figure]:
     ):
         log, views_mib = sized(whole, options), 6 * whole.view_mib
         idle_mib, peak_mib = list[float](), list[float]()
-        for _ in range(min(options.runs, 3)):
+        for _ in range(options.runs):
             path = workload.copied(filled(log, options), options.folder / "run.db")
             with daemon(path) as running:
                 running.caught_up(log.events)

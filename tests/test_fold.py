@@ -1,7 +1,10 @@
 """The same log gives the same views, byte for byte, in whatever batches."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import anyio
 import logs
 import oracle
 import pytest
@@ -14,6 +17,7 @@ from projections.event import LogRow
 from projections.projection import Damaged, Projection
 from projections.session_index import SessionIndex
 from projections.sessions import Sessions
+from worker.slices import fold_in_slices
 
 SESSIONS = Sessions()
 Rows = dict[str, tuple[Any, ...]]
@@ -21,7 +25,9 @@ every_projection = pytest.mark.parametrize("projection", BUILT_IN, ids=lambda p:
 
 
 def fold_batches(
-    batches: list[list[tuple[Any, ...]]], projection: Projection = SESSIONS
+    batches: list[list[tuple[Any, ...]]],
+    projection: Projection = SESSIONS,
+    fold: Callable[..., folding.Folded] = folding.fold,
 ) -> tuple[Rows, dict[int, str], int]:
     """Each batch begins from the rows that the one before left, as a daemon's does."""
     standing: Rows = {}
@@ -29,7 +35,7 @@ def fold_batches(
     skipped = 0
     for batch in batches:
         views = {key: projection.from_row(row) for key, row in standing.items()}
-        folded = folding.fold(projection, views, folding.read(LogRow(*row) for row in batch))
+        folded = fold(projection, views, folding.read(LogRow(*row) for row in batch))
         standing |= {key: projection.to_row(view) for key, view in folded.views.items()}
         quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
         skipped += folded.skipped
@@ -44,6 +50,18 @@ def test_any_batching_gives_the_same_views_and_the_same_quarantine(
     rows = logs.rows(log)
 
     assert fold_batches(logs.batches(rows, sizes), projection) == fold_batches([rows], projection)
+
+
+@every_projection
+@given(log=logs.logs, sizes=logs.batchings)
+def test_each_session_folded_at_once_gives_what_event_by_event_does(
+    projection: Projection, log: list[Any], sizes: list[int]
+) -> None:
+    batches = logs.batches(logs.rows(log), sizes)
+
+    at_once = fold_batches(batches, projection, partial(anyio.run, fold_in_slices))
+    assert at_once == fold_batches(batches, projection)
+    assert [*at_once[1]] == sorted(at_once[1])
 
 
 @given(log=logs.logs)
