@@ -60,6 +60,42 @@ def events(draw: st.DrawFn) -> tuple[Any, Any, int]:
 
 
 logs = st.lists(events(), max_size=25)
+
+
+def _lively(kind: str, **data: Any) -> tuple[str, dict[str, Any]]:
+    return kind, data
+
+
+_SAID = [{"role": role, "content": text} for role in ("user", "assistant") for text in ("a", "b")]
+_appends = st.builds(
+    _lively,
+    st.just("session_append"),
+    messages=st.lists(st.sampled_from(_SAID), min_size=0, max_size=2),
+)
+_others = st.sampled_from(
+    [
+        _lively("session_created", project="again"),
+        _lively("session_status_update", status="done"),
+        _lively("session_updated", messages=_SAID[:1]),
+        _lively("session_updated", project="moved"),
+        _lively("task_created"),
+    ]
+)
+
+
+@st.composite
+def lively_logs(draw: st.DrawFn) -> list[tuple[Any, Any, int]]:
+    """Two sessions that are there from the start, to which much is appended."""
+    log: list[tuple[Any, Any, int]] = []
+    begun = [("A-1", _lively("session_created", project="P"))] * draw(st.integers(1, 2))
+    begun.append(("A-2", _lively("session_created", project="P")))
+    steps = st.tuples(st.sampled_from(["A-1", "A-2"]), _appends | _appends | _others)
+    for session_id, (kind, data) in [*begun, *draw(st.lists(steps, max_size=20))]:
+        event = {"type": kind, "data": data, "timestamp": T0 + len(log)}
+        log.append((f"session:{session_id}", msgpack.packb(event), T0))
+    return log
+
+
 batchings = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
 

@@ -9,6 +9,7 @@ import logs
 import oracle
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from projections import BUILT_IN
 from projections import fold as folding
@@ -53,7 +54,7 @@ def test_any_batching_gives_the_same_views_and_the_same_quarantine(
 
 
 @every_projection
-@given(log=logs.logs, sizes=logs.batchings)
+@given(log=logs.lively_logs() | logs.logs, sizes=st.lists(st.integers(1, 20), min_size=1))
 def test_each_session_folded_at_once_gives_what_event_by_event_does(
     projection: Projection, log: list[Any], sizes: list[int]
 ) -> None:
