@@ -1,5 +1,23 @@
 """`python -P -m worker` is `projector`."""
 
-from worker.entry import main
+import gc
+import sys
+from typing import Final
 
-main()
+GARBAGE_AFTER: Final = 100_000
+"""Containers made between two looks for cycles: a batch has many, all of them live."""
+SWITCH_S: Final = 0.0005
+"""How long the database thread waits, at each statement, for Python where events are decoded."""
+
+
+def main() -> None:
+    """Run a command."""
+    gc.set_threshold(GARBAGE_AFTER)  # before the imports, which make many
+    sys.setswitchinterval(SWITCH_S)
+    from worker import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

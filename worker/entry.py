@@ -4,7 +4,6 @@
 before ours on the path. This module is found under a name of its own, and says so.
 """
 
-import gc
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +13,6 @@ _OURS = {
     "projections": "sessions.py",
     "migrations": "0003-projector-sessions.sql",
 }
-
-GARBAGE_AFTER = 100_000
-"""Containers made between two looks for cycles: a batch has many, all of them live."""
-SWITCH_S = 0.0005
-"""How long the database thread waits, at each statement, for Python where events are decoded."""
 
 
 def main() -> None:
@@ -35,8 +29,6 @@ def main() -> None:
                 file=sys.stderr,
             )
             sys.exit(4)
-    gc.set_threshold(GARBAGE_AFTER)  # before the imports, which make many
-    sys.setswitchinterval(SWITCH_S)
-    from worker import cli
+    from worker import __main__
 
-    cli.main()
+    __main__.main()
