@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 HOT_BYTES: Final = 12 * 1024 * 1024
-"""What the rows of the views at hand may come to; the newest is kept whatever its size."""
+"""What the views at hand may come to; the newest is kept whatever its size."""
+VIEW_BYTES: Final = 1024
+"""Of a view in Python, beside the bytes of its row."""
 
 
 class Hot:
@@ -26,8 +28,8 @@ class Hot:
         """Views as they now stand, and the bytes of their rows."""
         for (key, view), size in zip(views.items(), sizes, strict=True):
             self._forget(key)
-            self._views[key] = (view, size)
-            self._bytes += size
+            self._views[key] = (view, size + VIEW_BYTES)
+            self._bytes += size + VIEW_BYTES
         while self._bytes > HOT_BYTES and len(self._views) > 1:
             self._forget(next(iter(self._views)))
 

@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -340,6 +340,16 @@ class SqliteStore:
             return Committed(began - asked, held_s, others not in (None, self._others))
 
         return await self._write(work)
+
+    async def give_memory_back(self) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            import ctypes  # once, and not at every start
+
+            connection.execute("PRAGMA shrink_memory")
+            with suppress(AttributeError, OSError):
+                ctypes.CDLL(None).malloc_trim(0)  # glibc would keep it
+
+        await self._run(work)
 
     def _preparation(
         self, connection: sqlite3.Connection, projection: Projection

@@ -165,6 +165,9 @@ class Store(Protocol):
         `much` is written: what need not be done within is done beside what comes next.
         """
 
+    async def give_memory_back(self) -> None:
+        """After much work: what a cache holds, and what was freed."""
+
     async def close(self) -> None:
         """Leave nothing open, also when cancelled."""
 

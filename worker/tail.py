@@ -5,7 +5,7 @@ import traceback
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -153,7 +153,7 @@ class Tail:
             if stop.is_set():
                 return
             if self._took_memory:
-                _give_memory_back()
+                await self._store.give_memory_back()
                 self._took_memory = False
             if await self._store.changed():
                 self._wakeup.looked(touched=True, found=False)
@@ -387,14 +387,6 @@ async def _beside(
             yield
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
-
-
-def _give_memory_back() -> None:
-    """What a catch-up took and freed: glibc would keep it, a fifth of all that a daemon has."""
-    import ctypes  # once, and not at every start
-
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Batch(msgspec.Struct, frozen=True):
