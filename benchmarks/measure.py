@@ -123,6 +123,8 @@ class Daemon:
             elif said.get("event") == "batch_committed":
                 for name in said["views"]:
                     self._reached[name] = (said["position"], at)
+            elif said.get("event") == "views_rebuilt":
+                self._reached[said["projection"]] = (said["position"], at)
             elif said.get("level") != "info":
                 sys.stderr.buffer.write(line)
             self._news.notify_all()

@@ -24,12 +24,13 @@ WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "commit": ("worker.sqlite:SqliteStore.commit",),
     "setup": ("worker.schema:setup",),
     "migration": ("worker.schema:_migrate",),
-    "walk": ("worker.replay:rebuild_all", "worker.feed:Feed._rebuild"),
+    "walk": ("worker.turns:side_by_side",),
     "replay": ("worker.verification:replay",),
 }
 """What belongs to a phase; a new phase is one line here."""
 OUTER: Final = frozenset({"walk", "replay"})
-"""Phases that hide those of what they call; of all others the innermost counts."""
+"""Phases that hide those of what they call, the outermost of them; of all others the innermost
+counts."""
 PHASES: Final = ("other", *WRAPPED)
 
 
@@ -56,7 +57,7 @@ class Board:
 
     def _show(self) -> None:
         outer = [name for name in self._active if name in OUTER]
-        shown = (outer or self._active or ["other"])[-1]
+        shown = (outer[:1] or self._active or ["other"])[-1]
         self._map[0] = PHASES.index(shown)
 
 

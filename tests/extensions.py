@@ -92,6 +92,15 @@ class Faulty(PerProject):
         raise ZeroDivisionError
 
 
+class Hopeless(Slower):
+    """A later version that fails where no event can be blamed for it."""
+
+    trusted = True
+
+    def to_row(self, view: Any) -> Any:
+        raise ZeroDivisionError
+
+
 class Unreadable(PerProject):
     """Cannot read what it wrote."""
 

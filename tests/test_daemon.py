@@ -375,10 +375,10 @@ def test_a_projection_that_is_new_catches_up_alone_and_joins(database: Database)
     assert database.sql("SELECT count(*) FROM session_index") == [(22,)]
 
 
-def fill(database: Database, *, sessions: int, events: int) -> None:
+def fill(database: Database, *, sessions: int, events: int, first: int = 0) -> None:
     """Many small events at once."""
     with closing(sqlite3.connect(database.path)) as connection, connection:
-        for number in range(events):
+        for number in range(first, first + events):
             kind, data = "session_append", {"messages": [{"role": "user", "content": str(number)}]}
             if number < sessions:
                 kind, data = "session_created", {"project": "F"}

@@ -22,10 +22,14 @@ from test_metrics import HTTP, address, scraped
 from test_replay import mend
 from test_tail import catch_up
 
+from projections import BUILT_IN
+from worker import replay
 from worker.errors import Unavailable
-from worker.tail import Outage
+from worker.sqlite import opened
+from worker.tail import Outage, load
 from worker.vitals import Vitals
 
+SESSIONS = BUILT_IN[0]
 PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
 
 
@@ -291,6 +295,66 @@ def test_a_rebuild_that_is_locked_out_says_so_once_whatever_the_others_read(
     said = [line for line in tailing.lines if line["event"] == "database_unavailable"]
     assert [line["projection"] for line in said] == ["per_project"]
     assert (over["projection"], over["failures"]) == ("per_project", 2)
+
+
+@pytest.mark.parametrize(("command", "before"), [("run", 0), ("run", 50), ("run --once", 50)])
+def test_what_is_far_behind_is_caught_up_by_view(
+    database: Database, command: str, before: int
+) -> None:
+    fill(database, sessions=500, events=before)
+    projector("run", "--once", "-d", database.path)
+    fill(database, sessions=500, events=9000, first=before)
+    if command == "run":
+        with daemon(database.path) as tailing:
+            tailing.wait_for("views_rebuilt", projection="sessions")
+            tailing.wait_for("caught_up", projection="session_index")
+            tailing.stop(signal.SIGTERM)
+        lines = tailing.lines
+    else:
+        said = projector("run", "--once", "-d", database.path).stderr
+        lines = [json.loads(line) for line in said.splitlines()]
+
+    rebuilt = [line["projection"] for line in lines if line["event"] == "views_rebuilt"]
+    assert sorted(rebuilt) == ["session_index", "sessions"]
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.index() == oracle.index(database.log())
+    assert state(database)["sessions"] == {"state": "tailing"}
+
+
+def test_one_that_fails_in_its_walk_holds_up_no_other(database: Database) -> None:
+    fill(database, sessions=500, events=1000)
+    once(database, "PerProject")
+    database.sql("UPDATE checkpoint SET position = 0, digest = '' WHERE name != 'per_project'")
+    with running(database, "Hopeless") as tailing:
+        tailing.wait_for("caught_up", projection="sessions")
+        tailing.wait_for("projection_failed", projection="per_project")
+        tailing.stop(signal.SIGTERM)
+
+    assert database.views() == oracle.fold(database.log()).views
+    assert per_project(database) == [("F", 500, None)]
+
+
+async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database) -> None:
+    fill(database, sessions=300, events=300)
+    waited: list[Unavailable] = []
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+
+        async def hold_on(error: Unavailable) -> None:
+            waited.append(error)
+            other.execute("ROLLBACK")
+
+        async with opened(database.path) as store:
+            member = await load(store, SESSIONS)
+            steps = replay.rebuild(store, SESSIONS, member.checkpoint, hold_on=hold_on)
+            found = [await anext(steps)]
+            other.execute("BEGIN IMMEDIATE")
+            found += [step async for step in steps]
+            after = await store.checkpoint(SESSIONS)
+
+    assert len(waited) == 1
+    assert (after.position, after.generation) == (300, member.checkpoint.generation + 1)
+    assert sum(len(step.differences) for step in found) == 300
+    assert database.views() == oracle.fold(database.log()).views
 
 
 async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:

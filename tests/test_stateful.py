@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import anyio
 import logs
 import oracle
 import pytest
@@ -385,7 +384,8 @@ class Machine(RuleBasedStateMachine):
             member = await load(daemon.store, projection)
             if await replay.needs_rebuild(daemon.store, projection, member.checkpoint):
                 assert self.damaged or not member.checkpoint.position
-                await replay.rebuild_all(daemon.store, projection, member.checkpoint, anyio.Event())
+                async for _ in replay.rebuild(daemon.store, projection, member.checkpoint):
+                    pass
                 member = await load(daemon.store, projection)
             groups.setdefault(member.checkpoint.position, []).append(member)
         daemon.tails = [Tail(daemon.store, members) for members in groups.values()]

@@ -1,23 +1,27 @@
 """The projections of one database: who tails together, who catches up alone, who is set aside."""
 
 import time
-from collections.abc import Sequence
-from contextlib import aclosing, closing
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from projections.projection import Projection
 from worker.errors import LostRace, ProjectionFailed, Unavailable
-from worker.replay import needs_rebuild, rebuild
+from worker.replay import is_walked, needs_rebuild, rebuild
 from worker.slices import courteous
 from worker.sqlite import SqliteStore, opened
-from worker.store import State
+from worker.store import Checkpoint, State
 from worker.tail import Member, Outage, Tail, faults_of, load
+from worker.turns import Attempt, Turn, side_by_side
 from worker.vitals import Vitals
 from worker.wakeup import Wakeup, wait
+from worker.walk import Pages
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
@@ -56,8 +60,10 @@ class Feed:
             while not self._stop.is_set():
                 try:
                     async with lead.turn_lock:
-                        alone = await self._place(store, lead, unplaced)
+                        walked, alone = await self._place(store, lead, unplaced)
                     unplaced = []
+                    if walked:
+                        tasks.start_soon(self._together, store, walked, lead, tasks)
                     for projection in alone:
                         tasks.start_soon(self._alone, projection, lead)
                     await lead.run(self._stop)
@@ -75,17 +81,19 @@ class Feed:
 
     async def _place(
         self, store: SqliteStore, lead: Tail, projections: Sequence[Projection]
-    ) -> list[Projection]:
-        """Let those lead that can; returns the others."""
+    ) -> tuple[list[Projection], list[Projection]]:
+        """Let those lead that can; returns those to be rebuilt, and the others."""
         ready: list[Member] = []
+        walked: list[Projection] = []
         for projection in projections:
             try:
                 with faults_of(projection):
                     position = (await store.checkpoint(projection)).position
                     self._vitals.stands(projection.name, position)
                     member = await load(store, projection)
-                    if await needs_rebuild(store, projection, member.checkpoint):
+                    if await is_walked(store, projection, member.checkpoint):
                         self._vitals.rebuilding(projection.name, 0, 1)
+                        walked.append(projection)
                     else:
                         await store.report(projection.name, None)
                         # Both may have been said before the database was unavailable for another.
@@ -98,8 +106,39 @@ class Feed:
         furthest = max((member.checkpoint.position for member in ready), default=0)
         if not lead.members or lead.position == furthest:
             lead.members += [m for m in ready if m.checkpoint.position == furthest]
-        leading = {member.projection.name for member in lead.members}
-        return [projection for projection in projections if projection.name not in leading]
+        placed = [*walked, *(member.projection for member in lead.members)]
+        return walked, [projection for projection in projections if projection not in placed]
+
+    async def _together(
+        self,
+        store: SqliteStore,
+        projections: Sequence[Projection],
+        lead: Tail,
+        tasks: TaskGroup,
+    ) -> None:
+        """Rebuild some side by side; then they lead, or each catches up by itself.
+
+        What goes wrong here is met again and told of by `_alone`.
+        """
+        courteous.set(bool(lead.members))
+        try:
+            async with opened(self._path) as own:
+                outage = Outage(self._vitals)
+                await self._first_batch(own, projections, outage)
+                await self._walk(own, projections, _but_for_failures, outage)
+                await own.give_memory_back()
+            if self._stop.is_set():
+                return  # what is said of them stays
+            async with lead.turn_lock:
+                rest = [*chain(*await self._place(store, lead, projections))]
+            for projection in projections:
+                if projection not in rest:
+                    log.info("caught_up", projection=projection.name)
+            projections = rest
+        except (LostRace, ProjectionFailed, Unavailable):
+            pass
+        for projection in projections:
+            tasks.start_soon(self._alone, projection, lead)
 
     async def _alone(self, projection: Projection, lead: Tail) -> None:
         """Catch up, and join the others; tried again for as long as it fails."""
@@ -130,8 +169,8 @@ class Feed:
     ) -> None:
         """Bring one projection to where the others stand, on a connection of its own."""
         member = await load(store, projection)
-        if await needs_rebuild(store, projection, member.checkpoint):
-            await self._rebuild(store, member, outage)
+        if await is_walked(store, projection, member.checkpoint):
+            await self._walk(store, [projection], faults_of, outage)
             member = await load(store, projection)
         self._vitals.rebuilt(projection.name, member.checkpoint.position)
         alone = Tail(store, [member], outage)
@@ -150,18 +189,52 @@ class Feed:
             if alone.position > lead.position:
                 await wait(BEHIND_POLL_S, self._stop)
 
-    async def _rebuild(self, store: SqliteStore, member: Member, outage: Outage) -> None:
-        name, total, done = member.projection.name, await store.newest(), 0
-        self._vitals.rebuilding(name, done, total)
-        steps = rebuild(store, member.projection, member.checkpoint)
-        async with aclosing(steps):
-            async for step in steps:
-                outage.over()
-                done += step.events
-                self._vitals.counted(step.outcomes)
-                self._vitals.rebuilding(name, done, total)
-                if self._stop.is_set():
-                    return
+    async def _first_batch(
+        self, store: SqliteStore, projections: Sequence[Projection], outage: Outage
+    ) -> None:
+        """Of those that have folded nothing: it works, and within milliseconds the log says so."""
+        members = [await load(store, projection) for projection in projections]
+        fresh = [m for m in members if not await needs_rebuild(store, m.projection, m.checkpoint)]
+        fresh = [member for member in fresh if member.checkpoint.position == 0]
+        if fresh:
+            await Tail(store, fresh, outage).turn()
+
+    async def _walk(
+        self,
+        store: SqliteStore,
+        projections: Sequence[Projection],
+        attempt: Attempt,
+        outage: Outage,
+    ) -> None:
+        """Rebuild them, a page each in turn, until that is done or `stop`."""
+
+        async def hold_on(error: Unavailable) -> None:
+            if self._stop.is_set():
+                raise error
+            await outage.wait_out(error, self._stop)
+
+        async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+            name, total, done = projection.name, await store.newest(), 0
+            self._vitals.rebuilding(name, done, total)
+            steps = rebuild(store, projection, checkpoint, pages=pages, hold_on=hold_on)
+            async with aclosing(steps):
+                async for step in steps:
+                    outage.over()
+                    done += step.events
+                    self._vitals.counted(step.outcomes)
+                    self._vitals.rebuilding(name, done, total)
+                    if self._stop.is_set():
+                        return
+                    yield True
+
+        await side_by_side(store, projections, turn, attempt)
+
+
+@contextmanager
+def _but_for_failures(projection: Projection) -> Iterator[None]:
+    """What it raises is its own concern, and not now."""
+    with suppress(ProjectionFailed, LostRace), faults_of(projection):
+        yield
 
 
 class _Trouble:

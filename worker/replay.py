@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Collection
 from itertools import chain
 from typing import Any, Final
 
-import anyio
 import msgspec
 import structlog
 
@@ -14,10 +13,14 @@ from projections.projection import Projection
 from worker.errors import Finding, LostRace, NeedsPerson
 from worker.slices import fold_in_slices
 from worker.store import Change, Checkpoint, State, Store, digest
-from worker.walk import Pages, Step, Walk
+from worker.walk import HoldOn, Pages, Step, Walk
 
 PROGRESS_MS: Final = 1000
 """How often a rebuild says how far it is."""
+
+FAR_EVENTS: Final = 8192
+"""What is at least this much and most of the log is caught up by view: each one is written once,
+however many batches it would have had events in."""
 
 FOLDED_TWICE: Final = 3
 """Views that differ and are folded twice in one walk, to know the code by that if not alike."""
@@ -70,6 +73,18 @@ async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkp
     if checkpoint.version != projection.version:
         return True
     return checkpoint.position == 0 and bool(await store.view_keys(projection, after=None))
+
+
+async def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
+    """Whether `rebuild` is to bring the views to the newest event: it must, or it is quicker.
+
+    It is not where only the events tell which view they are about: these would be read twice.
+    """
+    if await needs_rebuild(store, projection, checkpoint):
+        return True
+    left = await store.newest() - checkpoint.position
+    by_key = projection.log_keys("") is not None
+    return by_key and left > max(FAR_EVENTS, checkpoint.position)
 
 
 async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
@@ -147,7 +162,12 @@ async def mend(
 
 
 async def rebuild(
-    store: Store, projection: Projection, checkpoint: Checkpoint, *, pages: Pages | None = None
+    store: Store,
+    projection: Projection,
+    checkpoint: Checkpoint,
+    *,
+    pages: Pages | None = None,
+    hold_on: HoldOn | None = None,
 ) -> AsyncGenerator[Step, None]:
     """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
 
@@ -156,7 +176,8 @@ async def rebuild(
     so that whoever comes next rebuilds them. The generation is raised first, so that of two walks
     only the later one goes on; the other one raises `LostRace`.
     """
-    until = await store.newest()
+    pages = pages or Pages(store, [projection])
+    until = await pages.newest()
     last = await store.read_events(start=until, until=until)
     if await store.prepare(projection) != checkpoint:
         raise LostRace
@@ -164,7 +185,9 @@ async def rebuild(
         checkpoint, version=-projection.version, generation=checkpoint.generation + 1
     )
     await store.commit([Change(projection.table, checkpoint, claimed)])
-    walk = Walk(store, projection, claimed, until=until, mending=True, pages=pages)
+    walk = Walk(
+        *(store, projection, claimed), until=until, mending=True, pages=pages, hold_on=hold_on
+    )
     progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), _now_ms())
     await store.report(projection.name, progress)
     quarantined = removed = 0
@@ -191,17 +214,6 @@ async def rebuild(
         quarantined=quarantined,
         removed=removed,
     )
-
-
-async def rebuild_all(
-    store: Store, projection: Projection, checkpoint: Checkpoint, stop: anyio.Event
-) -> None:
-    """`rebuild` until it is done or `stop`."""
-    steps = rebuild(store, projection, checkpoint)
-    async for _ in steps:
-        if stop.is_set():
-            await steps.aclose()
-            return
 
 
 def unfit(name: str, position: int) -> NeedsPerson:

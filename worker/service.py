@@ -13,14 +13,15 @@ from worker.database import DaemonLock, FileIdentity
 from worker.difference import KINDS
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, RetryLater
 from worker.feed import Feed
-from worker.replay import needs_rebuild, rebuild_all
+from worker.replay import is_walked, needs_rebuild, rebuild
 from worker.scrub import scrub
 from worker.sqlite import SqliteStore, opened
+from worker.store import Checkpoint
 from worker.tail import Member, Tail, faults_of, load
+from worker.turns import STANDBY_POLL_S, Turn, side_by_side
 from worker.vitals import Vitals
 from worker.wakeup import wait
-
-STANDBY_POLL_S = 0.5
+from worker.walk import Pages
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -85,15 +86,25 @@ async def _groups(
     store: SqliteStore, projections: Sequence[Projection], lock: DaemonLock
 ) -> Iterable[list[Member]]:
     """The projections by the position where they stand, none of them in need of a rebuild."""
-    groups: dict[int, list[Member]] = {}
+    walked: list[Projection] = []
     for projection in projections:
         with faults_of(projection):
             await load(store, projection)
-            await _leave_rebuild_to_holder(store, projection, lock)
+            ours = await _is_ours(store, projection, lock)
+            checkpoint = (await load(store, projection)).checkpoint
+            if ours and await is_walked(store, projection, checkpoint):
+                walked.append(projection)
+
+    def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+        return rebuild(store, projection, checkpoint, pages=pages)
+
+    await side_by_side(store, walked, turn, faults_of)
+    groups: dict[int, list[Member]] = {}
+    for projection in projections:
+        with faults_of(projection):
             member = await load(store, projection)
             if await needs_rebuild(store, projection, member.checkpoint):
-                await rebuild_all(store, projection, member.checkpoint, anyio.Event())
-                member = await load(store, projection)
+                raise LostRace  # to a daemon that has begun just now
         groups.setdefault(member.checkpoint.position, []).append(member)
     return groups.values()
 
@@ -131,16 +142,16 @@ def holder_rebuilds(lock: DaemonLock, projection: Projection) -> bool:
     return projection.name in running or not running
 
 
-async def _leave_rebuild_to_holder(
-    store: SqliteStore, projection: Projection, lock: DaemonLock
-) -> None:
-    """Two walks at once would each void the other's claim: the holder of the lock does it."""
+async def _is_ours(store: SqliteStore, projection: Projection, lock: DaemonLock) -> bool:
+    """Whether to walk is up to us: two walks at once would each void the other's claim. Where the
+    holder of the lock must rebuild, waits until that is done."""
     while not lock.acquire():
         if not holder_rebuilds(lock, projection):
-            return
+            return True
         if not await needs_rebuild(store, projection, await store.checkpoint(projection)):
-            return
+            return False
         await anyio.sleep(STANDBY_POLL_S)
+    return True
 
 
 async def _stop_on_signal(

@@ -25,8 +25,10 @@ from worker.transaction import FORGET_STATE, apply, concerning, reading, writing
 PAGE_EVENTS: Final = 4000
 """Of a page of the walk; the tail says itself how many it takes."""
 PAGE_BYTES: Final = 8 * 1024 * 1024
-VIEW_BYTES: Final = 12 * 1024 * 1024
+VIEW_BYTES: Final = 24 * 1024 * 1024
 """What one batch may load of views, and so about what it writes under the lock."""
+KEY_BYTES: Final = 4096
+"""What a view counts besides its row: so many of them are no longer one short transaction."""
 PAGE_KEYS: Final = 500
 AGAIN_S: Final = 0.00005
 """Between two questions of a patient look."""
@@ -220,6 +222,7 @@ class SqliteStore:
                     if row is not None:
                         rows[key] = row
                         size += size_of(row)
+                    size += KEY_BYTES
                     covered += 1
                     if size > VIEW_BYTES:
                         break

@@ -1,12 +1,11 @@
 """Composition of verify and replay: each projection's walk in turn, and what is told of it."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-import anyio
 import structlog
 
 from projections.projection import Projection
@@ -14,10 +13,11 @@ from worker import replay as walks
 from worker import schema
 from worker.database import DaemonLock
 from worker.errors import Finding, LostRace, NeedsPerson, ProjectorError, RetryLater, quoted
-from worker.service import STANDBY_POLL_S, holder_rebuilds, run_once
+from worker.service import holder_rebuilds, run_once
 from worker.sqlite import SqliteStore, opened
 from worker.store import Checkpoint
 from worker.tail import faults_of
+from worker.turns import Attempt, Turn, side_by_side
 from worker.walk import Pages, Step
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -67,7 +67,7 @@ async def compare(
     """
     tallies: list[Tally] = []
 
-    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> _Turn:
+    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
         only = _view_of(projection, session)
         steps = walks.compare(
             *(store, projection),
@@ -88,7 +88,7 @@ async def compare(
             ) from None
 
     async with opened(path) as store, _each() as attempt:
-        await _side_by_side(store, projections, turn, attempt)
+        await side_by_side(store, projections, turn, attempt)
     return sum(tally.rows.total() for tally in tallies)
 
 
@@ -102,12 +102,12 @@ async def replay(
     """Replace what differs from the log; without a daemon, catch up with its newest event too."""
     lock = DaemonLock(path)
 
-    def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> _Turn:
+    def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
         return _replay(path, store, projection, checkpoint, pages, lock, listener, session)
 
     try:
         async with opened(path) as store, _each() as attempt:
-            await _side_by_side(store, projections, turn, attempt)
+            await side_by_side(store, projections, turn, attempt)
         caught_up = session is not None or not lock.acquire()
     finally:
         lock.release()
@@ -115,43 +115,8 @@ async def replay(
         await run_once(path, projections)
 
 
-_Turn = AsyncGenerator[bool, None]
-"""One projection's walk; False where it waits for somebody."""
-_Attempt = Callable[[Projection], AbstractContextManager[None]]
-
-
-async def _side_by_side(
-    store: SqliteStore,
-    projections: Sequence[Projection],
-    turn: Callable[[Projection, Checkpoint, Pages], _Turn],
-    attempt: _Attempt,
-) -> None:
-    """Let the walks take turns, a page each, so that those at one position share its reading."""
-    pages = Pages(store, projections)
-    checkpoints: dict[Projection, Checkpoint] = {}
-    for projection in projections:
-        with attempt(projection):
-            checkpoints[projection] = await store.checkpoint(projection)
-    turns = {one: turn(one, checkpoint, pages) for one, checkpoint in checkpoints.items()}
-    try:
-        while turns:
-            moved = False
-            for projection, steps in [*turns.items()]:
-                went = None
-                with attempt(projection):
-                    went = await anext(steps, None)
-                moved = moved or went is not False
-                if went is None:
-                    await turns.pop(projection).aclose()
-            if not moved:
-                await anyio.sleep(STANDBY_POLL_S)
-    finally:
-        for steps in turns.values():
-            await steps.aclose()
-
-
 @asynccontextmanager
-async def _each() -> AsyncIterator[_Attempt]:
+async def _each() -> AsyncIterator[Attempt]:
     """Whatever one projection's turn raises is kept until the others had theirs."""
     errors: list[ProjectorError] = []
 
@@ -181,7 +146,7 @@ async def _replay(
     lock: DaemonLock,
     listener: Listener,
     session: str | None,
-) -> _Turn:
+) -> Turn:
     waiting = lost = False
     while True:
         if lost:

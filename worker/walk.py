@@ -6,7 +6,7 @@ with the checkpoint, and compared as of that.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -19,10 +19,10 @@ from projections.event import Event, LogRow, is_utf8
 from projections.fold import Rejected, Runs
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
-from worker.errors import LostRace
+from worker.errors import LostRace, Unavailable
 from worker.outcomes import Outcomes, outcomes
 from worker.slices import fold_in_slices, read_in_slices
-from worker.store import Change, Checkpoint, Loaded, Store, size_of
+from worker.store import Change, Checkpoint, Committed, Loaded, Store, size_of
 
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
@@ -30,6 +30,7 @@ CHUNK_BYTES: Final = 1024 * 1024
 GENTLE_CHUNKS: Final = 50
 """So many transactions after somebody else's last commit there are pauses between them."""
 Views = dict[str, Any]
+HoldOn = Callable[[Unavailable], Awaitable[None]]
 _Found = tuple[list[LogRow], list[Event | Rejected], Runs]
 
 
@@ -49,8 +50,15 @@ class Pages:
     def __init__(self, store: Store, projections: Sequence[Projection]) -> None:
         self._store = store
         self._projections = projections
+        self._newest: int | None = None
         self._asked: tuple[int, int] | None = None
         self._page: _Found = ([], [], folding.runs_of([]))
+
+    async def newest(self) -> int:
+        """As it was when the first of them asked, so that all go to the same position."""
+        newest = await self._store.newest()
+        self._newest = min(newest, newest if self._newest is None else self._newest)
+        return self._newest
 
     async def by_key(self, after: LogRow | None, until: int) -> "_Found":
         """The next rows, and the events that they hold."""
@@ -70,7 +78,8 @@ class Walk:
     daemon may go on tailing; else all of them as of `until`. `mending` replaces what differs: in
     a checkpoint that is followed it raises the generation, so that a batch which was folded onto
     the rows as they were is not committed. `only` is the key of a single view. `pages` are shared
-    with the walks of other projections.
+    with the walks of other projections. `hold_on` waits until a commit that failed may be tried
+    again; else the walk ends there.
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class Walk:
         mending: bool = False,
         only: str | None = None,
         pages: Pages | None = None,
+        hold_on: HoldOn | None = None,
     ) -> None:
         self.skipped = 0
         """Events up to `until` that are of no concern, once the walk is over."""
@@ -95,6 +105,7 @@ class Walk:
         self._only = only
         self._gentle = 0
         self._shared = pages or Pages(store, [projection])
+        self._hold_on = hold_on
 
     async def steps(self) -> AsyncIterator[Step]:
         await self._store.clear_gathered(self._projection.name)
@@ -279,11 +290,20 @@ class Walk:
         before = checkpoint if self._following else self._checkpoint
         table = self._projection.table
         change = Change(table, before, after, rows, removed, quarantined, cleared)
-        committed = await self._store.commit([change])
+        committed = await self._commit(change)
         self._gentle = GENTLE_CHUNKS if committed.beside else max(self._gentle - 1, 0)
         if self._gentle:
             await anyio.sleep(committed.held_s)
         return after
+
+    async def _commit(self, change: Change) -> Committed:
+        while True:
+            try:
+                return await self._store.commit([change])
+            except Unavailable as error:
+                if self._hold_on is None:
+                    raise
+                await self._hold_on(error)
 
     async def _compare_quarantine(
         self, seqs: Sequence[int], expected: Sequence[Rejected]
