@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable, decode, is_utf8
+from projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable, decode, is_utf8, plain
 from projections.projection import Damaged, Projection
 
 FAULT: Final = "a fault in the code of the projection: "
@@ -38,10 +38,13 @@ class Folded(msgspec.Struct, frozen=True):
         return len(self.skipped_types)
 
 
-def read(rows: Iterable[LogRow], projections: Iterable[Projection] = ()) -> list[Event | Rejected]:
+def read(rows: Sequence[LogRow], projections: Iterable[Projection] = ()) -> list[Event | Rejected]:
     """Every row decoded once, for all projections."""
     others = frozenset(kind for p in projections for kind in p.events) - SESSION_EVENTS
-    return [_read(row, others) for row in rows]
+    try:
+        return [plain(row) or _read(row, others) for row in rows]
+    except Exception:  # what nobody foresaw concerns one event only
+        return [_read(row, others) for row in rows]
 
 
 def fold(

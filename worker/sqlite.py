@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -424,7 +425,7 @@ class SqliteStore:
         selects = [_SELECT + condition for condition in conditions]
         most = PAGE_EVENTS + 1
         rows = await self._run(lambda connection: _page(connection, selects, values, most))
-        return [LogRow(*row) for row in rows]
+        return [*starmap(LogRow, rows)]
 
     async def _fetch(self, sql: str, parameters: Any = (), *, of: str | None = None) -> list[Any]:
         return await self._run(lambda c: c.execute(sql, parameters).fetchall(), of=of)
@@ -449,6 +450,20 @@ def _page(
 ) -> list[tuple[Any, ...]]:
     """So many rows at most, and about `PAGE_BYTES` of them without the event at `position`; each
     ends with the columns of an event."""
+    # Only SQLite's own way to text is quick, and only ours can read what is not UTF-8.
+    connection.text_factory = str
+    try:
+        return _rows(connection, selects, values, most)
+    except sqlite3.OperationalError:
+        connection.text_factory = lossless_text
+        return _rows(connection, selects, values, most)
+    finally:
+        connection.text_factory = lossless_text
+
+
+def _rows(
+    connection: sqlite3.Connection, selects: Sequence[str], values: dict[str, Any], most: int
+) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     left = PAGE_BYTES
     for select in selects:

@@ -6,8 +6,16 @@ with the checkpoint, and compared as of that.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, Final
 
@@ -31,7 +39,6 @@ GENTLE_CHUNKS: Final = 50
 """So many transactions after somebody else's last commit there are pauses between them."""
 Views = dict[str, Any]
 HoldOn = Callable[[Unavailable], Awaitable[None]]
-_Found = tuple[list[LogRow], list[Event | Rejected], Runs]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -44,6 +51,18 @@ class Step(msgspec.Struct, frozen=True):
     outcomes: Outcomes = msgspec.field(default_factory=Outcomes)
 
 
+class Found(msgspec.Struct, frozen=True):
+    """A page of the log by key, and what every walk over it asks: each event's seq, the keys, each
+    once, the events by session, and how many have which type."""
+
+    rows: Sequence[LogRow]
+    events: Sequence[Event | Rejected]
+    seqs: Sequence[int]
+    keys: Sequence[Any]
+    runs: Runs
+    types: Mapping[str | None, int]
+
+
 class Pages:
     """The log by key, each page read and decoded once for walks that go side by side."""
 
@@ -52,7 +71,7 @@ class Pages:
         self._projections = projections
         self._newest: int | None = None
         self._asked: tuple[int, int] | None = None
-        self._page: _Found = ([], [], folding.runs_of([]))
+        self._found: Found | None = None
 
     async def newest(self) -> int:
         """As it was when the first of them asked, so that all go to the same position."""
@@ -60,15 +79,20 @@ class Pages:
         self._newest = min(newest, newest if self._newest is None else self._newest)
         return self._newest
 
-    async def by_key(self, after: LogRow | None, until: int) -> "_Found":
-        """The next rows, and the events that they hold."""
+    async def by_key(self, after: LogRow | None, until: int) -> Found | None:
+        """The next page; None after the last one."""
         asked = (after.seq if after else 0, until)
         if asked != self._asked:
             rows = await self._store.read_by_key(after=after, until=until)
             events = await read_in_slices(rows, self._projections)
-            self._page = (rows, events, folding.runs_of(events))
+            self._found = None
+            if rows:
+                self._found = Found(
+                    *(rows, events, _seqs(rows), [*dict.fromkeys(map(attrgetter("key"), rows))]),
+                    *(folding.runs_of(events), _types(events)),
+                )
             self._asked = asked
-        return self._page
+        return self._found
 
 
 class Walk:
@@ -130,13 +154,12 @@ class Walk:
             views.update(folded.views)
             self.skipped += folded.skipped
             found = await self._compare_quarantine(page.seqs, folded.quarantined)
-            touched = dict.fromkeys((open_key, *page.keys))
+            touched = dict.fromkeys((open_key, *page.views))
             keys = [key for key in touched if key is not None]
             open_key = keys.pop() if keys else None
             found += await self._compare(keys, views)
             views = {key: view for key, view in views.items() if key == open_key}
-            types = Counter(map(attrgetter("type"), page.events))
-            became = outcomes(self._projection, types, folded)
+            became = outcomes(self._projection, page.types, folded)
             yield Step(len(page.seqs), len(keys), found, became)
         if open_key is not None:
             yield Step(0, 1, await self._compare([open_key], views))
@@ -145,57 +168,69 @@ class Walk:
         """The log by view, as far as an index has it so; the rest is gathered for later."""
         if self._only is not None:
             async for rows in self._history([self._only], after=0, until=self.until):
-                yield await self._read(rows)
+                events = await read_in_slices(rows, [self._projection])
+                yield _page(_seqs(rows), self._keys(rows, events), events)
         elif self._projection.log_keys("") is None:
             start = 0
             while rows := await self._store.read_events(start=start, until=self.until):
                 start = rows[-1].seq + 1
-                page = await self._read(rows)
-                yield await self._set_aside(page, {key for key in page.keys if key is not None})
+                events = await read_in_slices(rows, [self._projection])
+                keys = self._keys(rows, events)
+                page = _page(_seqs(rows), keys, events)
+                yield await self._set_aside(page, keys, {*page.views})
         else:
             last = None
-            while (found := await self._shared.by_key(last, self.until))[0]:
-                rows, events, runs = found
-                last = rows[-1]
-                page = _page(self._projection, rows, events, runs)
-                yield await self._set_aside(page, await self._spelled_twice(rows))
+            while found := await self._shared.by_key(last, self.until):
+                last = found.rows[-1]
+                views = self._views(found.keys)
+                concerned = [view for view in views.values() if view is not None]
+                page = _Page(found.seqs, concerned, found.events, found.types, found.runs)
+                if twice := await self._spelled_twice(views):
+                    keys = [views[row.key] for row in found.rows]
+                    page = await self._set_aside(page, keys, twice)
+                yield page
 
-    async def _read(self, rows: Sequence[LogRow]) -> "_Page":
-        return _page(self._projection, rows, await read_in_slices(rows, [self._projection]))
+    def _views(self, log_keys: Iterable[Any]) -> dict[Any, str | None]:
+        """The view that events under some log keys concern."""
+        view_of = self._projection.view_of
+        return {
+            key: view_of(key) if isinstance(key, str) and is_utf8(key) else None for key in log_keys
+        }
 
-    async def _set_aside(self, page: "_Page", keys: set[str]) -> "_Page":
+    def _keys(self, rows: Sequence[LogRow], events: Sequence[Event | Rejected]) -> list[str | None]:
+        """For each event, the key of the view that it may concern."""
+        if self._projection.log_keys("") is None:
+            return [folding.key_of(self._projection, event) for event in events]
+        views = self._views({row.key for row in rows})
+        return [views[row.key] for row in rows]
+
+    async def _set_aside(
+        self, page: "_Page", keys: Sequence[str | None], aside: Collection[str]
+    ) -> "_Page":
         """Gather the events of some views, and leave the others."""
-        aside = [(key, seq) for key, seq in zip(page.keys, page.seqs, strict=True) if key in keys]
-        if not aside:
+        gathered = [(key, seq) for key, seq in zip(keys, page.seqs, strict=True) if key in aside]
+        if not gathered:
             return page
-        name = self._projection.name
-        await self._store.gather(name, [(str(key), seq) for key, seq in aside])
-        kept = [i for i, key in enumerate(page.keys) if key not in keys]
-        return _Page(
-            [page.seqs[i] for i in kept],
-            [page.keys[i] for i in kept],
-            [page.events[i] for i in kept],
-        )
+        await self._store.gather(self._projection.name, [(str(key), seq) for key, seq in gathered])
+        left = [key not in aside for key in keys]
+        seqs, events = [*compress(page.seqs, left)], [*compress(page.events, left)]
+        return _page(seqs, compress(keys, left), events)
 
     async def _gathered(self) -> AsyncIterator["_Page"]:
         after, name = ("", 0), self._projection.name
         while rows := await self._store.read_gathered(name, after=after):
             after = (rows[-1][0], rows[-1][1].seq)
-            yield _Page(
-                [row.seq for _, row in rows],
-                [key for key, _ in rows],
-                folding.read((row for _, row in rows), [self._projection]),
-            )
+            events = folding.read([row for _, row in rows], [self._projection])
+            yield _page([row.seq for _, row in rows], [key for key, _ in rows], events)
 
-    async def _spelled_twice(self, rows: Sequence[LogRow]) -> set[str]:
-        """The views whose events stand under several log keys."""
-        keys = {row.key for row in rows}
-        keys = {key for key in keys if isinstance(key, str) and is_utf8(key)}
-        views = {key: self._projection.view_of(key) or key for key in keys}
+    async def _spelled_twice(self, views: Mapping[Any, str | None]) -> set[str]:
+        """Those of some views, by log key, whose events stand under another one too."""
+        log_keys = self._projection.log_keys
         others = {
             spelling: view
             for key, view in views.items()
-            for spelling in self._projection.log_keys(view) or ()
+            if view is not None
+            for spelling in log_keys(view) or ()
             if spelling != key
         }
         present = await self._store.with_events([*others], until=self.until)
@@ -438,29 +473,29 @@ class Walk:
 
 
 class _Page(msgspec.Struct, frozen=True):
-    """Events, and for each the key of the view that it may concern."""
+    """Events, and the keys of the views that they may concern; the last one may go on in the next
+    page."""
 
     seqs: Sequence[int]
-    keys: Sequence[str | None]
+    views: Sequence[str]
     events: Sequence[Event | Rejected]
+    types: Mapping[str | None, int]
     runs: Runs | None = None
 
 
 def _page(
-    projection: Projection,
-    rows: Sequence[LogRow],
-    events: Sequence[Event | Rejected],
-    runs: Runs | None = None,
+    seqs: Sequence[int], keys: Iterable[str | None], events: Sequence[Event | Rejected]
 ) -> _Page:
-    if projection.log_keys("") is None:
-        keys = [folding.key_of(projection, event) for event in events]
-    else:
-        views = {
-            key: projection.view_of(key) if isinstance(key, str) and is_utf8(key) else None
-            for key in {row.key for row in rows}
-        }
-        keys = [views[row.key] for row in rows]
-    return _Page([row.seq for row in rows], keys, events, runs)
+    views = [key for key in dict.fromkeys(keys) if key is not None]
+    return _Page(seqs, views, events, _types(events))
+
+
+def _seqs(rows: Iterable[LogRow]) -> list[int]:
+    return [*map(attrgetter("seq"), rows)]
+
+
+def _types(events: Iterable[Event | Rejected]) -> Mapping[str | None, int]:
+    return Counter(map(attrgetter("type"), events))
 
 
 def _rows(keys: Sequence[str], rows: dict[str, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
