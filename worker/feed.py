@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from projections.projection import Projection
 from worker.errors import LostRace, ProjectionFailed, Unavailable
-from worker.replay import is_walked, needs_rebuild, rebuild
+from worker.replay import is_walked, rebuild
 from worker.slices import courteous
 from worker.sqlite import SqliteStore, opened
 from worker.store import Checkpoint, State
@@ -124,7 +124,6 @@ class Feed:
         try:
             async with opened(self._path) as own:
                 outage = Outage(self._vitals)
-                await self._first_batch(own, projections, outage)
                 await self._walk(own, projections, _but_for_failures, outage)
                 await own.give_memory_back()
             if self._stop.is_set():
@@ -189,16 +188,6 @@ class Feed:
             if alone.position > lead.position:
                 await wait(BEHIND_POLL_S, self._stop)
 
-    async def _first_batch(
-        self, store: SqliteStore, projections: Sequence[Projection], outage: Outage
-    ) -> None:
-        """Of those that have folded nothing: it works, and within milliseconds the log says so."""
-        members = [await load(store, projection) for projection in projections]
-        fresh = [m for m in members if not await needs_rebuild(store, m.projection, m.checkpoint)]
-        fresh = [member for member in fresh if member.checkpoint.position == 0]
-        if fresh:
-            await Tail(store, fresh, outage).turn()
-
     async def _walk(
         self,
         store: SqliteStore,
@@ -216,7 +205,7 @@ class Feed:
         async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
             name, total, done = projection.name, await store.newest(), 0
             self._vitals.rebuilding(name, done, total)
-            steps = rebuild(store, projection, checkpoint, pages=pages, hold_on=hold_on)
+            steps = rebuild(store, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True)
             async with aclosing(steps):
                 async for step in steps:
                     outage.over()

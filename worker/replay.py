@@ -12,15 +12,15 @@ from projections import fold as folding
 from projections.projection import Projection
 from worker.errors import Finding, LostRace, NeedsPerson
 from worker.slices import fold_in_slices
-from worker.store import Change, Checkpoint, State, Store, digest
+from worker.store import BATCH_EVENTS, Change, Checkpoint, State, Store, digest
 from worker.walk import HoldOn, Pages, Step, Walk
 
 PROGRESS_MS: Final = 1000
 """How often a rebuild says how far it is."""
 
-FAR_EVENTS: Final = 8192
-"""What is at least this much and most of the log is caught up by view: each one is written once,
-however many batches it would have had events in."""
+FAR_EVENTS: Final = 2 * BATCH_EVENTS
+"""What is further behind may be caught up by view, each of them written once, however many batches
+it would have had events in."""
 
 FOLDED_TWICE: Final = 3
 """Views that differ and are folded twice in one walk, to know the code by that if not alike."""
@@ -78,13 +78,16 @@ async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkp
 async def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
     """Whether `rebuild` is to bring the views to the newest event: it must, or it is quicker.
 
-    It is not where only the events tell which view they are about: these would be read twice.
+    It is where most of the log is to be folded and its events are scattered, by a look at those in
+    the middle; not where only the events tell which view they are about, as these are read twice.
     """
     if await needs_rebuild(store, projection, checkpoint):
         return True
     left = await store.newest() - checkpoint.position
-    by_key = projection.log_keys("") is not None
-    return by_key and left > max(FAR_EVENTS, checkpoint.position)
+    if projection.log_keys("") is None or left <= max(FAR_EVENTS, checkpoint.position):
+        return False
+    middle = checkpoint.position + left // 2
+    return await store.is_scattered(start=middle, events=BATCH_EVENTS)
 
 
 async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
@@ -168,6 +171,7 @@ async def rebuild(
     *,
     pages: Pages | None = None,
     hold_on: HoldOn | None = None,
+    brief: bool = False,
 ) -> AsyncGenerator[Step, None]:
     """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
 
@@ -186,7 +190,12 @@ async def rebuild(
     )
     await store.commit([Change(projection.table, checkpoint, claimed)])
     walk = Walk(
-        *(store, projection, claimed), until=until, mending=True, pages=pages, hold_on=hold_on
+        *(store, projection, claimed),
+        until=until,
+        mending=True,
+        pages=pages,
+        hold_on=hold_on,
+        brief=brief,
     )
     progress = State("rebuilding", projection.version, "", 0, until, _now_ms(), _now_ms())
     await store.report(projection.name, progress)

@@ -96,7 +96,7 @@ async def _groups(
                 walked.append(projection)
 
     def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
-        return rebuild(store, projection, checkpoint, pages=pages)
+        return rebuild(store, projection, checkpoint, pages=pages, brief=True)
 
     await side_by_side(store, walked, turn, faults_of)
     groups: dict[int, list[Member]] = {}

@@ -196,6 +196,15 @@ class SqliteStore:
             key=raw(key),
         )
 
+    async def is_scattered(self, *, start: int, events: int) -> bool:
+        rows = await self._fetch(
+            "SELECT total(mean * (SELECT count(*) FROM event_log AS e WHERE e.key = found.key) + ?)"
+            " FROM (SELECT key, avg(length(data)) AS mean FROM (SELECT key, data FROM event_log"
+            " WHERE seq >= ? ORDER BY seq LIMIT ?) GROUP BY key) AS found",
+            (KEY_BYTES, start, events),
+        )
+        return bool(rows[0][0] > VIEW_BYTES)
+
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}
         asked = ", ".join(bound(f":{name}", key) for name, key in named.items())

@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from projections.event import LogRow
 from projections.fold import Rejected
 from projections.projection import Projection, Table
+
+BATCH_EVENTS: Final = 8192
+"""Of one batch at most; what falls into it for one view is one write."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -122,6 +125,10 @@ class Store(Protocol):
 
     async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
         """The event at `start` and a bounded page of those after it."""
+
+    async def is_scattered(self, *, start: int, events: int) -> bool:
+        """Whether so many events from there on are about more views than a batch may load: in log
+        order each of these is written again and again."""
 
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         """The next events under some log keys, a bounded page in seq order."""

@@ -24,12 +24,10 @@ from worker.hot import Hot
 from worker.outcomes import Outcomes, outcomes
 from worker.replay import refold, refuse_newer, unfit
 from worker.slices import fold_in_slices, read_in_slices
-from worker.store import Change, Checkpoint, Committed, Look, Store, digest, size_of
+from worker.store import BATCH_EVENTS, Change, Checkpoint, Committed, Look, Store, digest, size_of
 from worker.vitals import Batch, Vitals
 from worker.wakeup import Wakeup, wait
 
-BATCH_EVENTS: Final = 8192
-"""What falls into one batch for one view is one write."""
 FIRST_EVENTS: Final = 64
 SMALL_EVENTS: Final = 512
 MOST_GROWTH: Final = 16
@@ -165,7 +163,7 @@ class Tail:
         started = time.perf_counter()
         if until is not None:
             until = max(until, self.position)
-        most = self._most_now()
+        most = self._most_now() if self.members else 1
         self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
         wanted = (self.position, until, self._projections())

@@ -103,7 +103,8 @@ class Walk:
     a checkpoint that is followed it raises the generation, so that a batch which was folded onto
     the rows as they were is not committed. `only` is the key of a single view. `pages` are shared
     with the walks of other projections. `hold_on` waits until a commit that failed may be tried
-    again; else the walk ends there.
+    again; else the walk ends there. `brief`: a row that stands is not looked into to say how it
+    differs.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Walk:
         only: str | None = None,
         pages: Pages | None = None,
         hold_on: HoldOn | None = None,
+        brief: bool = False,
     ) -> None:
         self.skipped = 0
         """Events up to `until` that are of no concern, once the walk is over."""
@@ -130,6 +132,7 @@ class Walk:
         self._gentle = 0
         self._shared = pages or Pages(store, [projection])
         self._hold_on = hold_on
+        self._brief = brief
 
     async def steps(self) -> AsyncIterator[Step]:
         await self._store.clear_gathered(self._projection.name)
@@ -334,7 +337,8 @@ class Walk:
     async def _commit(self, change: Change) -> Committed:
         while True:
             try:
-                return await self._store.commit([change])
+                much = not self._gentle and sum(map(size_of, change.rows)) >= CHUNK_BYTES
+                return await self._store.commit([change], much=much)
             except Unavailable as error:
                 if self._hold_on is None:
                     raise
@@ -458,6 +462,8 @@ class Walk:
             kind = "missing"
         elif row is None:
             kind = "ghost"
+        elif self._brief:
+            kind = "stale"
         else:
             kind, differing = "stale", fields([*projection.table.columns], standing, row)
             try:
