@@ -110,7 +110,7 @@ def _written(count: int, options: Options) -> tuple[float, float, float]:
         done = [one.stop() for one in started]
         commits = sorted(commit for one in done for commit in one.commits)
         last = max(end for _, end in commits)
-        caught_up_at = running.caught_up(SMALL.events + len(commits))
+        caught_up_at = running.caught_up(SMALL.events + len(commits) - sum(w.busy for w in done))
     workload.check(path)
     all_write_at = max(one.commits[0][0] for one in done)
     together = [(end - begin) * 1000 for begin, end in commits if begin >= all_write_at]

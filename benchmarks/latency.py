@@ -102,7 +102,7 @@ def beside_writer(options: Options) -> Iterator[Figure]:
             folding.caught_up(log.events)
             caught_up_at = time.monotonic()
             done = running.stop()
-            folding.caught_up(log.events + len(done.commits))
+            folding.caught_up(log.events + len(done.commits) - done.busy)
         workload.check(path)
         during = [c for c in done.commits if folding.started_at <= c[0] <= caught_up_at]
         with_daemon.append(Written(done.busy, during))
