@@ -334,6 +334,42 @@ def test_one_that_fails_in_its_walk_holds_up_no_other(database: Database) -> Non
     assert per_project(database) == [("F", 500, None)]
 
 
+def test_another_log_that_is_far_ahead_is_refused_as_any_other(database: Database) -> None:
+    fill(database, sessions=50, events=50)
+    projector("run", "--once", "-d", database.path)
+    before = database.views()
+    fill(database, sessions=6500, events=17_000, first=50)
+    database.sql("UPDATE checkpoint SET digest = 'of another log'")
+
+    said = projector("run", "--once", "-d", database.path, check=4).stderr
+
+    assert "the log does not fit the checkpoint" in said
+    assert database.views() == before
+
+
+def test_a_replay_beside_a_rebuild_by_the_daemon_ends_after_it(
+    database: Database, hold: Path
+) -> None:
+    fill(database, sessions=300, events=300)
+    once(database, "PerProject")
+    with running(database, "Slower") as tailing:
+        while database.sql("SELECT version FROM checkpoint WHERE version < 0") == []:
+            assert tailing.process.poll() is None
+        options = ("--projection", "extensions:Slower", "-d", database.path)
+        with subprocess.Popen(
+            [*PROJECTOR, "replay", *options], stderr=subprocess.PIPE, text=True, **PATH
+        ) as replaying:
+            assert replaying.stderr is not None
+            while "waiting_for_daemon" not in (line := replaying.stderr.readline()):
+                assert line
+            hold.unlink()
+            tailing.wait_for("caught_up", projection="per_project")
+            replaying.communicate(timeout=30)
+
+    assert replaying.returncode == 0
+    assert per_project(database) == [("F", 300, "F-299")]
+
+
 async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database) -> None:
     fill(database, sessions=300, events=300)
     waited: list[Unavailable] = []

@@ -86,6 +86,8 @@ async def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint
     left = await store.newest() - checkpoint.position
     if projection.log_keys("") is None or left <= max(FAR_EVENTS, checkpoint.position):
         return False
+    if not await fits(store, checkpoint):
+        return False  # the tail says so
     middle = checkpoint.position + left // 2
     return await store.is_scattered(start=middle, events=BATCH_EVENTS)
 

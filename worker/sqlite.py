@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
@@ -197,13 +198,22 @@ class SqliteStore:
         )
 
     async def is_scattered(self, *, start: int, events: int) -> bool:
-        rows = await self._fetch(
-            "SELECT total(mean * (SELECT count(*) FROM event_log AS e WHERE e.key = found.key) + ?)"
-            " FROM (SELECT key, avg(length(data)) AS mean FROM (SELECT key, data FROM event_log"
-            " WHERE seq >= ? ORDER BY seq LIMIT ?) GROUP BY key) AS found",
-            (KEY_BYTES, start, events),
-        )
-        return bool(rows[0][0] > VIEW_BYTES)
+        values = {"position": start, "until": _none_is_any(None), "max": MAX_EVENT_BYTES}
+
+        def work(connection: sqlite3.Connection) -> bool:
+            found: defaultdict[Any, list[int]] = defaultdict(list)
+            for row in starmap(LogRow, _page(connection, [_SELECT + _FROM], values, events)):
+                found[row.key].append(size_of((row.data,)))
+            size = 0.0
+            for key, sizes in found.items():
+                count = f"SELECT count(*) FROM event_log WHERE key IS {bound('?', key)}"
+                (all_,) = connection.execute(count, (raw(key),)).fetchone()
+                size += KEY_BYTES + all_ * sum(sizes) / len(sizes)
+                if size > VIEW_BYTES:
+                    return True
+            return False
+
+        return await self._run(work)
 
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}

@@ -153,8 +153,8 @@ async def _replay(
             schema.require_current(path)  # a table that was dropped meanwhile is no race
             yield False
         now = await store.prepare(projection)
-        if lost or now.generation != checkpoint.generation:
-            checkpoint = now
+        if lost or waiting or now.generation != checkpoint.generation:
+            checkpoint = now  # a rebuild that ends leaves the generation as it is
         if await walks.is_sound(store, projection, checkpoint):
             only = _view_of(projection, session)
             steps = walks.mend(store, projection, checkpoint=checkpoint, pages=pages, only=only)
