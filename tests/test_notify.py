@@ -61,6 +61,18 @@ def test_ready_is_said_once_it_has_caught_up_and_then_every_turn_feeds_the_watch
     assert systemd.lines.count("READY=1") == 1
 
 
+def test_ready_is_said_no_earlier_where_the_catch_up_is_a_walk(
+    database: Database, systemd: Listener
+) -> None:
+    fill(database, sessions=6500, events=17_000)
+    with daemon(database.path, program=systemd.program):
+        systemd.wait_for("READY=1")
+        positions = database.sql("SELECT position FROM checkpoint")
+
+    assert any("is being rebuilt" in line for line in systemd.lines)
+    assert positions == [(17_000,), (17_000,)]
+
+
 def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Listener) -> None:
     with daemon(database.path) as first:
         first.wait_for("started")

@@ -163,7 +163,8 @@ class Vitals:
                     standing.even = now
             if leading:
                 behind = newest > min(positions.values(), default=newest)
-                self.caught_up = self.caught_up or not behind
+                nothing_tails = not positions and bool(self.rebuilds)
+                self.caught_up = self.caught_up or not (behind or nothing_tails)
         if leading:
             self._turned()
 
