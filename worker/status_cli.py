@@ -66,8 +66,8 @@ def _doing(progress: dict[str, Any], daemon: dict[str, Any]) -> str:
             share = min(100 * state["events"] // max(state["total"], 1), 100)
             return (
                 f"being rebuilt as version {state['version']}: {share} %, {state['events']:,} of"
-                f" about {state['total']:,} events, for {since_s:,.0f} s; until then those of"
-                " its rows not reached yet stand as they were"
+                f" about {state['total']:,} events, for {since_s:,.0f} s; its rows not reached yet"
+                " stand as they were"
             )
         case "rebuilding":
             return f"a rebuild as version {state['version']} was cut off; the next run does it"
