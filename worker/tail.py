@@ -20,6 +20,7 @@ from projections.event import Event, LogRow
 from projections.fold import Folded, Rejected, Runs
 from projections.projection import Damaged, Projection
 from worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
+from worker.gentle import Gentle
 from worker.hot import Hot
 from worker.outcomes import Outcomes, outcomes
 from worker.replay import refold, refuse_newer, unfit
@@ -29,16 +30,11 @@ from worker.vitals import Batch, Vitals
 from worker.wakeup import Wakeup, wait
 
 FIRST_EVENTS: Final = 64
-SMALL_EVENTS: Final = 512
 MOST_GROWTH: Final = 16
 SHORT_BATCH_S: Final = 0.25
 """A batch grows so that the next one may take about as long, its commit apart."""
 LONG_BATCH_S: Final = 1.0
 """A batch is a turn, and a tail that does not turn is taken for one that hangs."""
-LONGEST_HOLD_S: Final = 0.002
-"""Of the lock, beside writers: SQLite's own waiting for it goes in steps of 1, 2, 5, 10 ms."""
-GENTLE_BATCHES: Final = 50
-"""So many batches after somebody else's last commit they are small."""
 MUCH_BYTES: Final = 1024 * 1024
 GLANCES: Final = 8
 """While idle only every so many of them is a whole look: one asks no more than whether others
@@ -106,9 +102,7 @@ class Tail:
         self._wakeup = wakeup or Wakeup()
         self._most = FIRST_EVENTS
         """Events that a batch may have, by how long those before took."""
-        self._gentle = 0
-        """Batches that are to be small, because others write, and how small."""
-        self._small = SMALL_EVENTS
+        self._gentle = Gentle()
         self._newest = 0
         self._took_memory = False
         self._woken: float | None = None
@@ -223,7 +217,9 @@ class Tail:
         _report(batch, newest, started)
         if time.perf_counter() - started > LONG_BATCH_S:
             self._most = max(self._most // 4, 1)
-        await self._make_way(committed, touched=look.touched, more=more)
+        self._gentle.wrote(others=look.touched and more)
+        if self._gentle and more:
+            await self._make_way(batch, committed)
         return True
 
     async def _look_ahead(self, ahead: "_Ahead") -> None:
@@ -232,20 +228,14 @@ class Tail:
         ahead.look = await self._store.look(start=ahead.start, until=ahead.until, events=most)
         ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
 
-    async def _make_way(self, committed: Committed, *, touched: bool, more: bool) -> None:
-        """While there is much to fold and others write: small batches, and the lock left to them
-        for as long as it was held."""
-        if touched and more:
-            self._gentle = GENTLE_BATCHES
-        elif self._gentle:
-            self._gentle -= 1
-        if self._gentle and more:
-            fits = committed.held_s <= LONGEST_HOLD_S
-            self._small = min(self._small * 2, SMALL_EVENTS) if fits else max(self._small // 2, 16)
-            await anyio.sleep(committed.held_s)
+    async def _make_way(self, batch: "_Batch", committed: Committed) -> None:
+        """While there is much to fold and others write."""
+        rows = sum(len(part.change.rows) for part in batch.parts)
+        self._gentle.held(committed.held_s, rows=rows, projections=len(batch.parts))
+        await anyio.sleep(committed.held_s)
 
     def _most_now(self) -> int:
-        return min(self._most, self._small) if self._gentle else self._most
+        return min(self._most, self._gentle.most_events) if self._gentle else self._most
 
     def _projections(self) -> tuple[Projection, ...]:
         return tuple(member.projection for member in self.members)

@@ -28,6 +28,7 @@ from projections.fold import Rejected, Runs
 from projections.projection import Damaged, Projection
 from worker.difference import Difference, Field, fields
 from worker.errors import LostRace, Unavailable
+from worker.gentle import Gentle
 from worker.outcomes import Outcomes, outcomes
 from worker.slices import fold_in_slices, read_in_slices
 from worker.store import Change, Checkpoint, Committed, Loaded, Store, size_of
@@ -35,8 +36,8 @@ from worker.store import Change, Checkpoint, Committed, Loaded, Store, size_of
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction of the walk writes at most, so that no writer waits long."""
-GENTLE_CHUNKS: Final = 50
-"""So many transactions after somebody else's last commit there are pauses between them."""
+GENTLE_SHARE: Final = 5
+"""Beside others that write, a transaction has a part of these."""
 Views = dict[str, Any]
 HoldOn = Callable[[Unavailable], Awaitable[None]]
 
@@ -129,7 +130,7 @@ class Walk:
         self._following = until is None
         self._mending = mending
         self._only = only
-        self._gentle = 0
+        self._gentle = Gentle()
         self._shared = pages or Pages(store, [projection])
         self._hold_on = hold_on
         self._brief = brief
@@ -308,7 +309,9 @@ class Walk:
         for number, key in enumerate(keys, 1):
             chunk.append(key)
             size += max(size_of(rows.get(key, ())), size_of(loaded.rows.get(key, ())))
-            if number == len(keys) or len(chunk) >= CHUNK_CHANGES or size >= CHUNK_BYTES:
+            share = GENTLE_SHARE if self._gentle else 1
+            full = len(chunk) * share >= CHUNK_CHANGES or size * share >= CHUNK_BYTES
+            if number == len(keys) or full:
                 checkpoint = await self._mend(checkpoint, _rows(chunk, rows), _gone(chunk, rows))
                 mended += chunk
                 chunk, size = [], 0
@@ -329,7 +332,7 @@ class Walk:
         table = self._projection.table
         change = Change(table, before, after, rows, removed, quarantined, cleared)
         committed = await self._commit(change)
-        self._gentle = GENTLE_CHUNKS if committed.beside else max(self._gentle - 1, 0)
+        self._gentle.wrote(others=committed.beside)
         if self._gentle:
             await anyio.sleep(committed.held_s)
         return after
