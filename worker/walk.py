@@ -36,7 +36,7 @@ from worker.store import Change, Checkpoint, Committed, Loaded, Store, size_of
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction of the walk writes at most, so that no writer waits long."""
-GENTLE_SHARE: Final = 5
+GENTLE_SHARE: Final = 8
 """Beside others that write, a transaction has a part of these."""
 Views = dict[str, Any]
 HoldOn = Callable[[Unavailable], Awaitable[None]]
