@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import oracle
 import pytest
-from extensions import PROGRAM
+from extensions import PROGRAM, PerProject
 from support import PROJECTOR, Daemon, Database, daemon, projector
 from test_daemon import WRITER, fill
 from test_metrics import HTTP, address, scraped
@@ -23,7 +23,7 @@ from test_replay import mend
 from test_tail import catch_up
 
 from projections import BUILT_IN
-from worker import replay
+from worker import replay, tail
 from worker.errors import Unavailable
 from worker.sqlite import opened
 from worker.tail import Outage, load
@@ -592,3 +592,23 @@ def test_columns_may_be_called_as_those_of_the_checkpoint(database: Database) ->
     projector("verify", "--projection", "extensions:Named", "-d", database.path, **PATH)
 
     assert [row[:2] for row in database.sql("SELECT * FROM named")] == [("A-1", 2)]
+
+
+def test_however_long_batches_take_each_has_an_event(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get smaller until they are short."""
+    monkeypatch.setattr(tail, "LONG_BATCH_S", 0)
+    monkeypatch.setattr(tail, "SHORT_BATCH_S", 0)
+    fill(database, sessions=20, events=100)
+
+    async def run() -> None:
+        async with opened(database.path) as store:
+            folding = tail.Tail(store, [await load(store, PerProject())])
+            with anyio.fail_after(30):
+                await folding.run(anyio.Event(), until=100)
+
+    anyio.run(run)
+
+    assert per_project(database)[0][1] == 20
+    assert database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'") == [(100,)]

@@ -126,6 +126,7 @@ class SqliteStore:
     ) -> Look:
         self._identity.check()
         values = {"position": start, "until": _none_is_any(until), "max": MAX_EVENT_BYTES}
+        events += start > 0  # the one at `start`
 
         def work(connection: sqlite3.Connection) -> Look:
             known, until_s = self._data_version is not None, time.perf_counter() + patience_s

@@ -105,7 +105,7 @@ class Store(Protocol):
         names: Sequence[str] = (),
         patience_s: float = 0,
     ) -> Look:
-        """The event at `start` and those after it, so many at most and no more than a page's bytes.
+        """The event at `start` and so many of those after it, at most a page's bytes.
 
         `patience_s`: for so long it waits for events where there are none. Raises `RetryLater`
         where the file was replaced.

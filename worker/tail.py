@@ -31,6 +31,8 @@ from worker.wakeup import Wakeup, wait
 
 FIRST_EVENTS: Final = 64
 MOST_GROWTH: Final = 16
+LEAST_GROWTH: Final = 2
+"""Of our own projections: what takes long are large views, which each batch writes again."""
 SHORT_BATCH_S: Final = 0.25
 """A batch grows so that the next one may take about as long, its commit apart."""
 LONG_BATCH_S: Final = 1.0
@@ -161,7 +163,12 @@ class Tail:
         self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
         wanted = (self.position, until, self._projections())
-        if ahead and ahead.look and (ahead.start, ahead.until, ahead.read_for) == wanted:
+        if (
+            ahead
+            and ahead.look
+            and ahead.events
+            and (ahead.start, ahead.until, ahead.read_for) == wanted
+        ):
             look, read = ahead.look, ahead.events
         else:
             names = [projection.name for projection in self._projections()]
@@ -194,8 +201,10 @@ class Tail:
         batch = await self._fold(rows, read)
         left = rows[len(batch.events) :]
         ahead = _Ahead(rows[-1].seq, until, self._projections())
+        quick = all(member.projection.trusted for member in self.members)
         if more:
             growth = min(SHORT_BATCH_S / (time.perf_counter() - started), MOST_GROWTH)
+            growth = max(growth, LEAST_GROWTH if quick else 0)
             self._most = min(max(self._most, int(most * growth)), BATCH_EVENTS)
         async with _beside(self._look_ahead, ahead, wanted=more and not left):
             changes = [part.change for part in batch.parts]
@@ -215,7 +224,7 @@ class Tail:
         self._measure(batch, committed, started)
         self._vitals.turned(newest, self._positions(), leading=self._leading)
         _report(batch, newest, started)
-        if time.perf_counter() - started > LONG_BATCH_S:
+        if time.perf_counter() - started > LONG_BATCH_S and not quick:
             self._most = max(self._most // 4, 1)
         self._gentle.wrote(others=look.touched and more)
         if self._gentle and more:
