@@ -600,15 +600,15 @@ def test_however_long_batches_take_each_has_an_event(
     """They get smaller until they are short."""
     monkeypatch.setattr(tail, "LONG_BATCH_S", 0)
     monkeypatch.setattr(tail, "SHORT_BATCH_S", 0)
-    fill(database, sessions=20, events=100)
+    fill(database, sessions=20, events=300)
 
     async def run() -> None:
         async with opened(database.path) as store:
             folding = tail.Tail(store, [await load(store, PerProject())])
             with anyio.fail_after(30):
-                await folding.run(anyio.Event(), until=100)
+                await folding.run(anyio.Event(), until=300)
 
     anyio.run(run)
 
     assert per_project(database)[0][1] == 20
-    assert database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'") == [(100,)]
+    assert database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'") == [(300,)]
