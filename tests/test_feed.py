@@ -612,3 +612,23 @@ def test_however_long_batches_take_each_has_an_event(
 
     assert per_project(database)[0][1] == 20
     assert database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'") == [(300,)]
+
+
+@pytest.mark.parametrize(("appends", "walked"), [(8, False), (120, True)])
+def test_a_few_events_about_many_large_views_are_caught_up_by_view_where_they_are_not_too_few(
+    database: Database, appends: int, walked: bool
+) -> None:
+    """In log order each batch would be cut after a few, and write 24 MiB."""
+    for session in range(10):
+        database.created(f"L-{session}")
+        for _ in range(30):
+            database.appended(f"L-{session}", "x" * 100_000)
+    catch_up(database)
+    for number in range(appends):
+        database.appended(f"L-{number % 10}", "y" * 100_000)
+
+    said = projector("run", "--once", "-d", database.path).stderr
+
+    assert ("views_rebuilt" in said) == walked
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.sql("SELECT DISTINCT position FROM checkpoint") == [(310 + appends,)]

@@ -18,9 +18,10 @@ from worker.walk import HoldOn, Pages, Step, Walk
 PROGRESS_MS: Final = 1000
 """How often a rebuild says how far it is."""
 
-FAR_EVENTS: Final = 2 * BATCH_EVENTS
-"""What is further behind may be caught up by view, each of them written once, however many batches
-it would have had events in."""
+BATCH_COST_BYTES: Final = 10_000_000
+"""A batch that loads as many views as it may costs as much as a walk over so many bytes."""
+EVENT_COST_BYTES: Final = 600
+"""What an event costs a walk besides its own bytes."""
 
 FOLDED_TWICE: Final = 3
 """Views that differ and are folded twice in one walk, to know the code by that if not alike."""
@@ -78,18 +79,23 @@ async def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkp
 async def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
     """Whether `rebuild` is to bring the views to the newest event: it must, or it is quicker.
 
-    It is where most of the log is to be folded and its events are scattered, by a look at those in
-    the middle; not where only the events tell which view they are about, as these are read twice.
+    It is where batches in log order would each have few events, for all the views that these are
+    about, by a look at those in the middle; a walk reads the whole log. Not where only the events
+    tell which view they are about, as these are read twice.
     """
     if await needs_rebuild(store, projection, checkpoint):
         return True
-    left = await store.newest() - checkpoint.position
-    if projection.log_keys("") is None or left <= max(FAR_EVENTS, checkpoint.position):
+    newest = await store.newest()
+    left = newest - checkpoint.position
+    if projection.log_keys("") is None or not left:
         return False
-    if not await fits(store, checkpoint):
-        return False  # the tail says so
-    middle = checkpoint.position + left // 2
-    return await store.is_scattered(start=middle, events=BATCH_EVENTS)
+    found = await store.reach(start=checkpoint.position + left // 2, events=BATCH_EVENTS)
+    if not found:
+        return False
+    batches = left / found.events
+    if batches * BATCH_COST_BYTES <= found.database_bytes + newest * EVENT_COST_BYTES:
+        return False
+    return await fits(store, checkpoint)  # where it does not, the tail says so
 
 
 async def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:

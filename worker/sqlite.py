@@ -21,7 +21,7 @@ from worker.backfill import Backfill
 from worker.database import BUSY_TIMEOUT_S, EVENT_COLUMNS, FileIdentity, lossless_text, uri
 from worker.errors import LostRace, ProjectionFailed, quoted, translated
 from worker.sql import bound, owned, placeholders, raw
-from worker.store import Change, Checkpoint, Committed, Loaded, Look, State, size_of
+from worker.store import Change, Checkpoint, Committed, Loaded, Look, Reach, State, size_of
 from worker.transaction import FORGET_STATE, apply, concerning, reading, writing
 
 PAGE_EVENTS: Final = 4000
@@ -198,21 +198,29 @@ class SqliteStore:
             key=raw(key),
         )
 
-    async def is_scattered(self, *, start: int, events: int) -> bool:
+    async def reach(self, *, start: int, events: int) -> Reach | None:
         values = {"position": start, "until": _none_is_any(None), "max": MAX_EVENT_BYTES}
 
-        def work(connection: sqlite3.Connection) -> bool:
-            found: defaultdict[Any, list[int]] = defaultdict(list)
-            for row in starmap(LogRow, _page(connection, [_SELECT + _FROM], values, events)):
-                found[row.key].append(size_of((row.data,)))
+        def work(connection: sqlite3.Connection) -> Reach | None:
+            rows = [LogRow(*row) for row in _page(connection, [_SELECT + _FROM], values, events)]
+            sizes: defaultdict[Any, list[int]] = defaultdict(list)
+            for row in rows:
+                sizes[row.key].append(size_of((row.data,)))
+            views: set[Any] = {None}
             size = 0.0
-            for key, sizes in found.items():
-                count = f"SELECT count(*) FROM event_log WHERE key IS {bound('?', key)}"
-                (all_,) = connection.execute(count, (raw(key),)).fetchone()
-                size += KEY_BYTES + all_ * sum(sizes) / len(sizes)
+            for number, row in enumerate(rows):
+                if row.key in views:
+                    continue
+                views.add(row.key)
+                of = sizes[row.key]
+                count = f"SELECT count(*) FROM event_log WHERE key IS {bound('?', row.key)}"
+                (all_,) = connection.execute(count, (raw(row.key),)).fetchone()
+                size += KEY_BYTES + all_ * sum(of) / len(of)
                 if size > VIEW_BYTES:
-                    return True
-            return False
+                    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+                    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+                    return Reach(max(number, 1), pages * page_bytes)
+            return None
 
         return await self._run(work)
 

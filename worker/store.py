@@ -80,6 +80,15 @@ class State(msgspec.Struct, frozen=True):
     updated_at: int
 
 
+class Reach(msgspec.Struct, frozen=True):
+    """How far a batch comes before the views that its events are about, as large as these are in
+    the end, are more than it may load: in log order each of them is written again and again."""
+
+    events: int
+    database_bytes: int
+    """As much as a walk reads, at most."""
+
+
 class Store(Protocol):
     """One engine's connection, owned by one task.
 
@@ -126,9 +135,9 @@ class Store(Protocol):
     async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
         """The event at `start` and a bounded page of those after it."""
 
-    async def is_scattered(self, *, start: int, events: int) -> bool:
-        """Whether so many events from there on are about more views than a batch may load: in log
-        order each of these is written again and again."""
+    async def reach(self, *, start: int, events: int) -> Reach | None:
+        """Of so many events from there on; None where they are about no more views than a batch
+        may load."""
 
     async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         """The next events under some log keys, a bounded page in seq order."""
