@@ -117,6 +117,7 @@ class Machine(RuleBasedStateMachine):
         for name in ("PAGE_EVENTS", "PAGE_KEYS"):
             self.patch.setattr(sqlite, name, page)
         self.patch.setattr(sqlite, "VIEW_BYTES", 100 * page)
+        self.patch.setattr(replay, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
         self.patch.setattr(walk, "CHUNK_CHANGES", page)
         self.write(first)
 

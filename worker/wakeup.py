@@ -18,7 +18,7 @@ LONGEST_IDLE_S: Final = 1.0
 FIRST_POLL_S: Final = 0.001
 IDLE_POLL_S: Final = 0.1
 """Between two questions where nothing is heard."""
-AGAIN_S: Final = (0.001, 0.001, 0.004, 0.016, 0.032)
+AGAIN_S: Final = (0.001, 0.001, 0.004, 0.016, 0.032, 0.064, 0.128, 0.256)
 """Between further looks after something was heard: a commit may take until it can be seen."""
 UNHEARD: Final = 3
 """So many commits in a row that were seen and not heard of, and no more is expected of inotify."""
