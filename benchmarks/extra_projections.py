@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from projections.event import Event, MessagesAppended
-from projections.projection import PerSession, Table
+from session_projector.projections.event import Event, MessagesAppended
+from session_projector.projections.projection import PerSession, Table
 
 
 class Counted(PerSession):

@@ -20,11 +20,11 @@ from typing import Any, Final, TypeVar
 import msgpack
 import msgspec
 
-from projections import BUILT_IN
-from projections import fold as folding
-from projections.event import Event, LogRow
-from projections.fold import FAULT, Rejected
-from projections.projection import Projection
+from session_projector.projections import BUILT_IN
+from session_projector.projections import fold as folding
+from session_projector.projections.event import Event, LogRow
+from session_projector.projections.fold import FAULT, Rejected
+from session_projector.projections.projection import Projection
 
 T0: Final = 1_700_000_000_000
 FORGET_EVENTS: Final = 4000

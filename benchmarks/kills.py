@@ -29,8 +29,7 @@ from phases import PHASES
 HERE: Final = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))
 
-import oracle  # noqa: E402
-from support import INSERT, T0, Database, projector  # noqa: E402
+from support import INSERT, T0, Database, oracle, projector  # noqa: E402
 
 KILLS_PER_CHECK: Final = 10
 KILLS_PER_DATABASE: Final = 30

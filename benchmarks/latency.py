@@ -18,7 +18,7 @@ from throughput import HOT, LOCAL, RANDOM, filled, sized
 from workload import Log
 from writer import PROGRAM, Writer, Written, writer
 
-from worker.wakeup import IDLE_POLL_S
+from session_projector.worker.storage.sqlite.wakeup import IDLE_POLL_S
 
 SMALL: Final = Log(500, 50)
 MISSED_AFTER_S: Final = 5.0

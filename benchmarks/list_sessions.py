@@ -13,12 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from worker import readers, schema
-from worker.client import Client
-from worker.database import connect
+from session_projector.worker.sessions import read as readers
+from session_projector.worker.storage.sqlite.client import Client
+from session_projector.worker.storage.sqlite.connection import connect
+from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 T0 = 1_700_000_000_000
-PROJECTOR = [sys.executable, "-P", "-m", "worker"]
+PROJECTOR = [sys.executable, "-P", "-m", "session_projector"]
 
 
 def fill(path: Path, sessions: int, weight: int) -> None:

@@ -18,15 +18,15 @@ import msgspec
 PROJECTOR: Final = [str(Path(sys.executable).with_name("projector"))]
 SESSIONS_ALONE: Final = [
     *(sys.executable, "-P", "-c"),
-    "import projections; projections.BUILT_IN = projections.BUILT_IN[:1];"
-    "from worker.__main__ import main; main()",
+    "from session_projector import projections; projections.BUILT_IN = projections.BUILT_IN[:1];"
+    "from session_projector.__main__ import main; main()",
 ]
 """`projector` with the session view as its only built-in projection."""
 WITHOUT_INOTIFY: Final = [
     *(sys.executable, "-P", "-c"),
     "import sys; sys.modules.update(dict.fromkeys(['inotify_simple', 'asyncinotify', 'inotify',"
     "'watchfiles', 'watchdog', '_inotify']));"
-    "from worker.__main__ import main; main()",
+    "from session_projector.__main__ import main; main()",
 ]
 """`projector` where no library can tell it of a change in a folder."""
 PATIENCE_S: Final = 600.0

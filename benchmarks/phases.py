@@ -16,16 +16,16 @@ from typing import Any, Final
 
 WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "read": (
-        "worker.sqlite:SqliteStore.look",
-        "worker.sqlite:SqliteStore.read_events",
-        "worker.sqlite:SqliteStore.load_views",
+        "session_projector.worker.storage.sqlite.store:SqliteStore.look",
+        "session_projector.worker.storage.sqlite.store:SqliteStore.read_events",
+        "session_projector.worker.storage.sqlite.store:SqliteStore.load_views",
     ),
     "fold": ("projections.fold:read", "projections.fold:fold"),
-    "commit": ("worker.sqlite:SqliteStore.commit",),
-    "setup": ("worker.schema:setup",),
-    "migration": ("worker.schema:_migrate",),
-    "walk": ("worker.turns:side_by_side",),
-    "replay": ("worker.verification:replay",),
+    "commit": ("session_projector.worker.storage.sqlite.store:SqliteStore.commit",),
+    "setup": ("session_projector.worker.storage.sqlite.schema.migrate:setup",),
+    "migration": ("session_projector.worker.storage.sqlite.schema.migrate:_migrate",),
+    "walk": ("session_projector.worker.replay.round_robin:side_by_side",),
+    "replay": ("session_projector.worker.replay.verify:replay",),
 }
 """What belongs to a phase; a new phase is one line here."""
 OUTER: Final = frozenset({"walk", "replay"})
@@ -96,7 +96,7 @@ def instrument(board: Board) -> None:
 def main() -> None:
     file = Path(sys.argv.pop(1))
     instrument(Board(file))
-    import_module("worker.cli").main()
+    import_module("session_projector.worker.cli.main").main()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def event(session: int, content_bytes: int, number: int, *, created: bool) -> di
 
 def fill(path: Path, log: Log, *, json: bool = False) -> None:
     """A database with that log, all of it in its main file."""
-    from worker import schema  # not at the top, as peers import this module too
+    from session_projector.worker.storage.sqlite.schema import (
+        migrate as schema,  # not at the top, as peers import this module too
+    )
 
     schema.setup(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from typer.models import OptionInfo
 
-from worker.cli import app
+from session_projector.worker.cli.main import app
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """\

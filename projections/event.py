@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from projections import messagepack
+from session_projector.projections import messagepack
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 """The largest `data` that is read, as stored."""

@@ -6,8 +6,16 @@ from typing import Any, Final
 
 import msgspec
 
-from projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable, decode, is_utf8, plain
-from projections.projection import Damaged, Projection
+from session_projector.projections.event import (
+    SESSION_EVENTS,
+    Event,
+    LogRow,
+    Unfoldable,
+    decode,
+    is_utf8,
+    plain,
+)
+from session_projector.projections.projection import Damaged, Projection
 
 FAULT: Final = "a fault in the code of the projection: "
 MAX_REASON: Final = 1000

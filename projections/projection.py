@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from projections.event import (
+from session_projector.projections.event import (
     SESSION_EVENTS,
     Event,
     Messages,

@@ -6,8 +6,14 @@ from typing import Any, Final
 
 import msgspec
 
-from projections.event import Event, Messages, MessagesAppended, SessionCreated, SessionUpdated
-from projections.projection import Damaged, PerSession, Table
+from session_projector.projections.event import (
+    Event,
+    Messages,
+    MessagesAppended,
+    SessionCreated,
+    SessionUpdated,
+)
+from session_projector.projections.projection import Damaged, PerSession, Table
 
 TITLE_LENGTH: Final = 80
 """Characters, the ellipsis included."""

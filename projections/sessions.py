@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from projections.event import (
+from session_projector.projections.event import (
     Event,
     Messages,
     MessagesAppended,
@@ -13,8 +13,13 @@ from projections.event import (
     SessionUpdated,
     Unfoldable,
 )
-from projections.messagepack import Malformed, decode_exact, list_header, split_list
-from projections.projection import Damaged, PerSession, Table
+from session_projector.projections.messagepack import (
+    Malformed,
+    decode_exact,
+    list_header,
+    split_list,
+)
+from session_projector.projections.projection import Damaged, PerSession, Table
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
 """The largest `view.data`."""

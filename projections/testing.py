@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
-from projections import fold as folding
-from projections.event import LogRow, Unfoldable
-from projections.projection import Projection
+from session_projector.projections import fold as folding
+from session_projector.projections.event import LogRow, Unfoldable
+from session_projector.projections.projection import Projection
 
 T0: Final = 1_700_000_000_000
 """The time of the first event, in milliseconds; each further one is a second later."""

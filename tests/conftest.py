@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import Database
 
-from worker import schema
+from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 settings.register_profile(
     "projector",

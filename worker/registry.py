@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import structlog
 
-import migrations
-from projections import BUILT_IN
-from projections.projection import PerSession, Projection, Table
-from worker import tables
-from worker.errors import BadUsage
+from session_projector import migrations
+from session_projector.projections import BUILT_IN
+from session_projector.projections.projection import PerSession, Projection, Table
+from session_projector.worker.errors import BadUsage
+from session_projector.worker.storage.sqlite import tables
 
 GROUP: Final = "projector.projections"
 """The entry points by which a package offers its projections."""

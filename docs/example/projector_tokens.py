@@ -8,8 +8,8 @@ An agent writes, after each call of its model, under the key of its session:
 from datetime import UTC, datetime
 from typing import Any
 
-from projections.event import Event, Other, Unfoldable
-from projections.projection import Projection, Table
+from session_projector.projections.event import Event, Other, Unfoldable
+from session_projector.projections.projection import Projection, Table
 
 
 class TokensPerDay(Projection):

@@ -1,0 +1,1 @@
+"""Tails an event log and folds it into session views."""

@@ -1,0 +1,940 @@
+"""`projector doctor`: broken in each way, what it says, and that the command it gives mends it."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from support import PROJECTOR, T0, Database, daemon, event, projector
+
+from session_projector.projections import BUILT_IN
+from session_projector.worker.daemon import service
+from session_projector.worker.doctor import host as surroundings
+from session_projector.worker.doctor.check import Checked
+from session_projector.worker.doctor.examine import examine
+from session_projector.worker.storage.sqlite.schema import migrate as schema
+
+STRANGER_UID = 60003
+SAMPLE = Path(__file__).parents[1] / "support" / "kanbatte-sample.db"
+OF_THE_MACHINE = {"sqlite", "filesystem", "space"}
+MIB = 1024 * 1024
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_shell = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 shell")
+
+
+def look(database: Database | Path, check: str) -> Checked:
+    """What a check found, the worst of it."""
+    path = database.path if isinstance(database, Database) else database
+    levels = ["ok", "warn", "fail"]
+    return max(
+        (one for one in examine(path) if one.check == check),
+        key=lambda one: levels.index(one.level),
+    )
+
+
+def wrong(database: Database | Path) -> set[str]:
+    """The checks that are not ok, but for those that depend on the machine alone."""
+    path = database.path if isinstance(database, Database) else database
+    return {one.check for one in examine(path) if one.level != "ok"} - OF_THE_MACHINE
+
+
+def mend(found: Checked) -> None:
+    """Run the commands that a finding gives, one after the other, in a shell."""
+    commands = [c for c in re.findall("`([^`]*)`", found.mend) if not c.startswith("projector run")]
+    shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-euc", shell + command], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done)
+    assert commands, found
+
+
+@pytest.fixture
+def folded(database: Database) -> Database:
+    """Three sessions, folded, and some of their events of no concern."""
+    for number in range(3):
+        database.created(f"A-{number}", "one")
+        database.appended(f"A-{number}", "two")
+    database.insert("A-1", "no event")
+    database.insert("A-1", event("session_append", {}))
+    database.insert("session:A-2", {"type": "of no concern"})
+    asyncio.run(service.run_once(database.path, BUILT_IN))
+    return database
+
+
+@contextmanager
+def another(code: str, path: Path) -> Iterator[int]:
+    """A process that does something with the database and keeps it so; its number."""
+    code = f"import sqlite3, sys, time\npath = sys.argv[1]\n{code}\nprint('ready', flush=True)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", code + "time.sleep(60)", path], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
+OPEN = "db = sqlite3.connect(path, isolation_level=None)\n"
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# As it should be
+
+
+def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
+    folded: Database,
+) -> None:
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        with daemon(folded.path) as waiting:
+            waiting.wait_for("standing_by")
+            before = folded.path.read_bytes()
+            done = projector("doctor", "-d", folded.path)
+            said = projector("doctor", "--json", "-d", folded.path)
+            assert folded.path.read_bytes() == before
+
+    found = {one["check"]: one for one in json.loads(said.stdout)}
+    assert {name for name, one in found.items() if one["level"] != "ok"} <= OF_THE_MACHINE
+    assert len(found) == 18
+    assert f"alive, process {running.process.pid}: sessions, session_index" in done.stdout
+    assert f"standing by: {waiting.process.pid} (" in found["daemon"]["found"]
+    assert f"open in: {running.process.pid} (" in found["wal"]["found"]
+    assert "none seen in the 3 newest session rows" in found["old writers"]["found"]
+
+
+def test_the_text_has_a_line_for_each_finding_and_its_command_below(database: Database) -> None:
+    lines = projector("doctor", "-d", database.path).stdout.splitlines()
+
+    at = next(at for at, line in enumerate(lines) if "none is alive" in line)
+    assert lines[0].startswith(f"ok    database      {database.path}")
+    assert lines[at].startswith("warn  daemon        none is alive")
+    assert lines[at + 1] == f"{'':20}`projector run -d {database.path}`"
+
+
+def test_an_adopted_database_is_no_false_alarm_before_and_after_its_first_run(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "kanbatte.db"
+    shutil.copy(SAMPLE, path)
+    path.chmod(0o644)
+    not_yet = look(path, "schema")
+    mend(not_yet)
+
+    assert not_yet.level == "fail"
+    assert "Kanbatte" in not_yet.found
+    assert wrong(path) == {"daemon"}
+    assert "nothing was folded yet" in look(path, "old writers").found
+    projector("run", "--once", "-d", path)
+    assert wrong(path) == {"daemon"}
+    assert "none seen" in look(path, "old writers").found
+
+
+# No database, or none that is known
+
+
+@pytest.mark.parametrize(
+    ("make", "check", "words", "command"),
+    [
+        (lambda _: None, "database", "there is no database", "projector db setup"),
+        (lambda p: p.write_bytes(b""), "schema", "no tables yet", "projector db setup"),
+        (lambda p: p.write_bytes(b"x" * 9000), "database", "not a SQLite database", ".recover"),
+        (lambda p: p.mkdir(), "database", "is not a file", "path of a SQLite file"),
+    ],
+)
+def test_what_is_no_database_is_said_and_the_rest_is_looked_at(
+    tmp_path: Path, make: Callable[[Path], object], check: str, words: str, command: str
+) -> None:
+    path = tmp_path / "local.db"
+    make(path)
+
+    found = look(path, check)
+
+    assert found.level == "fail"
+    assert words in found.found
+    assert command in found.mend
+    assert "are free for a database" in look(path, "space").found
+
+
+def test_a_missing_folder_is_made_by_the_command(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "such" / "local.db"
+
+    found = look(path, "rights")
+    mend(found)
+
+    assert found.level == "fail"
+    assert f"there is no folder {path.parent}" in found.found
+    assert wrong(path) == {"daemon"}
+
+
+def test_an_unknown_layout_and_a_newer_schema_are_told(tmp_path: Path, database: Database) -> None:
+    other = Database(tmp_path / "other.db")
+    other.sql("CREATE TABLE event_log (id, partition, type, payload)")
+    database.sql("INSERT INTO umzug_meta (name) VALUES ('0099-projector-later')")
+
+    unknown, newer = look(other, "schema"), look(database, "schema")
+
+    assert (unknown.level, newer.level) == ("fail", "fail")
+    assert "partition, type, payload" in unknown.found
+    assert "newer schema" in newer.found
+    assert "pip install -U" in newer.mend
+    assert wrong(database) == {"schema"}
+
+
+def test_an_older_schema_is_upgraded_by_the_command(database: Database) -> None:
+    database.sql("DELETE FROM umzug_meta WHERE name LIKE '0005%'")
+    database.sql("DROP TABLE projection_state")
+
+    found = look(database, "schema")
+    mend(found)
+
+    assert "lacks 0005" in found.found
+    assert wrong(database) == {"daemon"}
+
+
+def test_a_damaged_page_fails_what_reads_it_and_the_others_go_on(folded: Database) -> None:
+    folded.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    ((page,),) = folded.sql("SELECT rootpage FROM sqlite_master WHERE name = 'event_log'")
+    with folded.path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
+
+    found = {one.check: one for one in examine(folded.path)}
+
+    assert found["clock"].level == found["checkpoint"].level == "fail"
+    assert "is damaged" in found["clock"].found
+    assert ".recover" in found["clock"].mend
+    assert found["triggers"].level == found["wal"].level == "ok"
+
+
+def test_a_locked_database_is_told_within_a_moment(database: Database) -> None:
+    database.sql("PRAGMA journal_mode = DELETE")
+    with another(OPEN + "db.execute('BEGIN EXCLUSIVE')", database.path) as pid:
+        start = time.monotonic()
+        found = look(database, "database")
+        took = time.monotonic() - start
+
+    assert found.level == "fail"
+    assert "is locked by another process" in found.found
+    assert "fuser" in found.mend
+    assert took < 2.5
+    assert pid
+
+
+# The schema and what keeps it
+
+
+@pytest.mark.parametrize(
+    ("how", "instead"),
+    [("gone", ""), ("changed", "CREATE TRIGGER {} BEFORE UPDATE ON event_log BEGIN SELECT 1; END")],
+)
+def test_each_trigger_of_the_log_that_is_gone_or_changed_is_put_back(
+    folded: Database, how: str, instead: str
+) -> None:
+    for name in ("no_update", "no_delete", "known_id", "next_seq"):
+        trigger = f"event_log_{name}"
+        folded.sql(f"DROP TRIGGER {trigger}")
+        if instead:
+            folded.sql(instead.format(trigger))
+
+        found = look(folded, "triggers")
+        done = schema.setup(folded.path)
+
+        assert found.level == "fail"
+        assert f"{trigger} is {how}" in found.found
+        assert found.mend == f"`projector db setup -d {folded.path}`"
+        assert done.restored == [trigger]
+        assert look(folded, "triggers").level == "ok"
+
+
+def test_what_others_called_by_one_of_our_names_is_left_alone(folded: Database) -> None:
+    folded.sql("DROP INDEX idx_view_session_key")
+    folded.sql("CREATE TABLE other (x)")
+    folded.sql("CREATE INDEX IDX_view_session_key ON other (x)")
+
+    said = projector("db", "setup", "-d", folded.path, check=4).stderr
+
+    assert "is index of other: another program took the name" in said
+    assert folded.sql("SELECT tbl_name FROM sqlite_master WHERE name LIKE 'idx_view_s%'") == [
+        ("other",)
+    ]
+
+
+def test_a_log_with_its_triggers_back_refuses_to_be_rewritten(folded: Database) -> None:
+    folded.sql("DROP TRIGGER event_log_no_update")
+    mend(look(folded, "triggers"))
+
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        folded.sql("UPDATE event_log SET key = 'x'")
+
+
+def test_doubled_session_keys_are_found_and_mended(folded: Database) -> None:
+    folded.sql("DROP INDEX idx_view_session_key")
+    without = look(folded, "session keys")
+    folded.sql(
+        "INSERT INTO view SELECT 'other', key, data, last_offset_id, created_at, updated_at + 1"
+        " FROM view WHERE key = 'session:A-1'"
+    )
+
+    found = look(folded, "session keys")
+    mend(found)
+
+    assert without.level == found.level == "fail"
+    assert "idx_view_session_key is gone" in without.found
+    assert "1 do: session:A-1" in found.found
+    assert wrong(folded) == {"daemon"}
+    assert folded.views()["session:A-1"][0] == "session:A-1"
+
+
+@needs_shell
+def test_a_seq_that_is_no_autoincrement_is_copied_into_a_log_that_is(folded: Database) -> None:
+    columns = "seq INTEGER PRIMARY KEY, id TEXT UNIQUE, key TEXT, data BLOB, created_at INTEGER"
+    folded.sql("INSERT INTO view VALUES ('p', 'project:p', 'x', 'y', 1, 2)")
+    log, views = folded.log(), folded.views()
+    folded.sql(f"CREATE TABLE remade ({columns})")
+    folded.sql("INSERT INTO remade SELECT * FROM event_log")
+    folded.sql("DROP TABLE event_log")
+    folded.sql("ALTER TABLE remade RENAME TO event_log")
+    folded.sql("CREATE INDEX idx_event_log_key ON event_log (key)")
+
+    found = look(folded, "seq")
+    mend(found)
+    new = Database(folded.path.with_name("new-local.db"))
+    projector("run", "--once", "-d", new.path)
+
+    assert found.level == "fail"
+    assert "not INTEGER PRIMARY KEY AUTOINCREMENT" in found.found
+    assert new.log() == log
+    assert new.views() == views
+    assert new.sql("SELECT id FROM view WHERE key = 'project:p'") == [("p",)]
+    assert wrong(new) == {"daemon"}
+
+
+def test_a_journal_that_is_no_wal_is_made_one(database: Database) -> None:
+    database.sql("PRAGMA journal_mode = DELETE")
+
+    found = look(database, "journal mode")
+    schema.setup(database.path)
+
+    assert found.level == "warn"
+    assert "delete, not WAL" in found.found
+    assert f"`projector db setup -d {database.path}`" in found.mend
+    assert look(database, "journal mode").level == "ok"
+
+
+# What was folded
+
+
+def test_a_checkpoint_that_does_not_fit_the_log_is_mended(folded: Database) -> None:
+    folded.sql("UPDATE checkpoint SET digest = 'x' WHERE name = 'sessions'")
+
+    found, writers = look(folded, "checkpoint"), look(folded, "old writers")
+    mend(found)
+
+    assert found.level == "fail"
+    assert "not the one that was folded into sessions" in found.found
+    assert "does not fit" in writers.found
+    assert wrong(folded) == {"daemon"}
+
+
+def test_views_of_a_newer_version_are_told(folded: Database) -> None:
+    folded.sql("UPDATE checkpoint SET version = 99 WHERE name = 'session_index'")
+
+    found = look(folded, "checkpoint")
+
+    assert found.level == "fail"
+    assert "session_index are of version 99" in found.found
+    assert "upgrade projector" in found.mend
+
+
+def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) -> None:
+    for change, words in (
+        ("last_offset_id = 'e1'", "last_offset_id is not the id of its newest event, e4"),
+        ("updated_at = updated_at + 60000", "its columns disagree with its data"),
+        ("data = x'80'", "data is not a session"),
+        ("id = 'V1StGXR8'", "its columns disagree with its data"),
+    ):
+        before = folded.views()["session:A-1"]
+        folded.sql(f"UPDATE view SET {change} WHERE key = 'session:A-1'")
+
+        found = look(folded, "old writers")
+
+        assert found.level == "fail"
+        assert "1 of the 3 newest session rows of view were written by another" in found.found
+        assert f"session:A-1: {words}" in found.found
+        folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
+        folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)
+    folded.sql("UPDATE view SET last_offset_id = 'e1' WHERE key = 'session:A-1'")
+    assert found.mend.startswith("stop the old writers for good, then `projector replay -d")
+    mend(found)
+    assert wrong(folded) == {"daemon"}
+
+
+def test_a_row_of_a_session_that_the_log_does_not_know_is_found(folded: Database) -> None:
+    ((data,),) = folded.sql("SELECT data FROM view WHERE key = 'session:A-1'")
+    ghost = data.replace(b"A-1", b"B-9")
+    key = "session:B-9"
+    folded.sql("INSERT INTO view VALUES (?, ?, ?, 'e1', ?, ?)", key, key, ghost, T0, T0)
+
+    found = look(folded, "old writers")
+
+    assert f"{key}: the log has no event of it" in found.found
+
+
+def test_what_a_row_says_cannot_move_a_terminal(folded: Database) -> None:
+    folded.sql("UPDATE view SET key = 'session:\x1b[31m\nx' WHERE key = 'session:A-1'")
+
+    done = projector("doctor", "-d", folded.path, check=1)
+
+    assert "session:\\u001b[31m x" in done.stdout
+
+
+# The daemon
+
+
+def test_without_a_daemon_the_command_that_starts_one_is_given(folded: Database) -> None:
+    found = look(folded, "daemon")
+
+    assert found.level == "warn"
+    assert found.mend == f"`projector run -d {folded.path}`"
+
+
+def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        running.process.send_signal(signal.SIGSTOP)
+        until(lambda: look(folded, "daemon").level == "fail")
+        found = look(folded, "daemon")
+        mend(found)
+
+        assert "was stopped by a signal" in found.found
+        until(lambda: look(folded, "daemon").level == "ok")
+
+
+HOLD_LOCK = """
+from pathlib import Path
+from session_projector.worker.storage.sqlite.connection import DaemonLock
+assert DaemonLock(Path(path), {"sessions": 1, "session_index": 1}).acquire()
+"""
+
+
+GOING_ON = """
+import threading
+def go_on():
+    db = sqlite3.connect(path, isolation_level=None)
+    while True:
+        db.execute("UPDATE checkpoint SET generation = generation + 1")
+        time.sleep(0.1)
+threading.Thread(target=go_on, daemon=True).start()
+"""
+
+
+def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
+    folded: Database,
+) -> None:
+    with another(HOLD_LOCK, folded.path) as pid:
+        idle = look(folded, "daemon")
+        folded.appended("A-1", "three")
+        with another(OPEN + GOING_ON, folded.path):
+            busy = look(folded, "daemon")
+        found = look(folded, "daemon")
+        mend(found)
+    projector("run", "--once", "-d", folded.path)
+
+    assert idle.level == busy.level == "ok"
+    assert found.level == "fail"
+    assert f"process {pid}, 1 events wait, and none was folded in 2 s: it is stuck" in found.found
+    assert f"then `projector run -d {folded.path}`" in found.mend
+    assert wrong(folded) == {"daemon"}
+
+
+def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
+    folded: Database,
+) -> None:
+    """The number in the lock file may be another process's by then, or a container's."""
+    lock = folded.path.with_name("local.db-projector.lock")
+    with another(HOLD_LOCK, folded.path) as killed:
+        os.kill(killed, signal.SIGKILL)
+    folded.appended("A-1", "three")
+    foreign = (
+        "import fcntl; file = open(path + '-projector.lock'); fcntl.flock(file, fcntl.LOCK_EX)"
+    )
+    with another(foreign, folded.path):
+        for named in (str(killed), str(os.getpid()), "1"):
+            lock.write_text(f"{named}\nsessions=1")
+            found = look(folded, "daemon")
+            well = projector("health", "-d", folded.path, check=1)
+
+            assert found.level == "fail"
+            assert "a process that cannot be seen from here, 1 events wait" in found.found
+            assert "kill" not in found.mend
+            assert "a process that cannot be seen from here" in well.stdout
+
+
+@needs_root
+def test_a_daemon_in_a_container_is_called_by_its_number_here(folded: Database) -> None:
+    code = f"import sys\npath = sys.argv[1]\n{HOLD_LOCK}\nprint('1', flush=True); input()"
+    inside = [sys.executable, "-c", code, folded.path]
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", *inside], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as unshared:
+        assert unshared.stdin is not None
+        assert unshared.stdout is not None
+        if not unshared.stdout.readline():
+            pytest.skip("may not make a PID namespace")
+        (pid,) = Path(f"/proc/{unshared.pid}/task/{unshared.pid}/children").read_text().split()
+        found = look(folded, "daemon")
+        unshared.stdin.close()
+
+    assert folded.path.with_name("local.db-projector.lock").read_text().split()[0] == "1"
+    assert found.level == "ok"
+    assert f"alive, process {pid}: " in found.found
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["health"], ["status"], ["run", "--once"]])
+def test_a_fifo_in_the_place_of_the_lock_holds_nobody_up(
+    folded: Database, command: list[str]
+) -> None:
+    lock = folded.path.with_name("local.db-projector.lock")
+    lock.unlink()
+    os.mkfifo(lock)
+
+    projector(*command, "-d", folded.path, check=None, timeout=30)
+
+
+def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> None:
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
+            running.process.send_signal(signal.SIGSTOP)
+            os.kill(pid, signal.SIGKILL)
+            folded.appended("A-1", "three")
+        with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
+            running.process.send_signal(signal.SIGCONT)
+            found = look(folded, "daemon")
+            mend(found)
+        running.wait_until_at(10)
+
+        assert found.level == "fail"
+        assert f"{pid} (python" in found.found
+        assert "holds the write lock" in found.found
+        assert look(folded, "daemon").level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "command"),
+    [
+        ("failed", "sessions failed: a fault", "mend that"),
+        ("rebuilding", "a rebuild of sessions as version 2 was cut off", "projector run"),
+    ],
+)
+def test_a_projection_that_does_not_tail_is_told_with_the_reason(
+    folded: Database, state: str, words: str, command: str
+) -> None:
+    folded.sql(
+        "INSERT INTO projection_state VALUES ('sessions', ?, 2, 'a fault', 1, 9, 0, 0)", state
+    )
+
+    found = look(folded, "projections")
+
+    assert found.level == "warn"
+    assert words in found.found
+    assert command in found.mend
+
+
+# Around it
+
+
+def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:
+    database.insert("A-1", event("session_created", {"project": "P"}), created_at="odd")
+    fine = look(database, "clock")
+    ahead = int(time.time()) + 3600
+    database.insert("A-2", event("session_created", {"project": "P"}), created_at=ahead)
+
+    found = look(database, "clock")
+
+    assert fine.level == "ok"
+    assert found.level == "warn"
+    assert re.search(r"3,(600|599) s in the future", found.found)
+    assert "timedatectl" in found.mend
+
+
+def test_a_clock_before_2024_is_told() -> None:
+    (found,) = surroundings.clock(1_600_000_000_000)
+
+    assert found.level == "fail"
+    assert "timedatectl" in found.mend
+    assert [*surroundings.clock(1_800_000_000_000)] == []
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [
+        ((3, 40, 1), "warn"),
+        ((3, 44, 5), "warn"),
+        ((3, 44, 6), "ok"),
+        ((3, 45, 0), "warn"),
+        ((3, 50, 6), "warn"),
+        ((3, 50, 7), "ok"),
+        ((3, 51, 2), "warn"),
+        ((3, 51, 3), "ok"),
+        ((3, 53, 0), "ok"),
+    ],
+)
+def test_the_versions_of_sqlite_that_may_corrupt_a_wal(
+    version: tuple[int, ...], level: str
+) -> None:
+    (found,) = surroundings.sqlite_version(version)
+
+    assert found.level == level
+    if level == "warn":
+        assert "WAL-reset bug" in found.found
+        assert "3.51.3" in found.mend
+
+
+MOUNTS = r"""23 22 0:30 / /srv rw,relatime master:1 - vfat /dev/vdc rw
+23 22 0:30 / /srv rw,relatime master:1 - {kind} server:/export rw
+24 22 0:31 / /srv/my\040data rw - xfs /dev/vdb rw
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "words"),
+    [
+        *((kind, "fail", "locks") for kind in ("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs")),
+        *((kind, "fail", "locks") for kind in ("fuse.sshfs", "vboxsf", "prl_fs", "ceph", "lustre")),
+        ("overlay", "warn", "gone with the container"),
+        ("tmpfs", "warn", "gone at the next restart"),
+        ("fuse.unheard-of", "warn", "up to the program"),
+        ("ext4", "ok", "ext4 at /srv"),
+    ],
+)
+def test_file_systems_where_sqlite_must_not_live(
+    tmp_path: Path, kind: str, level: str, words: str
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.format(kind=kind))
+
+    (found,) = surroundings.filesystem(Path("/srv/a/local.db"), mounts)
+    (beside,) = surroundings.filesystem(Path("/srv/my data/local.db"), mounts)
+    (root,) = surroundings.filesystem(Path("/srvx/local.db"), mounts)
+    (unknown,) = surroundings.filesystem(Path("/home/local.db"), tmp_path / "absent")
+
+    assert found.level == level
+    assert words in found.found
+    assert ("VACUUM INTO" in found.mend) == (level != "ok")
+    assert beside.found == "xfs at /srv/my data"
+    assert root.found == "ext4 at /"
+    assert unknown.level == "ok"
+
+
+@needs_root
+def test_a_small_disk_in_memory_is_told_twice(tmp_path: Path) -> None:
+    path = tmp_path / "disk" / "local.db"
+    path.parent.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=4m tmpfs {path.parent} || exit 77\n"
+        f"{shlex.join(PROJECTOR)} db setup -d {path} >&2\n"
+        f"{shlex.join(PROJECTOR)} doctor --json -d {path}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        pytest.skip(f"may not mount a tmpfs: {done.stderr}")
+
+    found = {one["check"]: one for one in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert found["filesystem"]["level"] == "warn"
+    assert f"tmpfs at {path.parent}" in found["filesystem"]["found"]
+    assert found["space"]["level"] == "fail"
+    assert f"df {path.parent}" in found["space"]["mend"]
+
+
+def test_a_folder_with_less_room_than_the_database_is_told(tmp_path: Path) -> None:
+    room = os.statvfs(tmp_path)
+    path = tmp_path / "local.db"
+    with path.open("wb") as file:
+        try:
+            file.truncate(room.f_bavail * room.f_frsize + 8 * 1024 * MIB)  # a hole
+        except OSError:
+            pytest.skip("no file may be that large here")
+
+    (found,) = surroundings.space(path)
+
+    assert found.level == "warn"
+    assert "too little for a backup" in found.found
+
+
+@needs_shell
+def test_who_pins_the_write_ahead_log_is_named_and_ended(database: Database) -> None:
+    read = OPEN + "db.execute('BEGIN'); db.execute('SELECT * FROM event_log').fetchall()"
+    with (
+        another(read, database.path) as pid,
+        another(OPEN + "db.execute('SELECT * FROM view').fetchall()", database.path) as idle,
+    ):
+        for _ in range(5):
+            database.insert("A-1", bytes(15 * MIB))
+        found = look(database, "wal")
+        mend(found)
+
+    assert found.level == "warn"
+    assert f"{pid} (python" in found.found
+    assert f"{idle} (python" in found.found
+    assert re.search(rf"open all the time in: {pid} \(python[^,]*$", found.found.split(". It ")[0])
+    assert f"kill {pid}`" in found.mend
+    assert look(database, "wal").level == "ok"
+
+
+def test_litestreams_folder_and_process_are_told(database: Database, tmp_path: Path) -> None:
+    none = look(database, "litestream")
+    database.path.with_name(".local.db-litestream").mkdir()
+    idle = look(database, "litestream")
+    program = tmp_path / "bin" / "litestream"
+    program.parent.mkdir()
+    shutil.copy(str(shutil.which("sleep")), program)
+    with subprocess.Popen([program, "60"]) as process:
+        until(lambda: "runs" in look(database, "litestream").found)
+        found = look(database, "litestream")
+        process.kill()
+
+    assert none.found == "not seen here"
+    assert idle.level == "ok"
+    assert "is not running, its folder is there" in idle.found
+    assert f"runs as {process.pid}, its folder is there" in found.found
+    assert "wal_autocheckpoint" in found.found
+
+
+# Rights
+
+
+def test_a_file_for_its_group_in_a_folder_that_is_not_is_shared_by_the_command(
+    database: Database,
+) -> None:
+    database.path.parent.chmod(0o700)
+    database.path.chmod(0o660)
+
+    found = look(database, "rights")
+    mend(found)
+
+    assert found.level == "warn"
+    assert "is its group's to write" in found.found
+    assert "projector db setup --group" in found.mend
+    assert wrong(database) == {"daemon"}
+    assert database.path.parent.stat().st_mode & 0o7777 == 0o2770
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_a_file_beside_it_that_shuts_others_out_is_mended(database: Database, suffix: str) -> None:
+    beside = Path(f"{database.path}{suffix}")
+    with closing(sqlite3.connect(database.path)) as other:
+        other.execute("SELECT * FROM event_log").fetchall()
+        database.created("A-1")  # SQLite itself mends the mode of an empty one
+        beside.chmod(0o600)
+        found = look(database, "rights")
+        mend(found)
+
+        assert found.level == "warn"
+        assert f"local.db{suffix} (" in found.found
+        assert "0600) is not as the database is" in found.found
+        assert wrong(database) == {"daemon"}
+
+
+@needs_root
+def test_a_file_beside_it_of_another_user_is_given_back(database: Database) -> None:
+    lock = Path(f"{database.path}-projector.lock")
+    lock.touch(0o644)
+    lock.chmod(0o644)
+    os.chown(lock, STRANGER_UID, 0)
+
+    found = look(database, "rights")
+    mend(found)
+
+    assert found.level == "warn"
+    assert f"user {STRANGER_UID}:" in found.found
+    assert wrong(database) == {"daemon"}
+
+
+AS_STRANGER = f"""
+import os, sys, tempfile
+from session_projector.worker.cli import main as cli
+with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
+    cli.app(["db", "setup", "-d", folder + "/db"], standalone_mode=False)
+    cli.app(["doctor", "-d", folder + "/db"], standalone_mode=False)
+print("---")
+os.setgroups([])
+os.setgid({STRANGER_UID})
+os.setuid({STRANGER_UID})
+cli.main()
+"""
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("name", "mode", "owner", "command"),
+    [
+        ("local.db", 0o444, STRANGER_UID, "`chmod u+rw "),
+        ("", 0o555, STRANGER_UID, "`chmod u+rwx "),
+        ("local.db", 0o600, 0, "as root: `chown --reference="),
+        ("local.db", 0o600, 60004, "local.db is user 60004's, the folder user 60003's: find out"),
+        ("local.db-projector.lock", 0o644, 0, "as root: `chown --reference="),
+        ("", 0o700, 0, "to share it with a group, as root: `projector db setup --group NAME"),
+    ],
+)
+def test_what_this_user_may_not_read_and_write_is_named(
+    name: str, mode: int, owner: int, command: str
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="projector-test-"))
+    try:
+        path = folder / "local.db"
+        schema.setup(path)
+        path.with_name("local.db-projector.lock").touch()
+        for file in (folder, *folder.iterdir()):
+            os.chown(file, STRANGER_UID, STRANGER_UID)
+        folder.chmod(0o755)
+        os.chown(folder / name, owner, -1)
+        (folder / name).chmod(mode)
+
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", AS_STRANGER, "doctor", "-d", path],
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        shutil.rmtree(folder)
+
+    said = done.stdout.partition("---\n")[2]
+    assert done.returncode == 1, done
+    assert re.search(r"FAIL  rights +user 60003 may not read and write", said), said
+    assert command in said
+    assert "are free for a database" in said
+    assert "Traceback" not in done.stderr
+    assert "run as" not in said
+    assert "chown 0" not in said
+
+
+@pytest.fixture
+def stranger(folded: Database) -> Iterator[Database]:
+    """A folder that is all a stranger's, and files beside the database."""
+    folder = Path(tempfile.mkdtemp(prefix="projector-test-"))
+    shutil.copy(folded.path, folder / "local.db")
+    path = folder / "local.db"
+    path.chmod(0o660)
+    (folder / "local.db-projector.lock").touch()
+    (folder / "local.db-projector.lock").chmod(0o660)
+    for file in (folder, *folder.iterdir()):
+        os.chown(file, STRANGER_UID, STRANGER_UID)
+    folder.chmod(0o2770)
+    yield Database(path)
+    shutil.rmtree(folder)
+
+
+def owners(database: Database) -> set[tuple[str, int, int, int]]:
+    return {
+        (file.name, file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777)
+        for file in database.path.parent.iterdir()
+    }
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0])
+def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
+    stranger: Database, mode: int
+) -> None:
+    before = owners(stranger)
+    os.chown(stranger.path, 0, 0)
+    stranger.path.chmod(mode)
+
+    found = [one for one in examine(stranger.path) if one.check == "rights"]
+    mend(found[0])
+
+    assert [one.level for one in found if one.level == "fail"] == ["fail"]
+    assert f"user {STRANGER_UID}, whose the folder is, may not read and write" in found[0].found
+    assert not [one for one in found if "lock" in one.mend]
+    # Nothing of root's was left beside it by having looked.
+    assert owners(stranger) == before
+
+
+@needs_root
+def test_a_database_that_left_the_group_of_its_folder_goes_back_to_that(
+    stranger: Database,
+) -> None:
+    os.chown(stranger.path, -1, 0)
+
+    found = [one for one in examine(stranger.path) if one.check == "rights"]
+
+    assert f"projector db setup --group {STRANGER_UID} " in found[0].mend
+    assert not [one for one in found if "chown" in one.mend]
+
+
+@needs_root
+def test_a_folder_in_the_place_of_the_database_has_nothing_given_to_it(
+    stranger: Database,
+) -> None:
+    stranger.path.unlink()
+    stranger.path.mkdir()
+
+    assert "chown" not in "".join(one.mend for one in examine(stranger.path))
+
+
+@needs_root
+def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Database) -> None:
+    become = f"os.setgroups([])\nos.setgid({STRANGER_UID})\nos.setuid({STRANGER_UID})\n"
+    code = f"import os, session_projector.worker.storage.sqlite.connection\n{become}{HOLD_LOCK}"
+    with another(code, stranger.path) as pid:
+        well = look(stranger, "rights")
+        os.chown(stranger.path, 0, 0)
+        stranger.path.chmod(0o600)
+        os.chown(stranger.path.parent, 0, 0)
+        stranger.path.parent.chmod(0o755)
+        found = [one for one in examine(stranger.path) if one.check == "rights"]
+
+    assert well.level == "ok"
+    told = f"user {STRANGER_UID}, as whom the daemon (process {pid}) runs, may not"
+    assert f"{told} read and write local.db (root:root 0600)" in found[1].found
+    assert {one.level for one in found} == {"fail"}
+    assert not [one for one in found if "chown" in one.mend]
+
+
+@needs_root
+def test_a_file_system_that_is_mounted_read_only_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "disk" / "local.db"
+    path.parent.mkdir()
+    program = shlex.join(PROJECTOR)
+    script = (
+        f"mount -t tmpfs tmpfs {path.parent} || exit 77\n"
+        f"{program} db setup -d {path} >&2\n"
+        f"mount -o remount,ro {path.parent} || exit 77\n"
+        f"{program} run --once -d {path} || echo $? >&2\n"
+        f"{program} doctor --json -d {path}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        pytest.skip(f"may not mount a tmpfs: {done.stderr}")
+
+    (found,) = [one for one in json.loads(done.stdout) if one["check"] == "rights"]
+    assert "is on a file system that is mounted read-only" in found["found"]
+    assert "mount -o remount,rw" in found["mend"]
+    assert "mounted read-only" in done.stderr
+    assert "setup --group" not in done.stderr

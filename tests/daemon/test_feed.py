@@ -1,0 +1,632 @@
+"""What holds one projection up, a failure or a rebuild, never holds up another."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from support import PROJECTOR, WRITER, Daemon, Database, daemon, fill, oracle, projector
+from support.extensions import PROGRAM, PerProject
+from support.folding import catch_up, mend
+from support.served import HTTP, address, scraped
+
+from session_projector.projections import BUILT_IN
+from session_projector.worker.daemon import tail
+from session_projector.worker.daemon.tail import Outage, load
+from session_projector.worker.errors import Unavailable
+from session_projector.worker.replay import rebuild as replay
+from session_projector.worker.storage.sqlite.store import opened
+from session_projector.worker.telemetry.state import Vitals
+
+SESSIONS = BUILT_IN[0]
+PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
+
+
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As long as this file is there, `Slower` is slow."""
+    file = tmp_path / "hold"
+    file.touch()
+    monkeypatch.setenv("HOLD", str(file))
+    return file
+
+
+@contextmanager
+def running(database: Database, *names: str) -> Iterator[Daemon]:
+    options = [word for name in names for word in ("--projection", f"support.extensions:{name}")]
+    with daemon(database.path, program=PROGRAM, options=options) as started:
+        started.wait_for("started")
+        yield started
+
+
+def once(database: Database, name: str, *, check: int = 0) -> str:
+    options = ("--projection", f"support.extensions:{name}", "-d", database.path)
+    return projector("run", "--once", *options, check=check, **PATH).stderr
+
+
+def per_project(database: Database) -> list[tuple[Any, ...]]:
+    return database.sql("SELECT * FROM per_project ORDER BY project")
+
+
+def state(database: Database) -> dict[str, Any]:
+    status = json.loads(projector("status", "--json", "-d", database.path).stdout)
+    return {progress["name"]: progress["state"] for progress in status["projections"]}
+
+
+def test_a_projection_that_fails_is_set_aside_and_the_others_go_on(database: Database) -> None:
+    database.created("A-1")
+    with running(database, "Broken") as tailing:
+        said = tailing.wait_for("projection_failed")
+        newest = database.created("A-2")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+        projector("session", "append", "A-2", "-m", '[{"role":"u","content":"x"}]', "--wait",
+                  "-d", database.path)  # fmt: skip
+        late = projector("wait", newest, "--timeout", "0", "-d", database.path, check=1)
+        shown = projector("status", "-d", database.path).stdout
+
+    assert said["why"].startswith("per_project: ZeroDivisionError in ")
+    assert database.view("A-2")["messages"]
+    assert state(database)["per_project"]["state"] == "failed"
+    assert "  state          failed, for" in shown
+    assert "per_project is at 0 (per_project: ZeroDivisionError" in late.stderr
+    assert "a daemon is alive, process" in late.stderr
+
+
+def test_run_once_folds_the_others_and_ends_with_exit_4(database: Database) -> None:
+    database.created("A-1")
+
+    said = once(database, "Broken", check=4)
+
+    assert "projector: per_project: ZeroDivisionError" in said
+    assert len(database.views()) == len(database.index()) == 1
+
+
+def test_one_that_failed_goes_on_when_it_can_again(database: Database) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    database.sql(
+        "CREATE TRIGGER foreign_one BEFORE INSERT ON per_project"
+        " BEGIN SELECT RAISE (ABORT, 'no more'); END"
+    )
+    with running(database, "PerProject") as tailing:
+        database.created("A-2")
+        said = tailing.wait_for("projection_failed")
+        database.sql("DROP TRIGGER foreign_one")
+        tailing.wait_for("projection_recovered")
+        database.created("A-3")
+        projector("wait", "-d", database.path)
+
+    assert "no more" in said["why"]
+    assert per_project(database) == [("P", 3)]
+    assert state(database)["per_project"] == {"state": "tailing"}
+
+
+def test_a_trigger_on_view_is_not_taken_for_a_row_of_another_program(database: Database) -> None:
+    database.created("A-1")
+    database.sql(
+        "CREATE TRIGGER foreign_one BEFORE INSERT ON view"
+        " BEGIN SELECT RAISE (ABORT, 'no more'); END"
+    )
+
+    said = projector("run", "--once", "-d", database.path, check=4).stderr
+
+    assert "sessions: SQLite says: no more" in said
+    assert "a trigger or an index on its table refuses the row" in said
+
+
+def test_a_table_that_is_gone_is_made_anew(database: Database) -> None:
+    database.created("A-1")
+    with running(database, "PerProject") as tailing:
+        projector("wait", "-d", database.path)
+        database.sql("DROP TABLE per_project")
+        newest = database.created("A-2")
+        tailing.wait_for("caught_up", projection="per_project")
+        projector("wait", newest, "-d", database.path)
+
+    assert per_project(database) == [("P", 2)]
+    assert database.sql("SELECT min(position), max(position) FROM checkpoint") == [(2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Widened", "it has no column latest"),
+        ("Misshapen", "its column sessions is INTEGER"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_left_as_it_is(
+    database: Database, name: str, words: str
+) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    database.created("A-2")
+
+    said = once(database, name, check=4)
+
+    assert words in said
+    assert "raise the version" in said
+    assert per_project(database) == [("P", 1)]
+    assert len(database.views()) == 2
+
+
+def test_a_version_may_keep_its_views_in_another_table(database: Database) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+
+    once(database, "Elsewhere")
+
+    assert database.sql("SELECT * FROM projects") == [("P", 1.0)]
+    assert per_project(database) == [("P", 1)]
+    assert database.sql("SELECT version, kept_in FROM checkpoint WHERE name = 'per_project'") == [
+        (2, "projects")
+    ]
+
+
+def test_views_of_a_newer_version_are_refused(database: Database) -> None:
+    database.created("A-1")
+    once(database, "Slower")
+    before = per_project(database)
+
+    for command in (("run",), ("run", "--once")):
+        options = ("--projection", "support.extensions:PerProject", "-d", database.path)
+        said = projector(*command, *options, check=4, **PATH).stderr
+        assert "were made by version 2 of the projection; this projector has version 1" in said
+    assert per_project(database) == before
+
+
+def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
+    database: Database, hold: Path
+) -> None:
+    fill(database, sessions=5000, events=5000)
+    once(database, "PerProject")
+    rebuilding = "SELECT count(*) FROM projection_state WHERE state = 'rebuilding'"
+    with running(database, "Slower") as tailing:
+        while database.sql(rebuilding) == [(0,)]:
+            assert tailing.process.poll() is None
+        shown = projector("status", "-d", database.path).stdout
+        newest = database.created("A-1", "while it is rebuilt")
+        while database.position() < newest:
+            assert tailing.process.poll() is None
+        # A replay of others moves their checkpoints, and must not throw back the rebuild.
+        database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-1'")
+        mended = mend(database)
+        still, row = database.sql(rebuilding), per_project(database)
+        hold.unlink()
+        tailing.wait_for("caught_up", projection="per_project")
+
+    assert "being rebuilt as version 2: " in shown
+    assert mended == {"view damaged": 1}
+    assert still == [(1,)]
+    assert row == [("F", 5000, None)]
+    assert database.contents("A-1") == ["while it is rebuilt"]
+    assert per_project(database) == [("F", 5000, "F-4999"), ("P", 1, "A-1")]
+    rebuilt = [line for line in tailing.lines if line["event"] == "views_rebuilt"]
+    assert [line["projection"] for line in rebuilt] == ["per_project"]
+    assert not any("moved" in line["event"] and "projection" in line for line in tailing.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_rebuild_that_was_cut_off_is_done_by_the_next_daemon_and_not_tailed_by_an_older_one(
+    database: Database, hold: Path, number: signal.Signals
+) -> None:
+    fill(database, sessions=300, events=300)
+    once(database, "PerProject")
+    with running(database, "Slower") as tailing:
+        while database.sql("SELECT count(*) FROM projection_state") == [(0,)]:
+            assert tailing.process.poll() is None
+        tailing.stop(number)
+    shown = projector("status", "-d", database.path).stdout
+
+    assert "were made by version 2" in once(database, "PerProject", check=4)
+    assert "a rebuild as version 2 was cut off; the next run does it" in shown
+    hold.unlink()
+    once(database, "Slower")
+    assert per_project(database) == [("F", 300, "F-299")]
+    assert state(database)["per_project"] == {"state": "tailing"}
+
+
+def test_a_newer_program_beside_an_older_daemon_says_what_to_do(database: Database) -> None:
+    fill(database, sessions=5, events=5)
+    once(database, "PerProject")
+    with running(database, "PerProject"):
+        options = ("--projection", "support.extensions:Slower", "-d", database.path)
+        for words in (("run", "--once"), ("replay",)):
+            said = projector(*words, *options, check=3, **PATH).stderr
+            assert "runs version 1 of per_project, and this is version 2" in said
+            assert "restart the daemon" in said
+
+
+def test_an_older_program_beside_a_newer_daemon_refuses_at_once(database: Database) -> None:
+    fill(database, sessions=5, events=5)
+    with running(database, "Slower") as tailing:
+        tailing.wait_for("batch_committed")
+        older = ("--projection", "support.extensions:PerProject", "-d", database.path)
+        projector("run", *older, check=4, **PATH)
+
+
+def test_a_rebuild_tells_what_it_quarantined_and_removed(database: Database) -> None:
+    database.created("A-1")
+    database.created("A-2", project="Q")
+    database.insert("A-1", {"type": "anything at all"})
+    once(database, "PerProject")
+    options = ["--projection", "support.extensions:Faulty", *HTTP]
+    with daemon(database.path, program=PROGRAM, options=options) as tailing:
+        url = address(tailing)
+        said = tailing.wait_for("views_rebuilt", projection="per_project")
+        tailing.wait_for("caught_up", projection="per_project")
+        found = scraped(url)
+
+    assert (said["level"], said["quarantined"], said["removed"]) == ("warning", 2, 2)
+    assert {
+        (labels["type"], labels["outcome"]): value
+        for (name, *rest), value in found.items()
+        if name == "projector_events_total" and value
+        if (labels := dict(rest))["projection"] == "per_project"
+    } == {("session_created", "quarantined"): 2, ("other", "skipped"): 1}
+
+
+def test_a_rebuild_that_is_locked_out_says_so_once_whatever_the_others_read(
+    database: Database,
+) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    options = ["--projection", "support.extensions:Faulty", *HTTP]
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with daemon(database.path, program=PROGRAM, options=options) as tailing:
+            url = address(tailing)
+            while scraped(url)["projector_busy_waits_total",] < 2:
+                assert tailing.process.poll() is None
+            connection.execute("ROLLBACK")
+            over = tailing.wait_for("database_available_again")
+            tailing.wait_for("caught_up", projection="per_project")
+
+    said = [line for line in tailing.lines if line["event"] == "database_unavailable"]
+    assert [line["projection"] for line in said] == ["per_project"]
+    assert (over["projection"], over["failures"]) == ("per_project", 2)
+
+
+@pytest.mark.parametrize(("command", "before"), [("run", 0), ("run --once", 50)])
+def test_what_is_far_behind_is_caught_up_by_view(
+    database: Database, command: str, before: int
+) -> None:
+    fill(database, sessions=6500, events=before)
+    projector("run", "--once", "-d", database.path)
+    fill(database, sessions=6500, events=17_000, first=before)
+    if command == "run":
+        with daemon(database.path) as tailing:
+            tailing.wait_for("views_rebuilt", projection="sessions")
+            tailing.wait_for("caught_up", projection="session_index")
+            tailing.stop(signal.SIGTERM)
+        lines = tailing.lines
+    else:
+        said = projector("run", "--once", "-d", database.path).stderr
+        lines = [json.loads(line) for line in said.splitlines()]
+
+    rebuilt = [line["projection"] for line in lines if line["event"] == "views_rebuilt"]
+    assert sorted(rebuilt) == ["session_index", "sessions"]
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.index() == oracle.index(database.log())
+    assert state(database)["sessions"] == {"state": "tailing"}
+
+
+def test_one_that_fails_in_its_walk_holds_up_no_other(database: Database) -> None:
+    fill(database, sessions=500, events=1000)
+    once(database, "PerProject")
+    database.sql("UPDATE checkpoint SET position = 0, digest = '' WHERE name != 'per_project'")
+    with running(database, "Hopeless") as tailing:
+        tailing.wait_for("caught_up", projection="sessions")
+        tailing.wait_for("projection_failed", projection="per_project")
+        tailing.stop(signal.SIGTERM)
+
+    assert database.views() == oracle.fold(database.log()).views
+    assert per_project(database) == [("F", 500, None)]
+
+
+def test_another_log_that_is_far_ahead_is_refused_as_any_other(database: Database) -> None:
+    fill(database, sessions=50, events=50)
+    projector("run", "--once", "-d", database.path)
+    before = database.views()
+    fill(database, sessions=6500, events=17_000, first=50)
+    database.sql("UPDATE checkpoint SET digest = 'of another log'")
+
+    said = projector("run", "--once", "-d", database.path, check=4).stderr
+
+    assert "the log does not fit the checkpoint" in said
+    assert database.views() == before
+
+
+def test_a_replay_beside_a_rebuild_by_the_daemon_ends_after_it(
+    database: Database, hold: Path
+) -> None:
+    fill(database, sessions=300, events=300)
+    once(database, "PerProject")
+    with running(database, "Slower") as tailing:
+        while database.sql("SELECT version FROM checkpoint WHERE version < 0") == []:
+            assert tailing.process.poll() is None
+        options = ("--projection", "support.extensions:Slower", "-d", database.path)
+        with subprocess.Popen(
+            [*PROJECTOR, "replay", *options], stderr=subprocess.PIPE, text=True, **PATH
+        ) as replaying:
+            assert replaying.stderr is not None
+            while "waiting_for_daemon" not in (line := replaying.stderr.readline()):
+                assert line
+            hold.unlink()
+            tailing.wait_for("caught_up", projection="per_project")
+            replaying.communicate(timeout=30)
+
+    assert replaying.returncode == 0
+    assert per_project(database) == [("F", 300, "F-299")]
+
+
+async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database) -> None:
+    fill(database, sessions=300, events=300)
+    waited: list[Unavailable] = []
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+
+        async def hold_on(error: Unavailable) -> None:
+            waited.append(error)
+            other.execute("ROLLBACK")
+
+        async with opened(database.path) as store:
+            member = await load(store, SESSIONS)
+            steps = replay.rebuild(store, SESSIONS, member.checkpoint, hold_on=hold_on)
+            found = [await anext(steps)]
+            other.execute("BEGIN IMMEDIATE")
+            found += [step async for step in steps]
+            after = await store.checkpoint(SESSIONS)
+
+    assert len(waited) == 1
+    assert (after.position, after.generation) == (300, member.checkpoint.generation + 1)
+    assert sum(len(step.differences) for step in found) == 300
+    assert database.views() == oracle.fold(database.log()).views
+
+
+async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:
+    turns: list[bool] = []
+    vitals = Vitals(lambda now: turns.append(now.unavailable_now))
+    stop, locked = anyio.Event(), Unavailable("locked")
+    stop.set()
+    vitals.saw(9, {"slow": 5})
+
+    await Outage(vitals, "slow").wait_out(locked, stop)
+    alone = [*turns], vitals.stuck()
+    await Outage(vitals).wait_out(locked, stop)
+
+    assert alone == ([], {})
+    assert turns == [True]
+    assert vitals.unavailable == 2
+
+
+def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None:
+    database.created("A-1")
+    once(database, "PerProject")
+    with running(database, "Unreadable") as tailing:
+        newest = database.created("A-2")
+        said = tailing.wait_for("projection_failed")
+        projector("wait", newest, "--projection", "sessions", "-d", database.path)
+
+    assert "KeyError" in said["why"]
+    assert per_project(database) == [("P", 1)]
+    projector("projection", "drop", "per_project", "--yes", "-d", database.path)
+    assert database.sql("SELECT * FROM projection_state") == []
+
+
+def test_a_row_that_others_damaged_is_folded_anew_and_blames_no_event(database: Database) -> None:
+    database.created("A-1")
+    with running(database, "PerProject") as tailing:
+        projector("wait", "-d", database.path)
+        database.sql("UPDATE per_project SET sessions = 'many'")
+        newest = database.created("A-2")
+        projector("wait", newest, "-d", database.path)
+        tailing.stop(signal.SIGTERM)
+
+    assert per_project(database) == [("P", 2)]
+    assert database.quarantine() == {}
+
+
+def test_a_lack_of_memory_in_one_sets_it_aside(database: Database) -> None:
+    database.created("A-1", project="much")
+    with running(database, "Greedy") as tailing:
+        said = tailing.wait_for("projection_failed")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+
+    assert "MemoryError" in said["why"]
+
+
+def test_a_table_of_somebody_else_is_left_alone(database: Database) -> None:
+    database.sql("CREATE TABLE per_project (project TEXT PRIMARY KEY, sessions INTEGER)")
+    database.sql("INSERT INTO per_project VALUES ('mine', 7)")
+    database.created("A-1")
+
+    said = once(database, "PerProject", check=4)
+
+    assert "the table per_project is there with rows that no checkpoint explains" in said
+    assert per_project(database) == [("mine", 7)]
+    assert len(database.views()) == 1
+
+
+def test_the_others_tail_while_a_slow_one_catches_up(database: Database, hold: Path) -> None:
+    fill(database, sessions=3000, events=3000)
+    catch_up(database)
+    with running(database, "Slower") as tailing:
+        for number in range(8):
+            newest = database.created(f"A-{number}")
+            while database.position() < newest:
+                assert tailing.process.poll() is None
+        behind = database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'")
+        hold.unlink()
+        projector("wait", newest, "-d", database.path)
+
+    assert behind[0][0] < 3000  # still at what the others had folded before
+    assert per_project(database) == [("F", 3000, "F-2999"), ("P", 8, "A-7")]
+
+
+BUMPED = """
+from session_projector import projections
+from session_projector.projections.session_index import SessionIndex
+from session_projector.projections.sessions import Sessions
+class Sessions2(Sessions):
+    version = 2
+class SessionIndex2(SessionIndex):
+    version = 2
+projections.BUILT_IN = (Sessions2(), SessionIndex2())
+from session_projector.worker.cli import main as cli
+cli.main()
+"""
+
+
+def test_no_reader_misses_a_row_while_a_new_version_rebuilds_under_load(
+    database: Database,
+) -> None:
+    fill(database, sessions=300, events=6000)
+    once(database, "PerProject")
+    faults: list[str] = []
+    over = threading.Event()
+
+    def read() -> None:
+        counts: dict[str, int] = {}
+        keys: set[str] = set()
+        while not over.is_set():
+            seen, there = counts, keys
+            counts = dict(database.sql("SELECT session_id, message_count FROM session_index"))
+            keys = {row[0] for row in database.sql("SELECT key FROM view WHERE key > 'session:'")}
+            faults.extend(f"{key} went back" for key in seen if counts.get(key, -1) < seen[key])
+            faults.extend(f"{key} is gone" for key in there - keys)
+            if ("F", 300) not in per_project(database):
+                faults.append("per_project")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    program = ["/usr/bin/env", PROGRAM[1], sys.executable, "-P", "-c", BUMPED]
+    options = ["--projection", "support.extensions:PerProject", "--log-level", "warning"]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), str(number)])
+        for number in range(2)
+    ]
+    with daemon(database.path, program=program, options=options) as tailing:
+        while any(writer.poll() is None for writer in writers):
+            time.sleep(0.05)
+        projector("wait", "-d", database.path)
+        tailing.stop(signal.SIGTERM)
+    over.set()
+    reader.join()
+
+    assert faults == []
+    assert database.sql("SELECT name, version FROM checkpoint ORDER BY name") == [
+        ("per_project", 1),
+        ("session_index", 2),
+        ("sessions", 2),
+    ]
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.index() == oracle.index(database.log())
+    old = subprocess.run(
+        [*PROJECTOR, "run", "-d", database.path], capture_output=True, text=True, check=False
+    )
+    assert old.returncode == 4
+    assert "upgrade projector" in old.stderr
+
+
+def test_verify_tells_code_that_is_not_deterministic(database: Database) -> None:
+    for number in range(5):
+        database.created(f"A-{number}", project=f"P{number}")
+    for name, words in (
+        ("Chancy", "per_project is not deterministic: folded twice"),
+        ("Ordered", "if nobody else touched these rows, its code is not deterministic"),
+        ("Shifting", "if nobody else touched these rows, its code is not deterministic"),
+    ):
+        once(database, name)
+        options = ("--projection", f"support.extensions:{name}", "-d", database.path)
+        said = projector("verify", *options, check=1, **PATH).stdout
+        assert words in said
+        projector("projection", "drop", "per_project", "--yes", "-d", database.path)
+
+
+def test_an_event_that_others_folded_is_not_appended_again(database: Database) -> None:
+    seq = database.created("A-1", project="A")
+    database.appended("A-1", "once")
+    catch_up(database)
+    database.sql("INSERT INTO quarantine SELECT 'per_project', seq, id, key, 'x' FROM event_log")
+
+    for number in (seq, seq + 1):
+        said = projector("quarantine", "resubmit", number, "-d", database.path, check=1).stderr
+        assert "would count twice for sessions, session_index" in said
+    assert len(database.log()) == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("support.extensions:", "give module:Name"),
+        ("absent:Name", "ModuleNotFoundError"),
+        ("support.extensions:Absent", "AttributeError"),
+        ("support.extensions:PROGRAM", "it is a list, not a Projection"),
+        ("support.extensions:Nameless", "it lacks name, version, table, key_of, fold"),
+        ("support.extensions:Thief", "the table Event_Log is somebody else's"),
+        ("support.extensions:Worded", 'SQLite cannot make its table: near "group": syntax error'),
+        ("support.extensions:Twin", "another one is called sessions too"),
+    ],
+)
+def test_what_is_no_projection_is_refused(database: Database, spec: str, words: str) -> None:
+    for command in ("run", "verify"):
+        said = projector(command, "--projection", spec, "-d", database.path, check=2, **PATH)
+        assert words in said.stderr
+
+
+def test_columns_may_be_called_as_those_of_the_checkpoint(database: Database) -> None:
+    database.created("A-1")
+    database.appended("A-1", "x")
+
+    once(database, "Named")
+    projector("verify", "--projection", "support.extensions:Named", "-d", database.path, **PATH)
+
+    assert [row[:2] for row in database.sql("SELECT * FROM named")] == [("A-1", 2)]
+
+
+def test_however_long_batches_take_each_has_an_event(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get smaller until they are short."""
+    monkeypatch.setattr(tail, "LONG_BATCH_S", 0)
+    monkeypatch.setattr(tail, "SHORT_BATCH_S", 0)
+    fill(database, sessions=20, events=300)
+
+    async def run() -> None:
+        async with opened(database.path) as store:
+            folding = tail.Tail(store, [await load(store, PerProject())])
+            with anyio.fail_after(30):
+                await folding.run(anyio.Event(), until=300)
+
+    anyio.run(run)
+
+    assert per_project(database)[0][1] == 20
+    assert database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'") == [(300,)]
+
+
+@pytest.mark.parametrize(("appends", "walked"), [(8, False), (120, True)])
+def test_a_few_events_about_many_large_views_are_caught_up_by_view_where_they_are_not_too_few(
+    database: Database, appends: int, walked: bool
+) -> None:
+    """In log order each batch would be cut after a few, and write 24 MiB."""
+    for session in range(10):
+        database.created(f"L-{session}")
+        for _ in range(30):
+            database.appended(f"L-{session}", "x" * 100_000)
+    catch_up(database)
+    for number in range(appends):
+        database.appended(f"L-{number % 10}", "y" * 100_000)
+
+    said = projector("run", "--once", "-d", database.path).stderr
+
+    assert ("views_rebuilt" in said) == walked
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.sql("SELECT DISTINCT position FROM checkpoint") == [(310 + appends,)]

@@ -1,0 +1,429 @@
+"""`projector run --http`: what Prometheus scrapes, and the two health checks."""
+
+import http.client
+import re
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support import T0, Database, daemon, projector
+from support.extensions import PROGRAM
+from support.served import HTTP, address, get, scraped
+
+from session_projector.projections import BUILT_IN
+from session_projector.worker.telemetry import metrics, probes
+from session_projector.worker.telemetry.state import Batch, Vitals
+
+
+def test_metrics_say_what_became_of_each_event(database: Database) -> None:
+    database.created("A-1")
+    database.insert("A-1", {"type": "anything at all"})
+    database.insert("A-1", b"\xc1")
+    database.insert("A-1", {"type": "session_append"})
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        running.wait_until_at(4)
+        projector("wait", "-d", database.path)
+        found = scraped(url)
+
+    events = {key[1:]: value for key, value in found.items() if key[0] == "projector_events_total"}
+    assert {
+        (labels["type"], labels["outcome"]): value
+        for key, value in events.items()
+        if (labels := dict(key))["projection"] == "sessions" and value
+    } == {
+        ("session_created", "folded"): 1,
+        ("other", "skipped"): 1,
+        ("undecodable", "quarantined"): 1,
+        ("session_append", "quarantined"): 1,
+    }
+    assert found["projector_position", ("projection", "session_index")] == 4
+    assert found["projector_newest_event",] == 4
+    assert found["projector_lag_events", ("projection", "session_index")] == 0
+    assert found["projector_lag_seconds", ("projection", "session_index")] == 0
+    assert found["projector_batch_events_sum",] == 4
+    assert found["projector_batch_events_count",] >= 1
+    assert found["projector_lock_held_seconds_sum",] > 0
+    assert found["projector_wal_bytes",] > 0
+    assert any(key[0] == "projector_build_info" for key in found)
+
+
+def test_what_may_come_is_counted_from_0_so_that_a_first_one_is_seen_as_growth(
+    database: Database,
+) -> None:
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        running.wait_for("started")
+        found = scraped(url)
+
+    kept = (("outcome", "quarantined"), ("projection", "sessions"), ("type", "undecodable"))
+    assert found["projector_events_total", *kept] == 0
+    assert found["projector_verify_findings_total", ("kind", "ghost"), kept[1]] == 0
+    assert found["projector_rebuild_progress_ratio", ("projection", "sessions")] == 1
+
+
+def test_names_follow_the_conventions_of_prometheus(database: Database) -> None:
+    with daemon(database.path, options=HTTP) as running:
+        _, text = get(f"{address(running)}/metrics")
+
+    families = [*text_string_to_metric_families(text)]
+    for family in families:
+        # The parser takes `_total` off a counter, and off nothing else.
+        assert re.fullmatch(r"(projector|process)_[a-z_]+(?<!_total)(?<!_count)", family.name)
+        assert len(family.documentation) > 10
+        assert not re.search(r"_(ms|millis\w*|minutes|kb|mb|percent|timer|avg)(_|$)", family.name)
+        words = {*family.name.split("_")}
+        assert not words & {"gauge", "counter", "histogram", "summary"}
+    kinds = {family.name: family.type for family in families}
+    assert kinds["projector_busy_waits"] == kinds["projector_events"] == "counter"
+    assert kinds["projector_wakeup_to_commit_seconds"] == "histogram"
+
+
+def test_a_snapshot_is_of_one_moment_whatever_thread_takes_it() -> None:
+    vitals = Vitals()
+    done = threading.Event()
+
+    def feed() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            kinds = Counter({("p", f"type {number % 500}", "folded"): 3})
+            batch = Batch(3, kinds, T0, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
+            vitals.committed(batch, {f"p{number % 500}": number})
+            vitals.found([("p", f"kind {number % 500}")])
+            vitals.fails(f"p{number}")
+            vitals.recovered(f"p{number}")
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        taken = [vitals.snapshot() for _ in range(1000)]
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval_s)
+
+    assert sum(taken[-1].batch_s.counts) > sum(taken[0].batch_s.counts)
+    for each in taken:
+        batches = sum(each.batch_s.counts)
+        histograms = (each.lock_wait_s, each.lock_held_s, each.wakeup_s)
+        assert all(sum(one.counts) == one.sum == batches for one in histograms)
+        assert each.outcomes.total() == each.batch_events.sum == 3 * batches
+
+
+def test_health_and_readiness(database: Database) -> None:
+    database.created("A-1")
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        running.wait_until_at(1)
+        well = get(f"{url}/healthz"), get(f"{url}/readyz")
+        with daemon(database.path, options=HTTP) as second:
+            other = address(second)
+            second.wait_for("standing_by")
+            spare = get(f"{other}/healthz"), get(f"{other}/readyz")
+            assert scraped(other)["projector_standing_by",] == 1
+            running.stop(signal.SIGTERM)
+            second.wait_for("started")
+            newest = database.created("A-2")
+            second.wait_until_at(newest)
+            taken_over = get(f"{other}/readyz")
+
+    assert well == ((200, "ok\n"), (200, "ok\n"))
+    assert spare == ((200, "ok\n"), (503, "standing by for another daemon\n"))
+    assert taken_over == (200, "ok\n")
+
+
+def test_a_projection_that_fails_is_behind_and_not_ready(database: Database) -> None:
+    database.created("A-1")
+    options = [*HTTP, "--projection", "support.extensions:Broken"]
+    with daemon(database.path, program=PROGRAM, options=options) as running:
+        url = address(running)
+        running.wait_for("projection_failed")
+        projector("wait", "--projection", "sessions", "-d", database.path)
+        found, ready = scraped(url), get(f"{url}/readyz")
+
+    assert ready == (503, "per_project fails\n")
+    broken = ("projection", "per_project")
+    assert found["projector_position", broken] == 0
+    assert found["projector_lag_events", broken] == 1
+    assert found["projector_lag_seconds", broken] > 0
+
+
+def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    monkeypatch.setenv("HOLD", str(hold))
+    for number in range(300):
+        database.created(f"A-{number}")
+    options = [*HTTP, "--projection", "support.extensions:Slower"]
+    with daemon(database.path, program=PROGRAM, options=options) as running:
+        url = address(running)
+        projector("wait", "-d", database.path)
+        before = get(f"{url}/readyz")
+        hold.touch()
+        database.sql("UPDATE checkpoint SET version = 1 WHERE name = 'per_project'")
+        newest = database.created("A-300")
+        running.wait_for("checkpoint_moved_by_another")
+        projector("wait", newest, "--projection", "sessions", "-d", database.path)
+        found, ready = scraped(url), get(f"{url}/readyz")
+        hold.unlink()
+        running.wait_for("caught_up", projection="per_project")
+        after = get(f"{url}/readyz")
+
+    assert before == after == (200, "ok\n")
+    assert ready == (503, "per_project is being rebuilt\n")
+    rebuilt = ("projection", "per_project")
+    assert found["projector_position", rebuilt] == 0
+    assert found["projector_lag_events", rebuilt] == newest
+    assert found["projector_lag_events", ("projection", "sessions")] == 0
+
+
+def test_a_checkpoint_that_is_read_again_says_nothing_of_a_rebuild() -> None:
+    vitals = Vitals()
+    vitals.stands("p", 5)
+    vitals.rebuilding("p", 0, 9)
+    vitals.stands("p", 5)
+    during = vitals.positions
+    vitals.rebuilt("p", 9)
+
+    assert during == {"p": 0}
+    assert vitals.positions == {"p": 9}
+
+
+def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
+    vitals = Vitals()
+    vitals.expect(BUILT_IN, [])
+    vitals.stands_by()
+    spare = samples(vitals, database.path)
+    vitals.took_over()
+    vitals.saw(0, {})
+    taken_over = samples(vitals, database.path)
+
+    assert "projector_newest_event" not in spare
+    assert "projector_position" not in spare
+    assert taken_over["projector_newest_event"] == [0]
+    assert taken_over["projector_position"] == taken_over["projector_lag_events"] == [0, 0]
+
+
+def samples(vitals: Vitals, path: Path) -> dict[str, list[float]]:
+    families = metrics._Vitals(path, vitals).collect()
+    return {family.name: [s.value for s in family.samples] for family in families if family.samples}
+
+
+def test_health_goes_by_each_projection_that_tails() -> None:
+    now = time.monotonic()
+    vitals = Vitals()
+    vitals.saw(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
+    for name, moved in (("well", 99), ("slow", 1), ("stuck", 99), ("rebuilt", 99), ("broken", 99)):
+        vitals.standings[name].moved = now - moved
+    vitals.rebuilding("rebuilt", 0, 9)
+    vitals.fails("broken")
+
+    found = vitals.stuck()
+
+    assert found.keys() == {"slow", "stuck"}
+    assert found["slow"] < 10 < 99 <= found["stuck"]
+
+
+def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Database) -> None:
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("BEGIN EXCLUSIVE")
+        held = probes.health(database.path, Vitals())
+    database.path.write_bytes(b"no database at all" * 100)
+
+    assert held == ""
+    assert probes.health(database.path, Vitals()).startswith("the log cannot be read")
+
+
+def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = database.created("A-1")
+    vitals, slept = Vitals(), list[float]()
+
+    def pass_time(seconds: float) -> None:
+        slept.append(seconds)
+        vitals.saw(newest, {"sessions": 0})
+
+    monkeypatch.setattr(time, "sleep", pass_time)
+
+    assert probes.health(database.path, vitals) == ""
+    assert slept == [probes.SEEN_POLL_S]
+
+
+def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.created("A-1")
+    newest = database.created("A-2")
+    monkeypatch.setattr(probes, "SEEN_WITHIN_S", 0.01)
+    waiting, blind = Vitals(), Vitals()
+    waiting.saw(1, {"sessions": 0})
+    well = probes.health(database.path, waiting)
+    monkeypatch.setattr(time, "sleep", lambda _: blind.saw(1, {"sessions": 0}))
+    found = probes.health(database.path, blind)
+
+    assert well == ""
+    assert found == f"the newest event is {newest}, and the tail has seen none after 1"
+
+
+@pytest.mark.parametrize("ahead_s", [60, 10**7])
+def test_a_writers_clock_that_is_ahead_hides_no_lag(ahead_s: int) -> None:
+    vitals = Vitals()
+    kinds = Counter({("p", "t", "folded"): 1})
+    last_ms = int(time.time() + ahead_s) * 1000
+    batch = Batch(1, kinds, last_ms, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
+    vitals.committed(batch, {"p": 1})
+    vitals.saw(2, {"p": 1})
+    vitals.standings["p"].since -= 9
+
+    assert vitals.lag_s_of("p") >= 9
+
+
+def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:
+    with daemon(database.path, options=HTTP) as running, ExitStack() as silent:
+        url = address(running)
+        host, port = url.removeprefix("http://").split(":")
+        clients = [
+            silent.enter_context(socket.create_connection((host, int(port)))) for _ in range(33)
+        ]
+        let_go = clients[-1].recv(1)
+        clients[0].setblocking(False)
+        with pytest.raises(BlockingIOError):  # still served
+            clients[0].recv(1)
+        silent.close()
+        found = scraped(url)
+
+    assert let_go == b""
+    assert found["projector_standing_by",] == 0
+
+
+def test_a_scrape_waits_for_no_lock(database: Database) -> None:
+    with (
+        daemon(database.path, options=HTTP) as running,
+        closing(sqlite3.connect(database.path, isolation_level=None)) as connection,
+    ):
+        url = address(running)
+        running.wait_for("started")
+        database.created("A-1")
+        running.wait_until_at(1)
+        running.process.send_signal(signal.SIGSTOP)
+        database.created("A-2")
+        connection.execute("BEGIN IMMEDIATE")
+        running.process.send_signal(signal.SIGCONT)
+        running.wait_for("database_unavailable")
+        found = scraped(url)
+        waiting = get(f"{url}/healthz")
+        connection.execute("ROLLBACK")
+        running.wait_until_at(2)
+
+    assert found["projector_busy_waits_total",] >= 1
+    assert found["projector_lag_events", ("projection", "sessions")] == 1
+    # Its events are years old, but it is behind for seconds only.
+    assert 0 < found["projector_lag_seconds", ("projection", "sessions")] < 60
+    assert waiting == (200, "ok\n")
+
+
+def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
+    database.created("A-1")
+    projector("run", "--once", "-d", database.path)
+    database.sql("UPDATE view SET last_offset_id = 'x'")
+    options = [*HTTP, "--projection", "support.extensions:Broken", "--verify-every", "0.01"]
+    with daemon(database.path, program=PROGRAM, options=options) as running:
+        url = address(running)
+        running.wait_for("projection_failed")
+        running.wait_for("views_differ")
+        rounds = "projector_verify_last_round_timestamp_seconds"
+        labels = (("kind", "stale"), ("projection", "sessions"))
+        while (found := scraped(url))["projector_verify_findings_total", *labels] < 2:
+            assert running.process.poll() is None
+
+    assert found["projector_projection_failing", ("projection", "per_project")] == 1
+    assert found["projector_projection_failing", ("projection", "sessions")] == 0
+    assert found[rounds, ("projection", "sessions")] > T0 / 1000
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
+def test_pages_are_read_and_nothing_else(database: Database, path: str) -> None:
+    def asked(method: str) -> tuple[int, str | None, bytes]:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+        with closing(connection):
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.headers["Allow"], response.read()
+
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        projector("wait", "-d", database.path)
+        found = [asked(method) for method in ("HEAD", "POST", "DELETE")]
+
+    refused = (405, "GET, HEAD", b"GET and HEAD are allowed\n")
+    assert found == [(200, None, b""), refused, refused]
+
+
+def test_an_address_of_ipv6_is_said_as_it_is_asked_for(database: Database) -> None:
+    options = ["--http", "[::1]:0", "--log-level", "INFO"]
+    try:
+        with daemon(database.path, options=options) as running:
+            url = address(running)
+            status = get(f"{url}/metrics")[0]
+    except AssertionError as error:
+        if "cannot be listened on" in str(error):
+            pytest.skip("there is no IPv6 here")
+        raise
+
+    assert url.startswith("http://[::1]:")
+    assert status == 200
+
+
+def test_there_is_nothing_else(database: Database) -> None:
+    with daemon(database.path, options=HTTP) as running:
+        url = address(running)
+        assert get(f"{url}/")[0] == 404
+        taken = url.removeprefix("http://")
+        said = projector("run", "--http", taken, "-d", database.path, check=3).stderr
+
+    assert f"--http {taken} cannot be listened on" in said
+
+
+@pytest.mark.parametrize(("far", "code"), [("203.0.113.1:9187", 3), ("no such host:9187", 2)])
+def test_only_an_address_that_may_become_ours_is_tried_again(
+    database: Database, far: str, code: int
+) -> None:
+    said = projector("run", "--http", far, "-d", database.path, check=code).stderr
+
+    assert f"--http {far} cannot be listened on" in said
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(
+            "9187",
+            "localhost",
+            "localhost:x",
+            ":9187",
+            "h:70000",
+            "",
+            "[::1:9187",
+            "127.0.0.1]:9187",
+        ),
+        *("http://127.0.0.1:9187", "[]:9187", "127.0.0.1:9187/metrics"),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(database: Database, odd: str) -> None:
+    said = projector("run", "--http", odd, "-d", database.path, check=2).stderr
+
+    assert "give host:port, such as 127.0.0.1:9187" in said

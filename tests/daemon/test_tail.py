@@ -1,0 +1,340 @@
+"""The daemon's way through a real database: batches, checkpoint, quarantine, races, repairs."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from hypothesis import given, settings
+from support import Database, copy, daemon, event, logs, oracle
+from support.folding import catch_up, refolded
+
+from session_projector.projections import BUILT_IN
+from session_projector.worker.daemon import service
+from session_projector.worker.daemon.tail import Tail, load
+from session_projector.worker.errors import LostRace, NeedsPerson, RetryLater
+from session_projector.worker.storage.port import Change
+from session_projector.worker.storage.sqlite import store as sqlite
+from session_projector.worker.storage.sqlite.schema import migrate as schema
+from session_projector.worker.storage.sqlite.store import SqliteStore
+
+SESSIONS, INDEX = BUILT_IN
+
+
+@settings(max_examples=25)
+@given(log=logs.logs, sizes=logs.batchings)
+def test_a_database_caught_up_in_any_batches_equals_the_oracle(
+    tmp_path_factory: pytest.TempPathFactory, log: list[Any], sizes: list[int]
+) -> None:
+    path = tmp_path_factory.mktemp("log")
+    schema.setup(path / "local.db")
+    database = Database(path / "local.db")
+    catch_up(database)
+    for batch in logs.batches(log, sizes):
+        for key, data, created_at in batch:
+            database.insert(key, data, created_at=created_at)
+        catch_up(database)
+
+    expected = oracle.fold(database.log())
+    assert database.views() == expected.views
+    assert database.index() == oracle.index(database.log())
+    assert database.quarantine().keys() == expected.quarantine.keys()
+    assert database.sql("SELECT DISTINCT skipped FROM checkpoint") == [(expected.skipped,)]
+    assert database.everything() == refolded(database, path / "fresh.db").everything()
+
+
+def test_pages_of_any_size_give_the_same(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        (database.created if number < 8 else database.appended)(f"A-{number % 8}", "x" * 100)
+    expected = refolded(database, tmp_path / "fresh.db").everything()
+
+    monkeypatch.setattr(sqlite, "PAGE_EVENTS", 7)
+    monkeypatch.setattr(sqlite, "PAGE_BYTES", 500)
+    monkeypatch.setattr(sqlite, "VIEW_BYTES", 600)
+    monkeypatch.setattr(sqlite, "PAGE_KEYS", 3)
+    catch_up(database)
+
+    assert database.everything() == expected
+
+
+def test_a_bad_event_stops_nothing_and_is_recorded_as_it_stands(database: Database) -> None:
+    database.created("A-1", "one")
+    bad = database.insert(b"\xff\x00", b"\xc1", id=None)
+    database.sql(
+        "INSERT INTO event_log (id, key, data, created_at)"
+        " VALUES (CAST(x'ff' AS TEXT), CAST(x'fe' AS TEXT), CAST(x'7bff' AS TEXT), 1)"
+    )
+    database.appended("A-1", "two")
+
+    catch_up(database)
+
+    assert database.contents("A-1") == ["one", "two"]
+    assert database.sql(
+        "SELECT q.projection, q.id IS e.id, q.key IS e.key, q.seq"
+        " FROM quarantine AS q JOIN event_log AS e USING (seq)"
+        " ORDER BY 1 DESC, 4"
+    ) == [(name, 1, 1, seq) for name in ("sessions", "session_index") for seq in (bad, bad + 1)]
+
+
+def test_rows_of_view_under_other_keys_are_never_touched(database: Database) -> None:
+    others = [
+        ("1", "project:A", b"x", "e", 1, 1),
+        ("2", "project:A", b"y", "e", 1, 1),
+        ("3", "session", b"z", "e", 1, 1),
+        ("4", "session;", b"z", "e", 1, 1),
+    ]
+    for row in others:
+        database.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *row)
+    database.created("A-1")
+
+    catch_up(database)
+
+    assert database.sql("SELECT * FROM view WHERE key NOT LIKE 'session:%' ORDER BY id") == others
+    assert len(database.views()) == 1
+
+
+async def test_a_batch_folded_twice_changes_nothing(database: Database) -> None:
+    """As after a crash between fold and commit, or beside another daemon."""
+    database.created("A-1", "one")
+    await service.run_once(database.path, BUILT_IN)
+    store = await SqliteStore.open(database.path)
+    try:
+        before = await store.checkpoint(SESSIONS)
+        database.appended("A-1", "two")
+        await service.run_once(database.path, BUILT_IN)
+        standing = database.everything()
+        stale = Change(SESSIONS.table, before, before, rows=[("x", "session:x", b"", "e", 1, 1)])
+
+        with pytest.raises(LostRace):
+            await store.commit([stale])
+
+        assert database.everything() == standing
+    finally:
+        await store.close()
+
+
+async def test_a_commit_is_whole_or_not_at_all(database: Database) -> None:
+    database.created("A-1", "one")
+    store = await SqliteStore.open(database.path)
+    try:
+        before = await store.checkpoint(SESSIONS)
+        after = msgspec.structs.replace(before, position=1)
+        standing = database.everything()
+
+        with pytest.raises(NeedsPerson):  # the second row breaks a constraint of the table
+            await store.commit(
+                [
+                    Change(
+                        SESSIONS.table,
+                        before,
+                        after,
+                        rows=[
+                            ("session:x", "session:x", b"", "e", 1, 1),
+                            ("session:y", "session:y", None, "e", 1, 1),
+                        ],
+                    )
+                ]
+            )
+
+        assert database.everything() == standing
+        database.appended("A-1", "two")  # and no lock is left behind
+    finally:
+        await store.close()
+
+
+async def test_a_cancelled_commit_locks_nobody_out(database: Database) -> None:
+    """Cancelling does not take back the BEGIN that waits for the lock in the database thread."""
+    database.created("A-1", "one")
+    store = await SqliteStore.open(database.path)
+    try:
+        before = await store.checkpoint(SESSIONS)
+        change = Change(SESSIONS.table, before, msgspec.structs.replace(before, position=1))
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(store.commit, [change])
+                await anyio.wait_all_tasks_blocked()
+                tasks.cancel_scope.cancel()
+                other.execute("ROLLBACK")
+            await store.newest()  # whatever waited in the thread has run
+
+            other.execute("PRAGMA busy_timeout = 1000")
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE view SET data = x'80' WHERE key = 'session:A-1'",
+        "UPDATE view SET data = 'text' WHERE key = 'session:A-1'",
+        "UPDATE view SET updated_at = 1 WHERE key = 'session:A-1'",
+        "UPDATE view SET id = 'other' WHERE key = 'session:A-1'",
+        "UPDATE view SET data = CAST(replace(hex(data), '', '') AS BLOB)",
+        "UPDATE view SET data = x'86A26964A3412D31A770726F6A656374A150A86D65737361676573910"
+        "5A6737461747573A57265616479A9637265617465644174CF0000018BCFE56800A9757064617465644174CF"
+        "0000018BCFE56800'",
+        "DELETE FROM view WHERE key = 'session:A-1'",
+    ],
+)
+def test_a_damaged_or_missing_row_is_folded_from_the_log_on_the_spot(
+    database: Database, tmp_path: Path, damage: str
+) -> None:
+    database.created("A-1", "one")
+    database.insert("A-1", event("session_append", {"messages": [{"content": "bare"}]}))
+    catch_up(database)
+
+    database.sql(damage)
+    database.appended("A-1", "two")
+    database.created("A-1", "again")
+    catch_up(database)
+
+    assert database.contents("A-1") == ["one", "bare", "two"]
+    assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+
+
+def test_a_damaged_row_is_mended_also_by_an_event_that_does_not_fold(
+    database: Database, tmp_path: Path
+) -> None:
+    for session_id in ("A-1", "A-2"):
+        database.created(session_id, "one")
+    catch_up(database)
+    database.sql("UPDATE view SET data = x'80' WHERE key = 'session:A-1'")
+    database.sql("DELETE FROM view WHERE key = 'session:A-2'")
+    database.sql("DELETE FROM session_index WHERE session_id = 'A-2'")
+    database.sql("INSERT INTO view VALUES ('g', 'session:G', x'80', 'e', 1, 1)")
+
+    for session_id in ("A-1", "A-2"):
+        database.created(session_id, "again")
+    database.appended("G", "never created")
+    catch_up(database)
+
+    assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+
+
+def test_a_database_restored_to_an_earlier_checkpoint_is_noticed_while_idle(
+    database: Database, tmp_path: Path
+) -> None:
+    database.created("A-1", "one")
+    catch_up(database)
+    database.appended("A-1", "two")
+    copy(database.path, tmp_path / "backup.db")  # the checkpoint is one event behind
+    with daemon(database.path) as running:
+        running.wait_until_at(2)
+        copy(tmp_path / "backup.db", database.path)
+        running.wait_for("checkpoint_moved_by_another")
+        running.wait_until_at(2)
+
+    assert database.contents("A-1") == ["one", "two"]
+
+
+def test_views_are_found_through_our_own_index(database: Database) -> None:
+    """A Kanbatte database may lack its index on `key`; without one each look-up reads every row."""
+    database.sql("DROP INDEX idx_view_key")
+    database.created("A-1")
+    statements: list[str] = []
+
+    async def fold() -> None:
+        store = await SqliteStore.open(database.path)
+        await store._connection.set_trace_callback(statements.append)
+        await Tail(store, [await load(store, SESSIONS)]).run(anyio.Event(), until=1)
+        await store.close()
+
+    anyio.run(fold)
+    on_view = [sql for sql in statements if " FROM view " in sql]
+    plans = [database.sql(f"EXPLAIN QUERY PLAN {sql}")[0][3] for sql in on_view]
+    assert plans
+    assert all("INDEX idx_view_session_key" in plan for plan in plans), plans
+
+
+def test_a_rewound_log_is_refused_with_the_command_that_mends_it(
+    database: Database, tmp_path: Path
+) -> None:
+    database.created("A-1", "one")
+    shutil.copy(database.path, tmp_path / "earlier.db")
+    database.appended("A-1", "two")
+    catch_up(database)
+    checkpoint = database.sql("SELECT * FROM checkpoint")
+    rewound = Database(tmp_path / "earlier.db")
+    for row in checkpoint:
+        rewound.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+
+    with pytest.raises(NeedsPerson, match="does not fit the checkpoint") as refused:
+        catch_up(rewound)
+    assert "projector replay" in refused.value.hint
+
+    rewound.insert("A-1", event("session_append", {"messages": [{}]}), id="another second event")
+    with pytest.raises(NeedsPerson, match="does not fit the checkpoint"):
+        catch_up(rewound)
+
+
+def test_a_file_restored_in_place_is_noticed_and_gone_on_from(
+    database: Database, tmp_path: Path
+) -> None:
+    database.created("A-1", "one")
+    catch_up(database)
+    copy(database.path, tmp_path / "backup.db")
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        database.appended("A-1", "lost")
+        running.wait_until_at(2)
+        copy(tmp_path / "backup.db", database.path)
+        database.insert("A-1", event("session_append", {"messages": [{"content": "kept"}]}))
+        running.wait_for("checkpoint_moved_by_another")
+        running.wait_until_at(2)
+
+    assert database.contents("A-1") == ["one", "kept"]
+    assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+
+
+async def test_a_file_replaced_under_the_daemon_ends_it(database: Database, tmp_path: Path) -> None:
+    schema.setup(tmp_path / "new.db")
+    store = await SqliteStore.open(database.path)
+    try:
+        (tmp_path / "new.db").replace(database.path)
+
+        with pytest.raises(RetryLater, match="replaced or deleted"):
+            await Tail(store, [await load(store, SESSIONS)]).run(anyio.Event())
+    finally:
+        await store.close()
+
+
+def test_views_of_another_program_are_replaced_never_folded_onto(
+    database: Database, tmp_path: Path
+) -> None:
+    database.created("A-1", "one")
+    for session_id in ("A-1", "ghost"):
+        database.sql(
+            "INSERT INTO view VALUES (?, ?, x'80', 'e1', 1, 1)", session_id, f"session:{session_id}"
+        )
+
+    catch_up(database)
+
+    assert database.views().keys() == {"session:A-1"}
+    assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+
+
+@settings(max_examples=25)
+@given(log=logs.logs)
+def test_the_first_walk_over_an_adopted_log_equals_a_tail_over_it(
+    tmp_path_factory: pytest.TempPathFactory, log: list[Any]
+) -> None:
+    path = tmp_path_factory.mktemp("log")
+    schema.setup(path / "local.db")
+    database = Database(path / "local.db")
+    for key, data, created_at in log:
+        database.insert(key, data, created_at=created_at)
+    database.sql("INSERT INTO view VALUES ('ghost', 'session:ghost', x'80', 'e', 1, 1)")
+
+    catch_up(database)
+
+    assert database.everything() == refolded(database, path / "fresh.db").everything()
+    assert database.views() == oracle.fold(database.log()).views

@@ -1,0 +1,75 @@
+"""The write-ahead log is copied back beside batches that follow each other, and stays small."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from support import Database
+
+from session_projector.projections import BUILT_IN
+from session_projector.worker.storage.port import Change
+from session_projector.worker.storage.sqlite.store import SqliteStore, opened
+
+SESSIONS, _ = BUILT_IN
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[SqliteStore]:
+    async with opened(database.path) as store:
+        yield store
+
+
+async def write(store: SqliteStore, data: bytes, *, much: bool) -> None:
+    before = await store.checkpoint(SESSIONS)
+    after = msgspec.structs.replace(before, generation=before.generation + 1)
+    row = ("session:A", "session:A", data, "e", 1, 1)
+    await store.commit([Change(SESSIONS.table, before, after, [row])], much=much)
+
+
+def without_wal(database: Database, folder: Path) -> list[tuple[Any, ...]]:
+    """The views in the database file alone."""
+    shutil.copy(database.path, folder / "alone.db")
+    with closing(sqlite3.connect(folder / "alone.db")) as connection:
+        return connection.execute("SELECT key, data FROM view").fetchall()
+
+
+async def test_a_commit_that_another_follows_is_copied_back_before_that_one(
+    database: Database, store: SqliteStore, tmp_path: Path
+) -> None:
+    await write(store, b"first", much=True)
+    await store.commit([])
+
+    assert without_wal(database, tmp_path) == [("session:A", b"first")]
+
+
+async def test_a_commit_by_itself_leaves_that_to_sqlite(
+    database: Database, store: SqliteStore, tmp_path: Path
+) -> None:
+    database.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    await write(store, b"first", much=False)
+    await store.commit([])
+
+    assert without_wal(database, tmp_path) == []
+
+
+async def test_the_wal_stays_as_small_as_one_commit(database: Database, store: SqliteStore) -> None:
+    for number in range(8):
+        await write(store, bytes([number]) * 8 * MIB, much=True)
+
+    assert os.path.getsize(f"{database.path}-wal") < 10 * MIB  # noqa: ASYNC240
+
+
+async def test_after_such_commits_sqlite_copies_back_by_itself_again(
+    database: Database, store: SqliteStore, tmp_path: Path
+) -> None:
+    await write(store, b"first", much=True)
+    await write(store, b"second" * MIB, much=False)
+
+    assert without_wal(database, tmp_path) == [("session:A", b"second" * MIB)]

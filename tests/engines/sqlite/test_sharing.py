@@ -1,0 +1,211 @@
+"""Other users write events: a second uid in the group, with the daemon alive and dead."""
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+
+import pytest
+from support import INSERT, T0, Daemon, Database, daemon, projector
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
+
+DAEMON_UID, WRITER_UID, STRANGER_UID = 60001, 60002, 60003
+GROUP = 60010
+
+# Each begins as root, to import what other users may not read, and then is nobody but itself,
+# with a umask that would keep every new file to itself.
+BECOME = """
+import os, sys
+import sqlite3
+def become(uid, *groups):
+    os.setgroups(groups)
+    os.setgid(uid)
+    os.setuid(uid)
+    os.umask(0o077)
+"""
+DAEMON = f"""{BECOME}
+import tempfile
+import anyio
+from session_projector.worker.cli import main as cli
+from session_projector.worker.telemetry import systemd
+anyio.open_signal_receiver  # imported when first named
+with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
+    cli.app(["run", "--once", "--create", "-d", folder + "/db"], standalone_mode=False)
+become({DAEMON_UID}, {GROUP})
+cli.main()
+"""
+WRITER = f"""{BECOME}
+path, uid, event_id, kind = sys.argv[1:]
+become(int(uid), *([{GROUP}] if int(uid) == {WRITER_UID} else []))
+data = '{{"type": "%s", "data": {{"project": "A", "messages": [{{"n": 1}}]}}}}' % kind
+connection = sqlite3.connect(path, timeout=30)
+with connection:
+    connection.execute("{INSERT}", (event_id, "A-1", data, {T0}))
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[Database]:
+    """A database set up for a group, its daemon one of the group's users."""
+    folder = Path(tempfile.mkdtemp(prefix="projector-test-"))
+    folder.chmod(0o755)
+    path = folder / "data" / "local.db"
+    projector("db", "setup", "-d", path, "--group", str(GROUP))
+    for entry in (path.parent, path):
+        os.chown(entry, DAEMON_UID, -1)
+    path.parent.chmod(0o2770)  # chown took the setgid bit away
+    yield Database(path)
+    shutil.rmtree(folder)
+
+
+def unprivileged(database: Database) -> AbstractContextManager[Daemon]:
+    return daemon(database.path, program=[sys.executable, "-P", "-c", DAEMON])
+
+
+def insert_as(uid: int, database: Database, event_id: str) -> str:
+    """One event by another user; returns what the writer's process complained of."""
+    kind = "session_created" if event_id == "first" else "session_append"
+    arguments = [str(database.path), str(uid), event_id, kind]
+    done = subprocess.run(
+        [sys.executable, "-c", WRITER, *arguments], stderr=subprocess.PIPE, text=True, check=False
+    )
+    return done.stderr
+
+
+def test_database_and_folder_are_the_groups(shared: Database) -> None:
+    folder, file = shared.path.parent.stat(), shared.path.stat()
+
+    assert stat.S_IMODE(folder.st_mode) == 0o2770
+    assert stat.S_IMODE(file.st_mode) == 0o660
+    assert folder.st_gid == file.st_gid == GROUP
+
+
+def test_a_second_user_writes_with_the_daemon_alive_and_dead(shared: Database) -> None:
+    with unprivileged(shared) as running:
+        running.wait_for("started")
+        assert insert_as(WRITER_UID, shared, "first") == ""
+        running.wait_until_at(1)
+        running.stop(signal.SIGKILL)
+    assert insert_as(WRITER_UID, shared, "dead") == ""
+    with unprivileged(shared) as running:
+        running.wait_until_at(2)
+        assert insert_as(WRITER_UID, shared, "alive again") == ""
+        running.wait_until_at(3)
+        assert running.stop(signal.SIGTERM) == 0
+    assert insert_as(WRITER_UID, shared, "stopped") == ""
+    with unprivileged(shared) as running:
+        running.wait_until_at(4)
+
+    assert len(shared.view("A-1")["messages"]) == 4
+
+
+def test_a_stranger_may_not_write(shared: Database) -> None:
+    assert "unable to open database file" in insert_as(STRANGER_UID, shared, "first")
+    assert shared.log() == []
+
+
+def test_set_up_again_by_the_daemons_user_beside_files_of_another(shared: Database) -> None:
+    """As a service does before each start."""
+    with closing(sqlite3.connect(shared.path)) as writer:
+        writer.execute("SELECT * FROM event_log").fetchall()
+        for suffix in ("-wal", "-shm"):
+            os.chown(f"{shared.path}{suffix}", WRITER_UID, -1)
+        code = DAEMON.replace("cli.main()", "cli.app(sys.argv[1:])")
+        arguments = ["db", "setup", "-d", str(shared.path), "--group", str(GROUP)]
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True
+        )
+
+    assert "nothing to do" in done.stdout, done.stderr
+
+
+def test_a_folder_that_holds_more_is_not_opened_to_a_group(tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").touch()
+    mode = tmp_path.stat().st_mode
+
+    refused = projector("db", "setup", "-d", tmp_path / "local.db", "--group", "0", check=2)
+
+    assert "diary.txt" in refused.stderr
+    assert tmp_path.stat().st_mode == mode
+    assert not (tmp_path / "local.db").exists()
+
+
+def test_a_folder_that_is_the_groups_already_may_hold_more(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    os.chown(tmp_path, -1, os.getegid())
+    tmp_path.chmod(0o2770)
+    path = tmp_path / "local.db"
+
+    projector("db", "setup", "-d", path, "--group", str(os.getegid()))
+
+    assert path.stat().st_mode & 0o777 == 0o660
+
+
+def test_a_group_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "local.db"
+
+    refused = projector("db", "setup", "-d", path, "--group", "no-such-group", check=2)
+
+    assert "groupadd no-such-group" in refused.stderr
+
+
+def as_daemon(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = DAEMON.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
+    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def lock_of(database: Database) -> Path:
+    return database.path.with_name("local.db-projector.lock")
+
+
+def test_a_lock_that_root_made_is_given_to_the_databases_owner(shared: Database) -> None:
+    shared.path.chmod(0o600)
+    projector("replay", "-d", shared.path)
+
+    found = lock_of(shared).stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (DAEMON_UID, 0o600)
+    assert as_daemon("run", "--once", "-d", shared.path).returncode == 0
+
+
+def test_the_lock_is_shared_with_the_group_too(shared: Database) -> None:
+    lock_of(shared).touch(0o600)
+    os.chown(lock_of(shared), 0, 0)
+
+    projector("db", "setup", "-d", shared.path, "--group", str(GROUP))
+
+    found = lock_of(shared).stat()
+    assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (GROUP, 0o660)
+
+
+def test_a_lock_that_cannot_be_opened_is_mended_by_the_command(shared: Database) -> None:
+    shared.insert("session:A-1", {"type": "of no concern"})
+    lock_of(shared).touch(0o600)
+    os.chown(lock_of(shared), 0, 0)
+    lock_of(shared).chmod(0o600)
+
+    with unprivileged(shared) as running, pytest.raises(AssertionError, match="chown") as refused:
+        running.wait_for("started")
+    (command,) = re.findall("`([^`]*)`", str(refused.value))
+    subprocess.run(["bash", "-euc", command], check=True)
+
+    assert "the file is another user's" in str(refused.value)
+    with unprivileged(shared) as running:
+        running.wait_for("started")
+
+
+def test_what_is_no_file_in_the_place_of_the_lock_is_said(database: Database) -> None:
+    lock_of(database).mkdir()
+
+    said = projector("run", "-d", database.path, check=4).stderr
+
+    assert "it is no file; put it aside: `mv" in said

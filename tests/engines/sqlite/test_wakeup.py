@@ -1,0 +1,149 @@
+"""How the tail hears of commits: inotify where it works, else by asking."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing
+
+import anyio
+import pytest
+from support import Database
+
+from session_projector.projections import BUILT_IN
+from session_projector.worker.daemon.tail import Outage, Tail, load
+from session_projector.worker.storage.sqlite import wakeup
+from session_projector.worker.storage.sqlite.store import SqliteStore, opened
+from session_projector.worker.storage.sqlite.wakeup import UNHEARD, Wakeup
+from session_projector.worker.telemetry.state import Vitals
+
+
+async def never() -> bool:
+    raise AssertionError("inotify makes asking needless")
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[SqliteStore]:
+    async with opened(database.path) as store:
+        yield store
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but what is heard ends a wait within the time of a test."""
+    monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("mode", ["PASSIVE", "TRUNCATE"])
+async def test_a_commit_is_heard_also_after_the_wal_was_made_anew(
+    database: Database, mode: str
+) -> None:
+    with closing(Wakeup(database.path)) as heard:
+        for number in range(5):
+            database.created(f"A-{number}")
+            assert await heard.wait(never, anyio.Event())
+            heard.looked(touched=True, found=True)
+            database.sql(f"PRAGMA wal_checkpoint({mode})")
+            heard.looks()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_was_written_before_a_look_or_to_another_file_wakes_nobody(
+    database: Database,
+) -> None:
+    stop = anyio.Event()
+    with closing(Wakeup(database.path)) as heard:
+        database.created("A-1")
+        heard.looks()
+        (database.path.parent / "notes.txt").write_text("not ours")
+        async with anyio.create_task_group() as tasks:
+            woken: list[bool] = []
+
+            async def wait() -> None:
+                woken.append(await heard.wait(never, stop))
+
+            tasks.start_soon(wait)
+            tasks.start_soon(heard.end_at, stop)
+            await anyio.wait_all_tasks_blocked()
+            stop.set()
+
+    assert woken == [False]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_commit_that_cannot_be_seen_yet_is_looked_for_again(database: Database) -> None:
+    with closing(Wakeup(database.path)) as heard:
+        database.created("A-1")
+        looks = 0
+        for _ in range(1 + len(wakeup.AGAIN_S)):
+            looks += await heard.wait(never, anyio.Event())
+            heard.looks()
+            heard.looked(touched=False, found=False)
+
+    assert looks == 1 + len(wakeup.AGAIN_S)
+
+
+async def test_where_inotify_says_nothing_of_commits_it_is_asked_again_and_again(
+    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Wakeup(database.path)) as deaf:
+        deaf._names = {"another.db"}
+        monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 0.01)
+        for number in range(UNHEARD):
+            database.created(f"A-{number}")
+            assert not await deaf.wait(never, anyio.Event())
+            deaf.looks()
+            deaf.looked(touched=True, found=True)
+        monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
+        await store.changed()
+        database.created("A-9")
+
+        assert await deaf.wait(store.changed, anyio.Event())
+
+
+async def test_without_inotify_it_asks(
+    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "inotify_simple", None)
+    monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
+    with closing(Wakeup(database.path)) as asking:
+        await store.changed()
+        database.created("A-1")
+
+        assert await asking.wait(store.changed, anyio.Event())
+
+
+@pytest.mark.parametrize("others", [[], ["INSERT INTO view VALUES ('p', 'p', x'80', '', 1, 1)"]])
+async def test_a_patient_look_sees_what_is_committed_meanwhile(
+    database: Database, store: SqliteStore, others: list[str]
+) -> None:
+    await store.look(start=0, until=None, events=10)
+    looks = asyncio.create_task(store.look(start=0, until=None, events=10, patience_s=3600))
+    await asyncio.sleep(0)
+    for statement in others:
+        database.sql(statement)
+    assert not looks.done()
+    database.created("A-1")
+
+    assert [row.seq for row in (await looks).rows] == [1]
+
+
+async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
+    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unchanged() -> bool:
+        if not database.log():
+            database.created("A-1")
+        return False
+
+    monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 0.001)
+    monkeypatch.setattr(store, "changed", unchanged)
+    with closing(Wakeup(database.path)) as deaf:
+        deaf._names = {"another.db"}
+        members = [await load(store, projection) for projection in BUILT_IN]
+        vitals, stop = Vitals(), anyio.Event()
+        monkeypatch.setattr(vitals, "committed", lambda *_: stop.set())
+        tail = Tail(store, members, Outage(vitals), leading=True, wakeup=deaf)
+        await tail.run(stop)
+
+    assert database.contents("A-1") == []

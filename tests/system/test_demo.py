@@ -1,0 +1,46 @@
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from support import PROJECTOR, Database, projector
+
+from session_projector.worker.storage.sqlite.connection import DaemonLock
+
+
+def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
+    said = projector("demo", "--seconds", "4").stdout
+
+    path = Path(re.findall(r"the database is (\S+)\. Try", said)[0])
+    assert re.search(r"^web-1 \S+, [1-9] messages, lag \d+ events$", said, re.MULTILINE)
+    assert f"projector session view web-1 -d {path}" in said
+    encodings = Database(path).sql("SELECT DISTINCT typeof(data) FROM event_log ORDER BY 1")
+    assert encodings == [("blob",), ("text",)]
+    assert DaemonLock(path).holder() is None
+
+
+def test_a_signal_ends_the_demo_and_all_that_it_started() -> None:
+    demo = subprocess.Popen([*PROJECTOR, "demo"], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    demo.stdout.readline()
+    demo.send_signal(signal.SIGINT)
+    said, _ = demo.communicate(timeout=30)
+
+    path = Path(re.findall(r"the database is (\S+)\. Try", said)[0])
+    assert demo.returncode == 0
+    assert DaemonLock(path).holder() is None
+
+
+def test_a_killed_demo_leaves_nothing_running() -> None:
+    demo = subprocess.Popen([*PROJECTOR, "demo"], stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    demo.stdout.readline()
+    folders = Path(tempfile.gettempdir()).glob("projector-demo-*/local.db")
+    path = max(folders, key=lambda file: file.stat().st_mtime)
+    demo.kill()
+    demo.communicate()
+
+    while DaemonLock(path).holder() is not None:
+        time.sleep(0.05)

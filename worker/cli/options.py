@@ -1,0 +1,69 @@
+"""Options that several commands share."""
+
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from session_projector.worker.errors import BadUsage
+
+Database = Annotated[
+    str,
+    typer.Option("-d", "--database", envvar="PROJECTOR_DATABASE", help="The database file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Until the views hold it, 30 s at most.")]
+
+_SECTIONS = {
+    "The daemon": ("run", "health", "status", "wait"),
+    "Views against the log": ("verify", "replay", "quarantine", "projection"),
+    "Sessions and events": ("session", "event"),
+    "The database": ("doctor", "db"),
+    "To begin with": ("demo",),
+}
+
+
+class Sections(TyperGroup):
+    """The top level's help: commands by what they are for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        named = [name for names in _SECTIONS.values() for name in names if name in self.commands]
+        return named + [name for name in super().list_commands(ctx) if name not in named]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        del ctx
+        for title, names in _SECTIONS.items():
+            commands = [(name, self.commands[name]) for name in names if name in self.commands]
+            with formatter.section(title):
+                formatter.write_dl([(n, c.get_short_help_str(limit=200)) for n, c in commands])
+
+
+SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
+class LogFormat(StrEnum):
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
+
+
+def read_stdin() -> bytes:
+    """All of standard input."""
+    if sys.stdin is None:
+        raise BadUsage("standard input is closed", "pipe something in")
+    return sys.stdin.buffer.read()

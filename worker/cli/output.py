@@ -1,0 +1,199 @@
+"""What commands print: JSON, tables and markdown, with nothing in them that moves a terminal."""
+
+import base64
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from session_projector.projections.messagepack import Extension
+
+# C0 (but for line feed and tab), DEL, C1, line and paragraph separators, and the marks that
+# reorder what is read.
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are written as escapes."""
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def one_line(value: object, width: int | None = None) -> str:
+    """Printable text in one line, shortened to `width` characters."""
+    text = printable(" ".join(str(value).split()))
+    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+
+
+def to_json(value: Any, *, indent: int | None = 2) -> str:
+    """JSON of anything that MessagePack holds, by the rules of the contract."""
+    return printable(json.dumps(_plain(value), ensure_ascii=False, indent=indent))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns aligned by spaces."""
+    cells = [list(headers), *([_cell(cell) for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = (
+        "  ".join(
+            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(
+        "| " + " | ".join(_cell(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    """Exactly what stands there, so that an id can be copied, but on one line."""
+    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def when(milliseconds: int) -> str:
+    """ISO 8601 in UTC; the plain number where no calendar reaches."""
+    try:
+        return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return f"{milliseconds} ms"
+
+
+def session_markdown(view: Mapping[str, Any]) -> str:
+    """A session for reading: one heading a message."""
+    lines = [
+        f"# {one_line(view['id'])}",
+        "",
+        f"project {one_line(view['project'])} · {one_line(view['status'])}"
+        f" · created {when(view['createdAt'])} · updated {when(view['updatedAt'])}",
+    ]
+    for message in view["messages"]:
+        lines += ["", f"## {one_line(message.get('role', 'message'))}", "", content(message)]
+    return "\n".join(lines)
+
+
+def session_table(view: Mapping[str, Any]) -> str:
+    """A session at a glance: its fields, and one line a message."""
+    fields = [(name, value) for name, value in view.items() if name != "messages"]
+    fields = [(name, when(value) if name.endswith("At") else value) for name, value in fields]
+    messages = [
+        (number, message.get("role", ""), one_line(content(message), 80))
+        for number, message in enumerate(view["messages"], 1)
+    ]
+    return table(["field", "value"], fields) + "\n\n" + table(["#", "role", "content"], messages)
+
+
+def changes(changed: Mapping[str, Any], began: int) -> str:
+    """What changed in a session, a line a change; `changed` as `session diff --json` has it."""
+    fields, messages = changed["fields"], changed["messages"]
+    lines = [f"{_point(changed['from'], began)} → {_point(changed['to'], began)}"]
+    for entry in fields:
+        before, after = (_field(entry["field"], entry[side]) for side in ("before", "after"))
+        lines.append(f"{entry['field']}: {before} → {after}")
+    for entry in messages["changed"]:
+        before, after = entry["before"], entry["after"]
+        differing = _differing(before, after)
+        names = ", ".join(one_line(name, 40) for name in differing) or "how it is encoded"
+        lines.append(f"message {entry['number']} changed ({names})" + ":" * bool(differing))
+        if differing:
+            lines += [f"  {sign} {text}" for sign, text in _told(before, after, differing)]
+    for kind in ("removed", "added"):
+        lines += [f"message {m['number']} {kind}: {_short(m['message'])}" for m in messages[kind]]
+    return "\n".join(lines if len(lines) > 1 else [*lines, "nothing changed"])
+
+
+def _point(seq: int | None, began: int) -> str:
+    return f"before the session began at seq {began}" if seq is None else f"seq {seq}"
+
+
+def _field(name: str, value: Any) -> str:
+    if value is None:
+        return "(none)"
+    return when(value) if name.endswith("At") else _cell(value)
+
+
+def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
+    """The keys whose values differ, 1 from 1.0 and true too."""
+    return [
+        key
+        for key in [*before, *(key for key in after if key not in before)]
+        if key not in before or key not in after or repr(before[key]) != repr(after[key])
+    ]
+
+
+def _told(
+    before: Mapping[Any, Any], after: Mapping[Any, Any], differing: Sequence[Any]
+) -> Iterator[tuple[str, str]]:
+    """Both sides in a line each, in the first of three ways in which they differ there."""
+    sides = [{key: side[key] for key in differing if key in side} for side in (before, after)]
+    ways = (
+        [_short(before), _short(after)],
+        [one_line(to_json(side, indent=None)) for side in sides],
+        [one_line(repr(side)) for side in sides],
+    )
+    one, other = next((way for way in ways if way[0] != way[1]), ways[-1])
+    pairs = enumerate(zip(one, other, strict=False))
+    same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    start = max(same - 40, 0) if same > 60 else 0
+    for sign, text in (("-", one), ("+", other)):
+        yield sign, ("…" if start else "") + one_line(text[start:], 80)
+
+
+def _short(message: Mapping[Any, Any]) -> str:
+    return f"{one_line(message.get('role', 'message'), 40)}: {one_line(content(message), 80)}"
+
+
+def content(message: Mapping[Any, Any]) -> str:
+    """What a message says, printable: its text, or the parts of it, the odd ones as JSON."""
+    said = message.get("content", {k: v for k, v in message.items() if k != "role"})
+    parts = said if isinstance(said, list) else [said]
+    return "\n\n".join(_part(part) for part in parts)
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, dict) and part.get("type") == "text":
+        part = part.get("text")
+    if isinstance(part, str):
+        return printable(part)
+    return f"```json\n{to_json(part)}\n```"
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case bytes():
+            return base64.b64encode(value).decode()
+        case Extension():
+            return {"ext": value.code, "data": base64.b64encode(value.data).decode()}
+        case dict():
+            return {_key(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return value
+
+
+def _key(key: Any) -> str:
+    plain = _plain(key)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: wide East Asian characters and emoji take two, marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.combining(character)
+        else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )

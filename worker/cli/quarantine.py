@@ -1,0 +1,118 @@
+"""`projector quarantine …`: what could not be folded, and the way back."""
+
+from typing import Annotated, Final
+
+import typer
+
+from session_projector.worker.cli.options import SETTINGS, Database, Json, read_stdin
+from session_projector.worker.errors import BadUsage
+from session_projector.worker.storage.sqlite.connection import resolve
+
+HEX_BYTES: Final = 1024
+"""How much of an event is shown as hex."""
+
+quarantine = typer.Typer(help="Events that could not be folded, and the way back.", **SETTINGS)
+
+Seq = Annotated[
+    int,
+    typer.Argument(metavar="SEQ", help="The event's position in the log.", min=1, max=2**63 - 1),
+]
+
+
+@quarantine.command("list")
+def quarantine_list(database: Database = "local.db", json: Json = False) -> None:
+    """List the events that could not be folded, and why."""
+    from session_projector.worker.cli import output
+    from session_projector.worker.operations import quarantine as events
+    from session_projector.worker.storage.sqlite.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        found = events.listing(client)
+    if json:
+        print(output.to_json(found))
+    elif not found:
+        print("nothing is quarantined")
+    else:
+        headers = ("seq", "projection", "id", "key", "reason", "dismissed")
+        rows = [["" if row[h] is None else row[h] for h in headers] for row in found]
+        print(output.table(headers, rows))
+
+
+@quarantine.command("show")
+def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
+    """Print an event as far as it decodes, its bytes, and why it is in quarantine."""
+    from session_projector.worker.cli import output
+    from session_projector.worker.operations import quarantine as events
+    from session_projector.worker.storage.sqlite.client import Client
+
+    with Client.reading(resolve(database)) as client:
+        shown = events.show(client, seq)
+    row = shown.row
+    for name, reason in shown.reasons.items():
+        print(f"{name}: {output.one_line(reason)}")
+    if shown.note is not None:
+        print(f"dismissed: {output.one_line(shown.note)}")
+    print(f"\nseq         {row.seq}")
+    for label, value in (("id", row.id), ("key", row.key), ("created_at", row.created_at)):
+        print(f"{label:10}  {output.one_line(output.to_json(value, indent=None))}")
+    if isinstance(row.data, str):
+        print(f"\ndata, a TEXT:\n{output.printable(row.data[:16384])}")
+        data = row.data.encode("utf-8", "surrogateescape")
+    elif isinstance(row.data, bytes):
+        print(f"\ndata, a BLOB, as far as it decodes:\n{output.to_json(shown.decoded)}")
+        if shown.breaks_off:
+            print(f"… breaks off: {shown.breaks_off}")
+        data = row.data
+    else:
+        print(f"\ndata is {output.to_json(row.data)}, which is no event")
+        return
+    print(f"\n{len(data):,} bytes:")
+    print(_hex(data[:HEX_BYTES]))
+    if len(data) > HEX_BYTES:
+        print(f"… all of it: SELECT hex(data) FROM event_log WHERE seq = {row.seq}")
+
+
+@quarantine.command("resubmit")
+def quarantine_resubmit(
+    seq: Seq,
+    fixed: Annotated[
+        str | None, typer.Option("-m", help="The whole event, mended (JSON); - reads stdin.")
+    ] = None,
+    database: Database = "local.db",
+) -> None:
+    """Append the event again, mended or as it was; prints the position of the new one."""
+    from session_projector.worker.operations import quarantine as events
+    from session_projector.worker.storage.sqlite.client import Client
+
+    try:
+        data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
+    except UnicodeEncodeError:
+        raise BadUsage("the event is not UTF-8", "set a UTF-8 locale, or mend it") from None
+    with Client.writing(resolve(database)) as client:
+        print(events.resubmit(client, seq, data))
+
+
+@quarantine.command("dismiss")
+def quarantine_dismiss(
+    seq: Seq,
+    note: Annotated[str, typer.Option("--note", help="Why it may stay; kept across replay.")],
+    database: Database = "local.db",
+) -> None:
+    """Take an event off the count that `status` warns of."""
+    from session_projector.worker.operations import quarantine as events
+    from session_projector.worker.storage.sqlite.client import Client
+
+    if not note.strip():
+        raise BadUsage("the note is empty", "say why the event may stay: --note TEXT")
+    with Client.writing(resolve(database)) as client:
+        events.dismiss(client, seq, note.encode("utf-8", "replace").decode())
+    print(f"dismissed event {seq}")
+
+
+def _hex(data: bytes) -> str:
+    lines = (data[start : start + 16] for start in range(0, len(data), 16))
+    return "\n".join(
+        f"{16 * number:06x}  {line.hex(' '):47}  "
+        + "".join(chr(byte) if 32 <= byte < 127 else "." for byte in line)
+        for number, line in enumerate(lines)
+    )

@@ -1,0 +1,209 @@
+"""`projector verify` and `projector replay`, and how their walk is told."""
+
+import sys
+import time
+from collections import Counter
+from typing import Annotated, Any, Final
+
+import typer
+
+from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.errors import BadUsage
+from session_projector.worker.storage.sqlite.connection import resolve
+
+SHOWN: Final = 20
+"""Differences that are told one by one; `--json` tells all."""
+PLAIN_EVERY_S: Final = 10.0
+TERMINAL_EVERY_S: Final = 0.2
+
+Session = Annotated[
+    str | None, typer.Option("--session", metavar="ID", help="Only this session's views.")
+]
+Named = Annotated[
+    str | None,
+    typer.Option(
+        "--projection", metavar="NAME", help="Only this one; MODULE:NAME if it is not installed."
+    ),
+]
+
+
+def verify(
+    database: Database = "local.db", session: Session = None, name: Named = None, json: Json = False
+) -> None:
+    """Fold the log again and say where views differ from it; changes nothing."""
+    told = _Told(json, "differ")
+    if _compare(database, told, session, name, dry_run=False):
+        raise typer.Exit(1)
+
+
+def replay(
+    database: Database = "local.db",
+    session: Session = None,
+    name: Named = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Fold the log again and mend what differs, while daemon, readers and writers go on."""
+    import anyio
+
+    from session_projector.worker.replay import verify as verification
+
+    if dry_run:
+        _compare(database, _Told(json, "would change"), session, name, dry_run=True)
+        return
+    told = _Told(json, "were mended")
+    chosen = _chosen(database, name, session)
+
+    async def run() -> None:
+        await verification.replay(resolve(database), chosen, told, session=session)
+
+    anyio.run(run)
+
+
+def _compare(
+    database: str, told: "_Told", session: str | None, name: str | None, *, dry_run: bool
+) -> int:
+    import anyio
+
+    from session_projector.worker.replay import verify as verification
+
+    chosen = _chosen(database, name, session)
+
+    async def run() -> int:
+        return await verification.compare(
+            resolve(database), chosen, told, session=session, dry_run=dry_run
+        )
+
+    return anyio.run(run)
+
+
+def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
+    from session_projector.worker import registry
+    from session_projector.worker.operations import projections as catalog
+    from session_projector.worker.sessions import read as readers
+    from session_projector.worker.storage.sqlite.client import Client
+
+    found = registry.chosen(name)
+    with Client.reading(resolve(database)) as client:
+        if session is not None:
+            readers.require_known(client, session)
+            found = [p for p in found if p.view_of("session:x") is not None]
+            if not found:
+                raise BadUsage(f"{name} has no view for each session", "leave out --session")
+        if name is None:
+            catalog.warn_of_unknown(client, found)
+    return found
+
+
+class _Told:
+    """Differences and sums on standard output, progress on standard error."""
+
+    def __init__(self, as_json: bool, verb: str) -> None:
+        self._as_json = as_json
+        self._verb = verb
+        self._terminal = sys.stderr.isatty()
+        self._started = self._said = time.monotonic()
+        self._shown: Counter[str] = Counter()
+        self._going: dict[str, Any] = {}
+
+    def step(self, tally: Any, step: Any) -> None:
+        from msgspec.structs import asdict
+
+        from session_projector.worker.cli import output
+
+        self._going[tally.projection] = tally
+        for difference in step.differences:
+            self._clear()
+            if self._as_json:
+                plain = asdict(difference) | {"fields": [asdict(f) for f in difference.fields]}
+                print(output.to_json(plain, indent=None))
+            elif self._shown[tally.projection] <= SHOWN:
+                last = self._shown[tally.projection] == SHOWN
+                self._shown[tally.projection] += 1
+                print("… (--json tells every one)" if last else _line(difference))
+        self._progress()
+
+    def done(self, tally: Any) -> None:
+        from session_projector.worker.cli import output
+
+        self._clear()
+        self._going.pop(tally.projection, None)
+        kinds = {f"{row} {kind}": count for (row, kind), count in sorted(tally.rows.items())}
+        if self._as_json:
+            summary = {
+                "projection": tally.projection,
+                "position": tally.position,
+                "events": tally.events,
+                "views": tally.views,
+                "differences": kinds,
+                "fields": dict(tally.fields),
+            }
+            print(output.to_json(summary, indent=None))
+            return
+        views = sum(count for (row, _), count in tally.rows.items() if row == "view")
+        said = f"{tally.projection}: {views:,} of {tally.views:,} views {self._verb}"
+        others = [f"{count:,} {what}" for what, count in kinds.items()]
+        print(said + (f" ({', '.join(others)})" if others else ""))
+        if tally.rows["view", "nondeterministic"]:
+            print(
+                f"  {tally.projection} is not deterministic: folded twice, the same events gave two"
+                " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
+                " code, try it with projections.testing"
+            )
+        elif tally.rows and not tally.trusted:
+            print(
+                "  if nobody else touched these rows, its code is not deterministic (a clock, the"
+                " order of a set?),\n  or was changed and its version not raised"
+            )
+        if tally.fields:
+            most = ", ".join(f"{name} {n:,}" for name, n in tally.fields.most_common(10))
+            print(f"  fields: {output.one_line(most, 200)}")
+
+    def _progress(self) -> None:
+        now = time.monotonic()
+        if now - self._said < (TERMINAL_EVERY_S if self._terminal else PLAIN_EVERY_S):
+            return
+        self._said = now
+        last = min(self._going.values(), key=lambda tally: tally.events)
+        rate = last.events / max(now - self._started, 0.001)
+        left = max(last.total - last.events, 0) / rate if rate else 0
+        text = (
+            f"{', '.join(self._going)}: {last.events:,} of {last.total:,} events,"
+            f" {rate:,.0f}/s, {left:,.0f} s left"
+        )
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _line(difference: Any) -> str:
+    from session_projector.worker.cli import output
+
+    where = difference.row if difference.key is None else f"{difference.row} {difference.key}"
+    lines = [f"{difference.projection}: {difference.kind} {output.one_line(where)}"]
+    lines += [
+        f"    {output.one_line(field.field)}: {_value(field.stands)} stands,"
+        f" the log gives {_value(field.log)}"
+        for field in difference.fields[:8]
+    ]
+    if len(difference.fields) > 8:
+        lines.append(f"    … and {len(difference.fields) - 8} more fields")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    from session_projector.worker.cli import output
+    from session_projector.worker.replay.difference import ABSENT
+
+    if value == ABSENT:
+        return ABSENT
+    if isinstance(value, bytes) and len(value) > 30:
+        return f"{len(value):,} bytes"
+    return output.one_line(output.to_json(value, indent=None), 60)

@@ -1,0 +1,258 @@
+"""The projections of one database: who tails together, who catches up alone, who is set aside."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from session_projector.projections.projection import Projection
+from session_projector.worker.daemon.tail import Member, Outage, Tail, faults_of, load
+from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
+from session_projector.worker.folding.cooperative import courteous
+from session_projector.worker.replay.rebuild import is_walked, rebuild
+from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
+from session_projector.worker.replay.walk import Pages
+from session_projector.worker.storage.port import Checkpoint, State
+from session_projector.worker.storage.sqlite.store import SqliteStore, opened
+from session_projector.worker.storage.sqlite.wakeup import Wakeup, wait
+from session_projector.worker.telemetry.state import Vitals
+
+LONGEST_RETRY_S: Final = 60.0
+"""Between two attempts at a projection that fails; the first is after a second."""
+LONGEST_JOIN_S: Final = 0.02
+"""How long the others may be made to wait, so that one that was behind joins them."""
+BEHIND_POLL_S: Final = 0.05
+"""How often one that is further on than the others looks whether they have come."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Feed:
+    """Tails until `stop`; what holds one projection up never holds up another."""
+
+    def __init__(
+        self, path: Path, projections: Sequence[Projection], stop: anyio.Event, vitals: Vitals
+    ) -> None:
+        self._path = path
+        self._projections = projections
+        self._stop = stop
+        self._vitals = vitals
+        self._outage = Outage(vitals)
+
+    async def run(self) -> None:
+        """Those furthest on lead; each of the others catches up by itself, and joins them."""
+        with closing(Wakeup(self._path)) as wakeup:
+            await self._run(wakeup)
+
+    async def _run(self, wakeup: Wakeup) -> None:
+        async with opened(self._path) as store, anyio.create_task_group() as tasks:
+            names = [projection.name for projection in self._projections]
+            log.info("started", database=str(self._path), projections=names)
+            lead = Tail(store, [], self._outage, leading=True, wakeup=wakeup)
+            unplaced = list(self._projections)
+            tasks.start_soon(wakeup.end_at, self._stop)
+            while not self._stop.is_set():
+                try:
+                    async with lead.turn_lock:
+                        walked, alone = await self._place(store, lead, unplaced)
+                    unplaced = []
+                    if walked:
+                        tasks.start_soon(self._together, store, walked, lead, tasks)
+                    for projection in alone:
+                        tasks.start_soon(self._alone, projection, lead)
+                    await lead.run(self._stop)
+                except LostRace:
+                    log.info("checkpoint_moved_by_another")
+                    unplaced = [member.projection for member in lead.members]
+                    lead.members = []
+                except ProjectionFailed as error:
+                    failed = [m for m in lead.members if m.projection.name == error.projection]
+                    lead.members = [m for m in lead.members if m not in failed]
+                    for member in failed:
+                        tasks.start_soon(self._alone, member.projection, lead)
+                except Unavailable as error:
+                    await self._outage.wait_out(error, self._stop)
+
+    async def _place(
+        self, store: SqliteStore, lead: Tail, projections: Sequence[Projection]
+    ) -> tuple[list[Projection], list[Projection]]:
+        """Let those lead that can; returns those to be rebuilt, and the others."""
+        ready: list[Member] = []
+        walked: list[Projection] = []
+        for projection in projections:
+            try:
+                with faults_of(projection):
+                    position = (await store.checkpoint(projection)).position
+                    self._vitals.stands(projection.name, position)
+                    member = await load(store, projection)
+                    if await is_walked(store, projection, member.checkpoint):
+                        self._vitals.rebuilding(projection.name, 0, 1)
+                        walked.append(projection)
+                    else:
+                        await store.report(projection.name, None)
+                        # Both may have been said before the database was unavailable for another.
+                        self._vitals.rebuilt(projection.name, member.checkpoint.position)
+                        self._vitals.recovered(projection.name)
+                        ready.append(member)
+            except ProjectionFailed:
+                self._vitals.fails(projection.name)
+                continue  # as it will again, where it is alone and told of
+        furthest = max((member.checkpoint.position for member in ready), default=0)
+        if not lead.members or lead.position == furthest:
+            lead.members += [m for m in ready if m.checkpoint.position == furthest]
+        placed = [*walked, *(member.projection for member in lead.members)]
+        return walked, [projection for projection in projections if projection not in placed]
+
+    async def _together(
+        self,
+        store: SqliteStore,
+        projections: Sequence[Projection],
+        lead: Tail,
+        tasks: TaskGroup,
+    ) -> None:
+        """Rebuild some side by side; then they lead, or each catches up by itself.
+
+        What goes wrong here is met again and told of by `_alone`.
+        """
+        courteous.set(bool(lead.members))
+        try:
+            async with opened(self._path) as own:
+                outage = Outage(self._vitals)
+                await self._walk(own, projections, _but_for_failures, outage)
+                await own.give_memory_back()
+            if self._stop.is_set():
+                return  # what is said of them stays
+            async with lead.turn_lock:
+                rest = [*chain(*await self._place(store, lead, projections))]
+            for projection in projections:
+                if projection not in rest:
+                    log.info("caught_up", projection=projection.name)
+            projections = rest
+        except (LostRace, ProjectionFailed, Unavailable):
+            pass
+        for projection in projections:
+            tasks.start_soon(self._alone, projection, lead)
+
+    async def _alone(self, projection: Projection, lead: Tail) -> None:
+        """Catch up, and join the others; tried again for as long as it fails."""
+        trouble, outage = _Trouble(projection), Outage(self._vitals, projection.name)
+        courteous.set(True)
+        while not self._stop.is_set():
+            try:
+                async with opened(self._path) as store:
+                    try:
+                        with faults_of(projection):
+                            await self._catch_up(store, projection, lead, outage)
+                        if self._stop.is_set():
+                            return  # whether or not it got there: what is said of it stays
+                        self._vitals.recovered(projection.name)
+                        await trouble.over(store)
+                        return
+                    except ProjectionFailed as error:
+                        self._vitals.fails(projection.name)
+                        await trouble.tell(store, error)
+                await wait(trouble.retry_s, self._stop)
+            except LostRace:
+                log.info("checkpoint_moved_by_another", projection=projection.name)
+            except Unavailable as error:
+                await outage.wait_out(error, self._stop)
+
+    async def _catch_up(
+        self, store: SqliteStore, projection: Projection, lead: Tail, outage: Outage
+    ) -> None:
+        """Bring one projection to where the others stand, on a connection of its own."""
+        member = await load(store, projection)
+        if await is_walked(store, projection, member.checkpoint):
+            await self._walk(store, [projection], faults_of, outage)
+            member = await load(store, projection)
+        self._vitals.rebuilt(projection.name, member.checkpoint.position)
+        alone = Tail(store, [member], outage)
+        while not self._stop.is_set():
+            started, before = time.perf_counter(), alone.position
+            await alone.run(self._stop, until=await store.newest())
+            pace_s = (time.perf_counter() - started) / max(alone.position - before, 1)
+            async with lead.turn_lock:
+                if (lead.position - alone.position) * pace_s <= LONGEST_JOIN_S:
+                    # What the others folded since is little, and they wait for it here.
+                    await alone.run(self._stop, until=lead.position)
+                if not lead.members or alone.position == lead.position:
+                    lead.members += alone.members
+                    log.info("caught_up", projection=projection.name)
+                    return
+            if alone.position > lead.position:
+                await wait(BEHIND_POLL_S, self._stop)
+
+    async def _walk(
+        self,
+        store: SqliteStore,
+        projections: Sequence[Projection],
+        attempt: Attempt,
+        outage: Outage,
+    ) -> None:
+        """Rebuild them, a page each in turn, until that is done or `stop`."""
+
+        async def hold_on(error: Unavailable) -> None:
+            if self._stop.is_set():
+                raise error
+            await outage.wait_out(error, self._stop)
+
+        async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+            name, total, done = projection.name, await store.newest(), 0
+            self._vitals.rebuilding(name, done, total)
+            steps = rebuild(store, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True)
+            async with aclosing(steps):
+                async for step in steps:
+                    outage.over()
+                    done += step.events
+                    self._vitals.counted(step.outcomes)
+                    self._vitals.rebuilding(name, done, total)
+                    if self._stop.is_set():
+                        return
+                    yield True
+
+        await side_by_side(store, projections, turn, attempt)
+
+
+@contextmanager
+def _but_for_failures(projection: Projection) -> Iterator[None]:
+    """What it raises is its own concern, and not now."""
+    with suppress(ProjectionFailed, LostRace), faults_of(projection):
+        yield
+
+
+class _Trouble:
+    """A projection that fails: said once, tried again ever more slowly, then said to be over."""
+
+    def __init__(self, projection: Projection) -> None:
+        self._projection = projection
+        self._why = ""
+        self._failures = 0
+        self._since_ms = 0
+
+    @property
+    def retry_s(self) -> float:
+        return min(2.0 ** (self._failures - 1), LONGEST_RETRY_S)
+
+    async def tell(self, store: SqliteStore, error: ProjectionFailed) -> None:
+        name, version = self._projection.name, self._projection.version
+        now_ms = time.time_ns() // 1_000_000
+        self._since_ms = self._since_ms or now_ms
+        self._failures += 1
+        if str(error) != self._why:
+            self._why = str(error)
+            log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
+        state = State("failed", version, f"{error}: {error.hint}", 0, 0, self._since_ms, now_ms)
+        await store.report(name, state)
+
+    async def over(self, store: SqliteStore) -> None:
+        if self._failures:
+            log.info(
+                "projection_recovered", projection=self._projection.name, failures=self._failures
+            )
+        await store.report(self._projection.name, None)

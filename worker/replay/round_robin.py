@@ -1,0 +1,51 @@
+"""Walks of several projections that go side by side, a page each in turn."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import anyio
+
+from session_projector.projections.projection import Projection
+from session_projector.worker.replay.walk import Pages
+from session_projector.worker.storage.port import Checkpoint, Store
+
+STANDBY_POLL_S: Final = 0.5
+"""How often somebody is looked after who is waited for."""
+
+Turn = AsyncGenerator[Any, None]
+"""One projection's walk; what it yields is False where it waits for somebody."""
+Attempt = Callable[[Projection], AbstractContextManager[None]]
+
+
+async def side_by_side(
+    store: Store,
+    projections: Sequence[Projection],
+    turn: Callable[[Projection, Checkpoint, Pages], Turn],
+    attempt: Attempt,
+) -> None:
+    """Let the walks take turns, so that those at one position share its reading.
+
+    What `attempt` keeps to itself ends only that projection's walk.
+    """
+    pages = Pages(store, projections)
+    checkpoints: dict[Projection, Checkpoint] = {}
+    for projection in projections:
+        with attempt(projection):
+            checkpoints[projection] = await store.checkpoint(projection)
+    turns = {one: turn(one, checkpoint, pages) for one, checkpoint in checkpoints.items()}
+    try:
+        while turns:
+            moved = False
+            for projection, steps in [*turns.items()]:
+                went = None
+                with attempt(projection):
+                    went = await anext(steps, None)
+                moved = moved or went is not False
+                if went is None:
+                    await turns.pop(projection).aclose()
+            if not moved:
+                await anyio.sleep(STANDBY_POLL_S)
+    finally:
+        for steps in turns.values():
+            await steps.aclose()

@@ -1,0 +1,213 @@
+"""One session looked back at: as it was then, what changed, which event set what."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from session_projector.projections.event import (
+    Body,
+    Event,
+    MessagesAppended,
+    SessionCreated,
+    SessionUpdated,
+)
+from session_projector.projections.messagepack import decode_exact, fields, items
+from session_projector.worker.cli.output import when
+from session_projector.worker.errors import BadUsage, Finding
+from session_projector.worker.sessions.timeline import SESSIONS, Moment, moments
+from session_projector.worker.storage.sqlite.client import Client
+
+_SESSION_BODIES: Final = (SessionCreated, MessagesAppended, SessionUpdated)
+_FIELDS: Final = ("id", "project", "messages", "status", "createdAt", "updatedAt")
+# `datetime.fromisoformat` takes any character between date and time, were it the sign of an offset.
+_ISO_8601: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(-?\d)?)([Tt ][\d:.,]+([Zz]|[+-][\d:.]+)?)?", re.ASCII
+)
+_MAX_SEQ: Final = 2**63 - 1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Where to look back to: a position in the log, or a time in milliseconds."""
+
+    value: int
+    is_time: bool
+
+    def covers(self, event: Event) -> bool:
+        return (event.time if self.is_time else event.seq) <= self.value
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What changed between two points.
+
+    `began` is the position where the session begins; `start` and `end` are those of the last
+    events folded at the points, None before the beginning. `messages`: added, removed, changed.
+    """
+
+    session: str
+    began: int
+    start: int | None
+    end: int | None
+    fields: list[dict[str, Any]]
+    messages: dict[str, list[dict[str, Any]]]
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """The event that something came with; `time` in milliseconds."""
+
+    seq: int
+    time: int
+    type: str
+    id: str
+
+
+class Origins(msgspec.Struct, frozen=True):
+    """Each field's name, value (of the messages: how many) and the event that last set it.
+
+    `messages` are runs of them: the first and last number, and the event they came with.
+    """
+
+    fields: list[tuple[str, Any, Origin]]
+    messages: list[tuple[int, int, Origin]]
+
+
+def point(text: str) -> Point:
+    """A position or an ISO 8601 time as it was typed; raises `BadUsage`."""
+    if text.isascii() and text.isdigit():
+        if len(text) <= len(str(_MAX_SEQ)) and int(text) <= _MAX_SEQ:
+            return Point(int(text), is_time=False)
+    elif _ISO_8601.fullmatch(text):
+        try:
+            time = datetime.fromisoformat(text)
+            since_epoch = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
+            return Point(since_epoch // timedelta(milliseconds=1), is_time=True)
+        except ValueError:
+            pass
+    raise BadUsage(
+        f"{text} is neither a position in the log nor a time",
+        "give a seq such as 1041, or an ISO 8601 time such as 2026-03-01T12:00:00Z",
+    )
+
+
+def view_at(client: Client, session_id: str, at: Point) -> dict[str, Any]:
+    """A session's view as it was then; raises `Finding` before its beginning."""
+    begin, (moment,) = _look_back(client, session_id, [at])
+    if moment is None:
+        raise _not_begun(session_id, begin)
+    view: dict[str, Any] = decode_exact(SESSIONS.to_row(moment.view)[2])
+    return view
+
+
+def diff(client: Client, session_id: str, start: Point, end: Point) -> Changes:
+    """What changed between two points; raises `Finding` where both are before the beginning."""
+    begin, (before, after) = _look_back(client, session_id, [start, end])
+    if before is None and after is None:
+        raise _not_begun(session_id, begin)
+    one, other = _plain_fields(before), _plain_fields(after)
+    return Changes(
+        session=session_id,
+        began=begin.seq,
+        start=before.event.seq if before else None,
+        end=after.event.seq if after else None,
+        fields=[
+            {"field": name, "before": one.get(name), "after": other.get(name)}
+            for name in one | other
+            if one.get(name) != other.get(name)
+        ],
+        messages=_changed_messages(_messages(before), _messages(after)),
+    )
+
+
+def why(client: Client, session_id: str) -> Origins:
+    """The events that the view comes from; raises `Finding` where none folds."""
+    origins: dict[str, Origin] = {}
+    runs: list[tuple[int, int, Origin]] = []
+    values: dict[str, Any] = {}
+    for moment in moments(client, session_id):
+        event, body = moment.event, moment.event.body
+        origin = Origin(event.seq, event.time, event.type, event.id)
+        origins |= dict.fromkeys(_set_by(body), origin)
+        if isinstance(body, _SESSION_BODIES) and body.messages is not None:
+            if not isinstance(body, MessagesAppended):
+                runs = []
+            before = runs[-1][1] if runs else 0
+            if body.messages.count:
+                runs.append((before + 1, before + body.messages.count, origin))
+        values = {"id": session_id, "messages": moment.view.count, **_plain_fields(moment)}
+    return Origins([(name, values[name], origins[name]) for name in _FIELDS], runs)
+
+
+def _look_back(
+    client: Client, session_id: str, points: Sequence[Point]
+) -> tuple[Event, list[Moment | None]]:
+    """The event that begins a session, and for each point the last that was folded by then."""
+    begin: Event | None = None
+    found: list[Moment | None] = [None] * len(points)
+    for moment in moments(client, session_id):
+        begin = begin or moment.event
+        found = [
+            moment if at.covers(moment.event) else last
+            for at, last in zip(points, found, strict=True)
+        ]
+        if all(not at.is_time and at.value <= moment.event.seq for at in points):
+            break
+    assert begin is not None
+    return begin, found
+
+
+def _not_begun(session_id: str, begin: Event) -> Finding:
+    return Finding(
+        f"session {session_id} begins after that, at seq {begin.seq} ({when(begin.time)})",
+        "give that seq, or a later one",
+    )
+
+
+def _plain_fields(moment: Moment | None) -> dict[str, Any]:
+    if moment is None:
+        return {}
+    view = moment.view
+    return {
+        "project": view.project,
+        "status": view.status,
+        "createdAt": view.created_at,
+        "updatedAt": view.updated_at,
+    }
+
+
+def _messages(moment: Moment | None) -> list[bytes]:
+    """Each message as it is encoded."""
+    return items(fields(SESSIONS.to_row(moment.view)[2])["messages"]) if moment else []
+
+
+def _changed_messages(before: list[bytes], after: list[bytes]) -> dict[str, list[dict[str, Any]]]:
+    common = min(len(before), len(after))
+    return {
+        "added": _numbered(after, common),
+        "removed": _numbered(before, common),
+        "changed": [
+            {"number": number, "before": decode_exact(one), "after": decode_exact(other)}
+            for number, (one, other) in enumerate(zip(before, after, strict=False), 1)
+            if one != other
+        ],
+    }
+
+
+def _numbered(messages: list[bytes], start: int) -> list[dict[str, Any]]:
+    return [
+        {"number": number, "message": decode_exact(message)}
+        for number, message in enumerate(messages[start:], start + 1)
+    ]
+
+
+def _set_by(body: Body | None) -> tuple[str, ...]:
+    """The fields that an event sets, were it to what they were."""
+    match body:
+        case SessionCreated():
+            return _FIELDS
+        case MessagesAppended():
+            return "messages", "updatedAt"
+    optional = ("messages", "status", "project")
+    return (*(name for name in optional if getattr(body, name) is not None), "updatedAt")

@@ -1,0 +1,169 @@
+"""One session as the log has it: its events, and the view after each that folds."""
+
+import shlex
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from session_projector.projections.event import (
+    MAX_EVENT_BYTES,
+    Event,
+    LogRow,
+    Unfoldable,
+    is_utf8,
+    keys_of,
+    time_of,
+)
+from session_projector.projections.fold import Rejected, fold, read
+from session_projector.projections.messagepack import Malformed, decode, decode_partly
+from session_projector.projections.sessions import PREFIX, Session, Sessions
+from session_projector.worker.errors import Finding, quoted
+from session_projector.worker.storage.sqlite.client import Client
+from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS
+
+SESSIONS: Final = Sessions()
+_SEARCHED_BYTES: Final = 1024 * 1024
+"""How much of an event that does not decode is searched for its type."""
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """An event that folds, and the view after it."""
+
+    event: Event
+    view: Session
+
+
+class Step(msgspec.Struct, frozen=True):
+    """An event of a session, `id` as it stands.
+
+    `type` and `time` (milliseconds) are None where nothing tells them. One that goes to
+    quarantine has a `reason`, one that folds a `moment`, one of somebody else's type neither.
+    """
+
+    seq: int
+    id: Any
+    size_bytes: int
+    type: str | None
+    time: int | None
+    reason: str | None
+    moment: Moment | None
+
+
+def steps(client: Client, session_id: str) -> Iterator[Step]:
+    """A session's events in log order, read one at a time."""
+    key = PREFIX + session_id
+    view: Session | None = None
+    for seq in _seqs(client, session_id):
+        for row, size_bytes in _rows(client, seq):
+            (event,) = read([row])
+            folded = fold(SESSIONS, {key: view}, [event])
+            moment = None
+            if key in folded.views and isinstance(event, Event):
+                view = folded.views[key]
+                moment = Moment(event, view)
+            reason = folded.quarantined[0].reason if folded.quarantined else None
+            yield Step(seq, row.id, size_bytes, *_type_and_time(row, event), reason, moment)
+
+
+def listing(client: Client, session_id: str) -> list[Step]:
+    """A session's events without what they hold; raises `Finding` where there are none."""
+    found = [msgspec.structs.replace(step, moment=None) for step in steps(client, session_id)]
+    if not found:
+        raise no_session(client, session_id)
+    return found
+
+
+def moments(client: Client, session_id: str) -> Iterator[Moment]:
+    """Each event that folds, and the view after it; raises `Finding` where there is none."""
+    known = begun = False
+    for step in steps(client, session_id):
+        known = True
+        if step.moment is not None:
+            begun = True
+            yield step.moment
+    if not known:
+        raise no_session(client, session_id)
+    if not begun:
+        raise Finding(
+            f"session {session_id} has events in {client.path}, and none of them folds",
+            f"see why: `projector session history {shlex.quote(session_id)}"
+            f" -d {quoted(client.path)}`",
+        )
+
+
+def folded(client: Client, session_id: str) -> Session | None:
+    """The session as all of its events leave it."""
+    view = None
+    for step in steps(client, session_id):
+        view = step.moment.view if step.moment else view
+    return view
+
+
+def exists(client: Client, session_id: str) -> bool:
+    return any(step.moment for step in steps(client, session_id))
+
+
+def no_session(client: Client, session_id: str) -> Finding:
+    if is_utf8(session_id) and exists(client, session_id):
+        return Finding(
+            f"session {session_id} is in the log, and not yet folded into a view",
+            f"is a daemon running? `projector status -d {quoted(client.path)}`",
+        )
+    return Finding(
+        f"there is no session {session_id} in {client.path}",
+        f"see which there are with `projector session list -d {quoted(client.path)}`",
+    )
+
+
+def _seqs(client: Client, session_id: str) -> list[int]:
+    """All at once: a cursor left open while they are folded would pin the write-ahead log."""
+    keys = keys_of(session_id)
+    rows = client.rows(
+        f"SELECT seq FROM event_log WHERE key IN ({', '.join('?' * len(keys))}) ORDER BY seq", keys
+    )
+    return [seq for (seq,) in rows]
+
+
+def _rows(client: Client, seq: int) -> list[tuple[LogRow, int]]:
+    """The event at a position and its size in bytes; nothing where the log was replaced."""
+    found = client.rows(
+        f"SELECT {EVENT_COLUMNS}, CASE typeof(data) WHEN 'text' THEN length(CAST(data AS BLOB))"
+        " ELSE coalesce(length(data), 0) END FROM event_log WHERE seq = :seq",
+        {"seq": seq, "max": MAX_EVENT_BYTES},
+    )
+    return [(LogRow(*columns), size_bytes) for *columns, size_bytes in found]
+
+
+def _type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, int | None]:
+    """As the fold has them, or as far as the event can be read."""
+    if isinstance(event, Event) and event.body is not None:
+        return event.type, event.time
+    told = _as_far_as_it_decodes(row.data)
+    kind = told.get("type")
+    return kind if isinstance(kind, str) else None, _time(told, row.created_at)
+
+
+def _time(told: dict[Any, Any], created_at: Any) -> int | None:
+    for stated in (told, {}):
+        try:
+            return time_of(stated, created_at)
+        except Unfoldable:
+            continue
+    return None
+
+
+def _as_far_as_it_decodes(data: Any) -> dict[Any, Any]:
+    value: Any = None
+    try:
+        if isinstance(data, str):
+            value = msgspec.json.decode(data)
+        elif isinstance(data, bytes) and len(data) <= MAX_EVENT_BYTES:
+            value = decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, Malformed):
+        pass
+    if value is None and isinstance(data, bytes):
+        value, _fault = decode_partly(data[:_SEARCHED_BYTES])
+        if isinstance(value, dict):  # what it breaks off in is "…"
+            value = {name: item for name, item in value.items() if item != "…"}
+    return value if isinstance(value, dict) else {}

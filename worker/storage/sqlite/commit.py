@@ -1,0 +1,185 @@
+"""Writing in the embedded engine: transactions, and what a change of a projection is in SQL."""
+
+import shlex
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from session_projector.projections.projection import Table
+from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
+from session_projector.worker.storage.port import Change, Checkpoint, size_of
+from session_projector.worker.storage.sqlite.sql import bound, owned, raw, upsert
+
+MOST_ROWS: Final = 256
+MOST_BYTES: Final = 2 * 1024 * 1024
+"""Of a statement, as SQLite gets copies of all its values."""
+FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
+_MOVE: Final = (
+    "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?, skipped = ?"
+    " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
+)
+_STANDS: Final = (
+    "SELECT 1 FROM checkpoint"
+    " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
+)
+_QUARANTINE: Final = (
+    "INSERT INTO quarantine (projection, seq, id, key, reason)"
+    " SELECT ?, seq, id, key, ? FROM event_log WHERE seq = ?"
+    " ON CONFLICT (projection, seq) DO UPDATE"
+    " SET id = excluded.id, key = excluded.key, reason = excluded.reason"
+)
+_OF_ONE_PROJECTION: Final = {
+    sqlite3.SQLITE_ERROR,  # no such table, no such column
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_TOOBIG,
+}
+
+
+@contextmanager
+def writing(connection: sqlite3.Connection) -> Iterator[None]:
+    """One transaction, its lock taken at once; nothing of it stays where the block fails."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+@contextmanager
+def reading(connection: sqlite3.Connection) -> Iterator[None]:
+    """One moment for all that is read, and the file's locks taken once."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()  # it only read; SQLite may have ended it by itself
+
+
+@contextmanager
+def concerning(name: str | None, path: Path) -> Iterator[None]:
+    """Tell what is wrong with one projection's rows from what is wrong with the database."""
+    try:
+        yield
+    except (sqlite3.Error, OverflowError, ValueError) as error:  # the latter two: a value
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
+            raise
+        hint = (
+            f"make its views anew: `projector projection drop {name} -d {quoted(path)}`,"
+            " then run again"
+        )
+        if code & 0xFF == sqlite3.SQLITE_CONSTRAINT:
+            hint = (
+                "a trigger or an index on its table refuses the row: SELECT sql FROM"
+                " sqlite_master WHERE tbl_name ="
+                f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
+            )
+        raise ProjectionFailed(name, f"SQLite says: {error}", hint) from error
+
+
+def apply(connection: sqlite3.Connection, path: Path, change: Change) -> None:
+    """Within a transaction; raises `LostRace` where the checkpoint is not `before`, and
+    `NeedsPerson` where it is and stays so."""
+    before, after, table = change.before, change.after, change.table
+    cursor = connection.execute(
+        _MOVE,
+        (
+            *(after.version, after.position, after.generation, after.digest, after.skipped),
+            *_known(before),
+        ),
+    )
+    if cursor.rowcount != 1:
+        if connection.execute(_STANDS, _known(before)).fetchone():
+            raise _immovable(path, before)
+        raise LostRace
+    if (after.version, after.position) != (before.version, before.position):
+        connection.execute(FORGET_STATE, (before.name,))
+    with concerning(before.name, path):
+        if change.rows:
+            _write(connection, path, before.name, table, change.rows)
+        for key in change.removed:
+            connection.execute(
+                f"DELETE FROM {table.name} WHERE {owned(table)}"
+                f" AND {table.key} = {bound('?', key)}",
+                (raw(key),),
+            )
+    connection.executemany(
+        _QUARANTINE, [(before.name, event.reason, event.seq) for event in change.quarantined]
+    )
+    for seq in change.cleared:
+        connection.execute(
+            f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",
+            (before.name, raw(seq)),
+        )
+
+
+def _known(checkpoint: Checkpoint) -> tuple[str, int, int, int, str]:
+    """What tells a checkpoint from what it was or will be."""
+    c = checkpoint
+    return c.name, c.version, c.position, c.generation, c.digest
+
+
+def _immovable(path: Path, checkpoint: Checkpoint) -> NeedsPerson:
+    look = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'checkpoint'"
+    return NeedsPerson(
+        f"{path}: the checkpoint of {checkpoint.name} stays at {checkpoint.position} whatever is"
+        " written to it: a trigger keeps it there",
+        f"see which, and drop it: `sqlite3 {quoted(path)} {shlex.quote(look)}`",
+    )
+
+
+def _write(
+    connection: sqlite3.Connection,
+    path: Path,
+    name: str,
+    table: Table,
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    try:
+        _upsert(connection, table, rows)
+        return
+    except sqlite3.IntegrityError as error:
+        if not _is_id_taken(table, error):
+            raise
+    # A row of ours bears the id of another one: damaged, and met when that is written.
+    columns = [*table.columns]
+    id_at, key_at = columns.index("id"), columns.index(table.key)
+    connection.executemany(
+        f"UPDATE OR IGNORE {table.name} SET id = {table.key}"
+        f" WHERE {owned(table)} AND id = ? AND {table.key} <> ?",
+        [(row[id_at], row[key_at]) for row in rows],
+    )
+    try:
+        _upsert(connection, table, rows)
+    except sqlite3.IntegrityError as error:
+        if not _is_id_taken(table, error):
+            raise
+        raise ProjectionFailed(
+            name,
+            f"{path}: a row of {table.name} cannot be written ({error}): another program's row has"
+            " the id that it must have",
+            f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
+            f" AND {table.key} NOT LIKE '{table.prefix}%'",
+        ) from None
+
+
+def _upsert(connection: sqlite3.Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Many rows by each statement: between two of them Python has to be waited for."""
+    at = 0
+    while at < len(rows):
+        many = min(1 << (len(rows) - at).bit_length() - 1, MOST_ROWS)
+        while many > 1 and sum(map(size_of, rows[at : at + many])) > MOST_BYTES:
+            many //= 2
+        connection.execute(upsert(table, many), [*chain.from_iterable(rows[at : at + many])])
+        at += many
+
+
+def _is_id_taken(table: Table, error: sqlite3.IntegrityError) -> bool:
+    """Of a table that is shared with others; what their triggers refuse is another thing."""
+    return bool(table.prefix) and error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY

@@ -1,0 +1,67 @@
+"""systemd's notify protocol: datagrams to the socket that it names (sd_notify(3))."""
+
+import socket
+import time
+from contextlib import suppress
+from typing import Final
+
+from session_projector.worker.telemetry.state import Vitals
+
+EVERY_S: Final = 1.0
+EXTEND_S: Final = 60
+"""How much longer a start may take, said anew at each turn of a first catch-up."""
+
+
+class Notifier:
+    """Tells systemd of a daemon's turns; nothing without `address`.
+
+    READY once the tail has caught up with the log or stands by, STATUS with the position and the
+    lag, WATCHDOG after a turn, at most every second or every half of `watchdog_s`.
+    """
+
+    def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
+        self._address = address
+        self._every_s = EVERY_S if watchdog_s is None else min(EVERY_S, watchdog_s / 2)
+        self._watchdog = watchdog_s is not None
+        self._ready = False
+        self._last = -self._every_s
+        self._status = ""
+
+    def turned(self, vitals: Vitals) -> None:
+        if vitals.stopping:
+            self._send(["STOPPING=1"])
+            return
+        # Once said it stays so, also where one that stood by has to catch up when it takes over.
+        ready = self._ready or vitals.standing_by or vitals.caught_up
+        now = time.monotonic()
+        if now - self._last < self._every_s and ready == self._ready:
+            return
+        self._last = now
+        status = _status(vitals)
+        lines = [f"STATUS={status}"] if status != self._status else []
+        if not ready:
+            lines.append(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1_000_000}")
+        elif not self._ready:
+            lines.append("READY=1")
+        if self._watchdog:
+            lines.append("WATCHDOG=1")
+        self._ready, self._status = ready, status
+        self._send(lines)
+
+    def _send(self, lines: list[str]) -> None:
+        if not self._address or not lines:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        # Whoever listened may be gone, and that must not stop the folding.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.setblocking(False)
+            connection.sendto("\n".join(lines).encode(), address)
+
+
+def _status(vitals: Vitals) -> str:
+    if vitals.standing_by:
+        return "standing by for another daemon"
+    position = min(vitals.positions.values(), default=0)
+    doing = [f"{name} is being rebuilt" for name in sorted(vitals.rebuilds)]
+    doing += [f"{name} fails" for name in sorted(vitals.failing)]
+    return "; ".join([f"position {position}, lag {vitals.lag_events} events", *doing])
