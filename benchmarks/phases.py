@@ -16,11 +16,12 @@ from typing import Any, Final
 
 WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "read": (
-        "session_projector.worker.storage.sqlite.store:SqliteStore.look",
-        "session_projector.worker.storage.sqlite.store:SqliteStore.read_events",
-        "session_projector.worker.storage.sqlite.store:SqliteStore.load_views",
+        "session_projector.worker.storage.sqlite.log:SqliteLog.page",
+        "session_projector.worker.storage.sqlite.log:SqliteLog.of",
+        "session_projector.worker.storage.sqlite.log:SqliteLog.by_session",
+        "session_projector.worker.storage.sqlite.views:SqliteViews.load",
     ),
-    "fold": ("projections.fold:read", "projections.fold:fold"),
+    "fold": ("session_projector.projections.fold:read", "session_projector.projections.fold:fold"),
     "commit": ("session_projector.worker.storage.sqlite.store:SqliteStore.commit",),
     "setup": ("session_projector.worker.storage.sqlite.schema.migrate:setup",),
     "migration": ("session_projector.worker.storage.sqlite.schema.migrate:_migrate",),

@@ -17,13 +17,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from support import PROJECTOR, T0, Database, daemon, event, projector
+from support.folding import run_once
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import service
 from session_projector.worker.doctor import host as surroundings
 from session_projector.worker.doctor.check import Checked
 from session_projector.worker.doctor.examine import examine
+from session_projector.worker.errors import naming
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 STRANGER_UID = 60003
@@ -35,12 +37,17 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_shell = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 shell")
 
 
+def examined(path: Path) -> list[Checked]:
+    """As the command prints it: its commands name the database."""
+    return [replace(one, mend=naming(str(path), one.mend)) for one in examine(path)]
+
+
 def look(database: Database | Path, check: str) -> Checked:
     """What a check found, the worst of it."""
     path = database.path if isinstance(database, Database) else database
     levels = ["ok", "warn", "fail"]
     return max(
-        (one for one in examine(path) if one.check == check),
+        (one for one in examined(path) if one.check == check),
         key=lambda one: levels.index(one.level),
     )
 
@@ -48,12 +55,13 @@ def look(database: Database | Path, check: str) -> Checked:
 def wrong(database: Database | Path) -> set[str]:
     """The checks that are not ok, but for those that depend on the machine alone."""
     path = database.path if isinstance(database, Database) else database
-    return {one.check for one in examine(path) if one.level != "ok"} - OF_THE_MACHINE
+    return {one.check for one in examined(path) if one.level != "ok"} - OF_THE_MACHINE
 
 
 def mend(found: Checked) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
-    commands = [c for c in re.findall("`([^`]*)`", found.mend) if not c.startswith("projector run")]
+    commands = re.findall("`([^`]*)`", found.mend)
+    commands = [command for command in commands if not command.startswith("projector run")]
     shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
     for command in commands:
         done = subprocess.run(
@@ -72,7 +80,7 @@ def folded(database: Database) -> Database:
     database.insert("A-1", "no event")
     database.insert("A-1", event("session_append", {}))
     database.insert("session:A-2", {"type": "of no concern"})
-    asyncio.run(service.run_once(database.path, BUILT_IN))
+    asyncio.run(run_once(database.path, BUILT_IN))
     return database
 
 
@@ -435,7 +443,7 @@ def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
 
 HOLD_LOCK = """
 from pathlib import Path
-from session_projector.worker.storage.sqlite.connection import DaemonLock
+from session_projector.worker.storage.sqlite.lock import DaemonLock
 assert DaemonLock(Path(path), {"sessions": 1, "session_index": 1}).acquire()
 """
 
@@ -901,7 +909,7 @@ def test_a_folder_in_the_place_of_the_database_has_nothing_given_to_it(
 @needs_root
 def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Database) -> None:
     become = f"os.setgroups([])\nos.setgid({STRANGER_UID})\nos.setuid({STRANGER_UID})\n"
-    code = f"import os, session_projector.worker.storage.sqlite.connection\n{become}{HOLD_LOCK}"
+    code = f"import os, session_projector.worker.storage.sqlite.lock\n{become}{HOLD_LOCK}"
     with another(code, stranger.path) as pid:
         well = look(stranger, "rights")
         os.chown(stranger.path, 0, 0)

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import PROJECTOR, T0, Database, event, logs, oracle, projector
+from support.folding import run_once, target
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import MAX_EVENT_BYTES
 from session_projector.projections.messagepack import decode_exact
-from session_projector.worker.daemon import service
-from session_projector.worker.errors import BadUsage, Finding
+from session_projector.worker.errors import BadUsage, Finding, naming
 from session_projector.worker.sessions import time_travel as look_back
 from session_projector.worker.sessions import timeline as history
-from session_projector.worker.storage.sqlite.client import Client
+from session_projector.worker.storage.port import Store
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 
@@ -71,22 +71,22 @@ def test_looking_back_agrees_with_the_daemon_and_with_the_fold_of_the_prefix(
     database = Database(path)
     for key, data, created_at in log:
         database.insert(key, data, created_at=created_at)
-    anyio.run(service.run_once, path, BUILT_IN)
+    anyio.run(run_once, path, BUILT_IN)
     rows = database.log()
     folds = [oracle.fold(rows[:seq]).views for seq in range(len(rows) + 1)]
 
     reasons: dict[int, str] = {}
-    with Client.reading(path) as client:
+    with target(path).open() as store:
         for session_id in ["", *logs.SESSION_IDS]:
             key = f"session:{session_id}"
             views = [encoded.get(key) for encoded in folds]
             for seq, view in enumerate(views):
-                assert view_at(client, session_id, seq) == repr(view and decode_exact(view[2]))
-            newest = history.folded(client, session_id)
+                assert view_at(store, session_id, seq) == repr(view and decode_exact(view[2]))
+            newest = history.folded(store, session_id)
             row = newest and history.SESSIONS.to_row(newest)
             assert row == database.views().get(key)
-            reasons |= {s.seq: s.reason for s in history.steps(client, session_id) if s.reason}
-            check_diff(client, session_id, [views[min(at, len(rows))] for at in pair], pair)
+            reasons |= {s.seq: s.reason for s in history.steps(store, session_id) if s.reason}
+            check_diff(store, session_id, [views[min(at, len(rows))] for at in pair], pair)
 
     quarantine = dict(
         database.sql(
@@ -96,23 +96,23 @@ def test_looking_back_agrees_with_the_daemon_and_with_the_fold_of_the_prefix(
     assert reasons == quarantine
 
 
-def view_at(client: Client, session_id: str, seq: int) -> str:
+def view_at(store: Store, session_id: str, seq: int) -> str:
     """As text, in which 1, 1.0 and true differ."""
     try:
-        return repr(look_back.view_at(client, session_id, look_back.point(str(seq))))
+        return repr(look_back.view_at(store, session_id, look_back.point(str(seq))))
     except Finding:
         return repr(None)
 
 
-def check_diff(client: Client, session_id: str, views: list[Any], pair: tuple[int, int]) -> None:
+def check_diff(store: Store, session_id: str, views: list[Any], pair: tuple[int, int]) -> None:
     """What is said to have changed leads from one view to the other, and is nothing if both are
     the same."""
     points = [look_back.point(str(at)) for at in pair]
     if views == [None, None]:
         with pytest.raises(Finding):
-            look_back.diff(client, session_id, *points)
+            look_back.diff(store, session_id, *points)
         return
-    changes = look_back.diff(client, session_id, *points)
+    changes = look_back.diff(store, session_id, *points)
     before, after = [decode_exact(view[2]) if view else {"messages": []} for view in views]
     nothing = not changes.fields and not any(changes.messages.values())
 
@@ -172,8 +172,8 @@ def test_an_oversized_event_is_listed_with_its_size_and_not_read_whole(database:
     database.insert("A-1", "ä" * MAX_EVENT_BYTES)
 
     _, blob, text = run_json(database, "history", "A-1")
-    with Client.reading(database.path) as client:
-        (_, (row, _)) = [*history._rows(client, 1), *history._rows(client, 2)]
+    with target(database.path).open() as store:
+        row = store.log.event(2)
 
     assert (blob["bytes"], blob["type"]) == (len(head) + size, "session_append")
     assert (text["bytes"], text["type"]) == (2 * MAX_EVENT_BYTES, None)
@@ -200,8 +200,8 @@ def test_what_an_event_says_never_moves_the_terminal(database: Database) -> None
 
 
 def test_a_session_that_is_being_folded_pins_no_write_ahead_log(session: Database) -> None:
-    with Client.reading(session.path) as client:
-        steps = history.steps(client, "A-1")
+    with target(session.path).open() as store:
+        steps = history.steps(store, "A-1")
         next(steps)
         session.appended("A-1", "meanwhile")
         ((busy, _, _),) = session.sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -229,20 +229,20 @@ def test_a_reader_that_leaves_early_or_waits_troubles_nobody(database: Database)
     assert (complaint, listing.returncode) == (b"", 1)
 
 
-def look_backs(client: Client) -> list[Callable[[], Any]]:
+def look_backs(store: Store) -> list[Callable[[], Any]]:
     """Each way to look back at the session A-1 but its history."""
     newest = look_back.point("9")
     return [
-        partial(look_back.view_at, client, "A-1", newest),
-        partial(look_back.diff, client, "A-1", newest, newest),
-        partial(look_back.why, client, "A-1"),
+        partial(look_back.view_at, store, "A-1", newest),
+        partial(look_back.diff, store, "A-1", newest, newest),
+        partial(look_back.why, store, "A-1"),
     ]
 
 
 def test_a_session_without_events_is_exit_1(database: Database) -> None:
     assert "there is no session A-1" in refused(database, "history", "A-1", code=1)
-    with Client.reading(database.path) as client:
-        for look in look_backs(client):
+    with target(database.path).open() as store:
+        for look in look_backs(store):
             with pytest.raises(Finding, match="there is no session A-1"):
                 look()
 
@@ -251,14 +251,15 @@ def test_a_session_of_which_nothing_folds_has_a_history_and_no_view(database: Da
     database.insert("A-1", {"type": "task_created"})
     database.appended("A-1", "never created")
 
-    with Client.reading(database.path) as client:
-        listed = history.listing(client, "A-1")
+    with target(database.path).open() as store:
+        listed = history.listing(store, "A-1")
 
         assert [step.reason is None for step in listed] == [True, False]
-        for look in look_backs(client):
+        for look in look_backs(store):
             with pytest.raises(Finding, match="none of them folds") as raised:
                 look()
-            assert "`projector session history A-1 -d " in raised.value.hint
+            hint = naming(str(database.path), raised.value.hint)
+            assert f"`projector session history A-1 -d {database.path}`" in hint
     assert "none of them folds" in refused(database, "view", "A-1", "--at", "9", code=1)
 
 
@@ -292,8 +293,8 @@ def test_view_shows_a_session_as_it_was_without_a_daemon(
 def test_a_time_means_up_to_the_last_event_not_later(
     session: Database, at: str, status: str, messages: int
 ) -> None:
-    with Client.reading(session.path) as client:
-        view = look_back.view_at(client, "A-1", look_back.point(at))
+    with target(session.path).open() as store:
+        view = look_back.view_at(store, "A-1", look_back.point(at))
 
     assert (view["status"], len(view["messages"])) == (status, messages)
 
@@ -302,8 +303,8 @@ def test_a_time_as_small_as_a_position_is_a_time(database: Database) -> None:
     database.insert("A-1", event("session_created", {"project": "web"}, timestamp=0))
     updated(database, status="done", time=0)
 
-    with Client.reading(database.path) as client:
-        view = look_back.view_at(client, "A-1", look_back.point("1970-01-01T00:00:00Z"))
+    with target(database.path).open() as store:
+        view = look_back.view_at(store, "A-1", look_back.point("1970-01-01T00:00:00Z"))
 
     assert view["status"] == "done"
 
@@ -311,8 +312,8 @@ def test_a_time_as_small_as_a_position_is_a_time(database: Database) -> None:
 def test_the_time_of_an_event_that_does_not_fold_is_no_point(session: Database) -> None:
     session.insert("A-1", event("session_created", {"project": "twice"}, timestamp=T0 + 20_000))
 
-    with Client.reading(session.path) as client:
-        view = look_back.view_at(client, "A-1", look_back.point("2023-11-14T22:13:50Z"))
+    with target(session.path).open() as store:
+        view = look_back.view_at(store, "A-1", look_back.point("2023-11-14T22:13:50Z"))
 
     assert (view["project"], view["updatedAt"]) == ("web", T0 + 9000)
 
@@ -417,10 +418,10 @@ def test_values_that_only_python_takes_for_the_same_are_changes(database: Databa
     for value in values:
         updated(database, messages=[{"role": "user", "content": "same", "n": value}])
 
-    with Client.reading(database.path) as client:
+    with target(database.path).open() as store:
         for seq, (before, after) in enumerate(pairwise(values), 2):
             points = look_back.point(str(seq)), look_back.point(str(seq + 1))
-            (changed,) = look_back.diff(client, "A-1", *points).messages["changed"]
+            (changed,) = look_back.diff(store, "A-1", *points).messages["changed"]
             assert (repr(changed["before"]["n"]), repr(changed["after"]["n"])) == (
                 repr(before),
                 repr(after),

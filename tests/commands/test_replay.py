@@ -28,15 +28,14 @@ from support import (
     projector,
 )
 from support.extensions import CreatedPerDay
-from support.folding import Heard, catch_up, differences, mend, refolded
+from support.folding import Heard, catch_up, checkpoint, differences, mend, opened, refolded, target
+from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.replay import verify as verification
 from session_projector.worker.replay import walk
-from session_projector.worker.storage.sqlite import store as sqlite
+from session_projector.worker.storage.port import Limits
 from session_projector.worker.storage.sqlite.schema import migrate as schema
-from session_projector.worker.storage.sqlite.store import SqliteStore
 
 DAMAGES = {
     "view damaged": "UPDATE view SET data = x'80' WHERE key = 'session:A-1'",
@@ -114,19 +113,17 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
     catch_up(database)
     expected = database.everything()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlite, "PAGE_EVENTS", page)
-        patch.setattr(sqlite, "PAGE_KEYS", page)
-        patch.setattr(sqlite, "VIEW_BYTES", 100 * page)
+        limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
         patch.setattr(walk, "CHUNK_CHANGES", page)
-        assert differences(database) == {}
+        assert differences(database, limits=limits) == {}
         with closing(sqlite3.connect(database.path, isolation_level=None)) as foreign:
             try:
                 foreign.execute(damage)
             except sqlite3.IntegrityError:
                 return  # there is such a row already
 
-        mend(database)
-        assert differences(database) == {}
+        mend(database, limits=limits)
+        assert differences(database, limits=limits) == {}
 
     assert database.everything() == expected
     assert expected == refolded(database, path / "fresh.db").everything()
@@ -139,17 +136,16 @@ def test_views_gathered_over_sessions_are_verified_and_mended(database: Database
         database.created(f"A-{number}", project=f"P{number % 3}")
     database.insert("A-1", b"\xc1")
     database.insert("A-1", event("task_created", {}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlite, "PAGE_EVENTS", 4)
-        mend(database, projections)
-        table = CreatedPerDay.table
-        made = database.sql(f"SELECT * FROM {table.name} ORDER BY 1")
-        key = made[0][[*table.columns].index(table.key)]
-        database.sql(f"DELETE FROM {table.name} WHERE {table.key} = ?", key)
-        database.sql(f"UPDATE {table.name} SET {table.key} = 'x' WHERE {table.key} LIKE 'P1%'")
+    limits = Limits(page_events=4)
+    mend(database, projections, limits)
+    table = CreatedPerDay.table
+    made = database.sql(f"SELECT * FROM {table.name} ORDER BY 1")
+    key = made[0][[*table.columns].index(table.key)]
+    database.sql(f"DELETE FROM {table.name} WHERE {table.key} = ?", key)
+    database.sql(f"UPDATE {table.name} SET {table.key} = 'x' WHERE {table.key} LIKE 'P1%'")
 
-        assert differences(database, projections) == {"view missing": 2, "view ghost": 1}
-        mend(database, projections)
+    assert differences(database, projections, limits) == {"view missing": 2, "view ghost": 1}
+    mend(database, projections, limits)
 
     assert differences(database, projections) == {}
     assert database.sql(f"SELECT * FROM {table.name} ORDER BY 1") == made
@@ -299,19 +295,16 @@ async def test_a_batch_that_was_folded_before_a_replay_is_not_committed(
 ) -> None:
     """The generation is part of the compare-and-set, also where the position stands still."""
     database.created("A-1", "one")
-    store = await SqliteStore.open(database.path)
-    try:
+    async with opened(database.path) as thread:
         sessions = BUILT_IN[0]
-        await verification.replay(database.path, BUILT_IN, Heard())
-        before = await store.checkpoint(sessions)
+        await replay_all(target(database.path), BUILT_IN, Heard())
+        before = await checkpoint(thread, sessions)
         database.sql("DELETE FROM view")
-        async for _ in replay.mend(store, sessions):
+        async for _ in replay.mend(thread, sessions, before):
             pass
 
-        after = await store.checkpoint(sessions)
+        after = await checkpoint(thread, sessions)
         assert (after.position, after.generation) == (before.position, before.generation + 1)
-    finally:
-        await store.close()
 
 
 def test_a_view_is_compared_as_of_the_checkpoint(folded: Database) -> None:

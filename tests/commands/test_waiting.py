@@ -12,10 +12,9 @@ from pathlib import Path
 import anyio
 import pytest
 from support import PROJECTOR, Database, daemon, projector
-from support.folding import catch_up
+from support.folding import catch_up, run_once
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import service
 
 
 def test_it_returns_once_the_position_is_reached(database: Database) -> None:
@@ -60,7 +59,7 @@ def test_it_waits_for_the_named_projection_alone(database: Database) -> None:
     database.created("A-1")
     catch_up(database)
     database.created("A-2")
-    anyio.run(service.run_once, database.path, BUILT_IN[:1])
+    anyio.run(run_once, database.path, BUILT_IN[:1])
     options = ("--timeout", "0", "-d", database.path)
 
     projector("wait", "--projection", "sessions", "2", *options)

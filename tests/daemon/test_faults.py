@@ -20,13 +20,12 @@ from pathlib import Path
 import msgpack
 import pytest
 from support import INSERT, T0, Database, daemon, event, oracle, projector
+from support.folding import opened, run_once
 from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import service
 from session_projector.worker.daemon.tail import Tail, load
 from session_projector.worker.storage.sqlite.schema import migrate as schema
-from session_projector.worker.storage.sqlite.store import SqliteStore
 
 SHELL = shutil.which("sqlite3")
 STRANGER_UID = 60003
@@ -344,9 +343,8 @@ def test_an_empty_file_is_refused_until_it_is_set_up(tmp_path: Path) -> None:
 async def test_a_turn_cancelled_at_any_await_leaves_no_lock_and_no_half_batch(
     database: Database, again: bool
 ) -> None:
-    store = await SqliteStore.open(database.path)
-    try:
-        members = [await load(store, projection) for projection in BUILT_IN]
+    async with opened(database.path) as thread:
+        members = [await load(thread, projection) for projection in BUILT_IN]
         completed = at = 0
         while not completed:
             at += 1
@@ -356,24 +354,21 @@ async def test_a_turn_cancelled_at_any_await_leaves_no_lock_and_no_half_batch(
             if at > 1:
                 database.sql("DELETE FROM view WHERE key = ?", f"session:A-{at - 1}")
                 database.appended(f"A-{at - 1}", "to be folded from the log")
-            turn = Interrupted(Tail(store, members).turn(), at, again=again)
+            turn = Interrupted(Tail(thread, members).turn(), at, again=again)
             task = asyncio.create_task(turn)
             turn.cancel = task.cancel
             await asyncio.wait([task])
             if not task.cancelled():
                 assert task.result()
                 completed = turn.suspensions
-            await store.newest()  # whatever waited in the database thread has run
 
-            assert not store._connection.in_transaction
+            assert not await thread.run(lambda store: store.connection.raw.in_transaction)
             with closing(sqlite3.connect(database.path, timeout=0)) as other:
                 other.execute("BEGIN IMMEDIATE")
                 other.execute("ROLLBACK")
-            await service.run_once(database.path, BUILT_IN)
+            await run_once(database.path)
             assert is_exact(database)
-            members = [await load(store, projection) for projection in BUILT_IN]
-    finally:
-        await store.close()
+            members = [await load(thread, projection) for projection in BUILT_IN]
 
     assert completed == at - 1 > 5
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 from support import PROJECTOR, WRITER, Daemon, Database, daemon, fill, oracle, projector
 from support.extensions import PROGRAM, PerProject
-from support.folding import catch_up, mend
+from support.folding import catch_up, checkpoint, mend, opened
 from support.served import HTTP, address, scraped
 
 from session_projector.projections import BUILT_IN
@@ -24,7 +24,6 @@ from session_projector.worker.daemon import tail
 from session_projector.worker.daemon.tail import Outage, load
 from session_projector.worker.errors import Unavailable
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.storage.sqlite.store import opened
 from session_projector.worker.telemetry.state import Vitals
 
 SESSIONS = BUILT_IN[0]
@@ -377,13 +376,13 @@ async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database
             waited.append(error)
             other.execute("ROLLBACK")
 
-        async with opened(database.path) as store:
-            member = await load(store, SESSIONS)
-            steps = replay.rebuild(store, SESSIONS, member.checkpoint, hold_on=hold_on)
+        async with opened(database.path) as thread:
+            member = await load(thread, SESSIONS)
+            steps = replay.rebuild(thread, SESSIONS, member.checkpoint, hold_on=hold_on)
             found = [await anext(steps)]
             other.execute("BEGIN IMMEDIATE")
             found += [step async for step in steps]
-            after = await store.checkpoint(SESSIONS)
+            after = await checkpoint(thread, SESSIONS)
 
     assert len(waited) == 1
     assert (after.position, after.generation) == (300, member.checkpoint.generation + 1)
@@ -450,7 +449,7 @@ def test_a_table_of_somebody_else_is_left_alone(database: Database) -> None:
 
     said = once(database, "PerProject", check=4)
 
-    assert "the table per_project is there with rows that no checkpoint explains" in said
+    assert "the table per_project exists with rows that no checkpoint explains" in said
     assert per_project(database) == [("mine", 7)]
     assert len(database.views()) == 1
 
@@ -601,8 +600,8 @@ def test_however_long_batches_take_each_has_an_event(
     fill(database, sessions=20, events=300)
 
     async def run() -> None:
-        async with opened(database.path) as store:
-            folding = tail.Tail(store, [await load(store, PerProject())])
+        async with opened(database.path) as thread:
+            folding = tail.Tail(thread, [await load(thread, PerProject())])
             with anyio.fail_after(30):
                 await folding.run(anyio.Event(), until=300)
 

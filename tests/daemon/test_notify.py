@@ -12,7 +12,7 @@ import pytest
 from support import PROJECTOR, Database, daemon, fill, projector
 from support.extensions import PROGRAM
 
-from session_projector.worker.storage.sqlite.connection import DaemonLock
+from session_projector.worker.storage.sqlite.lock import DaemonLock
 
 
 class Listener:
@@ -143,7 +143,7 @@ def test_health_says_what_is_wrong_with_what_is_no_database(tmp_path: Path) -> N
     ]
 
     assert [line.count("\n") for line in said] == [1, 1, 1]
-    assert f"there is no database at {tmp_path}/absent.db: make it with `projector db " in said[0]
+    assert f"there is no database at {tmp_path}/absent.db: create it with `projector db " in said[0]
     assert f"{tmp_path} is not a file: give the path of a SQLite file" in said[1]
     assert f"{tmp_path}/junk.db is damaged or not a SQLite database" in said[2]
 

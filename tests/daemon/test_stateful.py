@@ -5,7 +5,7 @@ import functools
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +16,27 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support import T0, Database, copy, event, logs, oracle
-from support.folding import Heard
+from support.folding import Heard, checkpoint, compare, target
+from support.folding import replay as replay_all
 from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
-from session_projector.projections.projection import Projection
 from session_projector.worker.daemon import service
 from session_projector.worker.daemon.tail import Member, Tail, load
 from session_projector.worker.errors import Finding, LostRace, NeedsPerson
+from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.replay import verify as verification
 from session_projector.worker.replay import walk
-from session_projector.worker.storage.port import Change, Committed, digest
-from session_projector.worker.storage.sqlite import store as sqlite
-from session_projector.worker.storage.sqlite.connection import DaemonLock
+from session_projector.worker.storage.port import (
+    Change,
+    CommitStats,
+    Limits,
+    Thread,
+    digest,
+)
+from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate as schema
-from session_projector.worker.storage.sqlite.store import SqliteStore
 
 UNSEEN = "UPDATE session_index SET message_count = message_count + 1 WHERE session_id = :session"
 """A row that looks whole, so that events are folded onto it and leave it wrong."""
@@ -63,24 +67,47 @@ DAEMONS = st.integers(0, 1)
 PAGES = st.sampled_from([1, 2, 3, 1000])
 
 
-class GatedStore(SqliteStore):
-    """A store that can be held right before it commits."""
+class Commit(Exception):
+    """What a store was about to commit."""
 
-    gate: asyncio.Event | None = None
-    reached: asyncio.Event
 
-    async def commit(self, changes: Sequence[Change], *, much: bool = False) -> Committed:
+class Stopping:
+    """A store that commits nothing."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def commit(self, changes: Sequence[Change], *, bulk: bool = False) -> CommitStats:
+        raise Commit(changes)
+
+
+class GatedThread:
+    """A store's thread that can be held right before it commits."""
+
+    def __init__(self, thread: Thread, leave: Callable[[], Awaitable[object]]) -> None:
+        self.gate: asyncio.Event | None = None
+        self.reached = asyncio.Event()
+        self.close = leave
+        self._thread = thread
+
+    async def run(self, work: Callable[[Any], Any]) -> Any:
         if self.gate is not None:
-            self.reached.set()
-            await self.gate.wait()
-        return await super().commit(changes, much=much)
+            try:
+                return await self._thread.run(lambda store: work(Stopping(store)))
+            except Commit:
+                self.reached.set()
+                await self.gate.wait()
+        return await self._thread.run(work)
 
 
 @dataclass
 class Daemon:
     """What one daemon remembers: a connection, and the projections by where they stand."""
 
-    store: GatedStore
+    thread: GatedThread
     tails: list[Tail] = field(default_factory=list)
     held: asyncio.Task[bool] | None = None
     foreign: bool = False  # whether rows were changed by hand while a turn was held
@@ -116,9 +143,8 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(page=PAGES, first=st.lists(logs.events(), max_size=8))
     def start(self, page: int, first: list[tuple[Any, Any, int]]) -> None:
-        for name in ("PAGE_EVENTS", "PAGE_KEYS"):
-            self.patch.setattr(sqlite, name, page)
-        self.patch.setattr(sqlite, "VIEW_BYTES", 100 * page)
+        limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
+        self.target = target(self.path, limits)
         self.patch.setattr(replay, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
         self.patch.setattr(walk, "CHUNK_CHANGES", page)
         self.write(first)
@@ -210,11 +236,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(at=st.integers(1, 60))
     def crash_in_run_once(self, at: int) -> None:
-        self._run(self._crash(service.run_once(self.path, BUILT_IN), at))
+        self._run(self._crash(service.run_once(self.target, BUILT_IN), at))
 
     @rule(at=st.integers(1, 90))
     def crash_in_a_replay(self, at: int) -> None:
-        if not self._run(self._crash(verification.replay(self.path, BUILT_IN, Heard()), at)):
+        if not self._run(self._crash(replay_all(self.target, BUILT_IN, Heard()), at)):
             self.damaged = False
 
     # Verify and replay
@@ -226,7 +252,7 @@ class Machine(RuleBasedStateMachine):
         unsound = 0 in self._positions()
         differs = self._differences()
         try:
-            self._run(verification.compare(self.path, BUILT_IN, heard))
+            self._run(compare(self.target, BUILT_IN, heard))
         except (Finding, NeedsPerson):
             cut_off = self._sql("SELECT 1 FROM checkpoint WHERE version < 0")  # a replay was
             assert self.damaged or (unsound and (differs or cut_off))
@@ -236,7 +262,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def replay(self) -> None:
         """The way back from anything."""
-        self._run(verification.replay(self.path, BUILT_IN, Heard()))
+        self._run(replay_all(self.target, BUILT_IN, Heard()))
         self.damaged = False
         self.undamaged()
         self._run(self._catch_up())
@@ -261,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         assert lock.acquire()
         try:
             before = self._positions()
-            self._run(verification.replay(self.path, BUILT_IN, Heard()))
+            self._run(replay_all(self.target, BUILT_IN, Heard()))
             assert self._positions() == before
         finally:
             lock.release()
@@ -376,7 +402,10 @@ class Machine(RuleBasedStateMachine):
     async def _daemon(self, which: int) -> Daemon:
         daemon = self.daemons[which]
         if daemon is None:
-            daemon = self.daemons[which] = Daemon(await GatedStore.open(self.path))
+            opened = self.target.open_thread()
+            thread = await opened.__aenter__()
+            gated = GatedThread(thread, lambda: opened.__aexit__(None, None, None))
+            daemon = self.daemons[which] = Daemon(gated)
             await self._load(daemon)
         return daemon
 
@@ -384,14 +413,15 @@ class Machine(RuleBasedStateMachine):
         """As `run_once` does it: by where they stand, and none in need of a rebuild."""
         groups: dict[int, list[Member]] = {}
         for projection in BUILT_IN:
-            member = await load(daemon.store, projection)
-            if await replay.needs_rebuild(daemon.store, projection, member.checkpoint):
-                assert self.damaged or not member.checkpoint.position
-                async for _ in replay.rebuild(daemon.store, projection, member.checkpoint):
+            member = await load(daemon.thread, projection)
+            checkpoint = member.checkpoint
+            if await daemon.thread.run(lambda s: needs_rebuild(s, projection, checkpoint)):
+                assert self.damaged or not checkpoint.position
+                async for _ in replay.rebuild(daemon.thread, projection, checkpoint):
                     pass
-                member = await load(daemon.store, projection)
+                member = await load(daemon.thread, projection)
             groups.setdefault(member.checkpoint.position, []).append(member)
-        daemon.tails = [Tail(daemon.store, members) for members in groups.values()]
+        daemon.tails = [Tail(daemon.thread, members) for members in groups.values()]
 
     async def _turns(self, which: int, turns: int) -> None:
         daemon = await self._daemon(which)
@@ -408,7 +438,7 @@ class Machine(RuleBasedStateMachine):
             await turn
         except LostRace:
             remembered = [member for tail in daemon.tails for member in tail.members]
-            assert any([await _moved(daemon.store, member) for member in remembered])
+            assert any([await _moved(daemon.thread, member) for member in remembered])
             await self._load(daemon)
             return False
         except NeedsPerson:
@@ -420,10 +450,10 @@ class Machine(RuleBasedStateMachine):
         daemon = await self._daemon(which)
         if daemon.held is not None:
             return
-        daemon.store.gate, daemon.store.reached = asyncio.Event(), asyncio.Event()
+        daemon.thread.gate, daemon.thread.reached = asyncio.Event(), asyncio.Event()
         daemon.foreign = False
         daemon.held = asyncio.create_task(daemon.tails[0].turn())
-        reached = asyncio.create_task(daemon.store.reached.wait())
+        reached = asyncio.create_task(daemon.thread.reached.wait())
         await asyncio.wait([daemon.held, reached], return_when=asyncio.FIRST_COMPLETED)
         reached.cancel()
         if daemon.held.done():
@@ -434,9 +464,9 @@ class Machine(RuleBasedStateMachine):
         if daemon is None or daemon.held is None:
             return
         held, daemon.held = daemon.held, None
-        assert daemon.store.gate is not None
-        daemon.store.gate.set()
-        daemon.store.gate = None
+        assert daemon.thread.gate is not None
+        daemon.thread.gate.set()
+        daemon.thread.gate = None
 
         async def turn() -> bool:
             return await held
@@ -451,11 +481,11 @@ class Machine(RuleBasedStateMachine):
         if daemon.held is not None:
             daemon.held.cancel()
             await asyncio.wait([daemon.held])
-        await daemon.store.close()
+        await daemon.thread.close()
 
     async def _catch_up(self) -> None:
         try:
-            await service.run_once(self.path, BUILT_IN)
+            await service.run_once(self.target, BUILT_IN)
         except NeedsPerson:
             assert self.damaged
             return
@@ -489,9 +519,10 @@ class Machine(RuleBasedStateMachine):
         differs, found = bool(self._differences()), 0
         if not await self._is_sound():
             return
-        async with service.opened(self.path) as store:
+        async with self.target.open_thread() as thread:
             for projection in BUILT_IN:
-                walked = (replay.mend if mending else replay.compare)(store, projection)
+                now = await checkpoint(thread, projection)
+                walked = (replay.mend if mending else replay.compare)(thread, projection, now)
                 told = 0
                 async with aclosing(walked) as steps:
                     async for step in steps:
@@ -506,12 +537,12 @@ class Machine(RuleBasedStateMachine):
 
     async def _is_sound(self) -> bool:
         """Whether the checkpoints made the views, so that nothing has to be rebuilt."""
-        async with service.opened(self.path) as store:
-            return all(
-                [
-                    await replay.is_sound(store, projection, await store.checkpoint(projection))
+        async with self.target.open_thread() as thread:
+            return await thread.run(
+                lambda store: all(
+                    is_sound(store, projection, checkpoint_of(store, projection))
                     for projection in BUILT_IN
-                ]
+                )
             )
 
     def _positions(self) -> list[int]:
@@ -551,9 +582,8 @@ class Machine(RuleBasedStateMachine):
         return found
 
 
-async def _moved(store: SqliteStore, member: Member) -> bool:
-    projection: Projection = member.projection
-    return await store.checkpoint(projection) != member.checkpoint
+async def _moved(thread: Thread, member: Member) -> bool:
+    return await checkpoint(thread, member.projection) != member.checkpoint
 
 
 @functools.lru_cache(maxsize=64)

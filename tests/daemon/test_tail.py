@@ -11,16 +11,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from support import Database, copy, daemon, event, logs, oracle
-from support.folding import catch_up, refolded
+from support.folding import catch_up, checkpoint, opened, refolded, run_once
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import service
 from session_projector.worker.daemon.tail import Tail, load
 from session_projector.worker.errors import LostRace, NeedsPerson, RetryLater
-from session_projector.worker.storage.port import Change
-from session_projector.worker.storage.sqlite import store as sqlite
+from session_projector.worker.storage.port import Change, Limits
 from session_projector.worker.storage.sqlite.schema import migrate as schema
-from session_projector.worker.storage.sqlite.store import SqliteStore
 
 SESSIONS, INDEX = BUILT_IN
 
@@ -47,18 +44,13 @@ def test_a_database_caught_up_in_any_batches_equals_the_oracle(
     assert database.everything() == refolded(database, path / "fresh.db").everything()
 
 
-def test_pages_of_any_size_give_the_same(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_of_any_size_give_the_same(database: Database, tmp_path: Path) -> None:
     for number in range(40):
         (database.created if number < 8 else database.appended)(f"A-{number % 8}", "x" * 100)
     expected = refolded(database, tmp_path / "fresh.db").everything()
 
-    monkeypatch.setattr(sqlite, "PAGE_EVENTS", 7)
-    monkeypatch.setattr(sqlite, "PAGE_BYTES", 500)
-    monkeypatch.setattr(sqlite, "VIEW_BYTES", 600)
-    monkeypatch.setattr(sqlite, "PAGE_KEYS", 3)
-    catch_up(database)
+    limits = Limits(page_events=7, page_bytes=500, view_bytes=600, page_keys=3)
+    catch_up(database, limits=limits)
 
     assert database.everything() == expected
 
@@ -102,73 +94,56 @@ def test_rows_of_view_under_other_keys_are_never_touched(database: Database) -> 
 async def test_a_batch_folded_twice_changes_nothing(database: Database) -> None:
     """As after a crash between fold and commit, or beside another daemon."""
     database.created("A-1", "one")
-    await service.run_once(database.path, BUILT_IN)
-    store = await SqliteStore.open(database.path)
-    try:
-        before = await store.checkpoint(SESSIONS)
+    await run_once(database.path)
+    async with opened(database.path) as thread:
+        before = await checkpoint(thread, SESSIONS)
         database.appended("A-1", "two")
-        await service.run_once(database.path, BUILT_IN)
+        await run_once(database.path)
         standing = database.everything()
         stale = Change(SESSIONS.table, before, before, rows=[("x", "session:x", b"", "e", 1, 1)])
 
         with pytest.raises(LostRace):
-            await store.commit([stale])
+            await thread.run(lambda store: store.commit([stale]))
 
         assert database.everything() == standing
-    finally:
-        await store.close()
 
 
 async def test_a_commit_is_whole_or_not_at_all(database: Database) -> None:
     database.created("A-1", "one")
-    store = await SqliteStore.open(database.path)
-    try:
-        before = await store.checkpoint(SESSIONS)
+    async with opened(database.path) as thread:
+        before = await checkpoint(thread, SESSIONS)
         after = msgspec.structs.replace(before, position=1)
         standing = database.everything()
+        rows = [
+            ("session:x", "session:x", b"", "e", 1, 1),
+            ("session:y", "session:y", None, "e", 1, 1),  # breaks a constraint of the table
+        ]
+        change = Change(SESSIONS.table, before, after, rows)
 
-        with pytest.raises(NeedsPerson):  # the second row breaks a constraint of the table
-            await store.commit(
-                [
-                    Change(
-                        SESSIONS.table,
-                        before,
-                        after,
-                        rows=[
-                            ("session:x", "session:x", b"", "e", 1, 1),
-                            ("session:y", "session:y", None, "e", 1, 1),
-                        ],
-                    )
-                ]
-            )
+        with pytest.raises(NeedsPerson):
+            await thread.run(lambda store: store.commit([change]))
 
         assert database.everything() == standing
         database.appended("A-1", "two")  # and no lock is left behind
-    finally:
-        await store.close()
 
 
 async def test_a_cancelled_commit_locks_nobody_out(database: Database) -> None:
     """Cancelling does not take back the BEGIN that waits for the lock in the database thread."""
     database.created("A-1", "one")
-    store = await SqliteStore.open(database.path)
-    try:
-        before = await store.checkpoint(SESSIONS)
+    async with opened(database.path) as thread:
+        before = await checkpoint(thread, SESSIONS)
         change = Change(SESSIONS.table, before, msgspec.structs.replace(before, position=1))
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(store.commit, [change])
+                tasks.start_soon(thread.run, lambda store: store.commit([change]))
                 await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
                 other.execute("ROLLBACK")
-            await store.newest()  # whatever waited in the thread has run
 
             other.execute("PRAGMA busy_timeout = 1000")
             other.execute("BEGIN IMMEDIATE")
             other.execute("ROLLBACK")
-    finally:
-        await store.close()
 
 
 @pytest.mark.parametrize(
@@ -243,10 +218,11 @@ def test_views_are_found_through_our_own_index(database: Database) -> None:
     statements: list[str] = []
 
     async def fold() -> None:
-        store = await SqliteStore.open(database.path)
-        await store._connection.set_trace_callback(statements.append)
-        await Tail(store, [await load(store, SESSIONS)]).run(anyio.Event(), until=1)
-        await store.close()
+        async with opened(database.path) as thread:
+            await thread.run(
+                lambda store: store.connection.raw.set_trace_callback(statements.append)
+            )
+            await Tail(thread, [await load(thread, SESSIONS)]).run(anyio.Event(), until=1)
 
     anyio.run(fold)
     on_view = [sql for sql in statements if " FROM view " in sql]
@@ -297,14 +273,11 @@ def test_a_file_restored_in_place_is_noticed_and_gone_on_from(
 
 async def test_a_file_replaced_under_the_daemon_ends_it(database: Database, tmp_path: Path) -> None:
     schema.setup(tmp_path / "new.db")
-    store = await SqliteStore.open(database.path)
-    try:
+    async with opened(database.path) as thread:
         (tmp_path / "new.db").replace(database.path)
 
         with pytest.raises(RetryLater, match="replaced or deleted"):
-            await Tail(store, [await load(store, SESSIONS)]).run(anyio.Event())
-    finally:
-        await store.close()
+            await Tail(thread, [await load(thread, SESSIONS)]).run(anyio.Event())
 
 
 def test_views_of_another_program_are_replaced_never_folded_onto(

@@ -1,26 +1,51 @@
 """Folding, verifying and replaying in this process."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from session_projector.projections import BUILT_IN
+from session_projector.projections.projection import Projection
 from session_projector.worker.daemon import service
-from session_projector.worker.replay import verify as verification
-from session_projector.worker.replay import walk
-from session_projector.worker.storage.sqlite.schema import migrate as schema
+from session_projector.worker.folding.checkpoints import checkpoint_of
+from session_projector.worker.replay import verify, walk
+from session_projector.worker.storage import open as storage
+from session_projector.worker.storage.port import Checkpoint, Limits, Thread
 from support import Database
 
 
-def catch_up(database: Database) -> None:
-    anyio.run(service.run_once, database.path, BUILT_IN)
+def target(path: Path, limits: Limits | None = None) -> Any:
+    """The database at a path, as the program opens it."""
+    return storage.database(str(path), limits)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Thread]:
+    """A store in a thread of its own."""
+    async with target(path).open_thread() as thread:
+        yield thread
+
+
+async def checkpoint(thread: Thread, projection: Projection) -> Checkpoint:
+    return await thread.run(lambda store: checkpoint_of(store, projection))
+
+
+async def run_once(path: Path, projections: Sequence[Any] = BUILT_IN) -> None:
+    await service.run_once(target(path), projections)
+
+
+def catch_up(
+    database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
+) -> None:
+    anyio.run(service.run_once, target(database.path, limits), projections)
 
 
 def refolded(database: Database, path: Path) -> Database:
     """A fresh database fed with the same log in one go."""
-    schema.setup(path)
+    target(path).setup()
     fresh = Database(path)
     for row in database.log():
         fresh.sql("INSERT INTO event_log VALUES (?, ?, ?, ?, ?)", *row)
@@ -34,20 +59,40 @@ class Heard:
     def __init__(self) -> None:
         self.kinds: dict[str, int] = {}
 
-    def step(self, tally: verification.Tally, step: walk.Step) -> None: ...
+    def step(self, tally: verify.Tally, step: walk.Step) -> None: ...
 
-    def done(self, tally: verification.Tally) -> None:
+    def done(self, tally: verify.Tally) -> None:
         for (row, kind), count in tally.rows.items():
             self.kinds[f"{row} {kind}"] = self.kinds.get(f"{row} {kind}", 0) + count
 
 
-def mend(database: Database, projections: Sequence[Any] = BUILT_IN) -> dict[str, int]:
+async def replay(database: Any, projections: Sequence[Any], heard: Heard) -> None:
+    """As the command does it."""
+    leadership = database.leadership()
+    try:
+        await verify.replay(database, projections, heard, leadership=leadership)
+        catch_up = leadership.acquire()
+    finally:
+        leadership.release()
+    if catch_up:
+        await service.run_once(database, projections)
+
+
+async def compare(database: Any, projections: Sequence[Any], heard: Heard) -> None:
+    await verify.compare(database, projections, heard)
+
+
+def mend(
+    database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
+) -> dict[str, int]:
     heard = Heard()
-    anyio.run(verification.replay, database.path, projections, heard)
+    anyio.run(replay, target(database.path, limits), projections, heard)
     return heard.kinds
 
 
-def differences(database: Database, projections: Sequence[Any] = BUILT_IN) -> dict[str, int]:
+def differences(
+    database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
+) -> dict[str, int]:
     heard = Heard()
-    anyio.run(verification.compare, database.path, projections, heard)
+    anyio.run(compare, target(database.path, limits), projections, heard)
     return heard.kinds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support import PROJECTOR, Database, projector
 
-from session_projector.worker.storage.sqlite.connection import DaemonLock
+from session_projector.worker.storage.sqlite.lock import DaemonLock
 
 
 def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
@@ -18,7 +18,7 @@ def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
     assert f"projector session view web-1 -d {path}" in said
     encodings = Database(path).sql("SELECT DISTINCT typeof(data) FROM event_log ORDER BY 1")
     assert encodings == [("blob",), ("text",)]
-    assert DaemonLock(path).holder() is None
+    assert DaemonLock(path).leader() is None
 
 
 def test_a_signal_ends_the_demo_and_all_that_it_started() -> None:
@@ -30,7 +30,7 @@ def test_a_signal_ends_the_demo_and_all_that_it_started() -> None:
 
     path = Path(re.findall(r"the database is (\S+)\. Try", said)[0])
     assert demo.returncode == 0
-    assert DaemonLock(path).holder() is None
+    assert DaemonLock(path).leader() is None
 
 
 def test_a_killed_demo_leaves_nothing_running() -> None:
@@ -42,5 +42,5 @@ def test_a_killed_demo_leaves_nothing_running() -> None:
     demo.kill()
     demo.communicate()
 
-    while DaemonLock(path).holder() is not None:
+    while DaemonLock(path).leader() is not None:
         time.sleep(0.05)

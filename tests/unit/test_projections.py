@@ -6,6 +6,7 @@ import anyio
 import pytest
 from support import Database
 from support.extensions import CreatedPerDay
+from support.folding import run_once
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import (
@@ -19,7 +20,6 @@ from session_projector.projections.projection import PerSession, Projection, Tab
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
 from session_projector.projections.testing import T0, appended, created, event, given, updated
-from session_projector.worker.daemon import service
 
 USER = {"role": "user", "content": "Fix the\n  login   form"}
 AGENT = {"role": "assistant", "content": [{"type": "text", "text": "Done."}]}
@@ -128,11 +128,11 @@ def test_a_gathering_projection_runs_beside_the_built_in_ones(database: Database
     projections = (*BUILT_IN, CreatedPerDay())
 
     def fold() -> list[tuple[Any, ...]]:
-        anyio.run(service.run_once, database.path, projections)
+        anyio.run(run_once, database.path, projections)
         return database.sql("SELECT project, count FROM created_per_day ORDER BY project")
 
     database.created("A-1", project="A")
-    anyio.run(service.run_once, database.path, BUILT_IN)
+    anyio.run(run_once, database.path, BUILT_IN)
     database.created("A-2", project="A")
     database.created("B-1", project="B")
     caught_up = fold()
@@ -165,7 +165,7 @@ def test_a_projection_that_raises_quarantines_the_event_for_itself_alone(
     for number in range(4):
         database.created(f"A-{number}", project="A")
 
-    anyio.run(service.run_once, database.path, (*BUILT_IN, Faulty()))
+    anyio.run(run_once, database.path, (*BUILT_IN, Faulty()))
 
     assert database.sql("SELECT projection, seq, reason FROM quarantine ORDER BY seq") == [
         ("created_per_day", 2, "a fault in the code of the projection: KeyError"),
@@ -312,7 +312,7 @@ def test_a_row_that_cannot_be_kept_quarantines_its_event_for_that_projection_alo
     for _ in range(2):
         database.insert("A-1", {"type": "tokens_used", "data": {"tokens": 4}})
 
-    anyio.run(service.run_once, database.path, (*BUILT_IN, Odd()))
+    anyio.run(run_once, database.path, (*BUILT_IN, Odd()))
 
     ((name, seq, reason),) = database.sql("SELECT projection, seq, reason FROM quarantine")
     assert (name, seq) == ("tokens", 2)
@@ -331,7 +331,7 @@ def test_a_view_may_have_an_empty_key(database: Database) -> None:
 
     for number in range(3):
         database.created(f"A-{number}")
-        anyio.run(service.run_once, database.path, (*BUILT_IN, One()))
+        anyio.run(run_once, database.path, (*BUILT_IN, One()))
 
     assert database.sql("SELECT count FROM created_per_day") == [(3,)]
 
@@ -342,7 +342,7 @@ def test_a_reason_that_is_no_utf8_is_kept_all_the_same(database: Database) -> No
             raise Unfoldable("\udc80" + "x" * 2000)
 
     database.created("A-1")
-    anyio.run(service.run_once, database.path, (*BUILT_IN, Odd()))
+    anyio.run(run_once, database.path, (*BUILT_IN, Odd()))
 
     assert database.quarantine() == {1: "\\udc80" + "x" * 994}
 
@@ -356,7 +356,7 @@ def test_a_key_that_is_no_text_quarantines_its_event(database: Database, key: An
     database.created("A-1")
     database.created("A-2")
 
-    anyio.run(service.run_once, database.path, (*BUILT_IN, Odd()))
+    anyio.run(run_once, database.path, (*BUILT_IN, Odd()))
 
     assert [*database.quarantine()] == [1]
     assert database.sql("SELECT count FROM created_per_day") == [(1,)]

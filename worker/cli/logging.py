@@ -6,7 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-from session_projector.worker.cli.options import LogFormat, LogLevel
+from session_projector.worker.cli.options import LogFormat, LogLevel, pasteable
 from session_projector.worker.cli.output import printable
 
 # structlog loads rich where there is one, as typer brings it, to draw tracebacks. We log none, and
@@ -55,4 +55,6 @@ class _Lenient:
 
 
 def _printable(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    if "hint" in fields:
+        fields["hint"] = pasteable(fields["hint"])
     return {key: printable(v) if isinstance(v, str) else v for key, v in fields.items()}

@@ -16,6 +16,7 @@ from session_projector.worker.cli.options import (
     LogFormat,
     LogLevel,
     Sections,
+    pasteable,
     read_stdin,
 )
 from session_projector.worker.cli.quarantine import quarantine
@@ -24,7 +25,7 @@ from session_projector.worker.cli.run import run
 from session_projector.worker.cli.session import session
 from session_projector.worker.cli.status import status
 from session_projector.worker.errors import BadUsage, Finding, ProjectorError
-from session_projector.worker.storage.sqlite.connection import resolve
+from session_projector.worker.storage import open as storage
 
 # Imports that a command does not share with `--help` stand inside it: they cost more than it does.
 
@@ -82,7 +83,7 @@ def _fail(error: ProjectorError) -> NoReturn:
 
     print(f"projector: {one_line(error)}", file=sys.stderr)
     if error.hint:
-        print(f"  {one_line(error.hint)}", file=sys.stderr)
+        print(f"  {one_line(pasteable(error.hint))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
@@ -112,9 +113,9 @@ def health(database: Database = "local.db") -> None:
     from session_projector.worker.operations import health
 
     try:
-        print(output.one_line(health.check(resolve(database))))
+        print(output.one_line(health.check(storage.database(database))))
     except ProjectorError as error:  # whatever it is: an engine knows no other code
-        print(output.one_line(f"{error}: {error.hint}" if error.hint else error))
+        print(output.one_line(pasteable(f"{error}: {error.hint}" if error.hint else str(error))))
         raise typer.Exit(1) from None
 
 
@@ -132,13 +133,13 @@ def wait(
 ) -> None:
     """Wait until views hold an event, the newest where no SEQ is given."""
     from session_projector.worker.operations import wait as waiting
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.reading(resolve(database)) as client:
+    target = storage.database(database)
+    with target.open() as store:
         if projection is not None:
-            waiting.require_known(client, projection)
+            waiting.require_known(store, projection)
         names = () if projection is None else (projection,)
-        print(waiting.wait(client, seq, timeout_s=timeout, names=names))
+        print(waiting.wait(target, store, seq, timeout_s=timeout, names=names))
 
 
 @app.command()
@@ -166,13 +167,12 @@ def db_setup(
 ) -> None:
     """Create a database, or upgrade one, Kanbatte's included."""
     from session_projector.worker.cli.output import one_line, printable
-    from session_projector.worker.storage.sqlite.schema import migrate as schema
 
-    path = resolve(database)
-    done = schema.setup(path, group=group)
-    name = printable(str(path))
+    target = storage.database(database)
+    done = target.setup(group=group)
+    name = printable(target.name)
     if done.backup:
-        print(f"copied the database as it was to {printable(str(done.backup))}")
+        print(f"copied the database as it was to {printable(done.backup)}")
     for migration in done.applied:
         print(f"applied {migration}")
     for key in done.doubled_keys:
@@ -192,9 +192,8 @@ def db_setup(
 def db_status(database: Database = "local.db", json: Json = False) -> None:
     """List the migrations, and which are applied."""
     from session_projector.worker.cli import output
-    from session_projector.worker.storage.sqlite.schema import migrate as schema
 
-    found = schema.status(resolve(database))
+    found = storage.database(database).migrations()
     if json:
         print(output.to_json([{"name": name, "applied": applied} for name, applied in found]))
         return
@@ -209,13 +208,13 @@ def event_check(
 ) -> None:
     """Say whether an event would fold, and why not."""
     from session_projector.worker.cli import output
-    from session_projector.worker.sessions import write as writers
+    from session_projector.worker.operations import event_check
 
     try:
         data = read_stdin() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise BadUsage(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
-    print(output.one_line(writers.check(resolve(database), data)))
+    print(output.one_line(event_check.check(storage.database(database), data)))
 
 
 @projection.command("list")
@@ -225,10 +224,9 @@ def projection_list(database: Database = "local.db", json: Json = False) -> None
 
     from session_projector.worker.cli import output
     from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.reading(resolve(database)) as client:
-        found = [asdict(listed) for listed in catalog.listing(client)]
+    with storage.database(database).open() as store:
+        found = [asdict(listed) for listed in catalog.listing(store)]
     if json:
         print(output.to_json(found))
         return
@@ -255,17 +253,14 @@ def projection_drop(
     """Delete a projection's rows, quarantine and checkpoint, after saying what that is."""
     from session_projector.worker.cli import output
     from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.storage.sqlite.client import Client
-    from session_projector.worker.storage.sqlite.connection import DaemonLock, told
 
-    path = resolve(database)
-    with Client.writing(path) as client:
-        listed = catalog.find(client, name)
-        lock = DaemonLock(path)
-        daemon, running = lock.holder(), lock.running()
-        if daemon is not None and (name in running or (listed.code_version and not running)):
+    target = storage.database(database)
+    with target.open(writable=True) as store:
+        listed = catalog.find(store, name)
+        leader = target.leadership().leader()
+        if leader and (name in leader.running or (listed.code_version and leader.runs(name))):
             raise Finding(
-                f"a daemon ({told(daemon)}) runs {name}, and would make it anew at once",
+                f"a daemon ({leader}) runs {name}, and would make it anew at once",
                 "stop it first",
             )
         if listed.version is None:
@@ -277,5 +272,5 @@ def projection_drop(
         )
         if not yes:
             typer.confirm("Drop it?", abort=True)
-        catalog.drop(client, name)
+        store.views.drop(name)
     print("dropped" + ("; the next run makes it anew" if listed.code_version else ""))

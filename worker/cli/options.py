@@ -7,11 +7,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import BadUsage, ProjectorError, naming
+
+_named: list[str] = []
+
+
+def _remember(url: str) -> str:
+    _named[:] = [url]
+    return url
+
 
 Database = Annotated[
     str,
-    typer.Option("-d", "--database", envvar="PROJECTOR_DATABASE", help="The database file."),
+    typer.Option(
+        "-d",
+        "--database",
+        envvar="PROJECTOR_DATABASE",
+        callback=_remember,
+        help="The database file.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Until the views hold it, 30 s at most.")]
@@ -41,6 +55,22 @@ class Sections(TyperGroup):
 
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": None}
+
+
+def pasteable(text: str) -> str:
+    """Text whose commands of this program, in backticks, name the database of this call.
+
+    So a hint that is pasted never acts on another one.
+    """
+    from session_projector.worker.storage.open import database
+
+    if not _named:
+        return text
+    try:
+        name = database(_named[0]).name
+    except ProjectorError:  # the name itself is what is wrong
+        return text
+    return naming(name, text)
 
 
 class LogLevel(StrEnum):

@@ -6,17 +6,16 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from session_projector.projections.messagepack import Extension
+from session_projector.worker.clock import when
 
 # C0 (but for line feed and tab), DEL, C1, line and paragraph separators, and the marks that
 # reorder what is read.
 _UNPRINTABLE: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def printable(text: str) -> str:
@@ -58,14 +57,6 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 def _cell(value: object) -> str:
     """Exactly what stands there, so that an id can be copied, but on one line."""
     return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def when(milliseconds: int) -> str:
-    """ISO 8601 in UTC; the plain number where no calendar reaches."""
-    try:
-        return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds")
-    except OverflowError:
-        return f"{milliseconds} ms"
 
 
 def session_markdown(view: Mapping[str, Any]) -> str:

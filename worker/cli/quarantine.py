@@ -6,7 +6,7 @@ import typer
 
 from session_projector.worker.cli.options import SETTINGS, Database, Json, read_stdin
 from session_projector.worker.errors import BadUsage
-from session_projector.worker.storage.sqlite.connection import resolve
+from session_projector.worker.storage import open as storage
 
 HEX_BYTES: Final = 1024
 """How much of an event is shown as hex."""
@@ -22,12 +22,12 @@ Seq = Annotated[
 @quarantine.command("list")
 def quarantine_list(database: Database = "local.db", json: Json = False) -> None:
     """List the events that could not be folded, and why."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.operations import quarantine as events
-    from session_projector.worker.storage.sqlite.client import Client
+    from msgspec.structs import asdict
 
-    with Client.reading(resolve(database)) as client:
-        found = events.listing(client)
+    from session_projector.worker.cli import output
+
+    with storage.database(database).open() as store:
+        found = [asdict(entry) for entry in store.quarantine.entries()]
     if json:
         print(output.to_json(found))
     elif not found:
@@ -43,10 +43,9 @@ def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
     """Print an event as far as it decodes, its bytes, and why it is in quarantine."""
     from session_projector.worker.cli import output
     from session_projector.worker.operations import quarantine as events
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.reading(resolve(database)) as client:
-        shown = events.show(client, seq)
+    with storage.database(database).open() as store:
+        shown = events.show(store, seq)
     row = shown.row
     for name, reason in shown.reasons.items():
         print(f"{name}: {output.one_line(reason)}")
@@ -82,14 +81,13 @@ def quarantine_resubmit(
 ) -> None:
     """Append the event again, mended or as it was; prints the position of the new one."""
     from session_projector.worker.operations import quarantine as events
-    from session_projector.worker.storage.sqlite.client import Client
 
     try:
         data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
     except UnicodeEncodeError:
         raise BadUsage("the event is not UTF-8", "set a UTF-8 locale, or mend it") from None
-    with Client.writing(resolve(database)) as client:
-        print(events.resubmit(client, seq, data))
+    with storage.database(database).open(writable=True) as store:
+        print(events.resubmit(store, seq, data))
 
 
 @quarantine.command("dismiss")
@@ -100,12 +98,11 @@ def quarantine_dismiss(
 ) -> None:
     """Take an event off the count that `status` warns of."""
     from session_projector.worker.operations import quarantine as events
-    from session_projector.worker.storage.sqlite.client import Client
 
     if not note.strip():
         raise BadUsage("the note is empty", "say why the event may stay: --note TEXT")
-    with Client.writing(resolve(database)) as client:
-        events.dismiss(client, seq, note.encode("utf-8", "replace").decode())
+    with storage.database(database).open(writable=True) as store:
+        events.dismiss(store, seq, note.encode("utf-8", "replace").decode())
     print(f"dismissed event {seq}")
 
 

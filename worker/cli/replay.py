@@ -9,7 +9,7 @@ import typer
 
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.errors import BadUsage
-from session_projector.worker.storage.sqlite.connection import resolve
+from session_projector.worker.storage import open as storage
 
 SHOWN: Final = 20
 """Differences that are told one by one; `--json` tells all."""
@@ -48,6 +48,7 @@ def replay(
     """Fold the log again and mend what differs, while daemon, readers and writers go on."""
     import anyio
 
+    from session_projector.worker.daemon.service import run_once
     from session_projector.worker.replay import verify as verification
 
     if dry_run:
@@ -56,8 +57,17 @@ def replay(
     told = _Told(json, "were mended")
     chosen = _chosen(database, name, session)
 
+    target = storage.database(database)
+    leadership = target.leadership()
+
     async def run() -> None:
-        await verification.replay(resolve(database), chosen, told, session=session)
+        try:
+            await verification.replay(target, chosen, told, session=session, leadership=leadership)
+            catch_up = session is None and leadership.acquire()
+        finally:
+            leadership.release()
+        if catch_up:
+            await run_once(target, chosen)
 
     anyio.run(run)
 
@@ -73,7 +83,7 @@ def _compare(
 
     async def run() -> int:
         return await verification.compare(
-            resolve(database), chosen, told, session=session, dry_run=dry_run
+            storage.database(database), chosen, told, session=session, dry_run=dry_run
         )
 
     return anyio.run(run)
@@ -83,17 +93,16 @@ def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
     from session_projector.worker import registry
     from session_projector.worker.operations import projections as catalog
     from session_projector.worker.sessions import read as readers
-    from session_projector.worker.storage.sqlite.client import Client
 
     found = registry.chosen(name)
-    with Client.reading(resolve(database)) as client:
+    with storage.database(database).open() as store:
         if session is not None:
-            readers.require_known(client, session)
+            readers.require_known(store, session)
             found = [p for p in found if p.view_of("session:x") is not None]
             if not found:
                 raise BadUsage(f"{name} has no view for each session", "leave out --session")
         if name is None:
-            catalog.warn_of_unknown(client, found)
+            catalog.warn_of_unknown(store, found)
     return found
 
 

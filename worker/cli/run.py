@@ -5,13 +5,14 @@ import os
 import re
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from session_projector.worker.cli.options import Database, LogFormat, LogLevel
 from session_projector.worker.errors import BadUsage
-from session_projector.worker.storage.sqlite.connection import resolve
+from session_projector.worker.storage import open as storage
 
 if TYPE_CHECKING:
     from session_projector.worker.telemetry.systemd import Notifier
@@ -69,36 +70,32 @@ def run(
     import anyio
 
     from session_projector.worker import registry
-    from session_projector.worker.cli import logging as worker_log  # before whatever else logs
+    from session_projector.worker.cli import logging  # before whatever else logs
     from session_projector.worker.daemon import service
     from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.replay import rebuild as replay
-    from session_projector.worker.storage.sqlite.client import Client
-    from session_projector.worker.storage.sqlite.schema import migrate as schema
     from session_projector.worker.telemetry.state import Vitals
 
     if verify_every is not None and not math.isfinite(verify_every):
         raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
-    path = resolve(database)
-    worker_log.configure(log_level, log_format)
-    if create and (not path.exists() or path.stat().st_size == 0):
-        schema.setup(path)
-    schema.require_current(path)
-    projections = registry.known(projection or ())
-    with Client.reading(path) as client:
-        catalog.warn_of_unknown(client, projections)
-        for one, version in catalog.versions(client, projections):
-            replay.refuse_newer(one, version)  # now, and not when it takes over from another
+    target = storage.database(database)
+    logging.configure(log_level, log_format)
+    if create and not target.exists():
+        target.setup()
+    with target.open(writable=True) as store:
+        projections = registry.known(projection or ())
+        catalog.warn_of_unknown(store, projections)
+        # Now, and not when it takes over from another daemon.
+        catalog.refuse_newer_views(store, projections)
     if once:
-        anyio.run(service.run_once, path, projections)
+        anyio.run(service.run_once, target, projections)
         return
     vitals = Vitals(_notifier().turned)
     with ExitStack() as stack:
         if http is not None:
             from session_projector.worker.telemetry import metrics
 
-            stack.enter_context(metrics.served(http, path, vitals))
-        anyio.run(partial(service.run, path, projections, vitals, verify_every_s=verify_every))
+            stack.enter_context(metrics.served(http, Path(target.name), vitals))
+        anyio.run(partial(service.run, target, projections, vitals, verify_every_s=verify_every))
 
 
 def _notifier() -> "Notifier":

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from session_projector.worker.cli.options import SETTINGS, Database, Format, Json, Wait, read_stdin
+from session_projector.worker.clock import when
 from session_projector.worker.errors import BadUsage, Finding, NeedsPerson, ProjectorError
-from session_projector.worker.storage.sqlite.connection import resolve
+from session_projector.worker.storage import open as storage
 
 session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
 
@@ -23,11 +24,12 @@ def session_queue(
     """Start a session with its first message; prints the new id."""
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import write as writers
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.writing(resolve(database)) as client:
-        print(output.printable(writers.queue(client, _utf8(project), _utf8(message))), flush=True)
-        _wait(client, wait)
+    target = storage.database(database)
+    with target.open(writable=True) as store:
+        session_id, seq = writers.queue(store, _utf8(project), _utf8(message))
+        print(output.printable(session_id), flush=True)
+        _wait(target, store, seq, wait)
 
 
 @session.command("append")
@@ -42,12 +44,13 @@ def session_append(
 ) -> None:
     """Add messages at the end of a session; prints the position of the event."""
     from session_projector.worker.sessions import write as writers
-    from session_projector.worker.storage.sqlite.client import Client
 
     data = read_stdin() if messages == "-" else _utf8(messages).encode()
-    with Client.writing(resolve(database)) as client:
-        print(writers.append(client, _utf8(session_id), data, stop=stop), flush=True)
-        _wait(client, wait)
+    target = storage.database(database)
+    with target.open(writable=True) as store:
+        seq = writers.append(store, _utf8(session_id), data, stop=stop)
+        print(seq, flush=True)
+        _wait(target, store, seq, wait)
 
 
 @session.command("status")
@@ -61,19 +64,19 @@ def session_status(
     from session_projector.worker.cli import output
     from session_projector.worker.operations import wait as waiting
     from session_projector.worker.sessions import read as readers
-    from session_projector.worker.sessions import timeline as history
+    from session_projector.worker.sessions import timeline
     from session_projector.worker.sessions import write as writers
-    from session_projector.worker.storage.sqlite.client import Client
 
-    if new_status is None:
-        with Client.reading(resolve(database)) as client:
-            if wait:
-                waiting.wait(client, names=[history.SESSIONS.name])
-            print(output.one_line(readers.session(client, _utf8(session_id))["status"]))
-    else:
-        with Client.writing(resolve(database)) as client:
-            print(writers.set_status(client, _utf8(session_id), _utf8(new_status)), flush=True)
-            _wait(client, wait)
+    target = storage.database(database)
+    with target.open(writable=new_status is not None) as store:
+        if new_status is not None:
+            seq = writers.set_status(store, _utf8(session_id), _utf8(new_status))
+            print(seq, flush=True)
+            _wait(target, store, seq, wait)
+            return
+        if wait:
+            waiting.wait(target, store, names=[timeline.SESSIONS.name])
+        print(output.one_line(readers.session(store, _utf8(session_id))["status"]))
 
 
 @session.command("list")
@@ -90,11 +93,10 @@ def session_list(
     """List sessions, oldest first."""
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import read as readers
-    from session_projector.worker.storage.sqlite.client import Client
 
     wanted = None if statuses is None else statuses.split(",")
-    with Client.reading(resolve(database)) as client:
-        found = list(readers.sessions(client, project=project, statuses=wanted))
+    with storage.database(database).open() as store:
+        found = list(readers.sessions(store, project=project, statuses=wanted))
     if form is Format.JSON:
         print(output.to_json([_summary(entry) for entry in found]))
         return
@@ -105,7 +107,7 @@ def session_list(
             entry.project,
             entry.status,
             entry.message_count,
-            output.when(entry.updated_at),
+            when(entry.updated_at),
             entry.title or "",
         )
         for entry in found
@@ -123,10 +125,9 @@ def session_watch(
     """Print a JSON line for each change of a session as it becomes visible."""
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import read as readers
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.reading(resolve(database)) as client:
-        for entry in readers.watch(client, project):
+    with storage.database(database).open() as store:
+        for entry in readers.watch(store, project):
             print(output.to_json(_summary(entry), indent=None), flush=True)
 
 
@@ -143,14 +144,13 @@ def session_view(
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import read as readers
     from session_projector.worker.sessions import time_travel as look_back
-    from session_projector.worker.storage.sqlite.client import Client
 
     point = None if at is None else look_back.point(at)
-    with Client.reading(resolve(database)) as client:
+    with storage.database(database).open() as store:
         if point is None:
-            view = readers.session(client, _utf8(session_id))
+            view = readers.session(store, _utf8(session_id))
         else:
-            view = look_back.view_at(client, _utf8(session_id), point)
+            view = look_back.view_at(store, _utf8(session_id), point)
     if form is Format.JSON:
         print(output.to_json(view))
     else:
@@ -166,10 +166,9 @@ def session_history(
     """List a session's events, and why one is quarantined."""
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import timeline as history
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.reading(resolve(database)) as client:
-        steps = history.listing(client, _utf8(session_id))
+    with storage.database(database).open() as store:
+        steps = history.listing(store, _utf8(session_id))
     if json:
         names = ("seq", "time", "type", "bytes", "id", "quarantined")
         print(output.to_json([dict(zip(names, _listed(step), strict=True)) for step in steps]))
@@ -177,7 +176,7 @@ def session_history(
     rows = []
     for step in steps:
         seq, time, kind, size_bytes, event_id, reason = _listed(step)
-        time = "" if time is None else output.when(time)
+        time = "" if time is None else when(time)
         kind = output.one_line(kind or "", 40)
         event_id = "" if event_id is None else event_id
         rows.append((seq, time, kind, size_bytes, event_id, output.one_line(reason or "")))
@@ -195,11 +194,10 @@ def session_diff(
     """Say what changed in a session between two points."""
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import time_travel as look_back
-    from session_projector.worker.storage.sqlite.client import Client
 
     points = look_back.point(start), look_back.point(end)
-    with Client.reading(resolve(database)) as client:
-        found = look_back.diff(client, _utf8(session_id), *points)
+    with storage.database(database).open() as store:
+        found = look_back.diff(store, _utf8(session_id), *points)
     changed = {
         "session": found.session,
         "from": found.start,
@@ -221,23 +219,22 @@ def session_why(
 
     from session_projector.worker.cli import output
     from session_projector.worker.sessions import time_travel as look_back
-    from session_projector.worker.storage.sqlite.client import Client
 
-    with Client.reading(resolve(database)) as client:
-        found = look_back.why(client, _utf8(session_id))
+    with storage.database(database).open() as store:
+        found = look_back.why(store, _utf8(session_id))
     if json:
         fields = [{"field": f, "value": v, **asdict(o)} for f, v, o in found.fields]
         runs = [{"first": a, "last": b, **asdict(o)} for a, b, o in found.messages]
         print(output.to_json({"session": session_id, "fields": fields, "messages": runs}))
         return
     found_in = [
-        (name, output.when(value) if name.endswith("At") else value, origin)
+        (name, when(value) if name.endswith("At") else value, origin)
         for name, value, origin in found.fields
     ]
     for first, last, origin in found.messages:
         found_in.append((f"messages {first}" + f"-{last}" * (last > first), "", origin))
     rows = [
-        (name, value, origin.seq, output.when(origin.time), origin.type, origin.id)
+        (name, value, origin.seq, when(origin.time), origin.type, origin.id)
         for name, value, origin in found_in
     ]
     print(output.table(("field", "value", "seq", "time", "type", "id"), rows))
@@ -247,15 +244,14 @@ def _listed(step: Any) -> tuple[Any, ...]:
     return step.seq, step.time, step.type, step.size_bytes, step.id, step.reason
 
 
-def _wait(client: Any, wanted: bool) -> None:
-    """For the event that this connection has just written."""
+def _wait(database: Any, store: Any, seq: int, wanted: bool) -> None:
+    """For the event at a position, which was written just now."""
     from session_projector.projections import BUILT_IN
     from session_projector.worker.operations import wait as waiting
 
     if wanted:
-        seq = client.value("SELECT last_insert_rowid()")
         try:
-            waiting.wait(client, seq, names=[projection.name for projection in BUILT_IN])
+            waiting.wait(database, store, seq, names=[projection.name for projection in BUILT_IN])
         except ProjectorError as error:
             # Not what a retry may mend: it would write the event twice.
             kind = NeedsPerson if isinstance(error, NeedsPerson) else Finding

@@ -3,20 +3,20 @@
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import structlog
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.daemon.tail import faults_of
+from session_projector.worker.clock import wait
 from session_projector.worker.errors import LostRace, ProjectorError
+from session_projector.worker.folding.checkpoints import checkpoint_of
+from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.difference import Difference
 from session_projector.worker.replay.rebuild import compare
 from session_projector.worker.replay.walk import Step
-from session_projector.worker.storage.sqlite.store import opened
-from session_projector.worker.storage.sqlite.wakeup import wait
+from session_projector.worker.storage.port import Database
 from session_projector.worker.telemetry.state import Vitals
 
 TOLD_MOST: Final = 1000
@@ -26,7 +26,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 async def scrub(
-    path: Path,
+    database: Database,
     projections: Sequence[Projection],
     every_s: float,
     stop: anyio.Event,
@@ -38,12 +38,16 @@ async def scrub(
         for projection, one in zip(projections, rounds, strict=True):
             try:
                 with faults_of(projection):
-                    async with opened(path) as store, aclosing(compare(store, projection)) as steps:
-                        async for step in steps:
-                            one.found(step)
-                            await wait(every_s, stop)
-                            if stop.is_set():
-                                return
+                    async with database.open_thread() as thread:
+                        checkpoint = await thread.run(
+                            lambda store: checkpoint_of(store, projection)
+                        )
+                        async with aclosing(compare(thread, projection, checkpoint)) as steps:
+                            async for step in steps:
+                                one.found(step)
+                                await wait(every_s, stop)
+                                if stop.is_set():
+                                    return
                 one.end()
             except (ProjectorError, LostRace) as error:
                 one.put_off(str(error) or "its checkpoint was moved", getattr(error, "hint", ""))

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -12,15 +11,22 @@ import structlog
 from anyio.abc import TaskGroup
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.daemon.tail import Member, Outage, Tail, faults_of, load
+from session_projector.worker.clock import now_ms, wait
+from session_projector.worker.daemon.tail import Member, Outage, Tail, load
 from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
+from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.cooperative import courteous
+from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.rebuild import is_walked, rebuild
 from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
 from session_projector.worker.replay.walk import Pages
-from session_projector.worker.storage.port import Checkpoint, State
-from session_projector.worker.storage.sqlite.store import SqliteStore, opened
-from session_projector.worker.storage.sqlite.wakeup import Wakeup, wait
+from session_projector.worker.storage.port import (
+    Checkpoint,
+    Database,
+    ProjectionStatus,
+    Thread,
+    Wakeup,
+)
 from session_projector.worker.telemetry.state import Vitals
 
 LONGEST_RETRY_S: Final = 60.0
@@ -37,9 +43,13 @@ class Feed:
     """Tails until `stop`; what holds one projection up never holds up another."""
 
     def __init__(
-        self, path: Path, projections: Sequence[Projection], stop: anyio.Event, vitals: Vitals
+        self,
+        database: Database,
+        projections: Sequence[Projection],
+        stop: anyio.Event,
+        vitals: Vitals,
     ) -> None:
-        self._path = path
+        self._database = database
         self._projections = projections
         self._stop = stop
         self._vitals = vitals
@@ -47,23 +57,23 @@ class Feed:
 
     async def run(self) -> None:
         """Those furthest on lead; each of the others catches up by itself, and joins them."""
-        with closing(Wakeup(self._path)) as wakeup:
+        with closing(self._database.wakeup()) as wakeup:
             await self._run(wakeup)
 
     async def _run(self, wakeup: Wakeup) -> None:
-        async with opened(self._path) as store, anyio.create_task_group() as tasks:
+        async with self._database.open_thread() as thread, anyio.create_task_group() as tasks:
             names = [projection.name for projection in self._projections]
-            log.info("started", database=str(self._path), projections=names)
-            lead = Tail(store, [], self._outage, leading=True, wakeup=wakeup)
+            log.info("started", database=self._database.name, projections=names)
+            lead = Tail(thread, [], self._outage, leading=True, wakeup=wakeup)
             unplaced = list(self._projections)
             tasks.start_soon(wakeup.end_at, self._stop)
             while not self._stop.is_set():
                 try:
                     async with lead.turn_lock:
-                        walked, alone = await self._place(store, lead, unplaced)
+                        walked, alone = await self._place(thread, lead, unplaced)
                     unplaced = []
                     if walked:
-                        tasks.start_soon(self._together, store, walked, lead, tasks)
+                        tasks.start_soon(self._together, thread, walked, lead, tasks)
                     for projection in alone:
                         tasks.start_soon(self._alone, projection, lead)
                     await lead.run(self._stop)
@@ -80,7 +90,7 @@ class Feed:
                     await self._outage.wait_out(error, self._stop)
 
     async def _place(
-        self, store: SqliteStore, lead: Tail, projections: Sequence[Projection]
+        self, thread: Thread, lead: Tail, projections: Sequence[Projection]
     ) -> tuple[list[Projection], list[Projection]]:
         """Let those lead that can; returns those to be rebuilt, and the others."""
         ready: list[Member] = []
@@ -88,14 +98,14 @@ class Feed:
         for projection in projections:
             try:
                 with faults_of(projection):
-                    position = (await store.checkpoint(projection)).position
-                    self._vitals.stands(projection.name, position)
-                    member = await load(store, projection)
-                    if await is_walked(store, projection, member.checkpoint):
+                    checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
+                    self._vitals.stands(projection.name, checkpoint.position)
+                    member = await load(thread, projection)
+                    if await _is_walked(thread, member):
                         self._vitals.rebuilding(projection.name, 0, 1)
                         walked.append(projection)
                     else:
-                        await store.report(projection.name, None)
+                        await _report(thread, projection, None)
                         # Both may have been said before the database was unavailable for another.
                         self._vitals.rebuilt(projection.name, member.checkpoint.position)
                         self._vitals.recovered(projection.name)
@@ -111,7 +121,7 @@ class Feed:
 
     async def _together(
         self,
-        store: SqliteStore,
+        thread: Thread,
         projections: Sequence[Projection],
         lead: Tail,
         tasks: TaskGroup,
@@ -122,14 +132,14 @@ class Feed:
         """
         courteous.set(bool(lead.members))
         try:
-            async with opened(self._path) as own:
+            async with self._database.open_thread() as own:
                 outage = Outage(self._vitals)
                 await self._walk(own, projections, _but_for_failures, outage)
-                await own.give_memory_back()
+                await own.run(lambda store: store.release_memory())
             if self._stop.is_set():
                 return  # what is said of them stays
             async with lead.turn_lock:
-                rest = [*chain(*await self._place(store, lead, projections))]
+                rest = [*chain(*await self._place(thread, lead, projections))]
             for projection in projections:
                 if projection not in rest:
                     log.info("caught_up", projection=projection.name)
@@ -145,18 +155,18 @@ class Feed:
         courteous.set(True)
         while not self._stop.is_set():
             try:
-                async with opened(self._path) as store:
+                async with self._database.open_thread() as thread:
                     try:
                         with faults_of(projection):
-                            await self._catch_up(store, projection, lead, outage)
+                            await self._catch_up(thread, projection, lead, outage)
                         if self._stop.is_set():
                             return  # whether or not it got there: what is said of it stays
                         self._vitals.recovered(projection.name)
-                        await trouble.over(store)
+                        await trouble.over(thread)
                         return
                     except ProjectionFailed as error:
                         self._vitals.fails(projection.name)
-                        await trouble.tell(store, error)
+                        await trouble.tell(thread, error)
                 await wait(trouble.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
@@ -164,18 +174,19 @@ class Feed:
                 await outage.wait_out(error, self._stop)
 
     async def _catch_up(
-        self, store: SqliteStore, projection: Projection, lead: Tail, outage: Outage
+        self, thread: Thread, projection: Projection, lead: Tail, outage: Outage
     ) -> None:
         """Bring one projection to where the others stand, on a connection of its own."""
-        member = await load(store, projection)
-        if await is_walked(store, projection, member.checkpoint):
-            await self._walk(store, [projection], faults_of, outage)
-            member = await load(store, projection)
+        member = await load(thread, projection)
+        if await _is_walked(thread, member):
+            await self._walk(thread, [projection], faults_of, outage)
+            member = await load(thread, projection)
         self._vitals.rebuilt(projection.name, member.checkpoint.position)
-        alone = Tail(store, [member], outage)
+        alone = Tail(thread, [member], outage)
         while not self._stop.is_set():
             started, before = time.perf_counter(), alone.position
-            await alone.run(self._stop, until=await store.newest())
+            newest = await thread.run(lambda store: store.log.newest())
+            await alone.run(self._stop, until=newest)
             pace_s = (time.perf_counter() - started) / max(alone.position - before, 1)
             async with lead.turn_lock:
                 if (lead.position - alone.position) * pace_s <= LONGEST_JOIN_S:
@@ -190,7 +201,7 @@ class Feed:
 
     async def _walk(
         self,
-        store: SqliteStore,
+        thread: Thread,
         projections: Sequence[Projection],
         attempt: Attempt,
         outage: Outage,
@@ -203,9 +214,12 @@ class Feed:
             await outage.wait_out(error, self._stop)
 
         async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
-            name, total, done = projection.name, await store.newest(), 0
+            name, done = projection.name, 0
+            total = await thread.run(lambda store: store.log.newest())
             self._vitals.rebuilding(name, done, total)
-            steps = rebuild(store, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True)
+            steps = rebuild(
+                thread, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True
+            )
             async with aclosing(steps):
                 async for step in steps:
                     outage.over()
@@ -216,7 +230,15 @@ class Feed:
                         return
                     yield True
 
-        await side_by_side(store, projections, turn, attempt)
+        await side_by_side(thread, projections, turn, attempt)
+
+
+async def _is_walked(thread: Thread, member: Member) -> bool:
+    return await thread.run(lambda store: is_walked(store, member.projection, member.checkpoint))
+
+
+async def _report(thread: Thread, projection: Projection, status: ProjectionStatus | None) -> None:
+    await thread.run(lambda store: store.checkpoints.report(projection.name, status))
 
 
 @contextmanager
@@ -239,20 +261,21 @@ class _Trouble:
     def retry_s(self) -> float:
         return min(2.0 ** (self._failures - 1), LONGEST_RETRY_S)
 
-    async def tell(self, store: SqliteStore, error: ProjectionFailed) -> None:
+    async def tell(self, thread: Thread, error: ProjectionFailed) -> None:
         name, version = self._projection.name, self._projection.version
-        now_ms = time.time_ns() // 1_000_000
-        self._since_ms = self._since_ms or now_ms
+        now = now_ms()
+        self._since_ms = self._since_ms or now
         self._failures += 1
         if str(error) != self._why:
             self._why = str(error)
             log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
-        state = State("failed", version, f"{error}: {error.hint}", 0, 0, self._since_ms, now_ms)
-        await store.report(name, state)
+        why = f"{error}: {error.hint}"
+        status = ProjectionStatus("failed", version, why, 0, 0, self._since_ms, now)
+        await _report(thread, self._projection, status)
 
-    async def over(self, store: SqliteStore) -> None:
+    async def over(self, thread: Thread) -> None:
         if self._failures:
             log.info(
                 "projection_recovered", projection=self._projection.name, failures=self._failures
             )
-        await store.report(self._projection.name, None)
+        await _report(thread, self._projection, None)

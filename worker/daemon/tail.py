@@ -1,11 +1,10 @@
 """One batch: read, load, fold, commit; then wait."""
 
 import time
-import traceback
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -19,23 +18,31 @@ from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Folded, Rejected, Runs
 from session_projector.projections.projection import Damaged, Projection
+from session_projector.worker.clock import wait
 from session_projector.worker.daemon.view_cache import Hot
-from session_projector.worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
+from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
+from session_projector.worker.folding.checkpoints import (
+    checkpoint_of,
+    does_not_fit,
+    refuse_newer,
+)
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
+from session_projector.worker.folding.faults import faults_of
+from session_projector.worker.folding.history import refold
 from session_projector.worker.folding.pacing import Gentle
 from session_projector.worker.folding.tally import Outcomes, outcomes
-from session_projector.worker.replay.rebuild import refold, refuse_newer, unfit
 from session_projector.worker.storage.port import (
+    ANY_POSITION,
     BATCH_EVENTS,
     Change,
     Checkpoint,
-    Committed,
-    Look,
+    CommitStats,
     Store,
+    Thread,
+    Wakeup,
     digest,
     size_of,
 )
-from session_projector.worker.storage.sqlite.wakeup import Wakeup, wait
 from session_projector.worker.telemetry.state import Batch, Vitals
 
 FIRST_EVENTS: Final = 64
@@ -54,6 +61,8 @@ PATIENCE_S: Final = 0.008
 """inotify speaks when a commit is written, which can be seen once the disk has it."""
 RETRY_S: Final = 0.5
 """Between two attempts at a database that is locked or has no room."""
+AGAIN_S: Final = 0.00005
+"""Between two questions of a look that waits for a commit."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -95,7 +104,7 @@ class Tail:
 
     def __init__(
         self,
-        store: Store,
+        thread: Thread,
         members: Sequence[Member],
         outage: Outage | None = None,
         *,
@@ -105,12 +114,12 @@ class Tail:
         self.members = list(members)
         self.turn_lock = anyio.Lock()
         """Held during a turn; whoever holds it may add a member that stands where these do."""
-        self._store = store
+        self._thread = thread
         self._outage = outage
         self._vitals = outage.vitals if outage else Vitals()
         self._leading = leading
         self._ahead: _Ahead | None = None
-        self._wakeup = wakeup or Wakeup()
+        self._wakeup = wakeup
         self._most = FIRST_EVENTS
         """Events that a batch may have, by how long those before took."""
         self._gentle = Gentle()
@@ -149,16 +158,17 @@ class Tail:
     async def _idle(self, stop: anyio.Event) -> None:
         """Until there may be something new, or a look is due all the same."""
         for _ in range(GLANCES):
-            if await self._wakeup.wait(self._store.changed, stop):
+            assert self._wakeup, "only what goes up to a position needs none"
+            if await self._wakeup.wait(self._changed, stop):
                 self._woken = self._woken or time.perf_counter()
                 return
             self._woken = None
             if stop.is_set():
                 return
             if self._took_memory:
-                await self._store.give_memory_back()
+                await self._thread.run(lambda store: store.release_memory())
                 self._took_memory = False
-            if await self._store.changed():
+            if await self._changed():
                 self._wakeup.looked(touched=True, found=False)
                 return
             self._vitals.turned(self._newest, self._positions(), leading=self._leading)
@@ -169,7 +179,8 @@ class Tail:
         if until is not None:
             until = max(until, self.position)
         most = self._most_now() if self.members else 1
-        self._wakeup.looks()
+        if self._wakeup:
+            self._wakeup.looks()
         ahead, self._ahead = self._ahead, None
         wanted = (self.position, until, self._projections())
         if (
@@ -181,13 +192,8 @@ class Tail:
             look, read = ahead.look, ahead.events
         else:
             names = [projection.name for projection in self._projections()]
-            look = await self._store.look(
-                start=self.position,
-                until=until,
-                events=most,
-                names=names,
-                patience_s=0 if self._woken is None else PATIENCE_S,
-            )
+            patience_s = 0 if self._woken is None else PATIENCE_S
+            look = await self._look(self.position, until, most, names, patience_s)
             read = []
         self._newest = newest = look.newest
         rows = look.rows
@@ -198,7 +204,8 @@ class Tail:
         if not _fits([member.checkpoint for member in self.members], rows):
             await self._check_log()
         rows = rows[1:] if self.position else rows
-        self._wakeup.looked(touched=look.touched, found=bool(rows))
+        if self._wakeup:
+            self._wakeup.looked(touched=look.touched, found=bool(rows))
         if not rows:
             # A database restored in place stands elsewhere than what is remembered of it.
             if look.checkpoints != [member.checkpoint for member in self.members]:
@@ -219,7 +226,8 @@ class Tail:
             changes = [part.change for part in batch.parts]
             much = sum(map(size_of, chain(*(c.rows for c in changes)))) > MUCH_BYTES
             self._took_memory = self._took_memory or much
-            committed = await self._store.commit(changes, much=much and not self._gentle)
+            bulk = much and not self._gentle
+            committed = await self._thread.run(lambda store: store.commit(changes, bulk=bulk))
         if left:
             ahead.start, ahead.events = batch.parts[0].change.after.position, read[-len(left) :]
             ahead.look = msgspec.structs.replace(look, rows=rows[-len(left) - 1 :])
@@ -242,11 +250,26 @@ class Tail:
 
     async def _look_ahead(self, ahead: "_Ahead") -> None:
         """Read and decode what comes next, while the database thread commits."""
-        most = self._most_now()
-        ahead.look = await self._store.look(start=ahead.start, until=ahead.until, events=most)
+        ahead.look = await self._look(ahead.start, ahead.until, self._most_now())
         ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
 
-    async def _make_way(self, batch: "_Batch", committed: Committed) -> None:
+    async def _look(
+        self,
+        start: int,
+        until: int | None,
+        events: int,
+        names: Sequence[str] = (),
+        patience_s: float = 0,
+    ) -> "Look":
+        """One look at the log, in one hop."""
+        return await self._thread.run(
+            lambda store: look(store, start, until, events, names, patience_s)
+        )
+
+    async def _changed(self) -> bool:
+        return await self._thread.run(lambda store: store.changed())
+
+    async def _make_way(self, batch: "_Batch", committed: CommitStats) -> None:
         """While there is much to fold and others write."""
         rows = sum(len(part.change.rows) for part in batch.parts)
         self._gentle.held(committed.held_s, rows=rows, projections=len(batch.parts))
@@ -261,7 +284,7 @@ class Tail:
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
 
-    def _measure(self, batch: "_Batch", committed: Committed, started: float) -> None:
+    def _measure(self, batch: "_Batch", committed: CommitStats, started: float) -> None:
         now = time.perf_counter()
         woken_s = None if self._woken is None else now - self._woken
         self._woken = None
@@ -290,7 +313,7 @@ class Tail:
         runs = folding.runs_of(events)
         for member in self.members:
             with faults_of(member.projection):
-                touched.append(await _load(self._store, member, events, runs))
+                touched.append(await _load(self._thread, member, events, runs))
             if touched[-1].events < len(events):
                 events = events[: touched[-1].events]
                 runs = folding.runs_of(events)
@@ -299,45 +322,70 @@ class Tail:
         parts: list[_Part] = []
         for member, found in zip(self.members, touched, strict=True):
             with faults_of(member.projection):
-                views, mended = await _views(self._store, member, found, last.seq, shared=shared)
+                views, mended = await _views(self._thread, member, found, last.seq, shared=shared)
                 folded = await fold_in_slices(member.projection, views, events, runs)
                 parts.append(_part(member, found, last, folded, {k: views[k] for k in mended}))
         return _Batch(events, parts)
 
     async def _check_log(self) -> None:
         """The log does not fit what is remembered: was the database restored in place?"""
-        for member in self.members:
-            if await self._store.checkpoint(member.projection) != member.checkpoint:
+        members = self.members
+
+        def check(store: Store) -> LogRow | None:
+            if any(checkpoint_of(store, m.projection) != m.checkpoint for m in members):
                 raise LostRace
-        rows = await self._store.read_events(start=self.position, until=self.position)
-        odd = [member for member in self.members if not _fits([member.checkpoint], rows)]
-        raise unfit((odd or self.members)[0].projection.name, self.position)
+            return store.log.event(self.position)
+
+        row = await self._thread.run(check)
+        odd = [m for m in members if not _fits([m.checkpoint], [row] if row else [])]
+        raise does_not_fit((odd or members)[0].projection.name, self.position)
 
 
-@contextmanager
-def faults_of(projection: Projection) -> Iterator[None]:
-    """What a projection's code raises where no event is to blame is its own failure."""
-    try:
-        yield
-    except (ProjectorError, LostRace):
-        raise
-    except (Exception, SystemExit) as error:
-        *_, frame = traceback.extract_tb(error.__traceback__)
-        raise ProjectionFailed(
-            projection.name,
-            f"{type(error).__name__} in {frame.filename}, line {frame.lineno}",
-            "a fault in its code; `projections.testing` helps to find it",
-        ) from error
-
-
-async def load(store: Store, projection: Projection) -> Member:
+async def load(thread: Thread, projection: Projection) -> Member:
     """Where a projection stands, its table in shape; refuses views of a newer version."""
-    before = await store.checkpoint(projection)
-    refuse_newer(projection, before.version)
-    checkpoint = await store.prepare(projection)
+
+    def prepared(store: Store) -> tuple[Checkpoint, Checkpoint]:
+        before = checkpoint_of(store, projection)
+        refuse_newer(projection, before.version)
+        return before, store.views.prepare(projection)
+
+    before, checkpoint = await thread.run(prepared)
     if checkpoint.position < before.position:
         log.warning("views_gone", projection=projection.name, position=before.position)
     return Member(projection, checkpoint)
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Events, the newest position, whether another connection may have committed since the look
+    before, and the checkpoints of some projections."""
+
+    rows: list[LogRow]
+    newest: int
+    touched: bool
+    checkpoints: list[Checkpoint | None]
+
+
+def look(
+    store: Store,
+    start: int,
+    until: int | None,
+    events: int,
+    names: Sequence[str] = (),
+    patience_s: float = 0,
+) -> Look:
+    """The event at `start` and `events` of those after it; where there are none it waits for
+    `patience_s`, here in the store's thread, as the event loop's timers are whole milliseconds."""
+    last = ANY_POSITION if until is None else until
+    touched = store.changed()  # before the rows: it misses nothing
+    rows = store.log.page(start=start, until=last, events=events)
+    until_s = time.perf_counter() + patience_s
+    while patience_s and (not rows or rows[-1].seq <= start) and time.perf_counter() < until_s:
+        time.sleep(AGAIN_S)
+        if store.changed():
+            touched = True
+            rows = store.log.page(start=start, until=last, events=events)
+    newest = max(store.log.newest(), rows[-1].seq if rows else 0)
+    return Look(rows, newest, touched, [store.checkpoints.get(name) for name in names])
 
 
 class _Touched(msgspec.Struct, frozen=True):
@@ -403,7 +451,7 @@ class _Batch(msgspec.Struct, frozen=True):
 
 
 async def _load(
-    store: Store, member: Member, events: Sequence[Event | Rejected], runs: Runs
+    thread: Thread, member: Member, events: Sequence[Event | Rejected], runs: Runs
 ) -> _Touched:
     """What events touch; of the first events only, if that is more than may be loaded."""
     first = folding.touched(member.projection, events, runs)
@@ -411,7 +459,7 @@ async def _load(
     cold = [key for key in first if key not in hot]
     if not cold:
         return _Touched(len(events), first, hot, {})
-    loaded = await store.load_views(member.projection, cold)
+    loaded = await thread.run(lambda store: store.views.load(member.projection, cold))
     covered = len(events)
     if loaded.covered < len(cold):
         covered = bisect_left(events, first[cold[loaded.covered]], key=attrgetter("seq"))
@@ -439,7 +487,7 @@ def _part(
 
 
 async def _views(
-    store: Store, member: Member, touched: _Touched, until: int, *, shared: bool
+    thread: Thread, member: Member, touched: _Touched, until: int, *, shared: bool
 ) -> tuple[dict[str, Any | None], list[str]]:
     """The views that events up to `until` touch, as they stand, and which of them were found
     damaged or gone, and so were folded from the log on the spot."""
@@ -460,13 +508,18 @@ async def _views(
         for spelling in projection.log_keys(key) or ()
     }
     if checkpoint.position and absent:
-        suspect |= {absent[key] for key in await store.with_history(checkpoint, [*absent])}
+        present = await thread.run(
+            lambda store: store.log.present(
+                [*absent], until=checkpoint.position, unless_quarantined=checkpoint.name
+            )
+        )
+        suspect |= {absent[key] for key in present}
     if suspect and shared and projection.log_keys("") is None:
         raise ProjectionFailed(
             projection.name, "a row of it is damaged", "it is folded from the whole log by itself"
         )
     if suspect:
-        found = await refold(store, projection, suspect, until=checkpoint.position)
+        found = await refold(thread, projection, suspect, until=checkpoint.position)
         for key in sorted(suspect):
             views[key] = found.get(key)
             if key in found:

@@ -8,7 +8,7 @@ from session_projector.worker import linux as proc
 from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.sqlite.client import Client
-from session_projector.worker.storage.sqlite.connection import DaemonLock, told
+from session_projector.worker.storage.sqlite.lock import DaemonLock
 
 WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
@@ -16,12 +16,13 @@ WATCH_POLL_S: Final = 0.05
 
 def daemon(client: Client) -> Iterator[Checked]:
     lock, path = DaemonLock(client.path), quoted(client.path)
-    pid, running = lock.holder(), lock.running()
+    leader = lock.leader()
+    pid, running = (leader.pid, leader.running) if leader else (None, {})
     if pid is None:
         said = "none is alive: nothing is folded until one runs"
         yield Checked("daemon", "warn", said, f"`projector run -d {path}`")
         return
-    who = told(pid)
+    who = str(leader)
     others = [seen for seen in proc.openers([lock.file]).processes if seen.pid != pid]
     standing_by = f"; standing by: {', '.join(map(str, others))}" if others else ""
     names = ", ".join(running) or "it does not say which projections"
@@ -77,7 +78,7 @@ def _standing(client: Client, names: list[str]) -> tuple[list[tuple[str, int, in
 def projections(client: Client) -> Iterator[Checked]:
     """Those that failed or are being rebuilt."""
     path = quoted(client.path)
-    alive = DaemonLock(client.path).holder() is not None
+    alive = DaemonLock(client.path).leader() is not None
     wrong = []
     for name, state, version, why, events, total in client.rows(
         "SELECT projection, state, version, why, events, total FROM projection_state"

@@ -18,12 +18,16 @@ from session_projector.projections.event import Unfoldable, created_ms
 from session_projector.worker.doctor import daemon as daemon_checks
 from session_projector.worker.doctor import host as surroundings
 from session_projector.worker.doctor.check import Checked
-from session_projector.worker.errors import ProjectorError, quoted, translated
-from session_projector.worker.operations.projections import fits_log, listing
+from session_projector.worker.errors import ProjectorError, quoted
+from session_projector.worker.folding.checkpoints import fits_log
+from session_projector.worker.operations.projections import listing
+from session_projector.worker.storage.port import Checkpoint
 from session_projector.worker.storage.sqlite.client import Client
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.doctor import old_writers, rights
+from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
+from session_projector.worker.storage.sqlite.schema import kanbatte
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 BUSY_TIMEOUT_S: Final = 1.0
@@ -106,11 +110,11 @@ def _inside(path: Path) -> Iterator[Checked]:
 
 
 def _schema(connection: sqlite3.Connection, path: Path) -> Iterator[Checked]:
-    found = schema.layout(connection, path)
+    found = kanbatte.layout(connection, path)
     setup = f"`projector db setup -d {quoted(path)}`"
-    if found is schema.Layout.EMPTY:
+    if found is kanbatte.Layout.EMPTY:
         yield Checked("schema", "fail", "there are no tables yet", f"make them: {setup}")
-    elif found is schema.Layout.KANBATTE:
+    elif found is kanbatte.Layout.KANBATTE:
         said = "a database of Kanbatte up to 0.0.3, not adopted yet"
         yield Checked("schema", "fail", said, f"stop its writers for good, then {setup}")
     else:
@@ -231,8 +235,10 @@ def _clock(connection: sqlite3.Connection) -> Iterator[Checked]:
 def _checkpoint(client: Client) -> Iterator[Checked]:
     """Whether the log is the one that was folded, by code that is here."""
     wrong = []
-    for listed in listing(client):
-        if not fits_log(client, listed.position, listed.digest):
+    for listed in listing(client.store):
+        if not fits_log(
+            client.store, Checkpoint(listed.name, 0, listed.position, 0, listed.digest, 0)
+        ):
             said = (
                 f"the log is not the one that was folded into {listed.name} up to"
                 f" {listed.position:,}: it was rewound or replaced"

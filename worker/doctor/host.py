@@ -13,7 +13,7 @@ import msgspec
 from session_projector.worker import linux as proc
 from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
-from session_projector.worker.sessions.read import WAL_WARNING_BYTES
+from session_projector.worker.storage.sqlite.wal import WARNING_BYTES as WAL_WARNING_BYTES
 
 MIB: Final = 1024 * 1024
 LITTLE_ROOM_BYTES: Final = 64 * MIB

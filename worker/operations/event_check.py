@@ -1,32 +1,37 @@
 """Whether an event would fold, seen before it is written."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
-from session_projector.projections.event import Event, LogRow
+import msgspec
+
+from session_projector.projections.event import Event, LogRow, session_of
 from session_projector.projections.fold import Rejected, fold, key_of, read, restore
+from session_projector.projections.messagepack import Malformed, decode_exact
 from session_projector.projections.projection import Damaged, Projection
 from session_projector.projections.session_index import SessionIndex
-from session_projector.worker.errors import ProjectorError
+from session_projector.projections.sessions import PREFIX
+from session_projector.worker import registry
+from session_projector.worker.errors import Finding, ProjectorError
 from session_projector.worker.sessions.timeline import SESSIONS, folded
-from session_projector.worker.storage.sqlite.client import Client
+from session_projector.worker.storage.port import Database, Store
 
 
 def verdicts(
-    client: Client | None, row: LogRow, projections: Iterable[Projection]
+    store: Store | None, row: LogRow, projections: Iterable[Projection]
 ) -> dict[str, str | None]:
     """By name, for each projection that an event concerns: why it would not fold, or None.
 
-    Without a client the event alone is looked at, not what it would be folded onto. The index goes
+    Without a store the event alone is looked at, not what it would be folded onto. The index goes
     with the session view.
     """
     (event,) = read([row], projections)
-    return dict(_verdicts(client, event, projections))
+    return dict(_verdicts(store, event, projections))
 
 
 def _verdicts(
-    client: Client | None, event: Event | Rejected, projections: Iterable[Projection]
+    store: Store | None, event: Event | Rejected, projections: Iterable[Projection]
 ) -> Iterator[tuple[str, str | None]]:
     for projection in projections:
         if isinstance(event, Rejected):
@@ -37,21 +42,64 @@ def _verdicts(
         if key is None or isinstance(projection, SessionIndex):
             continue
         reason = None
-        if client is not None:
-            view = _standing(client, projection, event, key)
+        if store is not None:
+            view = _standing(store, projection, event, key)
             rejected = fold(projection, {key: view}, [event]).quarantined
             reason = rejected[0].reason if rejected else None
         yield projection.name, reason
 
 
-def _standing(client: Client, projection: Projection, event: Event, key: str) -> Any | None:
+def _standing(store: Store, projection: Projection, event: Event, key: str) -> Any | None:
     """The view that an event is about: of a session as the log has it, of others as it stands."""
     if projection.name == SESSIONS.name:
-        return folded(client, event.session_id)
-    table = projection.table
+        return folded(store, event.session_id)
     with suppress(ProjectorError, Damaged):  # where it never ran there is no table
-        for row in client.rows(
-            f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE {table.key} = ?", (key,)
-        ):
+        if row := store.views.row(projection, key):
             return restore(projection, row)
     return None
+
+
+def check(database: Database, data: bytes) -> str:
+    """What would become of an event, MessagePack or JSON; raises `Finding` if it would not fold."""
+    text = as_data(data)
+    stated = stated_key(text)
+    row = LogRow(0, "checked", stated or PREFIX + _UNSTATED, text, 0)
+    known = registry.known()
+    if stated is not None and database.exists():
+        with database.open() as store:
+            found = verdicts(store, row, known)
+    else:
+        found = verdicts(None, row, known)
+    require_foldable(found, "fix it, and check it again")
+    if not found:
+        return "would be skipped: its type is none that a projection here folds"
+    of = "the session that its row's key names" if stated is None else session_of(stated)
+    return f"would fold into {', '.join(found)}: {of}"
+
+
+def require_foldable(found: Mapping[str, str | None], hint: str) -> None:
+    """Raises `Finding` for the first of `verdicts` that says no."""
+    for name, reason in found.items():
+        if reason is not None:
+            raise Finding(f"would not fold into {name}: {reason}", hint)
+
+
+_UNSTATED: Final = "\x00unstated"
+
+
+def as_data(data: bytes) -> str | bytes:
+    """What a writer would bind: JSON as a TEXT, MessagePack as a BLOB."""
+    try:
+        return data.decode()  # no MessagePack map begins as UTF-8 does
+    except UnicodeDecodeError:
+        return data
+
+
+def stated_key(data: str | bytes) -> str | None:
+    """The key that an event's own `sessionId` gives its row."""
+    try:
+        event = msgspec.json.decode(data) if isinstance(data, str) else decode_exact(data)
+        stated = event.get("sessionId")
+    except (msgspec.MsgspecError, Malformed, AttributeError, UnicodeError, RecursionError):
+        return None
+    return PREFIX + stated if isinstance(stated, str) and stated else None

@@ -1,13 +1,10 @@
 """`projector health`: one line and an exit code, for a container or cron."""
 
 import time
-from pathlib import Path
 from typing import Final
 
-from session_projector.worker import linux as proc
-from session_projector.worker.errors import Finding, quoted
-from session_projector.worker.storage.sqlite.client import Client
-from session_projector.worker.storage.sqlite.connection import DaemonLock, told
+from session_projector.worker.errors import Finding
+from session_projector.worker.storage.port import Database, Leader, Store
 
 MOVES_WITHIN_S: Final = 3.0
 """A daemon that has events to fold has folded some by then."""
@@ -16,66 +13,62 @@ REBUILD_MOVES_WITHIN_S: Final = 300.0
 code minutes. Who restarts it for that makes it begin anew."""
 
 
-def check(path: Path) -> str:
+def check(database: Database) -> str:
     """What a daemon that is well does, in a line; raises `Finding` where it is not."""
-    lock = DaemonLock(path)
-    pid = lock.holder()
-    if pid and proc.is_stopped(pid):
-        raise Finding(f"the daemon (process {pid}) was stopped by a signal", f"kill -CONT {pid}")
-    with Client.reading(path) as client:
-        if pid is None:
-            raise Finding("no daemon is alive", f"start one: `projector run -d {quoted(path)}`")
-        _require_none_failed(client, lock)
-        _require_rebuilds_to_move(client, lock)
-        newest = int(client.value("SELECT coalesce(max(seq), 0) FROM event_log"))
-        before = _positions(client, lock)
+    leader = database.leadership().leader()
+    if leader and leader.suspended:
+        raise Finding(f"the daemon ({leader}) was stopped by a signal", f"kill -CONT {leader.pid}")
+    with database.open() as store:
+        if leader is None:
+            raise Finding("no daemon is alive", "start one: `projector run`")
+        _require_none_failed(store, leader)
+        _require_rebuilds_to_move(store, leader)
+        newest = store.log.newest()
+        before = _positions(store, leader)
         if not before:
-            return f"{told(pid)}, all views are being rebuilt, newest event {newest}"
+            return f"{leader}, all views are being rebuilt, newest event {newest}"
         until = time.monotonic() + MOVES_WITHIN_S
-        while newest > max(now := _positions(client, lock) or before) and max(now) == max(before):
+        while newest > max(now := _positions(store, leader) or before) and max(now) == max(before):
             if time.monotonic() > until:
                 raise Finding(
-                    f"the daemon ({told(pid)}) stays at {max(now)}, and the newest event is"
-                    f" {newest}",
-                    f"see what it does: `projector status -d {quoted(path)}`",
+                    f"the daemon ({leader}) stays at {max(now)}, and the newest event is {newest}",
+                    "see what it does: `projector status`",
                 )
             time.sleep(0.05)
-    return f"{told(pid)}, position {min(now)}, newest event {newest}"
+    return f"{leader}, position {min(now)}, newest event {newest}"
 
 
-def _require_none_failed(client: Client, lock: DaemonLock) -> None:
-    failed = client.rows("SELECT projection, why FROM projection_state WHERE state = 'failed'")
-    for name, why in failed:
-        if _is_run(lock, name):
-            hint = f"see the others: `projector status -d {quoted(client.path)}`"
-            raise Finding(f"a projection fails, {why}", hint)
+def _require_none_failed(store: Store, leader: Leader) -> None:
+    for name, report in store.checkpoints.reports().items():
+        if report.state == "failed" and leader.runs(name):
+            hint = "see the others: `projector status`"
+            raise Finding(f"a projection fails, {report.why}", hint)
 
 
-def _require_rebuilds_to_move(client: Client, lock: DaemonLock) -> None:
-    """What a daemon before left of a rebuild is old until this one begins it anew."""
+def _require_rebuilds_to_move(store: Store, leader: Leader) -> None:
+    """What a daemon before left of a rebuild is old until this one begins it again."""
     until = time.monotonic() + MOVES_WITHIN_S
-    while stuck := [(name, s) for name, s in _rebuilds(client, lock) if s > REBUILD_MOVES_WITHIN_S]:
+    while stuck := [(n, s) for n, s in _rebuilds(store, leader) if s > REBUILD_MOVES_WITHIN_S]:
         if time.monotonic() > until:
             name, for_s = stuck[0]
-            hint = f"see how far it is: `projector status -d {quoted(client.path)}`"
+            hint = "see how far it is: `projector status`"
             raise Finding(f"the rebuild of {name} has not moved for {for_s:.0f} s", hint)
         time.sleep(0.05)
 
 
-def _rebuilds(client: Client, lock: DaemonLock) -> list[tuple[str, float]]:
-    """Those under way, and how long ago they said so."""
-    sql = "SELECT projection, updated_at FROM projection_state WHERE state = 'rebuilding'"
-    found = client.rows(sql)
-    return [(name, time.time() - at / 1000) for name, at in found if _is_run(lock, name)]
+def _rebuilds(store: Store, leader: Leader) -> list[tuple[str, float]]:
+    """Those under way, and how many seconds ago they said so."""
+    return [
+        (name, time.time() - report.updated_at / 1000)
+        for name, report in store.checkpoints.reports().items()
+        if report.state == "rebuilding" and leader.runs(name)
+    ]
 
 
-def _positions(client: Client, lock: DaemonLock) -> list[int]:
+def _positions(store: Store, leader: Leader) -> list[int]:
     """Of what the daemon runs; of what is being rebuilt there is none yet."""
-    rows = client.rows("SELECT name, position FROM checkpoint WHERE version > 0")
-    return [int(at) for name, at in rows if _is_run(lock, name)]
-
-
-def _is_run(lock: DaemonLock, name: str) -> bool:
-    """Whether the daemon runs a projection; one that does not say may run any."""
-    running = lock.running()
-    return name in running or not running
+    return [
+        int(stored.checkpoint.position)
+        for name, stored in store.checkpoints.all().items()
+        if stored.checkpoint.version > 0 and leader.runs(name)
+    ]

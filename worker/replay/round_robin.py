@@ -7,8 +7,9 @@ from typing import Any, Final
 import anyio
 
 from session_projector.projections.projection import Projection
+from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.replay.walk import Pages
-from session_projector.worker.storage.port import Checkpoint, Store
+from session_projector.worker.storage.port import Checkpoint, Thread
 
 STANDBY_POLL_S: Final = 0.5
 """How often somebody is looked after who is waited for."""
@@ -19,7 +20,7 @@ Attempt = Callable[[Projection], AbstractContextManager[None]]
 
 
 async def side_by_side(
-    store: Store,
+    thread: Thread,
     projections: Sequence[Projection],
     turn: Callable[[Projection, Checkpoint, Pages], Turn],
     attempt: Attempt,
@@ -28,11 +29,13 @@ async def side_by_side(
 
     What `attempt` keeps to itself ends only that projection's walk.
     """
-    pages = Pages(store, projections)
+    pages = Pages(thread, projections)
     checkpoints: dict[Projection, Checkpoint] = {}
     for projection in projections:
         with attempt(projection):
-            checkpoints[projection] = await store.checkpoint(projection)
+            checkpoints[projection] = await thread.run(
+                lambda store: checkpoint_of(store, projection)
+            )
     turns = {one: turn(one, checkpoint, pages) for one, checkpoint in checkpoints.items()}
     try:
         while turns:

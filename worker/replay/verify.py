@@ -3,29 +3,24 @@
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Protocol
 
 import structlog
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.daemon.service import holder_rebuilds, run_once
-from session_projector.worker.daemon.tail import faults_of
 from session_projector.worker.errors import (
     Finding,
     LostRace,
     NeedsPerson,
     ProjectorError,
     RetryLater,
-    quoted,
 )
+from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound
+from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as walks
 from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
 from session_projector.worker.replay.walk import Pages, Step
-from session_projector.worker.storage.port import Checkpoint
-from session_projector.worker.storage.sqlite.connection import DaemonLock
-from session_projector.worker.storage.sqlite.schema import migrate as schema
-from session_projector.worker.storage.sqlite.store import SqliteStore, opened
+from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Store, Thread
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -60,7 +55,7 @@ class Listener(Protocol):
 
 
 async def compare(
-    path: Path,
+    database: Database,
     projections: Sequence[Projection],
     listener: Listener,
     *,
@@ -77,49 +72,44 @@ async def compare(
     async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
         only = _view_of(projection, session)
         steps = walks.compare(
-            *(store, projection),
-            checkpoint=checkpoint,
+            *(thread, projection, checkpoint),
             pages=pages,
             only=only,
             dry_run=dry_run,
         )
         try:
-            tally = await _tally(store, projection)
+            tally = await _tally(thread, projection)
             tallies.append(tally)
             async for _ in _follow(tally, steps, listener):
                 yield True
         except LostRace:
             raise RetryLater(
-                f"{path} was restored, or {projection.name} dropped, while it was compared",
+                f"{database.name} was restored, or {projection.name} dropped, while it was"
+                " compared",
                 "start again",
             ) from None
 
-    async with opened(path) as store, _each() as attempt:
-        await side_by_side(store, projections, turn, attempt)
+    async with database.open_thread() as thread, _each() as attempt:
+        await side_by_side(thread, projections, turn, attempt)
     return sum(tally.rows.total() for tally in tallies)
 
 
 async def replay(
-    path: Path,
+    database: Database,
     projections: Sequence[Projection],
     listener: Listener,
     *,
     session: str | None = None,
+    leadership: Leadership,
 ) -> None:
-    """Replace what differs from the log; without a daemon, catch up with its newest event too."""
-    lock = DaemonLock(path)
+    """Replace what differs from the log. Where views must be rebuilt, `leadership` is taken for it,
+    and left to the caller to release."""
 
     def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
-        return _replay(path, store, projection, checkpoint, pages, lock, listener, session)
+        return _replay(thread, projection, checkpoint, pages, leadership, listener, session)
 
-    try:
-        async with opened(path) as store, _each() as attempt:
-            await side_by_side(store, projections, turn, attempt)
-        caught_up = session is not None or not lock.acquire()
-    finally:
-        lock.release()
-    if not caught_up:
-        await run_once(path, projections)
+    async with database.open_thread() as thread, _each() as attempt:
+        await side_by_side(thread, projections, turn, attempt)
 
 
 @asynccontextmanager
@@ -145,43 +135,46 @@ async def _each() -> AsyncIterator[Attempt]:
 
 
 async def _replay(
-    path: Path,
-    store: SqliteStore,
+    thread: Thread,
     projection: Projection,
     checkpoint: Checkpoint,
     pages: Pages,
-    lock: DaemonLock,
+    leadership: Leadership,
     listener: Listener,
     session: str | None,
 ) -> Turn:
     waiting = lost = False
     while True:
         if lost:
-            schema.require_current(path)  # a table that was dropped meanwhile is no race
+            await thread.run(lambda store: store.check_schema())  # a dropped table is no race
             yield False
-        now = await store.prepare(projection)
+        now = await thread.run(lambda store: store.views.prepare(projection))
         if lost or waiting or now.generation != checkpoint.generation:
             checkpoint = now  # a rebuild that ends leaves the generation as it is
-        if await walks.is_sound(store, projection, checkpoint):
+        if await thread.run(lambda store: is_sound(store, projection, checkpoint)):
             only = _view_of(projection, session)
-            steps = walks.mend(store, projection, checkpoint=checkpoint, pages=pages, only=only)
+            steps = walks.mend(thread, projection, checkpoint, pages=pages, only=only)
         elif session is not None:
             raise Finding(
                 f"the views of {projection.name} as a whole are not of this log and this version",
-                f"replay all of them: `projector replay -d {quoted(path)}`",
+                "replay all of them: `projector replay`",
             )
-        elif lock.acquire() or not holder_rebuilds(lock, projection):
-            steps = walks.rebuild(store, projection, checkpoint, pages=pages)
-        elif checkpoint.position == 0 and not await store.view_keys(projection, after=None):
+        elif leadership.acquire() or not leader_rebuilds(leadership, projection):
+            steps = walks.rebuild(thread, projection, checkpoint, pages=pages)
+        elif checkpoint.position == 0 and not await thread.run(
+            lambda store: store.views.keys(projection, after=None)
+        ):
             return  # nothing is folded yet, and a daemon is there to do it
         else:
             if not waiting:
-                log.warning("waiting_for_daemon", projection=projection.name, pid=lock.holder())
+                leader = leadership.leader()
+                pid = leader.pid if leader else None
+                log.warning("waiting_for_daemon", projection=projection.name, pid=pid)
             waiting = True
             yield False
             continue
         try:
-            async for _ in _follow(await _tally(store, projection), steps, listener):
+            async for _ in _follow(await _tally(thread, projection), steps, listener):
                 yield True
             return
         except LostRace:
@@ -189,9 +182,30 @@ async def _replay(
             log.warning("checkpoint_moved_by_another", projection=projection.name)
 
 
-async def _tally(store: SqliteStore, projection: Projection) -> Tally:
-    position = (await store.checkpoint(projection)).position
-    return Tally(projection, position, await store.newest())
+def leader_rebuilds(leadership: Leadership, projection: Projection) -> bool:
+    """Whether the daemon that leads runs a projection, and will rebuild it.
+
+    Raises `RetryLater` where it is a daemon of an older version, which never will.
+    """
+    leader = leadership.leader()
+    if leader is None:
+        return True  # it has ended just now: look again
+    version = leader.running.get(projection.name, projection.version)
+    if version < projection.version:
+        raise RetryLater(
+            f"the daemon that is alive ({leader}) runs version {version} of"
+            f" {projection.name}, and this is version {projection.version}",
+            "restart the daemon, and it rebuilds the views by itself",
+        )
+    return leader.runs(projection.name)
+
+
+async def _tally(thread: Thread, projection: Projection) -> Tally:
+    def tally(store: Store) -> Tally:
+        position = checkpoint_of(store, projection).position
+        return Tally(projection, position, store.log.newest())
+
+    return await thread.run(tally)
 
 
 async def _follow(

@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from itertools import chain, compress
+from itertools import compress
 from operator import attrgetter
 from typing import Any, Final
 
@@ -27,16 +27,18 @@ from session_projector.projections.event import Event, LogRow, is_utf8
 from session_projector.projections.fold import Rejected, Runs
 from session_projector.projections.projection import Damaged, Projection
 from session_projector.worker.errors import LostRace, Unavailable
+from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
+from session_projector.worker.folding.history import history
 from session_projector.worker.folding.pacing import Gentle
 from session_projector.worker.folding.tally import Outcomes, outcomes
 from session_projector.worker.replay.difference import Difference, Field, fields
 from session_projector.worker.storage.port import (
     Change,
     Checkpoint,
-    Committed,
-    Loaded,
-    Store,
+    CommitStats,
+    LoadedViews,
+    Thread,
     size_of,
 )
 
@@ -74,8 +76,8 @@ class Found(msgspec.Struct, frozen=True):
 class Pages:
     """The log by key, each page read and decoded once for walks that go side by side."""
 
-    def __init__(self, store: Store, projections: Sequence[Projection]) -> None:
-        self._store = store
+    def __init__(self, thread: Thread, projections: Sequence[Projection]) -> None:
+        self._thread = thread
         self._projections = projections
         self._newest: int | None = None
         self._asked: tuple[int, int] | None = None
@@ -83,7 +85,7 @@ class Pages:
 
     async def newest(self) -> int:
         """As it was when the first of them asked, so that all go to the same position."""
-        newest = await self._store.newest()
+        newest = await self._thread.run(lambda store: store.log.newest())
         self._newest = min(newest, newest if self._newest is None else self._newest)
         return self._newest
 
@@ -91,7 +93,9 @@ class Pages:
         """The next page; None after the last one."""
         asked = (after.seq if after else 0, until)
         if asked != self._asked:
-            rows = await self._store.read_by_key(after=after, until=until)
+            rows = await self._thread.run(
+                lambda store: store.log.by_session(after=after, until=until)
+            )
             events = await read_in_slices(rows, self._projections)
             self._found = None
             if rows:
@@ -117,7 +121,7 @@ class Walk:
 
     def __init__(
         self,
-        store: Store,
+        thread: Thread,
         projection: Projection,
         checkpoint: Checkpoint,
         *,
@@ -131,20 +135,20 @@ class Walk:
         self.skipped = 0
         """Events up to `until` that are of no concern, once the walk is over."""
         self.until = checkpoint.position if until is None else until
-        self._store = store
+        self._thread = thread
         self._projection = projection
         self._checkpoint = checkpoint
         self._following = until is None
         self._mending = mending
         self._only = only
         self._gentle = Gentle()
-        self._shared = pages or Pages(store, [projection])
+        self._shared = pages or Pages(thread, [projection])
         self._hold_on = hold_on
         self._brief = brief
 
     async def steps(self) -> AsyncIterator[Step]:
-        await self._store.clear_gathered(self._projection.name)
-        self._last = await self._store.read_events(start=self.until, until=self.until)
+        await self._thread.run(lambda store: store.scratch.clear(self._projection.name))
+        self._last = await self._thread.run(lambda store: store.log.event(self.until))
         async for step in self._fold(self._pages()):
             yield step
         if self._only is None:
@@ -182,9 +186,7 @@ class Walk:
                 events = await read_in_slices(rows, [self._projection])
                 yield _page(_seqs(rows), self._keys(rows, events), events)
         elif self._projection.log_keys("") is None:
-            start = 0
-            while rows := await self._store.read_events(start=start, until=self.until):
-                start = rows[-1].seq + 1
+            async for rows in self._history([""], after=0, until=self.until):
                 events = await read_in_slices(rows, [self._projection])
                 keys = self._keys(rows, events)
                 page = _page(_seqs(rows), keys, events)
@@ -222,14 +224,15 @@ class Walk:
         gathered = [(key, seq) for key, seq in zip(keys, page.seqs, strict=True) if key in aside]
         if not gathered:
             return page
-        await self._store.gather(self._projection.name, [(str(key), seq) for key, seq in gathered])
+        pairs = [(str(key), seq) for key, seq in gathered]
+        await self._thread.run(lambda store: store.scratch.add(self._projection.name, pairs))
         left = [key not in aside for key in keys]
         seqs, events = [*compress(page.seqs, left)], [*compress(page.events, left)]
         return _page(seqs, compress(keys, left), events)
 
     async def _gathered(self) -> AsyncIterator["_Page"]:
         after, name = ("", 0), self._projection.name
-        while rows := await self._store.read_gathered(name, after=after):
+        while rows := await self._thread.run(lambda store: store.scratch.page(name, after=after)):
             after = (rows[-1][0], rows[-1][1].seq)
             events = folding.read([row for _, row in rows], [self._projection])
             yield _page([row.seq for _, row in rows], [key for key, _ in rows], events)
@@ -244,30 +247,22 @@ class Walk:
             for spelling in log_keys(view) or ()
             if spelling != key
         }
-        present = await self._store.with_events([*others], until=self.until)
+        present = await self._thread.run(
+            lambda store: store.log.present([*others], until=self.until)
+        )
         return {others[spelling] for spelling in present}
 
-    async def _history(
+    def _history(
         self, keys: Iterable[str], *, after: int, until: int
     ) -> AsyncIterator[list[LogRow]]:
-        """What concerns some views after a position."""
-        log_keys = [self._projection.log_keys(key) for key in keys]
-        if None in log_keys:
-            while rows := await self._store.read_events(start=after + 1, until=until):
-                after = rows[-1].seq
-                yield rows
-        else:
-            asked = [*chain.from_iterable(filter(None, log_keys))]
-            while rows := await self._store.read_history(asked, after=after, until=until):
-                after = rows[-1].seq
-                yield rows
+        return history(self._thread, self._projection, keys, after=after, until=until)
 
     async def _compare(self, keys: Sequence[str], views: Views) -> list[Difference]:
         """Compare the views of some keys, folded up to `until`, with the rows that stand."""
         found: list[Difference] = []
         position = self.until
         while keys:
-            loaded = await self._store.load_views(self._projection, keys)
+            loaded = await self._load(keys)
             part = keys[: loaded.covered]
             if self._following and loaded.checkpoint.position > position:
                 await self._fold_on(views, part, position, loaded.checkpoint.position)
@@ -288,9 +283,15 @@ class Walk:
             keys, position = keys[loaded.covered :], self.until
         return found
 
+    async def _load(self, keys: Sequence[str]) -> LoadedViews:
+        return await self._thread.run(lambda store: store.views.load(self._projection, keys))
+
+    async def _checkpoint_now(self) -> Checkpoint:
+        return await self._thread.run(lambda store: checkpoint_of(store, self._projection))
+
     async def _require_same_log(self, checkpoint: Checkpoint) -> None:
         """Raises `LostRace` where the database was restored in place since the walk began."""
-        last = await self._store.read_events(start=self.until, until=self.until)
+        last = await self._thread.run(lambda store: store.log.event(self.until))
         if last != self._last or (self._following and checkpoint.position < self.until):
             raise LostRace
 
@@ -304,7 +305,7 @@ class Walk:
 
     async def _mend_rows(
         self,
-        loaded: Loaded,
+        loaded: LoadedViews,
         keys: Sequence[str],
         rows: dict[str, tuple[Any, ...]],
         mended: list[str],
@@ -339,16 +340,16 @@ class Walk:
         table = self._projection.table
         change = Change(table, before, after, rows, removed, quarantined, cleared)
         committed = await self._commit(change)
-        self._gentle.wrote(others=committed.beside)
+        self._gentle.wrote(others=committed.others_wrote)
         if self._gentle:
             await anyio.sleep(committed.held_s)
         return after
 
-    async def _commit(self, change: Change) -> Committed:
+    async def _commit(self, change: Change) -> CommitStats:
         while True:
             try:
-                much = not self._gentle and sum(map(size_of, change.rows)) >= CHUNK_BYTES
-                return await self._store.commit([change], much=much)
+                bulk = not self._gentle and sum(map(size_of, change.rows)) >= CHUNK_BYTES
+                return await self._thread.run(lambda store: store.commit([change], bulk=bulk))
             except Unavailable as error:
                 if self._hold_on is None:
                     raise
@@ -359,7 +360,8 @@ class Walk:
     ) -> list[Difference]:
         """What stands of events up to `until` is settled: nobody but a walk changes it."""
         wanted = {rejected.seq: rejected for rejected in expected}
-        standing = await self._store.quarantined(self._projection.name, seqs)
+        name = self._projection.name
+        standing = await self._thread.run(lambda store: store.quarantine.reasons(name, seqs))
         differing = sorted(
             seq
             for seq in wanted.keys() | standing.keys()
@@ -380,7 +382,7 @@ class Walk:
         self, quarantined: Sequence[Rejected], cleared: Sequence[int]
     ) -> None:
         while self._mending and (quarantined or cleared):
-            checkpoint = await self._store.checkpoint(self._projection)
+            checkpoint = await self._checkpoint_now()
             await self._require_same_log(checkpoint)
             now = (quarantined[:CHUNK_CHANGES], cleared[:CHUNK_CHANGES])
             try:
@@ -393,9 +395,11 @@ class Walk:
 
     async def _ghosts(self) -> AsyncIterator[Step]:
         """Rows that no event is about; those that some are about were compared."""
-        after = None
-        while keys := await self._store.view_keys(self._projection, after=after):
-            checkpoint = await self._store.checkpoint(self._projection)
+        after: str | None = None
+        while keys := await self._thread.run(
+            lambda store: store.views.keys(self._projection, after=after)
+        ):
+            checkpoint = await self._checkpoint_now()
             until = checkpoint.position if self._following else self.until
             explained = await self._explained(keys, until)
             ghosts = [key for key in keys if key not in explained]
@@ -418,7 +422,8 @@ class Walk:
         keys = [key for key in keys if isinstance(key, str) and is_utf8(key)]
         spellings = {key: self._projection.log_keys(key) for key in keys}
         if None in spellings.values():
-            explained = await self._store.gathered(self._projection.name, keys)
+            name = self._projection.name
+            explained = await self._thread.run(lambda store: store.scratch.present(name, keys))
             if until > self.until:
                 async for rows in self._history(keys, after=self.until, until=until):
                     events = folding.read(rows, [self._projection])
@@ -426,12 +431,16 @@ class Walk:
                     explained.update(key for key in found if key is not None)
             return explained
         asked = {s: key for key, ways in spellings.items() for s in ways or ()}
-        return {asked[s] for s in await self._store.with_events([*asked], until=until)}
+        present = await self._thread.run(lambda store: store.log.present([*asked], until=until))
+        return {asked[spelling] for spelling in present}
 
     async def _strays(self) -> AsyncIterator[Step]:
         """Rows of the quarantine for events that the log does not have, or not yet."""
         ahead = None if self._following else self.until
-        while seqs := await self._store.stray_quarantine(self._projection.name, ahead=ahead):
+        name = self._projection.name
+        while seqs := await self._thread.run(
+            lambda store: store.quarantine.strays(name, ahead=ahead)
+        ):
             await self._mend_quarantine((), seqs)
             yield Step(0, 0, [self._quarantine_difference(seq, "", None) for seq in seqs])
             if not self._mending:
@@ -442,13 +451,13 @@ class Walk:
         if not self._following or self.skipped == self._checkpoint.skipped:
             return []
         while self._mending:
-            checkpoint = await self._store.checkpoint(self._projection)
+            checkpoint = await self._checkpoint_now()
             await self._require_same_log(checkpoint)
             after = msgspec.structs.replace(
                 _raised(checkpoint), skipped=await self._skipped_until(checkpoint.position)
             )
             try:
-                await self._store.commit([Change(self._projection.table, checkpoint, after)])
+                await self._commit(Change(self._projection.table, checkpoint, after))
                 break
             except LostRace:
                 continue
@@ -456,9 +465,11 @@ class Walk:
         return [Difference(self._projection.name, "checkpoint", "stale", None, [differs])]
 
     async def _skipped_until(self, position: int) -> int:
-        skipped, start = self.skipped, self.until + 1
-        while rows := await self._store.read_events(start=start, until=position):
-            start = rows[-1].seq + 1
+        skipped, after = self.skipped, self.until
+        while rows := await self._thread.run(
+            lambda store: store.log.page(start=after + 1, until=position)
+        ):
+            after = rows[-1].seq
             events = folding.read(rows, [self._projection])
             skipped += folding.fold(self._projection, {}, events).skipped
         return skipped

@@ -15,10 +15,10 @@ from session_projector.projections.event import (
     SessionUpdated,
 )
 from session_projector.projections.messagepack import decode_exact, fields, items
-from session_projector.worker.cli.output import when
+from session_projector.worker.clock import when
 from session_projector.worker.errors import BadUsage, Finding
 from session_projector.worker.sessions.timeline import SESSIONS, Moment, moments
-from session_projector.worker.storage.sqlite.client import Client
+from session_projector.worker.storage.port import Store
 
 _SESSION_BODIES: Final = (SessionCreated, MessagesAppended, SessionUpdated)
 _FIELDS: Final = ("id", "project", "messages", "status", "createdAt", "updatedAt")
@@ -92,18 +92,18 @@ def point(text: str) -> Point:
     )
 
 
-def view_at(client: Client, session_id: str, at: Point) -> dict[str, Any]:
+def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
     """A session's view as it was then; raises `Finding` before its beginning."""
-    begin, (moment,) = _look_back(client, session_id, [at])
+    begin, (moment,) = _look_back(store, session_id, [at])
     if moment is None:
         raise _not_begun(session_id, begin)
     view: dict[str, Any] = decode_exact(SESSIONS.to_row(moment.view)[2])
     return view
 
 
-def diff(client: Client, session_id: str, start: Point, end: Point) -> Changes:
+def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:
     """What changed between two points; raises `Finding` where both are before the beginning."""
-    begin, (before, after) = _look_back(client, session_id, [start, end])
+    begin, (before, after) = _look_back(store, session_id, [start, end])
     if before is None and after is None:
         raise _not_begun(session_id, begin)
     one, other = _plain_fields(before), _plain_fields(after)
@@ -121,12 +121,12 @@ def diff(client: Client, session_id: str, start: Point, end: Point) -> Changes:
     )
 
 
-def why(client: Client, session_id: str) -> Origins:
+def why(store: Store, session_id: str) -> Origins:
     """The events that the view comes from; raises `Finding` where none folds."""
     origins: dict[str, Origin] = {}
     runs: list[tuple[int, int, Origin]] = []
     values: dict[str, Any] = {}
-    for moment in moments(client, session_id):
+    for moment in moments(store, session_id):
         event, body = moment.event, moment.event.body
         origin = Origin(event.seq, event.time, event.type, event.id)
         origins |= dict.fromkeys(_set_by(body), origin)
@@ -141,12 +141,12 @@ def why(client: Client, session_id: str) -> Origins:
 
 
 def _look_back(
-    client: Client, session_id: str, points: Sequence[Point]
+    store: Store, session_id: str, points: Sequence[Point]
 ) -> tuple[Event, list[Moment | None]]:
     """The event that begins a session, and for each point the last that was folded by then."""
     begin: Event | None = None
     found: list[Moment | None] = [None] * len(points)
-    for moment in moments(client, session_id):
+    for moment in moments(store, session_id):
         begin = begin or moment.event
         found = [
             moment if at.covers(moment.event) else last

@@ -18,9 +18,8 @@ from session_projector.projections.event import (
 from session_projector.projections.fold import Rejected, fold, read
 from session_projector.projections.messagepack import Malformed, decode, decode_partly
 from session_projector.projections.sessions import PREFIX, Session, Sessions
-from session_projector.worker.errors import Finding, quoted
-from session_projector.worker.storage.sqlite.client import Client
-from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS
+from session_projector.worker.errors import Finding
+from session_projector.worker.storage.port import Store
 
 SESSIONS: Final = Sessions()
 _SEARCHED_BYTES: Final = 1024 * 1024
@@ -50,12 +49,14 @@ class Step(msgspec.Struct, frozen=True):
     moment: Moment | None
 
 
-def steps(client: Client, session_id: str) -> Iterator[Step]:
-    """A session's events in log order, read one at a time."""
+def steps(store: Store, session_id: str) -> Iterator[Step]:
+    """A session's events in log order, up to the newest one when this begins."""
     key = PREFIX + session_id
     view: Session | None = None
-    for seq in _seqs(client, session_id):
-        for row, size_bytes in _rows(client, seq):
+    after, newest = 0, store.log.newest()
+    while rows := store.log.of(keys_of(session_id), after=after, until=newest):
+        after = rows[-1].seq
+        for row in rows:
             (event,) = read([row])
             folded = fold(SESSIONS, {key: view}, [event])
             moment = None
@@ -63,76 +64,67 @@ def steps(client: Client, session_id: str) -> Iterator[Step]:
                 view = folded.views[key]
                 moment = Moment(event, view)
             reason = folded.quarantined[0].reason if folded.quarantined else None
-            yield Step(seq, row.id, size_bytes, *_type_and_time(row, event), reason, moment)
+            size_bytes = _size(store, row)
+            yield Step(row.seq, row.id, size_bytes, *_type_and_time(row, event), reason, moment)
 
 
-def listing(client: Client, session_id: str) -> list[Step]:
+def listing(store: Store, session_id: str) -> list[Step]:
     """A session's events without what they hold; raises `Finding` where there are none."""
-    found = [msgspec.structs.replace(step, moment=None) for step in steps(client, session_id)]
+    found = [msgspec.structs.replace(step, moment=None) for step in steps(store, session_id)]
     if not found:
-        raise no_session(client, session_id)
+        raise no_session(store, session_id)
     return found
 
 
-def moments(client: Client, session_id: str) -> Iterator[Moment]:
+def moments(store: Store, session_id: str) -> Iterator[Moment]:
     """Each event that folds, and the view after it; raises `Finding` where there is none."""
     known = begun = False
-    for step in steps(client, session_id):
+    for step in steps(store, session_id):
         known = True
         if step.moment is not None:
             begun = True
             yield step.moment
     if not known:
-        raise no_session(client, session_id)
+        raise no_session(store, session_id)
     if not begun:
         raise Finding(
-            f"session {session_id} has events in {client.path}, and none of them folds",
-            f"see why: `projector session history {shlex.quote(session_id)}"
-            f" -d {quoted(client.path)}`",
+            f"session {session_id} has events in {store.name}, and none of them folds",
+            f"see why: `projector session history {shlex.quote(session_id)}`",
         )
 
 
-def folded(client: Client, session_id: str) -> Session | None:
+def folded(store: Store, session_id: str) -> Session | None:
     """The session as all of its events leave it."""
     view = None
-    for step in steps(client, session_id):
+    for step in steps(store, session_id):
         view = step.moment.view if step.moment else view
     return view
 
 
-def exists(client: Client, session_id: str) -> bool:
-    return any(step.moment for step in steps(client, session_id))
+def exists(store: Store, session_id: str) -> bool:
+    return any(step.moment for step in steps(store, session_id))
 
 
-def no_session(client: Client, session_id: str) -> Finding:
-    if is_utf8(session_id) and exists(client, session_id):
+def no_session(store: Store, session_id: str) -> Finding:
+    if is_utf8(session_id) and exists(store, session_id):
         return Finding(
             f"session {session_id} is in the log, and not yet folded into a view",
-            f"is a daemon running? `projector status -d {quoted(client.path)}`",
+            "is a daemon running? `projector status`",
         )
     return Finding(
-        f"there is no session {session_id} in {client.path}",
-        f"see which there are with `projector session list -d {quoted(client.path)}`",
+        f"there is no session {session_id} in {store.name}",
+        "see which there are with `projector session list`",
     )
 
 
-def _seqs(client: Client, session_id: str) -> list[int]:
-    """All at once: a cursor left open while they are folded would pin the write-ahead log."""
-    keys = keys_of(session_id)
-    rows = client.rows(
-        f"SELECT seq FROM event_log WHERE key IN ({', '.join('?' * len(keys))}) ORDER BY seq", keys
-    )
-    return [seq for (seq,) in rows]
-
-
-def _rows(client: Client, seq: int) -> list[tuple[LogRow, int]]:
-    """The event at a position and its size in bytes; nothing where the log was replaced."""
-    found = client.rows(
-        f"SELECT {EVENT_COLUMNS}, CASE typeof(data) WHEN 'text' THEN length(CAST(data AS BLOB))"
-        " ELSE coalesce(length(data), 0) END FROM event_log WHERE seq = :seq",
-        {"seq": seq, "max": MAX_EVENT_BYTES},
-    )
-    return [(LogRow(*columns), size_bytes) for *columns, size_bytes in found]
+def _size(store: Store, row: LogRow) -> int:
+    """The bytes of an event's data, of which a page has no more than an event may have."""
+    data = row.data
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogateescape")
+    if isinstance(data, bytes) and len(data) <= MAX_EVENT_BYTES:
+        return len(data)
+    return store.log.size(row.seq)
 
 
 def _type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, int | None]:

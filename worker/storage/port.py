@@ -1,8 +1,18 @@
-"""The storage port: what the tail and the walk need of an engine, in the domain's words."""
+"""The storage port: what everything else needs of a database, in the domain's words.
+
+An engine implements `Database`, and with it the parts of `Store`. All of it is synchronous. A
+command calls a store directly; the daemon runs several calls in one hop to the thread that owns the
+connection (`await thread.run(lambda store: …)`, see `worker.storage.thread`).
+
+Every method may raise `Unavailable` (locked, no room: a retry may help) and the other errors of
+`worker.errors`. Those that touch the rows of one projection may raise `ProjectionFailed`.
+Positions are values of `event_log.seq`. Times are Unix milliseconds unless a name says otherwise.
+"""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -11,13 +21,30 @@ from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
 
 BATCH_EVENTS: Final = 8192
-"""Of one batch at most; what falls into it for one view is one write."""
+"""The most events of one batch: what falls into it for one view is one write."""
+ANY_POSITION: Final = 2**63 - 1
+T = TypeVar("T")
+
+
+# Values
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much one call reads at most."""
+
+    page_events: int = 4000
+    """Events of a page of a walk; the tail says itself how many it takes."""
+    page_bytes: int = 8 * 1024 * 1024
+    page_keys: int = 500
+    view_bytes: int = 24 * 1024 * 1024
+    """What one batch may load of views, and so about what it writes while it holds the lock."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
     """How far a projection has come; `digest` is of the event at `position`, '' at 0.
 
-    `version` made the views; below 0, the same is about to, and some are of another one.
+    `version` made the views. Below 0, that version is rebuilding them, and some are still of
+    another version.
     """
 
     name: str
@@ -26,6 +53,13 @@ class Checkpoint(msgspec.Struct, frozen=True):
     generation: int
     digest: str
     skipped: int
+
+
+class StoredProjection(msgspec.Struct, frozen=True):
+    """A checkpoint, and the table that its views are stored in."""
+
+    checkpoint: Checkpoint
+    table: Table
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -38,20 +72,10 @@ class Change(msgspec.Struct, frozen=True):
     removed: Sequence[str] = ()
     quarantined: Sequence[Rejected] = ()
     cleared: Sequence[int] = ()
-    """Positions whose rows of the quarantine go."""
+    """Positions whose rows of the quarantine are deleted."""
 
 
-class Look(msgspec.Struct, frozen=True):
-    """Events, the newest seq, whether others may have committed since the look before, and where
-    some projections stand."""
-
-    rows: list[LogRow]
-    newest: int
-    touched: bool
-    checkpoints: list[Checkpoint | None]
-
-
-class Loaded(msgspec.Struct, frozen=True):
+class LoadedViews(msgspec.Struct, frozen=True):
     """Rows by key, as of a checkpoint; only the first `covered` of the keys were looked up."""
 
     rows: dict[str, tuple[Any, ...]]
@@ -59,17 +83,17 @@ class Loaded(msgspec.Struct, frozen=True):
     checkpoint: Checkpoint
 
 
-class Committed(msgspec.Struct, frozen=True):
-    """How long a commit waited for the write lock, and how long it held it, in seconds; and whether
-    others have committed since the one before."""
+class CommitStats(msgspec.Struct, frozen=True):
+    """How long a commit waited for the write lock and how long it held it, in seconds, and whether
+    another connection has committed since the commit before."""
 
     waited_s: float
     held_s: float
-    beside: bool
+    others_wrote: bool
 
 
-class State(msgspec.Struct, frozen=True):
-    """What a projection is doing that is not tailing; times in Unix milliseconds."""
+class ProjectionStatus(msgspec.Struct, frozen=True):
+    """What a projection is doing that is not tailing."""
 
     state: Literal["rebuilding", "failed"]
     version: int
@@ -80,116 +104,357 @@ class State(msgspec.Struct, frozen=True):
     updated_at: int
 
 
-class Reach(msgspec.Struct, frozen=True):
-    """How far a batch comes before the views that its events are about, as large as these are in
-    the end, are more than it may load: in log order each of them is written again and again."""
+class BatchReach(msgspec.Struct, frozen=True):
+    """How many events a batch has before their views, at their final size, exceed what it may load.
+
+    In log order each of these views is then written again and again.
+    """
 
     events: int
     database_bytes: int
-    """As much as a walk reads, at most."""
+    """The most that a full scan reads."""
+
+
+class QuarantineEntry(msgspec.Struct, frozen=True):
+    """A row of the quarantine; `dismissed` is the operator's note, None where there is none."""
+
+    projection: str
+    seq: Any
+    id: Any
+    key: Any
+    reason: str
+    dismissed: str | None
+
+
+class QuarantineCount(msgspec.Struct, frozen=True):
+    """Events in the quarantine of a projection, and how many of these are dismissed."""
+
+    quarantined: int
+    dismissed: int
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted.
+
+    `restored` are tables, triggers and indexes that somebody dropped or changed.
+    """
+
+    applied: list[str]
+    backup: str | None
+    doubled_keys: list[str]
+    restored: list[str] = []
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Bytes of the database and of its write-ahead log, and when the latter is too large."""
+
+    file_bytes: int
+    wal_bytes: int
+    wal_warning_bytes: int
+
+
+class Leader(msgspec.Struct, frozen=True):
+    """The daemon that leads, as it is seen from here.
+
+    `pid` is 0 where its process cannot be seen: it is in another container, or it was killed and
+    something else holds its lock. Nobody must be told to kill the process of that number.
+    `running` are its projections and their versions, empty where it does not say.
+    """
+
+    pid: int
+    running: dict[str, int]
+    suspended: bool
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" if self.pid else "a process that cannot be seen from here"
+
+    def runs(self, name: str) -> bool:
+        """Whether it runs a projection; one that does not say may run any."""
+        return name in self.running or not self.running
+
+
+# The parts of a store
+
+
+class Log(Protocol):
+    """`event_log`: what anybody wrote. Larger `data` than an event may have is cut."""
+
+    def newest(self) -> int:
+        """The newest position, 0 for an empty log; raises `RetryLater` where it was replaced."""
+
+    def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
+        """The event at `start` and those after it: `events` of these, or a page of the limits.
+
+        Only settled events, below which no other can come.
+        """
+
+    def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
+        """One event; `whole`: its `data` is not cut."""
+
+    def size(self, seq: int) -> int:
+        """The bytes of an event's `data`."""
+
+    def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
+        """The next events under some log keys, a page in the order of the log."""
+
+    def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
+        """The next events by log key and then position, a page."""
+
+    def present(
+        self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
+    ) -> set[str]:
+        """Which log keys have events up to a position, leaving out what is in the quarantine of a
+        projection."""
+
+    def count(self, *, after: int = 0) -> int:
+        """How many events follow a position."""
+
+    def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
+        """How far a batch of `events` from `start` comes; None where it may load all its views."""
+
+    def append(self, row: LogRow) -> int:
+        """Write an event as any process does, its `seq` aside; returns its position."""
+
+    def highest_number(self, prefix: str) -> int:
+        """The highest number that follows `prefix` in a session id, 0 where there is none."""
+
+
+class Views(Protocol):
+    """The rows that projections keep."""
+
+    def prepare(self, projection: Projection) -> Checkpoint:
+        """Create the table and the checkpoint, or bring them to this version's shape.
+
+        Where the table was gone the checkpoint begins at 0. One of a newer version stays.
+        """
+
+    def load(self, projection: Projection, keys: Sequence[str]) -> LoadedViews:
+        """The rows of some views (at least one key), of one moment with the checkpoint: as many as
+        fit a batch. Raises `LostRace` where there is no checkpoint."""
+
+    def row(self, projection: Projection, key: str) -> tuple[Any, ...] | None:
+        """One row, whether or not there is a checkpoint."""
+
+    def select(
+        self,
+        projection: Projection,
+        *,
+        where: Mapping[str, Sequence[Any]],
+        above: tuple[str, int] | None = None,
+        order: Sequence[str],
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows whose columns have one of the values given, and one column is above a number."""
+
+    def highest(self, projection: Projection, column: str) -> int:
+        """The highest number in a column, 0 where there is no row."""
+
+    def keys(self, projection: Projection, *, after: str | None) -> list[str]:
+        """The next keys of a projection's rows, a page."""
+
+    def count(self, table: Table) -> int:
+        """How many rows a projection keeps, 0 where its table is gone."""
+
+    def drop(self, name: str) -> None:
+        """Delete a projection's rows, its quarantine and its checkpoint, in one transaction."""
+
+
+class Checkpoints(Protocol):
+    """How far each projection has come, and what it says of itself meanwhile."""
+
+    def get(self, name: str) -> Checkpoint | None:
+        """One checkpoint as it stands."""
+
+    def all(self) -> dict[str, StoredProjection]:
+        """Every checkpoint, by name."""
+
+    def report(self, name: str, status: ProjectionStatus | None) -> None:
+        """Let everybody see what a projection is doing; None: it tails."""
+
+    def reports(self) -> dict[str, ProjectionStatus]:
+        """What projections said they are doing, by name."""
+
+
+class Quarantine(Protocol):
+    """Events that could not be folded, by projection."""
+
+    def reasons(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
+        """The reasons stored for these events; None where id or key are not the event's."""
+
+    def strays(self, name: str, *, ahead: int | None) -> list[int]:
+        """Positions without an event, or beyond the checkpoint (or `ahead`); a page."""
+
+    def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
+        """All rows, or those of one event, by position."""
+
+    def count(self, name: str) -> QuarantineCount:
+        """How many events of a projection there are."""
+
+    def dismiss(self, seq: int, note: str) -> None:
+        """Note that somebody has looked at an event, within the caller's transaction."""
+
+
+class Scratch(Protocol):
+    """Pairs of a view's key and a position, kept for one walk and read by view.
+
+    They are sorted outside of memory, and end with the connection.
+    """
+
+    def clear(self, name: str) -> None:
+        """Forget what a projection's walk added."""
+
+    def add(self, name: str, pairs: Sequence[tuple[str, int]]) -> None:
+        """Keep some more."""
+
+    def page(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
+        """The next events by view and then position, a page."""
+
+    def present(self, name: str, keys: Sequence[str]) -> set[str]:
+        """Which views have any."""
 
 
 class Store(Protocol):
-    """One engine's connection, owned by one task.
+    """One connection to a database, used by one thread at a time."""
 
-    Every method may raise `RetryLater`; those that touch a projection's own rows,
-    `ProjectionFailed`.
-    """
+    @property
+    def name(self) -> str:
+        """The database's, as `Database.name`."""
 
-    async def changed(self) -> bool:
-        """Whether others may have committed anything since this was last asked.
+    @property
+    def log(self) -> Log: ...
+    @property
+    def views(self) -> Views: ...
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+    @property
+    def quarantine(self) -> Quarantine: ...
+    @property
+    def scratch(self) -> Scratch: ...
 
-        Raises `RetryLater` where the file was replaced.
+    def commit(self, changes: Sequence[Change], *, bulk: bool = False) -> CommitStats:
+        """All changes or none, in one transaction; raises `LostRace` where a checkpoint is not
+        `before`.
+
+        `bulk`: what the engine must do after a large commit is done beside the next one.
         """
 
-    async def newest(self) -> int:
-        """The newest seq, 0 for an empty log. Raises `RetryLater` where the file was replaced."""
+    def transaction(self) -> AbstractContextManager[None]:
+        """Several writes at once; nothing of them stays where the block fails."""
 
-    async def look(
-        self,
-        *,
-        start: int,
-        until: int | None,
-        events: int,
-        names: Sequence[str] = (),
-        patience_s: float = 0,
-    ) -> Look:
-        """The event at `start` and so many of those after it, at most a page's bytes.
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Several reads of one moment."""
 
-        `patience_s`: for so long it waits for events where there are none. Raises `RetryLater`
-        where the file was replaced.
+    def changed(self) -> bool:
+        """Whether another connection may have committed since this was last asked, or since the
+        store was opened.
+
+        Raises `RetryLater` where the database was replaced.
         """
 
-    async def checkpoint(self, projection: Projection) -> Checkpoint:
-        """Where the projection stands; the row is made where there is none."""
+    def check_identity(self) -> None:
+        """Raises `RetryLater` where the database is no longer the one that was opened."""
 
-    async def prepare(self, projection: Projection) -> Checkpoint:
-        """The same, its table made or brought to the shape of this version.
+    def check_schema(self) -> None:
+        """Raises `NeedsPerson` where the schema is not this program's, or not whole."""
 
-        Where the table was gone the checkpoint begins at 0. One of a newer version stays as it is.
-        """
+    def release_memory(self) -> None:
+        """After much work: give back what caches hold, and what was freed."""
 
-    async def report(self, name: str, state: State | None) -> None:
-        """Let everybody see what a projection is doing, None: tailing."""
+    def close(self) -> None:
+        """Leave nothing open."""
 
-    async def read_events(self, *, start: int, until: int | None = None) -> list[LogRow]:
-        """The event at `start` and a bounded page of those after it."""
 
-    async def reach(self, *, start: int, events: int) -> Reach | None:
-        """Of so many events from there on; None where they are about no more views than a batch
-        may load."""
+class Thread(Protocol):
+    """A store in a thread of its own, used by one task."""
 
-    async def read_history(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
-        """The next events under some log keys, a bounded page in seq order."""
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Some work in that thread, in one hop, to its end also where the caller is cancelled."""
+        ...
 
-    async def read_by_key(self, *, after: LogRow | None, until: int) -> list[LogRow]:
-        """The next events by log key and then seq, a bounded page."""
 
-    async def clear_gathered(self, name: str) -> None:
-        """Forget what a projection's walk gathered, which ends with this connection anyway."""
+# The database
 
-    async def gather(self, name: str, events: Sequence[tuple[str, int]]) -> None:
-        """Keep pairs of a view's key and a seq, to be read by view."""
 
-    async def read_gathered(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
-        """The next gathered events by view and then seq, a bounded page."""
+class Leadership(Protocol):
+    """At most one daemon leads. It is no fence, which is the compare-and-set of `Store.commit`; it
+    saves a second daemon from working in vain."""
 
-    async def gathered(self, name: str, keys: Sequence[str]) -> set[str]:
-        """Which views have gathered events."""
+    def acquire(self, *, stand_by: bool = False) -> bool:
+        """Take it if nobody has it; `stand_by`: others see meanwhile who waits."""
 
-    async def load_views(self, projection: Projection, keys: Sequence[str]) -> Loaded:
-        """The rows that stand for some views (at least one key): as many as fit a batch."""
+    def release(self) -> None:
+        """Let another daemon lead."""
 
-    async def with_history(self, checkpoint: Checkpoint, keys: Sequence[str]) -> set[str]:
-        """Which log keys have events up to the checkpoint that are not in its quarantine."""
+    def leader(self) -> Leader | None:
+        """The daemon that leads, None where there is none."""
 
-    async def with_events(self, keys: Sequence[str], *, until: int) -> set[str]:
-        """Which log keys have events up to a position."""
+    def standing_by(self) -> list[str]:
+        """The processes that wait to lead, as words."""
 
-    async def quarantined(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
-        """The reasons that stand for these events; None where id or key are not the event's."""
 
-    async def stray_quarantine(self, name: str, *, ahead: int | None) -> list[int]:
-        """Positions in the quarantine without an event, or beyond the checkpoint (or `ahead`)."""
+class Wakeup(Protocol):
+    """Tells when it is worth to look for new events."""
 
-    async def view_keys(self, projection: Projection, *, after: str | None) -> list[str]:
-        """The next keys of a projection's rows, a page."""
+    def looks(self) -> None:
+        """Before a look: whatever was heard until now, our own writing too, is seen by it."""
 
-    async def commit(self, changes: Sequence[Change], *, much: bool = False) -> Committed:
-        """All of it in one transaction; raises `LostRace` where a checkpoint is not `before`.
+    def looked(self, *, touched: bool, found: bool) -> None:
+        """What came of it: whether others had committed, and whether there was anything to do."""
 
-        `much` is written: what need not be done within is done beside what comes next.
-        """
+    async def wait(self, changed: Callable[[], Awaitable[bool]], stop: Any) -> bool:
+        """Until there may be something new, at most for a second; whether there may be."""
+        ...
 
-    async def give_memory_back(self) -> None:
-        """After much work: what a cache holds, and what was freed."""
+    async def end_at(self, stop: Any) -> None:
+        """At `stop`, end a wait that is under way."""
 
-    async def close(self) -> None:
-        """Leave nothing open, also when cancelled."""
+    def close(self) -> None:
+        """Listen no more."""
+
+
+class Database(Protocol):
+    """A database by its URL, not opened yet."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: fit for `-d`, and without a password."""
+
+    @property
+    def engine(self) -> tuple[str, str]:
+        """The engine's name in small letters, and its version."""
+
+    def exists(self) -> bool:
+        """Whether there is anything to open, were it empty of tables."""
+
+    def setup(self, *, group: str | None = None) -> Setup:
+        """Create or upgrade the database; `group` may write events then."""
+
+    def migrations(self) -> list[tuple[str, bool]]:
+        """Every migration and whether it is applied, oldest first."""
+
+    def open(self, *, writable: bool = False) -> AbstractContextManager[Store]:
+        """A store for one command; raises `NeedsPerson` where the schema is not this program's."""
+
+    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
+        """A store in a thread of its own, the database made ready for a daemon."""
+
+    def newest(self, *, busy_timeout_s: float) -> int:
+        """The newest position by a connection of its own."""
+
+    def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
+        """Who leads; `running` are the projections that this process would run, and versions."""
+
+    def wakeup(self) -> Wakeup:
+        """What tells of new events."""
+
+    def watch_identity(self) -> Callable[[], None]:
+        """What raises `RetryLater` once the database is another one than at this moment."""
+
+    def sizes(self) -> Sizes:
+        """How large it is."""
 
 
 def size_of(row: Sequence[Any]) -> int:
-    """The bytes of a row's texts and BLOBs, about."""
+    """The bytes of a row's texts and BLOBs, approximately."""
     size = 0
     for value in row:
         if type(value) is bytes or type(value) is str:
@@ -198,7 +463,7 @@ def size_of(row: Sequence[Any]) -> int:
 
 
 def digest(row: LogRow) -> str:
-    """What a checkpoint remembers of an event, to know it again."""
+    """What a checkpoint remembers of an event, to recognise it."""
     data = row.data.encode("utf-8", "surrogatepass") if isinstance(row.data, str) else row.data
     columns = ascii((row.seq, row.id, row.key, row.created_at, type(row.data).__name__))
     hasher = hashlib.blake2b(columns.encode(), digest_size=16)

@@ -11,26 +11,27 @@ from typing import Any
 import msgspec
 import pytest
 from support import Database
+from support.folding import checkpoint, opened
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.storage.port import Change
-from session_projector.worker.storage.sqlite.store import SqliteStore, opened
+from session_projector.worker.storage.port import Change, Thread
 
 SESSIONS, _ = BUILT_IN
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[SqliteStore]:
-    async with opened(database.path) as store:
-        yield store
+async def thread(database: Database) -> AsyncIterator[Thread]:
+    async with opened(database.path) as thread:
+        yield thread
 
 
-async def write(store: SqliteStore, data: bytes, *, much: bool) -> None:
-    before = await store.checkpoint(SESSIONS)
+async def write(thread: Thread, data: bytes, *, bulk: bool) -> None:
+    before = await checkpoint(thread, SESSIONS)
     after = msgspec.structs.replace(before, generation=before.generation + 1)
     row = ("session:A", "session:A", data, "e", 1, 1)
-    await store.commit([Change(SESSIONS.table, before, after, [row])], much=much)
+    change = Change(SESSIONS.table, before, after, [row])
+    await thread.run(lambda store: store.commit([change], bulk=bulk))
 
 
 def without_wal(database: Database, folder: Path) -> list[tuple[Any, ...]]:
@@ -41,35 +42,35 @@ def without_wal(database: Database, folder: Path) -> list[tuple[Any, ...]]:
 
 
 async def test_a_commit_that_another_follows_is_copied_back_before_that_one(
-    database: Database, store: SqliteStore, tmp_path: Path
+    database: Database, thread: Thread, tmp_path: Path
 ) -> None:
-    await write(store, b"first", much=True)
-    await store.commit([])
+    await write(thread, b"first", bulk=True)
+    await thread.run(lambda store: store.commit([]))
 
     assert without_wal(database, tmp_path) == [("session:A", b"first")]
 
 
 async def test_a_commit_by_itself_leaves_that_to_sqlite(
-    database: Database, store: SqliteStore, tmp_path: Path
+    database: Database, thread: Thread, tmp_path: Path
 ) -> None:
     database.sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    await write(store, b"first", much=False)
-    await store.commit([])
+    await write(thread, b"first", bulk=False)
+    await thread.run(lambda store: store.commit([]))
 
     assert without_wal(database, tmp_path) == []
 
 
-async def test_the_wal_stays_as_small_as_one_commit(database: Database, store: SqliteStore) -> None:
+async def test_the_wal_stays_as_small_as_one_commit(database: Database, thread: Thread) -> None:
     for number in range(8):
-        await write(store, bytes([number]) * 8 * MIB, much=True)
+        await write(thread, bytes([number]) * 8 * MIB, bulk=True)
 
     assert os.path.getsize(f"{database.path}-wal") < 10 * MIB  # noqa: ASYNC240
 
 
 async def test_after_such_commits_sqlite_copies_back_by_itself_again(
-    database: Database, store: SqliteStore, tmp_path: Path
+    database: Database, thread: Thread, tmp_path: Path
 ) -> None:
-    await write(store, b"first", much=True)
-    await write(store, b"second" * MIB, much=False)
+    await write(thread, b"first", bulk=True)
+    await write(thread, b"second" * MIB, bulk=False)
 
     assert without_wal(database, tmp_path) == [("session:A", b"second" * MIB)]

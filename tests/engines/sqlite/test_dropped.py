@@ -8,10 +8,11 @@ import subprocess
 
 import pytest
 from support import PROJECTOR, Database, event, projector
+from support.folding import run_once
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import service
 from session_projector.worker.doctor.examine import examine
+from session_projector.worker.errors import naming
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 OF_THE_MACHINE = {"sqlite", "filesystem", "space"}
@@ -26,7 +27,7 @@ def folded(database: Database) -> Database:
     database.created("A-1", "one")
     database.created("A-2", "two")
     database.insert("A-1", event("session_append", {}))
-    asyncio.run(service.run_once(database.path, BUILT_IN))
+    asyncio.run(run_once(database.path, BUILT_IN))
     return database
 
 
@@ -38,9 +39,9 @@ def wrong(database: Database) -> set[str]:
     return {one.check for one in examine(database.path) if one.level != "ok"} - OF_THE_MACHINE
 
 
-def mended_by(hint: str) -> None:
-    """Run the command of a hint."""
-    (command,) = re.findall("`([^`]*)`", hint)
+def mended_by(hint: str, database: Database) -> None:
+    """Run the command of a hint, as it is printed."""
+    (command,) = re.findall("`([^`]*)`", naming(str(database.path), hint))
     shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
     subprocess.run(["bash", "-euc", shell + command], check=True, capture_output=True)
 
@@ -83,7 +84,7 @@ def test_a_dropped_index_is_found_and_put_back_by_the_command(folded: Database, 
     folded.sql(f"DROP INDEX {index}")
 
     (found,) = [one for one in examine(folded.path) if index in one.found]
-    mended_by(found.mend)
+    mended_by(found.mend, folded)
 
     assert found.level != "ok"
     assert shape(folded) == made
@@ -109,7 +110,7 @@ def test_doctor_finds_a_dropped_table_and_its_command_mends_it(
     folded.sql(f"DROP TABLE {table}")
 
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.mend)
+    mended_by(found.mend, folded)
 
     assert found.level == "fail"
     assert f"lacks {table}" in found.found
@@ -124,7 +125,7 @@ def test_a_table_without_one_of_its_columns_is_put_aside_by_the_command(folded: 
     folded.sql("ALTER TABLE quarantine DROP COLUMN reason")
 
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.mend)
+    mended_by(found.mend, folded)
     projector("run", "--once", "-d", folded.path)
 
     assert "lacks the columns checkpoint.kept_in, quarantine.reason" in found.found
@@ -200,7 +201,7 @@ def test_a_checkpoint_that_is_no_number_is_refused_and_mended_by_the_command(
 
     said = projector("run", "--once", "-d", folded.path, check=4).stderr
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.mend)
+    mended_by(found.mend, folded)
     projector("run", "--once", "-d", folded.path)
 
     assert "the checkpoint of sessions is no position" in said

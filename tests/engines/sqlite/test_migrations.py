@@ -346,7 +346,7 @@ def test_a_killed_set_up_leaves_its_backup_under_its_name_and_no_other_copies(
     program = (
         "import os, signal, sys, pathlib\n"
         "from session_projector.worker.storage.sqlite.schema import migrate as schema\n"
-        "schema._use_wal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "schema.use_wal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "schema.setup(pathlib.Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-P", "-c", program, str(kanbatte.path)], check=False)

@@ -2,18 +2,20 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 
 import anyio
 import pytest
 from support import Database
+from support.folding import opened
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Outage, Tail, load
+from session_projector.worker.daemon.tail import Outage, Tail, load, look
+from session_projector.worker.storage.port import Thread
 from session_projector.worker.storage.sqlite import wakeup
-from session_projector.worker.storage.sqlite.store import SqliteStore, opened
-from session_projector.worker.storage.sqlite.wakeup import UNHEARD, Wakeup
+from session_projector.worker.storage.sqlite.wakeup import UNHEARD
+from session_projector.worker.storage.sqlite.wakeup import InotifyWakeup as Wakeup
 from session_projector.worker.telemetry.state import Vitals
 
 
@@ -22,9 +24,13 @@ async def never() -> bool:
 
 
 @pytest.fixture
-async def store(database: Database) -> AsyncIterator[SqliteStore]:
-    async with opened(database.path) as store:
-        yield store
+async def thread(database: Database) -> AsyncIterator[Thread]:
+    async with opened(database.path) as thread:
+        yield thread
+
+
+def changed(thread: Thread) -> Callable[[], Awaitable[bool]]:
+    return lambda: thread.run(lambda store: store.changed())
 
 
 @pytest.fixture
@@ -84,7 +90,7 @@ async def test_a_commit_that_cannot_be_seen_yet_is_looked_for_again(database: Da
 
 
 async def test_where_inotify_says_nothing_of_commits_it_is_asked_again_and_again(
-    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    database: Database, thread: Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(Wakeup(database.path)) as deaf:
         deaf._names = {"another.db"}
@@ -95,30 +101,30 @@ async def test_where_inotify_says_nothing_of_commits_it_is_asked_again_and_again
             deaf.looks()
             deaf.looked(touched=True, found=True)
         monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
-        await store.changed()
+        await changed(thread)()
         database.created("A-9")
 
-        assert await deaf.wait(store.changed, anyio.Event())
+        assert await deaf.wait(changed(thread), anyio.Event())
 
 
 async def test_without_inotify_it_asks(
-    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    database: Database, thread: Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "inotify_simple", None)
     monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
     with closing(Wakeup(database.path)) as asking:
-        await store.changed()
+        await changed(thread)()
         database.created("A-1")
 
-        assert await asking.wait(store.changed, anyio.Event())
+        assert await asking.wait(changed(thread), anyio.Event())
 
 
 @pytest.mark.parametrize("others", [[], ["INSERT INTO view VALUES ('p', 'p', x'80', '', 1, 1)"]])
 async def test_a_patient_look_sees_what_is_committed_meanwhile(
-    database: Database, store: SqliteStore, others: list[str]
+    database: Database, thread: Thread, others: list[str]
 ) -> None:
-    await store.look(start=0, until=None, events=10)
-    looks = asyncio.create_task(store.look(start=0, until=None, events=10, patience_s=3600))
+    await thread.run(lambda store: look(store, 0, None, 10))
+    looks = asyncio.create_task(thread.run(lambda store: look(store, 0, None, 10, patience_s=3600)))
     await asyncio.sleep(0)
     for statement in others:
         database.sql(statement)
@@ -129,21 +135,21 @@ async def test_a_patient_look_sees_what_is_committed_meanwhile(
 
 
 async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
-    database: Database, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    database: Database, thread: Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def unchanged() -> bool:
-        if not database.log():
-            database.created("A-1")
-        return False
+    class Unchanged(Tail):
+        async def _changed(self) -> bool:
+            if not database.log():
+                database.created("A-1")
+            return False
 
     monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 0.001)
-    monkeypatch.setattr(store, "changed", unchanged)
     with closing(Wakeup(database.path)) as deaf:
         deaf._names = {"another.db"}
-        members = [await load(store, projection) for projection in BUILT_IN]
+        members = [await load(thread, projection) for projection in BUILT_IN]
         vitals, stop = Vitals(), anyio.Event()
         monkeypatch.setattr(vitals, "committed", lambda *_: stop.set())
-        tail = Tail(store, members, Outage(vitals), leading=True, wakeup=deaf)
+        tail = Unchanged(thread, members, Outage(vitals), leading=True, wakeup=deaf)
         await tail.run(stop)
 
     assert database.contents("A-1") == []

@@ -1,9 +1,8 @@
-"""Writing in the embedded engine: transactions, and what a change of a projection is in SQL."""
+"""What a change of a projection is in SQL."""
 
 import shlex
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -11,17 +10,18 @@ from typing import Any, Final
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
 from session_projector.worker.storage.port import Change, Checkpoint, size_of
+from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS
+from session_projector.worker.storage.sqlite.connection import Connection
 from session_projector.worker.storage.sqlite.sql import bound, owned, raw, upsert
 
 MOST_ROWS: Final = 256
 MOST_BYTES: Final = 2 * 1024 * 1024
 """Of a statement, as SQLite gets copies of all its values."""
-FORGET_STATE: Final = "DELETE FROM projection_state WHERE projection = ?"
 _MOVE: Final = (
     "UPDATE checkpoint SET version = ?, position = ?, generation = ?, digest = ?, skipped = ?"
     " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
 )
-_STANDS: Final = (
+_UNMOVED: Final = (
     "SELECT 1 FROM checkpoint"
     " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
 )
@@ -31,63 +31,14 @@ _QUARANTINE: Final = (
     " ON CONFLICT (projection, seq) DO UPDATE"
     " SET id = excluded.id, key = excluded.key, reason = excluded.reason"
 )
-_OF_ONE_PROJECTION: Final = {
-    sqlite3.SQLITE_ERROR,  # no such table, no such column
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_MISMATCH,
-    sqlite3.SQLITE_TOOBIG,
-}
 
 
-@contextmanager
-def writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """One transaction, its lock taken at once; nothing of it stays where the block fails."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.rollback()
-        raise
-
-
-@contextmanager
-def reading(connection: sqlite3.Connection) -> Iterator[None]:
-    """One moment for all that is read, and the file's locks taken once."""
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.rollback()  # it only read; SQLite may have ended it by itself
-
-
-@contextmanager
-def concerning(name: str | None, path: Path) -> Iterator[None]:
-    """Tell what is wrong with one projection's rows from what is wrong with the database."""
-    try:
-        yield
-    except (sqlite3.Error, OverflowError, ValueError) as error:  # the latter two: a value
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        if name is None or code & 0xFF not in _OF_ONE_PROJECTION:
-            raise
-        hint = (
-            f"make its views anew: `projector projection drop {name} -d {quoted(path)}`,"
-            " then run again"
-        )
-        if code & 0xFF == sqlite3.SQLITE_CONSTRAINT:
-            hint = (
-                "a trigger or an index on its table refuses the row: SELECT sql FROM"
-                " sqlite_master WHERE tbl_name ="
-                f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
-            )
-        raise ProjectionFailed(name, f"SQLite says: {error}", hint) from error
-
-
-def apply(connection: sqlite3.Connection, path: Path, change: Change) -> None:
+def apply(connection: Connection, change: Change) -> None:
     """Within a transaction; raises `LostRace` where the checkpoint is not `before`, and
     `NeedsPerson` where it is and stays so."""
     before, after, table = change.before, change.after, change.table
-    cursor = connection.execute(
+    execute, path = connection.raw.execute, connection.path
+    cursor = execute(
         _MOVE,
         (
             *(after.version, after.position, after.generation, after.digest, after.skipped),
@@ -95,25 +46,25 @@ def apply(connection: sqlite3.Connection, path: Path, change: Change) -> None:
         ),
     )
     if cursor.rowcount != 1:
-        if connection.execute(_STANDS, _known(before)).fetchone():
+        if execute(_UNMOVED, _known(before)).fetchone():
             raise _immovable(path, before)
         raise LostRace
     if (after.version, after.position) != (before.version, before.position):
-        connection.execute(FORGET_STATE, (before.name,))
-    with concerning(before.name, path):
+        execute(FORGET_STATUS, (before.name,))
+    with connection.errors(before.name):
         if change.rows:
-            _write(connection, path, before.name, table, change.rows)
+            _write(connection.raw, path, before.name, table, change.rows)
         for key in change.removed:
-            connection.execute(
+            execute(
                 f"DELETE FROM {table.name} WHERE {owned(table)}"
                 f" AND {table.key} = {bound('?', key)}",
                 (raw(key),),
             )
-    connection.executemany(
+    connection.raw.executemany(
         _QUARANTINE, [(before.name, event.reason, event.seq) for event in change.quarantined]
     )
     for seq in change.cleared:
-        connection.execute(
+        execute(
             f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",
             (before.name, raw(seq)),
         )

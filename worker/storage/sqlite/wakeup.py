@@ -13,6 +13,8 @@ from typing import Any, Final
 import anyio
 import structlog
 
+from session_projector.worker.clock import wait
+
 LONGEST_IDLE_S: Final = 1.0
 """After so much waiting it is asked whatever was heard."""
 FIRST_POLL_S: Final = 0.001
@@ -26,7 +28,7 @@ UNHEARD: Final = 3
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Wakeup:
+class InotifyWakeup:
     """Says when it is worth to look for others' commits; with no `path` it goes by the clock."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -93,12 +95,6 @@ class Wakeup:
     def _delay_s(self) -> float:
         self._polls += 1
         return min(FIRST_POLL_S * (1 << min(self._polls - 1, 10)), IDLE_POLL_S)
-
-
-async def wait(seconds: float, stop: anyio.Event) -> None:
-    """Until `stop`, for so long at most."""
-    with anyio.move_on_after(seconds):
-        await stop.wait()
 
 
 def _watching(folder: Path) -> Any:

@@ -4,8 +4,12 @@ import sqlite3
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Final
 
 from session_projector.worker.storage.sqlite.connection import uri
+
+WARNING_BYTES: Final = 64 * 1024 * 1024
+"""A write-ahead log is used again from its start at about 4 MiB, unless a reader pins it."""
 
 
 class Backfill:

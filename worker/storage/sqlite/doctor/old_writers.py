@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from session_projector.projections.event import MAX_EVENT_BYTES, SESSION_EVENTS, LogRow, keys_of
+from session_projector.projections.event import SESSION_EVENTS, LogRow, keys_of
 from session_projector.projections.fold import read, restore
 from session_projector.projections.projection import Damaged
 from session_projector.projections.sessions import PREFIX, Sessions
 from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
-from session_projector.worker.operations.projections import fits_log
+from session_projector.worker.folding.checkpoints import fits_log
+from session_projector.worker.storage.port import Checkpoint
 from session_projector.worker.storage.sqlite.client import Client
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS
 
@@ -55,7 +56,11 @@ def _unsuited(client: Client, position: int, version: int, digest: str) -> str:
         return "nothing was folded yet; the first `projector run` replaces what stands"
     if version != _SESSIONS.version:
         return "the views are of another version, or are being rebuilt"
-    return "" if fits_log(client, position, digest) else "the checkpoint does not fit the log"
+    return (
+        ""
+        if fits_log(client.store, Checkpoint("", 0, position, 0, digest, 0))
+        else "the checkpoint does not fit the log"
+    )
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def _fault(client: Client, row: tuple[Any, ...], position: int) -> str:
         if event_id == named:
             return ""
         columns = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq"
-        (event,) = client.rows(columns, {"seq": seq, "max": MAX_EVENT_BYTES})
+        (event,) = client.rows(columns, {"seq": seq})
         if any(one.type in SESSION_EVENTS for one in read([LogRow(*event)])):
             return f"last_offset_id is not the id of its newest event, {event_id}"
     return "" if seqs else "the log has no event of it"

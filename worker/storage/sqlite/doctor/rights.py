@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from session_projector.worker import linux as proc
 from session_projector.worker.doctor.check import Checked
-from session_projector.worker.errors import REMOUNT, is_read_only, quoted
-from session_projector.worker.storage.sqlite.connection import LOCK_SUFFIX, DaemonLock
+from session_projector.worker.errors import quoted
+from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
+from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
 
 
 class _Judge(NamedTuple):
@@ -69,7 +70,8 @@ def _judges(path: Path) -> list[_Judge]:
     """Whose rights count; the last one is the most telling."""
     me, folder = os.geteuid(), path.parent.stat()
     found = [_Judge(me, frozenset((os.getegid(), *os.getgroups())), _user(me), folder.st_uid == me)]
-    pid = DaemonLock(path).holder()
+    leader = DaemonLock(path).leader()
+    pid = leader.pid if leader else None
     runs_as = proc.user(pid) if pid else None
     if runs_as and runs_as[0] != me:
         who = f"{_user(runs_as[0])}, as whom the daemon (process {pid}) runs,"

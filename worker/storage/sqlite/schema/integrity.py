@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from session_projector import migrations
 from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.storage.sqlite.sql import columns_of
 
 TRIGGERS: Final = (
     "event_log_no_update",
@@ -77,7 +78,7 @@ def lacking(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
     """
     found = {}
     for name, (_, columns) in _tables().items():
-        there = _columns(connection, name)
+        there = {column.lower() for column in columns_of(connection, name)}
         if missing := [column for column in columns if column.lower() not in there]:
             found[name] = tuple(missing) if there else ()
     return found
@@ -168,24 +169,13 @@ def _tables() -> Mapping[str, tuple[str, tuple[str, ...]]]:
             " AND name NOT LIKE 'sqlite%'",
             (_LOG,),
         ).fetchall()
-        return {name: (sql, _columns(fresh, name)) for name, sql in found}
+        return {name: (sql, columns_of(fresh, name)) for name, sql in found}
 
 
 def _fresh() -> sqlite3.Connection:
     fresh = sqlite3.connect(":memory:")
     fresh.executescript("".join(migrations.load().values()))
     return fresh
-
-
-def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    # Through sqlite_master, because pragma_table_info alone goes on answering from the schema that
-    # was read before another process changed it.
-    rows = connection.execute(
-        "SELECT lower(c.name) FROM sqlite_master AS t, pragma_table_info(t.name) AS c"
-        " WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE ORDER BY c.cid",
-        (table,),
-    )
-    return tuple(name for (name,) in rows)
 
 
 def _standing(connection: sqlite3.Connection) -> dict[str, _Object]:

@@ -1,0 +1,32 @@
+"""The wall clock, times as text, and waiting that a stop ends."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import anyio
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def when(milliseconds: int) -> str:
+    """ISO 8601 in UTC; the plain number where no calendar reaches."""
+    try:
+        return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds")
+    except OverflowError:
+        return f"{milliseconds} ms"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def wait(seconds: float, stop: "anyio.Event") -> None:
+    """Wait until `stop`, at most for so many seconds."""
+    import anyio  # commands that only read the clock go without it
+
+    with anyio.move_on_after(seconds):
+        await stop.wait()

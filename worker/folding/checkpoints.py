@@ -1,0 +1,56 @@
+"""What a checkpoint says: whether it fits the log, the code and the views."""
+
+from session_projector.projections.projection import Projection
+from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.storage.port import Checkpoint, Store, digest
+
+
+def checkpoint_of(store: Store, projection: Projection) -> Checkpoint:
+    """Where a projection stands; its table and checkpoint are created where there are none."""
+    return store.checkpoints.get(projection.name) or store.views.prepare(projection)
+
+
+def fits_log(store: Store, checkpoint: Checkpoint) -> bool:
+    """Whether the event at a checkpoint is the one that it remembers."""
+    if not checkpoint.position:
+        return True
+    row = store.log.event(checkpoint.position)
+    return row is not None and digest(row) == checkpoint.digest
+
+
+def refuse_newer(projection: Projection, version: int) -> None:
+    """Raises `NeedsPerson` where a newer version made the views.
+
+    `version` is that of the checkpoint: below 0 where a rebuild by that version is not done.
+    """
+    if abs(version) > projection.version:
+        raise NeedsPerson(
+            f"the views of {projection.name} were made by version {abs(version)} of the"
+            f" projection; this projector has version {projection.version}",
+            "upgrade projector (pip install -U session-projector), or the projection's own package",
+        )
+
+
+def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
+    """Whether there are rows that this checkpoint has not made, or that an older version made."""
+    refuse_newer(projection, checkpoint.version)
+    if checkpoint.version != projection.version:
+        return True
+    return checkpoint.position == 0 and bool(store.views.keys(projection, after=None))
+
+
+def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint made the views, so that they can be repaired as of it beside a daemon;
+    else all of them are rebuilt."""
+    if checkpoint.position == 0 or needs_rebuild(store, projection, checkpoint):
+        return False
+    return fits_log(store, checkpoint)
+
+
+def does_not_fit(name: str, position: int) -> NeedsPerson:
+    """The log is not the one that was folded."""
+    return NeedsPerson(
+        f"the log does not fit the checkpoint of {name}: it was at seq {position}, and the event"
+        " there is gone or another one",
+        "the log was rewound or replaced; fold it from the first event with `projector replay`",
+    )

@@ -1,0 +1,23 @@
+"""Which engine a database has: the one place that imports engines."""
+
+import os
+from pathlib import Path
+
+from session_projector.worker.errors import BadUsage
+from session_projector.worker.storage.port import Database, Limits
+
+
+def database(url: str, limits: Limits | None = None) -> Database:
+    """The database of a path or `sqlite:` URL, its path resolved; raises `BadUsage`."""
+    scheme, colon, rest = url.partition("://")
+    if colon and scheme != "sqlite":
+        raise BadUsage(f"there is no engine for {scheme}://", "give the path of a SQLite file")
+    if not (path := rest if colon else url):
+        raise BadUsage("the name of the database is empty", "give the path of a SQLite file")
+    try:
+        resolved = Path(os.path.realpath(path))
+    except OSError as error:  # the working folder is gone
+        raise BadUsage(f"{path}: {error.strerror}", "give an absolute path") from None
+    from session_projector.worker.storage.sqlite.database import SqliteDatabase
+
+    return SqliteDatabase(resolved, limits)

@@ -1,0 +1,120 @@
+"""Checkpoints, what projections say they are doing, and the quarantine in SQLite."""
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from session_projector.projections.projection import Table
+from session_projector.worker.storage.port import (
+    Checkpoint,
+    Limits,
+    ProjectionStatus,
+    QuarantineCount,
+    QuarantineEntry,
+    StoredProjection,
+)
+from session_projector.worker.storage.sqlite.connection import Connection
+
+FORGET_STATUS: Final = "DELETE FROM projection_state WHERE projection = ?"
+_CHECKPOINT: Final = "name, version, position, generation, digest, skipped"
+_STATUS: Final = "state, version, why, events, total, since, updated_at"
+
+
+class SqliteCheckpoints:
+    """Implements `worker.storage.port.Checkpoints`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def get(self, name: str) -> Checkpoint | None:
+        select = f"SELECT {_CHECKPOINT} FROM checkpoint WHERE name = ?"
+        row = self._connection.row(select, (name,))
+        return Checkpoint(*row) if row else None
+
+    def all(self) -> dict[str, StoredProjection]:
+        rows = self._connection.rows(
+            f"SELECT {_CHECKPOINT}, kept_in, key_column, prefix FROM checkpoint ORDER BY name"
+        )
+        return {
+            row[0]: StoredProjection(Checkpoint(*row[:6]), Table(row[6], {}, row[7], row[8]))
+            for row in rows
+        }
+
+    def report(self, name: str, status: ProjectionStatus | None) -> None:
+        reported = "SELECT 1 FROM projection_state WHERE projection = ?"
+        if status is None and not self._connection.row(reported, (name,)):
+            return
+        with self._connection.writing():
+            self._connection.raw.execute(FORGET_STATUS, (name,))
+            if status:
+                self._connection.raw.execute(
+                    f"INSERT INTO projection_state (projection, {_STATUS})"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (name, *msgspec.structs.astuple(status)),
+                )
+
+    def reports(self) -> dict[str, ProjectionStatus]:
+        rows = self._connection.rows(
+            f"SELECT projection, {_STATUS} FROM projection_state ORDER BY projection"
+        )
+        return {row[0]: ProjectionStatus(*row[1:]) for row in rows}
+
+
+class SqliteQuarantine:
+    """Implements `worker.storage.port.Quarantine`."""
+
+    def __init__(self, connection: Connection, limits: Limits) -> None:
+        self._connection = connection
+        self._limits = limits
+
+    def reasons(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
+        # A seq may be text, which is above all numbers.
+        bounds = "SELECT min(seq), max(seq) FROM quarantine WHERE projection = ? AND seq < ''"
+        low, high = self._connection.rows(bounds, (name,))[0]
+        asked = [] if low is None else [seq for seq in seqs if low <= seq <= high]
+        if not asked:
+            return {}
+        rows = self._connection.rows(
+            "SELECT q.seq, iif(q.id IS e.id AND q.key IS e.key, q.reason, NULL)"
+            " FROM json_each(?) AS asked CROSS JOIN quarantine AS q"
+            " ON q.projection = ? AND q.seq = asked.value JOIN event_log AS e ON e.seq = q.seq",
+            (str(asked), name),
+        )
+        return dict(rows)
+
+    def strays(self, name: str, *, ahead: int | None) -> list[int]:
+        rows = self._connection.rows(
+            "SELECT seq FROM quarantine AS q WHERE projection = ? AND (NOT EXISTS ("
+            "SELECT 1 FROM event_log AS e WHERE e.seq = q.seq) OR seq > coalesce(?, ("
+            "SELECT position FROM checkpoint WHERE name = q.projection))) ORDER BY seq LIMIT ?",
+            (name, ahead, self._limits.page_keys),
+        )
+        return [seq for (seq,) in rows]
+
+    def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
+        where, values = ("TRUE", ()) if seq is None else ("q.seq = ?", (seq,))
+        rows = self._connection.rows(
+            "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note FROM quarantine AS q"
+            f" LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id WHERE {where}"
+            " ORDER BY q.seq, q.projection",
+            values,
+        )
+        return [QuarantineEntry(*row) for row in rows]
+
+    def count(self, name: str) -> QuarantineCount:
+        counts = self._connection.rows(
+            "SELECT count(*), count(d.seq) FROM quarantine AS q"
+            " LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id WHERE q.projection = ?",
+            (name,),
+        )
+        return QuarantineCount(*counts[0])
+
+    def dismiss(self, seq: int, note: str) -> None:
+        self._connection.rows(
+            "INSERT INTO dismissed (seq, id, note, dismissed_at)"
+            " SELECT seq, id, ?, ? FROM event_log WHERE seq = ? ON CONFLICT (seq) DO UPDATE"
+            " SET id = excluded.id, note = excluded.note, dismissed_at = excluded.dismissed_at",
+            (note, time.time_ns() // 1_000_000, seq),
+        )

@@ -1,0 +1,87 @@
+"""A SQLite file as a database: implements `worker.storage.port.Database`."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+from session_projector.worker.storage.port import (
+    Leadership,
+    Limits,
+    Setup,
+    Sizes,
+    Store,
+    Thread,
+    Wakeup,
+)
+from session_projector.worker.storage.sqlite.connection import (
+    BUSY_TIMEOUT_S,
+    Connection,
+    FileIdentity,
+    connect,
+)
+from session_projector.worker.storage.sqlite.lock import DaemonLock
+from session_projector.worker.storage.sqlite.schema import migrate
+from session_projector.worker.storage.sqlite.store import SqliteStore
+from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
+
+
+class SqliteDatabase:
+    """The database at a path, not opened yet."""
+
+    engine = ("sqlite", sqlite3.sqlite_version)
+
+    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+        self.path = path
+        self._limits = limits
+        self.name = str(path)
+
+    def exists(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0
+
+    def setup(self, *, group: str | None = None) -> Setup:
+        return migrate.setup(self.path, group=group)
+
+    def migrations(self) -> list[tuple[str, bool]]:
+        return migrate.status(self.path)
+
+    @contextmanager
+    def open(
+        self, *, writable: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S
+    ) -> Iterator[Store]:
+        store = SqliteStore.open(self.path, writable=writable, busy_timeout_s=busy_timeout_s)
+        with closing(store):
+            yield store
+
+    @asynccontextmanager
+    async def open_thread(self) -> AsyncIterator[Thread]:
+        from session_projector.worker.storage import thread  # commands need no aiosqlite
+
+        def open_store() -> tuple[Store, sqlite3.Connection]:
+            store = SqliteStore.open(self.path, limits=self._limits, for_daemon=True)
+            return store, store.connection.raw
+
+        async with thread.opened(open_store) as opened:
+            yield opened
+
+    def newest(self, *, busy_timeout_s: float) -> int:
+        opened = connect(self.path, mode="ro", busy_timeout_s=busy_timeout_s)
+        with closing(opened):
+            found = Connection(opened, self.path).value("SELECT max(seq) FROM event_log")
+            return int(found or 0)
+
+    def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
+        return DaemonLock(self.path, running)
+
+    def wakeup(self) -> Wakeup:
+        from session_projector.worker.storage.sqlite.wakeup import InotifyWakeup
+
+        return InotifyWakeup(self.path)
+
+    def watch_identity(self) -> Callable[[], None]:
+        return FileIdentity(self.path).check
+
+    def sizes(self) -> Sizes:
+        wal = self.path.with_name(self.path.name + "-wal")
+        wal_bytes = wal.stat().st_size if wal.exists() else 0
+        return Sizes(self.path.stat().st_size, wal_bytes, WARNING_BYTES)

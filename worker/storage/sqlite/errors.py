@@ -1,0 +1,114 @@
+"""What SQLite says, as errors of this program with a hint."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from session_projector.worker.errors import (
+    NeedsPerson,
+    ProjectionFailed,
+    ProjectorError,
+    RetryLater,
+    Unavailable,
+    quoted,
+)
+
+REMOUNT: Final = (
+    "see why with `dmesg | tail` (a failing disk is mounted read-only), then mount it again:"
+    " `mount -o remount,rw` on the mount that `findmnt -T` names; in a systemd unit, name its"
+    " folder with ReadWritePaths="
+)
+_OF_ONE_PROJECTION: Final = {
+    sqlite3.SQLITE_ERROR,  # no such table, no such column
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_TOOBIG,
+}
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether nobody can write there, whatever the rights."""
+    try:
+        return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
+@contextmanager
+def translated(path: Path, projection: str | None = None) -> Iterator[None]:
+    """Raise what SQLite says of `path` as an error with a hint.
+
+    With `projection`, what can only be wrong with the rows of that one is its failure alone.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        if projection is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
+            raise _failed(projection, error) from error
+        raise _translate(path, error) from error
+    except (OverflowError, ValueError) as error:
+        if projection is not None:  # a value that SQLite cannot hold
+            raise _failed(projection, error) from error
+        if isinstance(error, UnicodeDecodeError):  # a name in the schema, in what SQLite says
+            raise _corrupt(path, "its schema is malformed") from error
+        raise
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR))
+
+
+def _failed(name: str, error: Exception) -> ProjectionFailed:
+    hint = f"build its views again: `projector projection drop {name}`, then run again"
+    if _code(error) & 0xFF == sqlite3.SQLITE_CONSTRAINT:
+        hint = (
+            "a trigger or an index on its table refuses the row: SELECT sql FROM"
+            " sqlite_master WHERE tbl_name ="
+            f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
+        )
+    return ProjectionFailed(name, f"SQLite says: {error}", hint)
+
+
+def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
+    code = _code(error)
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return RetryLater(f"{path} was moved or replaced while it was open", "start again")
+    match code & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return Unavailable(
+                f"{path} is locked by another process ({error})",
+                f"see who holds it with `fuser {quoted(path)}`, then try again",
+            )
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
+            return Unavailable(
+                f"{path} cannot be written or read ({error})",
+                f"make room on its disk (`df {quoted(path.parent)}`), or lift a file-size limit"
+                " (`ulimit -f`), then try again",
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN if is_read_only(path):
+            return NeedsPerson(
+                f"{path} is on a file system that is mounted read-only ({error})", REMOUNT
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
+            return NeedsPerson(
+                f"{path} or its folder is not writable by this user ({error})",
+                f"look at `ls -la {quoted(path.parent)}`; to share a database among users:"
+                " `projector db setup --group NAME`",
+            )
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return _corrupt(path, str(error))
+    hint = "see what is wrong: `projector doctor`"
+    if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
+        hint = "create what is gone again: `projector db setup`"
+    return NeedsPerson(f"{path}: SQLite says: {error}", hint)
+
+
+def _corrupt(path: Path, why: str) -> NeedsPerson:
+    return NeedsPerson(
+        f"{path} is damaged or not a SQLite database ({why})",
+        f"see what is left with `sqlite3 {quoted(path)} .recover` (where the shell has"
+        " it), or restore a backup",
+    )

@@ -1,0 +1,192 @@
+"""`event_log` in SQLite."""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import starmap
+from typing import Any, Final
+
+from session_projector.projections.event import LogRow, session_of
+from session_projector.worker.storage.port import (
+    ANY_POSITION,
+    BatchReach,
+    Limits,
+    size_of,
+)
+from session_projector.worker.storage.sqlite.connection import (
+    EVENT_COLUMNS,
+    Connection,
+    FileIdentity,
+    lossless_text,
+)
+from session_projector.worker.storage.sqlite.sql import bound, raw
+
+KEY_BYTES: Final = 4096
+"""What a view counts besides its row: so many of them are no longer one short transaction."""
+SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
+_FROM: Final = SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
+
+
+class SqliteLog:
+    """Implements `worker.storage.port.Log`."""
+
+    def __init__(self, connection: Connection, limits: Limits, identity: FileIdentity) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._identity = identity
+
+    def newest(self) -> int:
+        self._identity.check()
+        return int(self._connection.value("SELECT coalesce(max(seq), 0) FROM event_log"))
+
+    def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
+        most = (events or self._limits.page_events) + (start > 0)  # the one at `start`
+        return [*starmap(LogRow, self.rows([_FROM], {"position": start, "until": until}, most))]
+
+    def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
+        columns = "seq, id, key, data, created_at" if whole else EVENT_COLUMNS
+        row = self._connection.row(f"SELECT {columns} FROM event_log WHERE seq = ?", (seq,))
+        return LogRow(*row) if row else None
+
+    def size(self, seq: int) -> int:
+        size = self._connection.value(
+            "SELECT CASE typeof(data) WHEN 'text' THEN length(CAST(data AS BLOB))"
+            " ELSE coalesce(length(data), 0) END FROM event_log WHERE seq = ?",
+            (seq,),
+        )
+        return size or 0
+
+    def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
+        named = {f"key{index}": key for index, key in enumerate(keys)}
+        asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
+        select = f"{SELECT}key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
+        values = {name: raw(key) for name, key in named.items()}
+        return self._page([select], {**values, "position": after, "until": until})
+
+    def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
+        key = None if after is None else after.key
+        above = "key IS NOT NULL" if key is None else f"key > {bound(':key', key)}"
+        return self._page(
+            [
+                f"{SELECT}key IS {bound(':key', key)} AND seq > :position AND seq <= :until"
+                " ORDER BY seq",
+                f"{SELECT}{above} AND seq <= :until ORDER BY key, seq",
+            ],
+            {"position": 0 if after is None else after.seq, "until": until, "key": raw(key)},
+        )
+
+    def present(
+        self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
+    ) -> set[str]:
+        if not keys:
+            return set()
+        named = {f"key{number}": raw(key) for number, key in enumerate(keys)}
+        asked = ", ".join(
+            f"({bound(f':{name}', key)})" for name, key in zip(named, keys, strict=True)
+        )
+        unless = ""
+        if unless_quarantined:
+            unless = (
+                " AND NOT EXISTS"
+                " (SELECT 1 FROM quarantine WHERE projection = :name AND seq = e.seq)"
+            )
+        rows = self._connection.rows(
+            f"WITH asked (key) AS (VALUES {asked}) SELECT key FROM asked WHERE EXISTS"
+            f" (SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND e.seq <= :until{unless})",
+            {**named, "until": until, "name": unless_quarantined},
+        )
+        return {key for (key,) in rows}
+
+    def count(self, *, after: int = 0) -> int:
+        sql = (
+            "SELECT count(*) FROM event_log WHERE seq > ?"
+            if after
+            else ("SELECT count(*) FROM event_log")
+        )
+        return int(self._connection.value(sql, (after,) if after else ()))
+
+    def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
+        values = {"position": start, "until": ANY_POSITION}
+        rows = [LogRow(*row) for row in self.rows([_FROM], values, events)]
+        sizes: defaultdict[Any, list[int]] = defaultdict(list)
+        for row in rows:
+            sizes[row.key].append(size_of((row.data,)))
+        views: set[Any] = {None}
+        size = 0.0
+        for number, row in enumerate(rows):
+            if row.key in views:
+                continue
+            views.add(row.key)
+            of = sizes[row.key]
+            count = f"SELECT count(*) FROM event_log WHERE key IS {bound('?', row.key)}"
+            size += KEY_BYTES + self._connection.value(count, (raw(row.key),)) * sum(of) / len(of)
+            if size > self._limits.view_bytes:
+                pages = self._connection.value("PRAGMA page_count")
+                page_bytes = self._connection.value("PRAGMA page_size")
+                return BatchReach(max(number, 1), pages * page_bytes)
+        return None
+
+    def append(self, row: LogRow) -> int:
+        with self._connection.errors():
+            cursor = self._connection.raw.execute(
+                "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)",
+                (row.id, row.key, row.data, row.created_at),
+            )
+        return cursor.lastrowid or 0
+
+    def highest_number(self, prefix: str) -> int:
+        highest = 0
+        for start in (prefix, f"session:{prefix}"):
+            # One step through the index for each key, however many events it has.
+            rows = self._connection.rows(
+                "WITH RECURSIVE keys (key) AS ("
+                "SELECT (SELECT min(key) FROM event_log WHERE key >= :from AND key < :to)"
+                " UNION ALL"
+                " SELECT (SELECT min(key) FROM event_log WHERE key > keys.key AND key < :to)"
+                " FROM keys WHERE key IS NOT NULL) SELECT key FROM keys WHERE key IS NOT NULL",
+                {"from": start, "to": start[:-1] + chr(ord(start[-1]) + 1)},
+            )
+            for (key,) in rows:
+                number = session_of(key).removeprefix(prefix)
+                if number.isascii() and number.isdigit():
+                    highest = max(highest, int(number[:18]))
+        return highest
+
+    def _page(self, selects: Sequence[str], values: dict[str, Any]) -> list[LogRow]:
+        return [*starmap(LogRow, self.rows(selects, values, self._limits.page_events + 1))]
+
+    def rows(
+        self, selects: Sequence[str], values: dict[str, Any], most: int
+    ) -> list[tuple[Any, ...]]:
+        """Rows of the first statement, then of the next: `most` of them, and about `page_bytes`
+        without the event at `position`. Each row ends with the columns of an event."""
+        connection = self._connection.raw
+        with self._connection.errors():
+            # Only SQLite's own way to text is quick, and only ours can read what is not UTF-8.
+            connection.text_factory = str
+            try:
+                return self._rows(selects, values, most)
+            except sqlite3.OperationalError:
+                connection.text_factory = lossless_text
+                return self._rows(selects, values, most)
+            finally:
+                connection.text_factory = lossless_text
+
+    def _rows(
+        self, selects: Sequence[str], values: dict[str, Any], most: int
+    ) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = []
+        left = self._limits.page_bytes
+        for select in selects:
+            limited = f"{select} LIMIT {most - len(rows)}"
+            with closing(self._connection.raw.execute(limited, values)) as cursor:
+                for row in cursor:
+                    rows.append(row)
+                    if type(data := row[-2]) is bytes or type(data) is str:
+                        left -= len(data) if row[-5] != values["position"] else 0
+                        if left < 0:
+                            return rows
+            if len(rows) == most:
+                break
+        return rows

@@ -1,0 +1,270 @@
+"""The rows that projections keep in SQLite, and the scratch table of a walk."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from session_projector.projections.event import LogRow
+from session_projector.projections.projection import Projection, Table
+from session_projector.worker.errors import LostRace, ProjectionFailed, quoted
+from session_projector.worker.storage.port import Checkpoint, Limits, LoadedViews, size_of
+from session_projector.worker.storage.sqlite import tables
+from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS, SqliteCheckpoints
+from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Connection
+from session_projector.worker.storage.sqlite.log import KEY_BYTES, SqliteLog
+from session_projector.worker.storage.sqlite.sql import (
+    bound,
+    identifier,
+    owned,
+    placeholders,
+    raw,
+)
+
+_NEW_CHECKPOINT: Final = (
+    "INSERT OR IGNORE INTO checkpoint"
+    " (name, version, position, generation, digest, skipped, kept_in, key_column, prefix)"
+    " VALUES (?, ?, 0, 0, '', 0, ?, ?, ?)"
+)
+_RESET_CHECKPOINT: Final = (
+    "UPDATE checkpoint SET version = ?, position = 0, digest = '', skipped = 0,"
+    " generation = generation + 1, kept_in = ?, key_column = ?, prefix = ? WHERE name = ?"
+)
+_FORGET_QUARANTINE: Final = "DELETE FROM quarantine WHERE projection = ?"
+_DELETE_CHECKPOINT: Final = "DELETE FROM checkpoint WHERE name = ?"
+
+
+class SqliteViews:
+    """Implements `worker.storage.port.Views`."""
+
+    def __init__(
+        self, connection: Connection, limits: Limits, checkpoints: SqliteCheckpoints
+    ) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._checkpoints = checkpoints
+        self._present: dict[str, frozenset[str]] = {}
+        """The columns that each projection's table has."""
+
+    def prepare(self, projection: Projection) -> Checkpoint:
+        if self._lacking(projection):
+            with (
+                self._connection.writing(),
+                self._connection.errors(projection.name),
+            ):
+                for statement, values in self._lacking(projection):
+                    self._connection.raw.execute(statement, values)
+            self._present.clear()
+        found = self._checkpoints.get(projection.name)
+        if found is None:
+            raise LostRace  # another process dropped it at once
+        return found
+
+    def load(self, projection: Projection, keys: Sequence[str]) -> LoadedViews:
+        table, name = projection.table, projection.name
+        if name not in self._present:
+            self._present[name] = frozenset(self._columns(table))
+        # Those that a newer version adds are not there yet in a dry run.
+        columns = ", ".join(c if c in self._present[name] else "NULL" for c in table.columns)
+        select = f"SELECT {columns} FROM {table.name} WHERE {owned(table)} AND {table.key} = ?"
+        execute = self._connection.raw.execute
+        # The rows are of the same moment as the checkpoint.
+        with self._connection.reading(), self._connection.errors(name):
+            checkpoint = self._checkpoints.get(name)
+            if checkpoint is None:
+                raise LostRace
+            rows: dict[str, tuple[Any, ...]] = {}
+            covered = size = 0
+            for key in keys:
+                row = execute(select, (key,)).fetchone()
+                if row is not None:
+                    rows[key] = row
+                    size += size_of(row)
+                size += KEY_BYTES
+                covered += 1
+                if size > self._limits.view_bytes:
+                    break
+        return LoadedViews(rows, covered, checkpoint)
+
+    def row(self, projection: Projection, key: str) -> tuple[Any, ...] | None:
+        table = projection.table
+        return self._connection.row(
+            f"SELECT {', '.join(table.columns)} FROM {table.name}"
+            f" WHERE {owned(table)} AND {table.key} = {bound('?', key)}",
+            (raw(key),),
+        )
+
+    def select(
+        self,
+        projection: Projection,
+        *,
+        where: Mapping[str, Sequence[Any]],
+        above: tuple[str, int] | None = None,
+        order: Sequence[str],
+    ) -> Iterator[tuple[Any, ...]]:
+        table = projection.table
+        conditions = [f"{column} IN ({placeholders(values)})" for column, values in where.items()]
+        values = [value for wanted in where.values() for value in wanted]
+        if above is not None:
+            conditions.append(f"{above[0]} > ?")
+            values.append(above[1])
+        with self._connection.errors():
+            for row in self._connection.raw.execute(  # noqa: UP028
+                f"SELECT {', '.join(table.columns)} FROM {table.name}"
+                f" WHERE {' AND '.join(conditions) or 'TRUE'} ORDER BY {', '.join(order)}",
+                values,
+            ):
+                yield row  # `yield from` would close the cursor, maybe after the connection
+
+    def highest(self, projection: Projection, column: str) -> int:
+        sql = f"SELECT coalesce(max({column}), 0) FROM {projection.table.name}"
+        return int(self._connection.value(sql))
+
+    def keys(self, projection: Projection, *, after: str | None) -> list[str]:
+        table = projection.table
+        above = "" if after is None else f" AND {table.key} > {bound(':after', after)}"
+        rows = self._connection.rows(
+            f"SELECT {table.key} FROM {table.name} WHERE {owned(table)}{above}"
+            f" ORDER BY {table.key} LIMIT :page",
+            {"after": raw(after), "page": self._limits.page_keys},
+            projection=projection.name,
+        )
+        return [key for (key,) in rows]
+
+    def count(self, table: Table) -> int:
+        if not self._is_there(table.name):
+            return 0
+        key = identifier(table.key)
+        owned = f"{key} >= ? AND {key} < ?" if table.prefix else "? <> ?"
+        sql = f"SELECT count(*) FROM {identifier(table.name)} WHERE {owned}"
+        return int(self._connection.value(sql, table.bounds))
+
+    def drop(self, name: str) -> None:
+        with self._connection.writing():
+            execute = self._connection.raw.execute
+            stored = self._checkpoints.all().get(name)
+            if stored and self._is_there(stored.table.name):
+                table, key = identifier(stored.table.name), identifier(stored.table.key)
+                if stored.table.prefix:
+                    where = f"{key} >= ? AND {key} < ?"
+                    execute(f"DELETE FROM {table} WHERE {where}", stored.table.bounds)
+                else:
+                    execute(f"DROP TABLE {table}")
+            for statement in (_FORGET_QUARANTINE, FORGET_STATUS, _DELETE_CHECKPOINT):
+                execute(statement, (name,))
+
+    def _is_there(self, table: str) -> bool:
+        found = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return bool(self._connection.value(found, (table,)))
+
+    def _lacking(self, projection: Projection) -> list[tuple[str, Sequence[Any]]]:
+        """The statements that a projection's table and checkpoint lack."""
+        table, name = projection.table, projection.name
+        stored_in = (table.name, table.key, table.prefix)
+        row = self._connection.row(
+            "SELECT version, kept_in, key_column, prefix FROM checkpoint WHERE name = ?", (name,)
+        )
+        if row and abs(row[0]) > projection.version:
+            return []
+        present = self._columns(table)
+        indexes = self._connection.rows(
+            "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
+            (table.name,),
+        )
+        try:
+            known = [index for (index,) in indexes]
+            newer = row is not None and row[0] < projection.version
+            lacking = [] if table.prefix else tables.changes(table, present, known, newer=newer)
+        except ValueError as error:
+            raise ProjectionFailed(
+                name,
+                f"the table {table.name} exists and does not fit version {projection.version}:"
+                f" {error}",
+                "raise the version where columns are added; where they change otherwise, also give"
+                " the table another name",
+            ) from None
+        if present and not projection.trusted:
+            self._require_own(projection, known=row is not None)
+        todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
+        if row is None:
+            todo.append((_NEW_CHECKPOINT, (name, projection.version, *stored_in)))
+        elif not present or row[1:] != stored_in:
+            # Views that are gone are built again, and a view in another table is one that is gone.
+            todo += [(statement, (name,)) for statement in (FORGET_STATUS, _FORGET_QUARANTINE)]
+            todo.append((_RESET_CHECKPOINT, (projection.version, *stored_in, name)))
+        return todo
+
+    def _require_own(self, projection: Projection, *, known: bool) -> None:
+        """Raises `ProjectionFailed` for a table of another owner: its rows would be deleted."""
+        table, name = projection.table, projection.name
+        others = self._connection.rows(
+            "SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
+            (table.name, name),
+        )
+        whose = f"is of the projection {others[0][0]}" if others else ""
+        filled = self._connection.row(f"SELECT 1 FROM {table.name} LIMIT 1", projection=name)
+        if not known and filled:
+            whose = whose or "exists with rows that no checkpoint explains"
+        if whose:
+            raise ProjectionFailed(
+                name,
+                f"the table {table.name} {whose}",
+                f"if it is of no use: sqlite3 {quoted(self._connection.path)} 'DROP TABLE"
+                f" {table.name}'; else give the projection's table another name",
+            )
+
+    def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
+        """The type of each column of a table that exists, and whether it is the key."""
+        # Through sqlite_master, because pragma_table_info alone goes on answering from the schema
+        # that was read before another process changed it.
+        rows = self._connection.rows(
+            "SELECT c.name, c.type, c.pk > 0 FROM sqlite_master AS t,"
+            " pragma_table_info(t.name) AS c WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE",
+            (table.name,),
+        )
+        return {name: (kind.upper(), bool(is_key)) for name, kind, is_key in rows}
+
+
+class SqliteScratch:
+    """Implements `worker.storage.port.Scratch` by a temporary table.
+
+    It is a file of SQLite's own without a name: nothing is left of it, even after SIGKILL.
+    """
+
+    def __init__(self, connection: Connection, limits: Limits, log: SqliteLog) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._log = log
+
+    def clear(self, name: str) -> None:
+        self._connection.rows(
+            "CREATE TEMP TABLE IF NOT EXISTS gathered (projection TEXT, view_key TEXT, seq INTEGER,"
+            " PRIMARY KEY (projection, view_key, seq)) WITHOUT ROWID"
+        )
+        self._connection.rows("DELETE FROM temp.gathered WHERE projection = ?", (name,))
+
+    def add(self, name: str, pairs: Sequence[tuple[str, int]]) -> None:
+        insert = "INSERT OR IGNORE INTO temp.gathered VALUES (?, ?, ?)"
+        with self._connection.errors():
+            self._connection.raw.execute("BEGIN")
+            try:
+                self._connection.raw.executemany(insert, [(name, *pair) for pair in pairs])
+            finally:
+                self._connection.raw.execute("COMMIT")
+
+    def page(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
+        select = (
+            f"SELECT view_key, {EVENT_COLUMNS} FROM"
+            " (SELECT view_key, seq AS at FROM temp.gathered WHERE projection = :name"
+            " AND (view_key, seq) > (:key, :position))"
+            " CROSS JOIN event_log ON seq = at ORDER BY view_key, at"
+        )
+        values = {"name": name, "key": after[0], "position": after[1]}
+        rows = self._log.rows([select], values, self._limits.page_events)
+        return [(row[0], LogRow(*row[1:])) for row in rows]
+
+    def present(self, name: str, keys: Sequence[str]) -> set[str]:
+        rows = self._connection.rows(
+            "SELECT DISTINCT view_key FROM temp.gathered"
+            f" WHERE projection = ? AND view_key IN ({placeholders(keys)})",
+            (name, *keys),
+        )
+        return {key for (key,) in rows}

@@ -1,0 +1,60 @@
+"""A store in a thread of its own, which the daemon's event loop hands work to.
+
+The thread and the connection in it are aiosqlite's. That several statements run in one hop, which
+costs 50 µs there and back, needs `Connection._execute`, which aiosqlite does not publish. It is
+called here alone, and looked for when this module is imported.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiosqlite
+import anyio
+
+from session_projector.worker.storage.port import Store, T
+
+if not callable(getattr(aiosqlite.Connection, "_execute", None)):
+    raise ImportError("this version of aiosqlite has no Connection._execute")
+
+
+class StoreThread:
+    """Implements `worker.storage.port.Thread`."""
+
+    def __init__(self, connection: aiosqlite.Connection, store: Store) -> None:
+        self._connection = connection
+        self._store = store
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        # A cancelled task does not take back what the thread has begun: a BEGIN that is abandoned
+        # would open a transaction later, and lock every writer out.
+        with anyio.CancelScope(shield=True):
+            done: T = await self._connection._execute(work, self._store)  # type: ignore[no-untyped-call]
+        return done
+
+
+@asynccontextmanager
+async def opened(
+    open_store: Callable[[], tuple[Store, sqlite3.Connection]],
+) -> AsyncIterator[StoreThread]:
+    """A thread for as long as the block lasts; `open_store` runs in it, and gives the store and the
+    connection under it."""
+    stores: list[Store] = []
+
+    def connect() -> sqlite3.Connection:
+        store, connection = open_store()
+        stores.append(store)
+        return connection
+
+    connection = aiosqlite.Connection(connect, iter_chunk_size=64)
+    with anyio.CancelScope(shield=True):
+        await connection
+    thread = StoreThread(connection, stores[0])
+    try:
+        yield thread
+    finally:
+        with anyio.CancelScope(shield=True):
+            try:
+                await thread.run(lambda store: store.close())
+            finally:
+                await connection.close()
