@@ -1,4 +1,4 @@
-"""Folding, verifying and replaying in this process."""
+"""Helpers that fold, verify and replay in this process."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def catch_up(database: Database) -> None:
 
 
 def refolded(database: Database, path: Path) -> Database:
-    """A fresh database fed with the same log in one go."""
+    """Fold the same log into a fresh database, all at once."""
     schema.setup(path)
     fresh = Database(path)
     for row in database.log():
@@ -29,7 +29,7 @@ def refolded(database: Database, path: Path) -> Database:
 
 
 class Heard:
-    """What a walk told."""
+    """The differences that a full scan reported."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, int] = {}
