@@ -1,4 +1,4 @@
-"""Projections beside the built-in ones, for the curve over how many there are."""
+"""Projections in addition to the built-in ones, for the curve over the number of projections."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from session_projector.projections.projection import PerSession, Table
 
 
 class Counted(PerSession):
-    """How many messages a session has, as a projection of one's own would count them."""
+    """The number of messages in a session, counted as a user's own projection would."""
 
     name = "counted"
     version = 1
@@ -26,7 +26,7 @@ class Counted(PerSession):
 
 
 class CountedToo(Counted):
-    """The same, once more."""
+    """The same projection as `Counted`, under another name."""
 
     name = "counted_too"
     table = Table(name="counted_too", columns=Counted.table.columns, key="session_id")

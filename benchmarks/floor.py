@@ -1,8 +1,9 @@
-"""The least that any fold must do: floor.py python|sqlite DATABASE, prints the seconds.
+"""The minimum work that any fold must do: floor.py python|sqlite DATABASE prints the seconds.
 
-`python`: one process, one transaction, all in memory: read the log, decode, fold, write each view
-once. `sqlite`: one `INSERT … SELECT` over a log of JSON. No checkpoint, no check, no second
-projection, no second run; the rows of the first are those of `projector`, byte for byte.
+`python` is one process with one transaction and everything in memory: it reads the log, decodes and
+folds it, and writes each view once. `sqlite` is one `INSERT … SELECT` over a log of JSON. Neither
+has a checkpoint, checks, a second projection or a second run. The rows that `python` writes are
+those of `projector`, byte for byte.
 """
 
 import sqlite3
@@ -27,7 +28,7 @@ FROM event_log GROUP BY key
 
 
 def fold(connection: sqlite3.Connection) -> None:
-    """Views from the whole log, in one transaction."""
+    """Fold the whole log into views, in one transaction."""
     decode, encode = msgspec.msgpack.Decoder().decode, msgspec.msgpack.Encoder().encode
     views: dict[str, tuple[dict[str, Any], str]] = {}
     connection.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""What the daemon costs while nothing happens, to start, and in memory."""
+"""Benchmarks of what the daemon costs while idle, at the start, and in memory."""
 
 import shutil
 import sqlite3
@@ -29,11 +29,11 @@ from writer import writer
 
 MANY: Final = Log(200_000, 100_000)
 LARGE: Final = Log(10_001, 1, content_bytes=1000)
-"""One session of 10 MB."""
+"""A log with one session of 10 MB."""
 
 
 def idle(options: Options) -> Iterator[Figure]:
-    """After a burst: processor time, writes, and how often it wakes up."""
+    """Measure an idle daemon after a burst: processor time, writes and wake-ups."""
     seconds = 2 if options.quick else 20
     cpu, writes, waking, own = [], [], [], []
     path = workload.copied(filled(SMALL, options), options.folder / "run.db")
@@ -60,7 +60,7 @@ def idle(options: Options) -> Iterator[Figure]:
 
 
 def _burst(path: Path, count: int) -> None:
-    """So many events as fast as they come, all of them seen."""
+    """Write `count` events as fast as possible, and check that all become visible."""
     writing = writer(path, count=count, every_s=0, sessions=50, size=300)
     _, seen = appends(path, writing, count, 50)
     if len(seen) < count:
@@ -68,7 +68,7 @@ def _burst(path: Path, count: int) -> None:
 
 
 def _writes(pid: int, seconds: float, folder: Path) -> int:
-    """Calls that write or sync, as strace counts them; without it, as the kernel does."""
+    """Count the calls that write or sync, with strace or, if it is missing, from the kernel."""
     traced = folder / "strace"
     if shutil.which("strace"):
         calls = "trace=write,pwrite64,writev,pwritev,fsync,fdatasync,ftruncate"
@@ -86,7 +86,7 @@ def _writes(pid: int, seconds: float, folder: Path) -> int:
 
 
 def start(options: Options) -> Iterator[Figure]:
-    """From exec to a view that was not folded before it; and `--help`."""
+    """Measure the time from exec to the first new view, and the time of `--help`."""
     ready, helped = [], []
     for _ in range(options.runs * 2):
         path = workload.copied(filled(SMALL, options), options.folder / "run.db")
@@ -108,7 +108,7 @@ def start(options: Options) -> Iterator[Figure]:
 
 
 def memory(options: Options) -> Iterator[Figure]:
-    """Peak while catching up, and what it keeps when idle after it."""
+    """Measure the peak memory during a catch-up, and the memory when idle after it."""
     for name, whole in (
         ("1M events", LONG),
         ("100k sessions", MANY),

@@ -1,9 +1,9 @@
 """Fuzz the decoder and both folds: python benchmarks/fuzz_decoder.py [--events N] [--seed N].
 
-Valid, odd, mutated and random rows go through `projections.fold`, as the daemon does it: in
-batches, every view kept as its row in between. Nothing may raise, no reason may name a fault in the
-code, no row may be taken for damaged. The digest over every verdict, reason and row is the same on
-every Python.
+Valid, odd, mutated and random rows go through `projections.fold` as in the daemon: in batches, with
+every view stored as its row in between. Nothing may raise, no reason may name a fault in the code,
+and no row may be reported as damaged. The digest over every verdict, reason and row is the same on
+every version of Python.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from session_projector.projections.projection import Projection
 
 T0: Final = 1_700_000_000_000
 FORGET_EVENTS: Final = 4000
-"""After so many events all views are dropped, so that sessions are created anew."""
+"""The number of events after which all views are dropped, so that sessions are created again."""
 SESSIONS: Final = ("A-1", "A-2", "session:A-1", "grün", "頁-3")
 STATUSES: Final = ("ready", "in-progress", "review", "done")
 WORDS: Final = ("fix", "the", "Formular", "  ", "\n\t", "頁", "\U0001f916", "", "x" * 90, "\x00")
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 class Result(msgspec.Struct):
-    """What a run gave; `faults` must be empty."""
+    """The result of a run; `faults` must be empty."""
 
     verdicts: Counter[str]
     reasons: Counter[str]
@@ -45,7 +45,7 @@ class Result(msgspec.Struct):
 
 
 class Chance:
-    """Choices from `Random.random` alone, whose numbers no version of Python changes."""
+    """Random choices from `Random.random` only, which gives the same numbers on every Python."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed).random
@@ -63,11 +63,11 @@ class Chance:
         return bytes(self.below(256) for _ in range(length))
 
 
-# What a row, an event, its data or a message may hold where something else belongs.
+# Wrong values for a row, an event, its data or a message.
 
 
 def nested(depth: int, *, maps: bool) -> Any:
-    """Maps or lists around nothing."""
+    """Nest maps or lists around None."""
     value: Any = None
     for _ in range(depth):
         value = {"k": value} if maps else [value]
@@ -75,25 +75,25 @@ def nested(depth: int, *, maps: bool) -> Any:
 
 
 def extension(chance: Chance) -> msgpack.ExtType:
-    """Any code (timestamps are -1, 255 as a byte), any length."""
+    """Make an extension type of any code (-1, the byte 255, is for timestamps) and any length."""
     code = chance.of((0, 1, 5, 42, 127))
     return msgpack.ExtType(code, chance.bytes(chance.of((0, 1, 2, 3, 4, 8, 12, 16, 17))))
 
 
 def timestamp(chance: Chance) -> msgpack.Timestamp:
-    """Times in and out of Python's range."""
+    """Make a timestamp inside or outside of Python's range."""
     seconds = chance.of((0, 1, T0 // 1000, 2**32 - 1, 2**34 - 1, 2**34, 2**62, -1, -(2**63)))
     return msgpack.Timestamp(seconds, chance.of((0, 1, 999_999_999)))
 
 
 def odd_key(chance: Chance) -> Any:
-    """A map key that is not plain text."""
+    """Make a map key that is not plain text."""
     plain = (0, -1, 2**64 - 1, 1.5, float("nan"), None, True, b"k", "", "\ud800", (), (1, ("x",)))
     return chance.of((chance.of(plain), chance.of(plain), extension(chance), timestamp(chance)))
 
 
 def odd(chance: Chance) -> Any:
-    """A value of any type."""
+    """Make a value of any type."""
     makers: tuple[Callable[[], Any], ...] = (
         lambda: chance.of((None, True, False, 0, -1, 5, 5.0, -0.0, 1.5, T0, float(T0))),
         lambda: chance.of((2**31, 2**53, 2**53 + 1, -(2**53), 2**63, 2**64 - 1, -(2**63))),
@@ -130,7 +130,7 @@ def messages(chance: Chance, least: int = 0) -> list[Any]:
 
 
 def body(chance: Chance) -> tuple[str, dict[Any, Any]]:
-    """A type and the data that goes with it."""
+    """Make an event type and the data that goes with it."""
     kind = chance.below(20)
     if kind < 3:
         created = {"project": chance.of(("A", "B", "")), "messages": messages(chance)}
@@ -147,7 +147,7 @@ def body(chance: Chance) -> tuple[str, dict[Any, Any]]:
 
 
 def event(chance: Chance, session: str) -> dict[Any, Any]:
-    """A valid event, once in a while with something odd in it."""
+    """Make a valid event, or occasionally one with something odd in it."""
     kind, data = body(chance)
     made: dict[Any, Any] = {"type": kind, "data": data}
     if chance.one_in(2):
@@ -160,7 +160,7 @@ def event(chance: Chance, session: str) -> dict[Any, Any]:
 
 
 def spoil(chance: Chance, made: dict[Any, Any]) -> None:
-    """Put something odd into an event or its data, or take something away."""
+    """Put something odd into an event or its data, or remove something."""
     where = chance.of((made, made["data"]))
     names = ("type", "data", "timestamp", "sessionId", "messages", "status", "project", "createdAt")
     name = odd_key(chance) if chance.one_in(4) else chance.of(names)
@@ -170,22 +170,22 @@ def spoil(chance: Chance, made: dict[Any, Any]) -> None:
         where[name] = odd(chance)
 
 
-# From an event to what stands in the log.
+# From an event to the data in the log.
 
 
 def as_messagepack(value: Any) -> bytes:
-    """Lone surrogates go out as bytes that are not UTF-8."""
+    """Encode as MessagePack; lone surrogates become bytes that are not UTF-8."""
     packed: bytes = msgpack.packb(value, unicode_errors="surrogatepass")
     return packed
 
 
 def as_json(value: Any, chance: Chance) -> str:
-    """With NaN, lone surrogates and what else `json` lets through."""
+    """Encode as JSON, including NaN, lone surrogates and whatever else `json` allows."""
     return json.dumps(_plain(value), ensure_ascii=chance.one_in(2))
 
 
 def _plain(value: Any) -> Any:
-    """MessagePack's own types as text, keys too."""
+    """Turn MessagePack's own types into text, keys included."""
     if isinstance(value, dict):
         return {k if isinstance(k, str) else ascii(k): _plain(v) for k, v in value.items()}
     if isinstance(value, msgpack.ExtType | msgpack.Timestamp | bytes):
@@ -212,7 +212,7 @@ JSON_PIECES: Final = (
 
 
 def mutate(chance: Chance, data: Any, pieces: Sequence[Any], junk: Callable[[], Any]) -> Any:
-    """Flip, cut, insert, double or replace, once or a few times; for bytes and text alike."""
+    """Flip, cut, insert, duplicate or replace parts of bytes or text, once or a few times."""
     for _ in range(1 + (chance.below(4) if chance.one_in(3) else 0)):
         at = chance.below(len(data) + 1)
         upto = min(len(data), at + 1 + chance.below(12))
@@ -239,7 +239,7 @@ def mutated(chance: Chance, made: dict[Any, Any]) -> Any:
 
 
 def noise(chance: Chance) -> Any:
-    """What was never an event."""
+    """Make data that never was an event."""
     match chance.below(6):
         case 0:
             return chance.bytes(chance.below(40))
@@ -256,7 +256,7 @@ def noise(chance: Chance) -> Any:
 
 
 def row(chance: Chance, seq: int) -> LogRow:
-    """A row of the log, in an odd column of which stands an odd value once in a while."""
+    """Make a row of the log, occasionally with an odd value in one of its columns."""
     session = chance.of(SESSIONS)
     share = chance.below(20)
     data: Any
@@ -281,11 +281,11 @@ def row(chance: Chance, seq: int) -> LogRow:
     return LogRow(seq, row_id, key, data, created_at)
 
 
-# Folding, and what is written down of it.
+# Folding, and recording the results.
 
 
 class Run:
-    """Rows kept for each projection between batches, and the record of all that happened."""
+    """The rows that each projection keeps between batches, and the record of the results."""
 
     def __init__(self) -> None:
         self.kept: dict[str, dict[str, tuple[Any, ...]]] = {p.name: {} for p in BUILT_IN}
@@ -317,7 +317,7 @@ class Run:
             self.note(key, *kept[key])
 
     def judge(self, projection: Projection, event: Event | Rejected, reason: str | None) -> bool:
-        """Write down what became of an event; whether it was skipped."""
+        """Record what happened to an event; returns whether it was skipped."""
         verdict = "quarantined"
         if reason is None:
             skipped = folding.key_of(projection, event) is None
@@ -332,13 +332,13 @@ class Run:
         return verdict == "skipped"
 
     def note(self, *values: Any) -> None:
-        # `ascii`, as what `repr` escapes moves with Unicode and so with Python.
+        # `ascii`, because what `repr` escapes depends on the Unicode version, and so on Python.
         for value in values:
             self.hash.update(value if isinstance(value, bytes) else ascii(value).encode() + b"\n")
 
 
 def fuzz(events: int, seed: int) -> Result:
-    """So many events; the same for the same seed, on every Python."""
+    """Fuzz `events` events, which are the same for the same seed on every Python."""
     chance = Chance(seed)
     run = Run()
     seq = since = 0

@@ -1,4 +1,4 @@
-"""How cost grows: with the log, with a session, with sessions, projections and writers."""
+"""Benchmarks of how cost grows with the log, sessions, messages, projections and writers."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ from writer import writer
 
 Points = list[tuple[float, list[float]]]
 RUNS = 3
-"""At most, of each point."""
+"""The maximum number of runs per point."""
 
 
 def curves(options: Options) -> Iterator[Curve]:
-    """All of them."""
+    """Measure all curves."""
     yield from log_length(options)
     yield from sessions(options)
     yield from messages(options)
@@ -26,7 +26,7 @@ def curves(options: Options) -> Iterator[Curve]:
 
 
 def log_length(options: Options) -> Iterator[Curve]:
-    """A session for every hundred events, 200 of them live."""
+    """Measure logs of growing length, with a session per hundred events, 200 of them live."""
     lengths = (10_000, 30_000, 100_000, 300_000, 1_000_000)
     rates, peaks = _caught_up([(n, Log(n, n // 100)) for n in lengths], options)
     yield Curve("catch-up by log length", "events in the log", "events/s", rates)
@@ -34,7 +34,7 @@ def log_length(options: Options) -> Iterator[Curve]:
 
 
 def sessions(options: Options) -> Iterator[Curve]:
-    """100,000 events over ever more sessions, up to 200 of them live: ever smaller views."""
+    """Measure 100,000 events over a growing number of sessions, up to 200 of them live."""
     counts = (10, 100, 1_000, 10_000, 100_000)
     rates, peaks = _caught_up([(n, Log(100_000, n)) for n in counts], options)
     yield Curve("catch-up by sessions", "sessions", "events/s", rates)
@@ -52,7 +52,7 @@ def _caught_up(logs: Iterable[tuple[int, Log]], options: Options) -> tuple[Point
 
 
 def messages(options: Options) -> Iterator[Curve]:
-    """One message of 1 KB more, to a session that holds ever more of them."""
+    """Measure an append of 1 KB to a session with a growing number of messages."""
     delays: Points = []
     alone: Points = []
     loaded: Points = []
@@ -69,7 +69,7 @@ def messages(options: Options) -> Iterator[Curve]:
 
 
 def projections(options: Options) -> Iterator[Curve]:
-    """The session view alone, with the index, and with one and two of one's own."""
+    """Measure the session view alone, with the index, and with one and two more projections."""
     rates: Points = []
     named = [f"--projection=extra_projections:{name}" for name in ("Counted", "CountedToo")]
     for count in range(1, 5):
@@ -84,7 +84,7 @@ def projections(options: Options) -> Iterator[Curve]:
 
 
 def writers(options: Options) -> Iterator[Curve]:
-    """Processes that write as fast as they can, with the daemon tailing."""
+    """Measure processes that write as fast as they can while the daemon tails."""
     measured: dict[str, Points] = {"written": [], "p99": [], "lag": []}
     for count in (1, 2, 4, 8):
         runs = [_written(count, options) for _ in range(min(options.runs, RUNS))]
@@ -97,7 +97,7 @@ def writers(options: Options) -> Iterator[Curve]:
 
 
 def _written(count: int, options: Options) -> tuple[float, float, float]:
-    """Events per second, a writer's p99, and the lag behind the last commit, in ms."""
+    """Measure events per second, a writer's p99 in ms, and the lag behind the last commit in ms."""
     seconds = 1 if options.quick else 4
     path = workload.copied(filled(SMALL, options), options.folder / "run.db")
     with daemon(path) as running, ExitStack() as stack:
@@ -106,7 +106,7 @@ def _written(count: int, options: Options) -> tuple[float, float, float]:
             stack.enter_context(writer(path, f"w{number}", every_s=0, sessions=50, size=300))
             for number in range(count)
         ]
-        time.sleep(seconds + 1)  # in which the interpreters start
+        time.sleep(seconds + 1)  # one second for the interpreters to start
         done = [one.stop() for one in started]
         commits = sorted(commit for one in done for commit in one.commits)
         last = max(end for _, end in commits)

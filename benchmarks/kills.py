@@ -1,8 +1,9 @@
 """SIGKILL real `projector` processes: python benchmarks/kills.py [--kills N] [--seed N].
 
-Two processes write all the while. What a process did when it died is read from outside (see
-`phases`). After every few kills, and at the end, all that `run --once` leaves is compared with a
-second, naive fold of the log (`tests/oracle.py`); any difference ends it with exit code 1.
+Two processes write all the time. What a process was doing when it died is read from outside (see
+`phases`). After every few kills, and at the end, everything that `run --once` leaves is compared
+with a second, naive fold of the log (`tests/support/oracle.py`). The exit code is 1 if anything
+differs.
 """
 
 import argparse
@@ -34,22 +35,22 @@ from support import INSERT, T0, Database, oracle, projector  # noqa: E402
 KILLS_PER_CHECK: Final = 10
 KILLS_PER_DATABASE: Final = 30
 AIM_S: Final = 3.0
-"""How long a phase is waited for before the process is killed in whatever it does."""
+"""How long to wait for a phase before the process is killed in whatever phase it is."""
 POLL_S: Final = 0.00005
 SESSIONS: Final = 200
 OLD_EVENTS: Final = 10_000
-"""In the database that is taken over."""
+"""The number of events in the database that is adopted."""
 WALKED_EVENTS: Final = 2500
-"""At the least in the log that is walked over."""
+"""The minimum number of events in the log that gets a full scan."""
 TAILING: Final = ("read", "fold", "commit", "other")
 
 
 class Difference(Exception):
-    """What the processes left is not what the log says, or one of them failed by itself."""
+    """The processes left something that does not match the log, or one of them failed by itself."""
 
 
 class Child:
-    """An instrumented `projector`, from whose board its phase can be read, dead or alive."""
+    """An instrumented `projector`, whose phase can be read from its board, dead or alive."""
 
     def __init__(self, folder: Path, *arguments: str | Path) -> None:
         descriptor, board = tempfile.mkstemp(dir=folder, prefix="board-")
@@ -74,13 +75,13 @@ class Child:
         return self._said.read_text(errors="replace")
 
     def kill(self) -> str:
-        """Kill it; returns what it was doing, or '' if it had come to its end before."""
+        """Kill the process; returns what it was doing, or '' if it had already ended."""
         self.process.kill()
         return self.phase if self.process.wait() == -signal.SIGKILL else ""
 
 
 class Campaign:
-    """What all scenarios share: choices, the folder, and the count of kills by phase."""
+    """The state that all scenarios share: random choices, the folder, and the kills by phase."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.chance = Chance(seed)
@@ -93,11 +94,11 @@ class Campaign:
         return self.folder / f"kills-{self._databases}.db"
 
     def target(self, phases: Sequence[str]) -> str:
-        """The phase that had the fewest kills so far."""
+        """Return the phase with the fewest kills so far."""
         return min(phases, key=lambda phase: self.counts[phase])
 
     def kill_one(self, children: Sequence[Child], target: str) -> Child:
-        """Kill one of them in the target phase, or at any moment for 'other'."""
+        """Kill one of the children in the target phase, or at any moment for 'other'."""
         if target == "other":
             time.sleep(self.chance.random() * 1.2)
             found = self.chance.of(children)
@@ -109,7 +110,7 @@ class Campaign:
         return found
 
     def aim(self, children: Sequence[Child], target: str) -> Child:
-        """Whoever comes to the phase first; often somewhat later, to hit all of its length."""
+        """Wait for the first child in the phase, often a bit longer, to hit all parts of it."""
         deadline = time.monotonic() + AIM_S
         skip = self.chance.below(4)
         while time.monotonic() < deadline and not any(child.ended for child in children):
@@ -120,7 +121,7 @@ class Campaign:
                 if not skip:
                     time.sleep(self.chance.random() * 0.001 if self.chance.one_in(2) else 0)
                     return child
-                skip -= 1  # the first ones after a start are not all there is
+                skip -= 1  # do not only hit the first ones after a start
                 time.sleep(0.003)
         return self.chance.of(children)
 
@@ -129,7 +130,7 @@ class Campaign:
 
 
 def write(path: str, name: str, seed: str) -> None:
-    """Insert events until killed: a few at a time, now and then many; most of them would fold."""
+    """Insert events until killed: a few at a time, sometimes many; most of them fold."""
     chance = Chance(int(seed))
     parent = os.getppid()
     number = 0
@@ -143,7 +144,7 @@ def write(path: str, name: str, seed: str) -> None:
 
 
 def written(chance: Chance, row_id: str) -> tuple[Any, ...]:
-    """A row that any layout of the log takes."""
+    """Make a row that any layout of the log accepts."""
     session = f"S-{chance.below(SESSIONS)}"
     made = fuzz_decoder.event(chance, session)
     data: Any = fuzz_decoder.as_messagepack(made)
@@ -157,7 +158,7 @@ def written(chance: Chance, row_id: str) -> tuple[Any, ...]:
 
 
 def inserted(path: str | Path, rows: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether a transaction with these rows came through; False for a database that is busy."""
+    """Insert the rows in one transaction; returns False if the database is busy."""
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         try:
             with connection:
@@ -171,7 +172,7 @@ def inserted(path: str | Path, rows: Sequence[tuple[Any, ...]]) -> bool:
 
 @contextmanager
 def writers(path: Path, chance: Chance) -> Iterator[None]:
-    """Two of them, which do not outlive the block and must not end in it."""
+    """Run two writers, which do not outlive the block and must not end during it."""
     program = [sys.executable, str(HERE / "kills.py"), "--write", str(path)]
     running = [
         subprocess.Popen([*program, name, str(chance.below(2**31))]) for name in ("left", "right")
@@ -186,11 +187,11 @@ def writers(path: Path, chance: Chance) -> Iterator[None]:
             writer.wait()
 
 
-# What must hold.
+# The checks.
 
 
 def check(path: Path, old: Sequence[tuple[Any, ...]] = ()) -> None:
-    """After `run --once`: views, index, quarantine and skipped as the log says; raises."""
+    """Run `run --once` and check views, index, quarantine and skipped count; raises."""
     for event in projector("run", "--once", "-d", path, "--log-level", "error").stderr.splitlines():
         raise Difference(f"run --once said: {event}")
     database = Database(path)
@@ -204,7 +205,7 @@ def check(path: Path, old: Sequence[tuple[Any, ...]] = ()) -> None:
 def check_projection(
     database: Database, name: str, rows: dict[Any, Any], log: Sequence[tuple[Any, ...]]
 ) -> None:
-    """Up to its own position, as a walk may have gone further than the other projection is."""
+    """Check up to the projection's own position: a full scan may be ahead of the other one."""
     ((position, skipped),) = database.sql(
         "SELECT position, skipped FROM checkpoint WHERE name = ?", name
     )
@@ -217,7 +218,7 @@ def check_projection(
 
 
 def check_log(log: Sequence[tuple[Any, ...]], old: Sequence[tuple[Any, ...]]) -> None:
-    """The old events first and as they were, then each writer's in its own order, none missing."""
+    """Check that the old events come first, unchanged, then all of each writer's, in order."""
     if [tuple(row[1:]) for row in log[: len(old)]] != list(old):
         raise Difference("the log does not begin with the events that it had before")
     for name in ("left", "right"):
@@ -227,7 +228,7 @@ def check_log(log: Sequence[tuple[Any, ...]], old: Sequence[tuple[Any, ...]]) ->
 
 
 def check_backup(path: Path, old: Sequence[tuple[Any, ...]]) -> None:
-    """A copy from before the migration stands beside it, also where that was killed at its end."""
+    """Check that a copy from before the migration exists, even if that was killed at its end."""
     copies = [*path.parent.glob(f"{path.name}.before-projector-*")]
     for copy in copies or path.parent.glob(f"{path.name}.copying-*"):
         with closing(sqlite3.connect(copy)) as connection, suppress(sqlite3.Error):
@@ -247,11 +248,11 @@ def compare(what: str, found: dict[Any, Any], wanted: dict[Any, Any]) -> None:
         )
 
 
-# The scenarios: each kills so many times, and checks.
+# The scenarios: each one kills as often as it is told, and checks.
 
 
 def one_daemon(campaign: Campaign, kills: int) -> None:
-    """A daemon alone, killed and started again."""
+    """Kill a single daemon, and start it again."""
     path = fresh(campaign)
     with writers(path, campaign.chance):
         for number in range(1, kills + 1):
@@ -263,12 +264,12 @@ def one_daemon(campaign: Campaign, kills: int) -> None:
 
 
 def standing_by(campaign: Campaign, kills: int) -> None:
-    """Two daemons, of which one stands by and takes over."""
+    """Kill two daemons, one of which stands by and takes over."""
     two_daemons(campaign, kills, unlocked=False)
 
 
 def unlocked(campaign: Campaign, kills: int) -> None:
-    """Two daemons that both work, as the file with their lock is gone."""
+    """Kill two daemons that both work, because the lock file is removed."""
     two_daemons(campaign, kills, unlocked=True)
 
 
@@ -291,7 +292,7 @@ def two_daemons(campaign: Campaign, kills: int, *, unlocked: bool) -> None:
 
 
 def started(alive: ExitStack, campaign: Campaign, path: Path) -> Child:
-    """A daemon that has begun (so that of two the second does not come first)."""
+    """Start a daemon and wait for it, so that a second one does not overtake it."""
     daemon = Child(campaign.folder, *RUN, path)
     alive.callback(daemon.kill)
     lock = path.with_name(path.name + "-projector.lock")
@@ -302,7 +303,7 @@ def started(alive: ExitStack, campaign: Campaign, path: Path) -> Child:
 
 
 def walk(campaign: Campaign, kills: int) -> None:
-    """Rows that no checkpoint has made, some of them damaged: a daemon walks over the log first."""
+    """Kill a daemon in the full scan that it starts with, because no checkpoint made the rows."""
     path = fresh(campaign)
     with writers(path, campaign.chance):
         inserted(path, [written(campaign.chance, f"first-{n}") for n in range(WALKED_EVENTS)])
@@ -320,7 +321,7 @@ def walk(campaign: Campaign, kills: int) -> None:
 
 
 def replay(campaign: Campaign, kills: int) -> None:
-    """`projector replay` of damaged rows, killed beside a daemon that goes on tailing."""
+    """Kill `projector replay` of damaged rows while a daemon keeps tailing."""
     path = fresh(campaign)
     with writers(path, campaign.chance):
         inserted(path, [written(campaign.chance, f"first-{n}") for n in range(WALKED_EVENTS)])
@@ -343,7 +344,7 @@ def replay(campaign: Campaign, kills: int) -> None:
 
 
 def damage(path: Path, *, adopted: bool = True) -> None:
-    """Rows that somebody else made, not all of them well; as after an adoption, if asked."""
+    """Write rows as another program would, some of them damaged; if asked, as after an adoption."""
     with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
         if adopted:
@@ -358,7 +359,7 @@ def damage(path: Path, *, adopted: bool = True) -> None:
 
 
 def migration(campaign: Campaign, kills: int) -> None:
-    """A database of Kanbatte's, killed while it is taken over."""
+    """Kill the adoption of a Kanbatte database."""
     template = campaign.path()
     old = kanbatte(template, campaign.chance)
     done = 0
@@ -379,7 +380,7 @@ def migration(campaign: Campaign, kills: int) -> None:
 
 
 def killed_setups(campaign: Campaign, path: Path, kills: int) -> int:
-    """Set up and kill, until it was killed so often or has come to its end; how often it was."""
+    """Set up and kill until `kills` is reached or a set-up ends; returns the number of kills."""
     for number in range(kills):
         child = Child(campaign.folder, "db", "setup", "-d", path)
         target = campaign.target(("migration", "setup"))
@@ -394,7 +395,7 @@ def killed_setups(campaign: Campaign, path: Path, kills: int) -> int:
 
 
 def kanbatte(path: Path, chance: Chance) -> list[tuple[Any, ...]]:
-    """A log in Kanbatte's layout, and a few rows in `view`; returns its events."""
+    """Make a log in Kanbatte's layout and a few rows in `view`; returns its events."""
     rows = []
     for number in range(OLD_EVENTS):
         session = f"S-{number % SESSIONS}"
@@ -426,7 +427,7 @@ def fresh(campaign: Campaign) -> Path:
 
 
 SETUP_S: Final = {"migration": 0.02, "setup": 0.06}
-"""About how long the setting up of this log takes from the beginning of a phase on."""
+"""About how long the set-up of this log takes from the start of a phase on."""
 RUN: Final = ("run", "--log-level", "error", "-d")
 SCENARIOS: Final[tuple[tuple[int, Callable[[Campaign, int], None]], ...]] = (
     (25, one_daemon),
@@ -436,11 +437,11 @@ SCENARIOS: Final[tuple[tuple[int, Callable[[Campaign, int], None]], ...]] = (
     (15, replay),
     (10, migration),
 )
-"""Each with its share of the kills in percent; a new command is one function and one line here."""
+"""Each scenario with its share of the kills in percent; add a new command here."""
 
 
 def run(kills: int, seed: int, folder: Path) -> dict[str, int]:
-    """So many kills; returns how many fell into each phase, and raises `Difference`."""
+    """Kill `kills` times; returns how many kills fell into each phase, or raises `Difference`."""
     campaign = Campaign(seed, folder)
     for share, scenario in SCENARIOS:
         left = max(1, round(kills * share / 100))

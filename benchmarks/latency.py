@@ -1,7 +1,7 @@
-"""How soon a committed event is visible in its view, and what writers feel of it.
+"""Benchmarks of how soon a committed event is visible in its view, and of the effect on writers.
 
-The writer is a process of its own (`writer.py`); what it commits is looked for by this one, which
-spins on `PRAGMA data_version` and reads the view whenever somebody committed.
+The writer is a separate process (`writer.py`). This process looks for what it commits: it spins on
+`PRAGMA data_version` and reads the view whenever another process has committed.
 """
 
 import sqlite3
@@ -27,7 +27,7 @@ MISSED_AFTER_S: Final = 5.0
 def appends(
     path: Path, writing: AbstractContextManager[Writer], count: int, sessions: int
 ) -> tuple[Written, list[float]]:
-    """What a writer did that appends so often, and when each event was seen in its view."""
+    """Run a writer; returns its commits, and when each event was seen in its view."""
     seen: list[float] = []
     with closing(sqlite3.connect(path, isolation_level=None)) as connection, writing as running:
         version, give_up = -1, time.monotonic() + 1 + MISSED_AFTER_S
@@ -41,7 +41,7 @@ def appends(
 
 
 def _last(connection: sqlite3.Connection, session: int) -> int:
-    """The number of the writer's newest event in the view of a session, -1 for none."""
+    """Return the number of the writer's newest event in the view of a session, or -1."""
     query = "SELECT last_offset_id FROM view WHERE key = ?"
     event_id: str = connection.execute(query, (f"session:S-{session}",)).fetchone()[0]
     name, _, number = event_id.partition("-")
@@ -49,7 +49,7 @@ def _last(connection: sqlite3.Connection, session: int) -> int:
 
 
 def delays_ms(written_: Written, seen: Sequence[float]) -> list[float]:
-    """From the end of each commit; 0 where it was seen before the writer knew."""
+    """Return the delay after each commit; 0 if the event was seen before the commit returned."""
     pairs = zip(seen, written_.commits, strict=False)
     return [max(at - end, 0) * 1000 for at, (_, end) in pairs]
 
@@ -57,12 +57,12 @@ def delays_ms(written_: Written, seen: Sequence[float]) -> list[float]:
 def slowly(
     path: Path, count: int, program: Sequence[str] = PROGRAM
 ) -> AbstractContextManager[Writer]:
-    """One event each 20 ms, over fifty sessions."""
+    """Run a writer with one event every 20 ms, over fifty sessions."""
     return writer(path, count=count, every_s=0.02, sessions=50, size=300, program=program)
 
 
 def tail(options: Options) -> Iterator[Figure]:
-    """One event each 20 ms, with the means of the daemon and where inotify is missing."""
+    """Measure one event every 20 ms, with inotify and without it."""
     poll_ms = IDLE_POLL_S * 1000
     for name, command, targets in (
         ("commit → visible", PROJECTOR, (1.0, 3.0)),
@@ -88,7 +88,7 @@ def tail(options: Options) -> Iterator[Figure]:
 
 
 def beside_writer(options: Options) -> Iterator[Figure]:
-    """A writer at 200 events/s while the daemon catches up, and while no daemon is there."""
+    """Measure a writer at 200 events/s during a catch-up, and without a daemon."""
     log = sized(LOCAL, options)
     alone = []
     for _ in range(options.runs):
@@ -96,7 +96,7 @@ def beside_writer(options: Options) -> Iterator[Figure]:
         with writer(path, every_s=0.005, sessions=1, size=300) as running:
             time.sleep(1)
             alone.append(running.stop())
-    # Each of the hot sessions has a view of 4 MB, written at once: no target is within reach.
+    # Each of the hot sessions has a view of 4 MB, written as a whole: no target is realistic.
     for name, of, target in (
         ("during catch-up", LOCAL, 10.0),
         ("during catch-up in random order", RANDOM, 10.0),
@@ -109,7 +109,7 @@ def beside_writer(options: Options) -> Iterator[Figure]:
 
 
 def _during_catch_up(log: Log, options: Options) -> tuple[Written, float]:
-    """What the writer did while the daemon caught up, and for how many seconds that was."""
+    """Return what the writer did during the catch-up, and how many seconds that took."""
     path = workload.copied(filled(log, options), options.folder / "run.db")
     with writer(path, every_s=0.005, sessions=1, size=300) as running, daemon(path) as folding:
         folding.caught_up(log.events)
@@ -134,7 +134,7 @@ def _felt(
 
 
 def one_session(messages: int, options: Options) -> Path:
-    """One session with so many messages of 1 KB, folded."""
+    """Make a folded database with one session of `messages` messages of 1 KB."""
     log = Log(messages + 1, 1, content_bytes=1000)
     path = workload.copied(filled(log, options), options.folder / "run.db")
     with daemon(path) as running:
@@ -143,11 +143,11 @@ def one_session(messages: int, options: Options) -> Path:
 
 
 def appended_ms(messages: int, options: Options) -> tuple[float, float, float]:
-    """Median ms until one more message is visible; bytes written for it, alone and under load."""
+    """Measure an append: median ms until it is visible, bytes written alone and under load."""
     path, count = one_session(messages, options), 5 if options.quick else 20
     writing = writer(path, count=count, every_s=0.2, sessions=1, size=1000)
     with daemon(path) as running:
-        time.sleep(1)  # it is tailing, and has nothing to do
+        time.sleep(1)  # by now it is tailing and idle
         before = written(running.pid)["wchar"]
         done, seen = appends(path, writing, count, 1)
         if len(seen) < count:
@@ -159,7 +159,7 @@ def appended_ms(messages: int, options: Options) -> tuple[float, float, float]:
 
 
 def _under_load(path: Path, running: Daemon, count: int, position: int) -> float:
-    """The bytes that the daemon writes for each of so many appends, as fast as they come."""
+    """Measure the bytes that the daemon writes per append when appends come as fast as possible."""
     before = written(running.pid)["wchar"]
     with writer(path, "l", count=count, every_s=0, sessions=1, size=1000) as loading:
         loading.wait()
@@ -168,7 +168,7 @@ def _under_load(path: Path, running: Daemon, count: int, position: int) -> float
 
 
 def large_session(options: Options) -> Iterator[Figure]:
-    """An append to a session that holds many messages of 1 KB."""
+    """Measure an append to a session with many messages of 1 KB."""
     for messages, target in ((1_000, 3.0), (10_000, 30.0)):
         runs = [
             appended_ms(messages // (100 if options.quick else 1), options)

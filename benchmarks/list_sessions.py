@@ -1,7 +1,7 @@
-"""Listing 50 of many sessions as messages weigh more: python benchmarks/list_sessions.py [N].
+"""Time to list 50 of many sessions, by message size: python benchmarks/list_sessions.py [N].
 
-N sessions (100,000 unless given) in projects of 50; the time of the query behind
-`projector session list -p PROJECT`, the median of 50, and of the whole command, of 5.
+There are N sessions (100,000 by default) in projects of 50. It prints the time of the query behind
+`projector session list -p PROJECT` (median of 50) and of the whole command (median of 5).
 """
 
 import statistics
@@ -23,7 +23,7 @@ PROJECTOR = [sys.executable, "-P", "-m", "session_projector"]
 
 
 def fill(path: Path, sessions: int, weight: int) -> None:
-    """One event per session, its one message of `weight` bytes, folded."""
+    """Write one event per session, with one message of `weight` bytes, and fold them."""
     schema.setup(path)
     connection = connect(path, mode="rw")
     connection.execute("BEGIN")

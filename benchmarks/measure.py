@@ -1,4 +1,4 @@
-"""What benchmarks share: figures, `projector` as a process of its own, what /proc tells of it."""
+"""Code shared by the benchmarks: figures, `projector` as a process, and its data in /proc."""
 
 import json
 import os
@@ -28,12 +28,12 @@ WITHOUT_INOTIFY: Final = [
     "'watchfiles', 'watchdog', '_inotify']));"
     "from session_projector.__main__ import main; main()",
 ]
-"""`projector` where no library can tell it of a change in a folder."""
+"""`projector` without any library that reports changes in a folder."""
 PATIENCE_S: Final = 600.0
 
 
 class Figure(msgspec.Struct):
-    """What was measured, run by run, and what it should be."""
+    """A measurement, run by run, and its target."""
 
     name: str
     unit: str
@@ -53,7 +53,7 @@ class Figure(msgspec.Struct):
 
 
 class Curve(msgspec.Struct):
-    """How one figure grows with another: x, and what was measured there, run by run."""
+    """How one figure grows with another: each x, and what was measured there, run by run."""
 
     name: str
     x: str
@@ -62,7 +62,7 @@ class Curve(msgspec.Struct):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How much to run, and where."""
+    """How much to run, and in which folder."""
 
     runs: int
     quick: bool
@@ -72,7 +72,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Daemon:
-    """`projector run` at its default flags; what it logs, and when."""
+    """A `projector run` with default options, which records what it logs and when."""
 
     def __init__(self, path: Path, command: Sequence[str], *arguments: str) -> None:
         self.executed_at = time.monotonic()
@@ -92,7 +92,7 @@ class Daemon:
         return self.child.pid
 
     def caught_up(self, position: int) -> float:
-        """When every projection had committed that position, on the monotonic clock."""
+        """Wait until every projection has committed the position; returns that monotonic time."""
         with self._news:
             if not self._news.wait_for(lambda: self._are_at(position), PATIENCE_S):
                 raise TimeoutError(f"not at {position}: {self._reached}")
@@ -102,7 +102,7 @@ class Daemon:
 
     def _are_at(self, position: int) -> bool:
         if self.child.poll() is not None:
-            return True  # it will not come
+            return True  # it ended, so stop waiting
         there = {name for name, (reached, _) in self._reached.items() if reached >= position}
         return bool(there) and self._expected <= there
 
@@ -146,7 +146,7 @@ def daemon(
 
 
 def timed(*command: str, code: int = 0) -> tuple[float, float]:
-    """Seconds and peak MiB of a command that must end with that code."""
+    """Run a command that must exit with `code`; returns its seconds and peak MiB."""
     started = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -158,30 +158,30 @@ def timed(*command: str, code: int = 0) -> tuple[float, float]:
 
 
 def memory_mib(pid: int, field: Literal["VmRSS", "VmHWM"]) -> float:
-    """Of a living process: now, or at its peak."""
+    """Return the memory of a running process, now (VmRSS) or at its peak (VmHWM)."""
     return _status(Path(f"/proc/{pid}/status"))[field] / 1024
 
 
 def cpu_s(pid: int) -> float:
-    """The processor time of all threads, to the nanosecond; the ticks of `stat` are too coarse."""
+    """Return the CPU time of all threads, in nanosecond steps; `stat` counts in ticks."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def wake_ups(pid: int) -> int:
-    """How often a thread of the process waited for something."""
+    """Return how often a thread of the process waited for something."""
     threads = Path(f"/proc/{pid}/task").glob("*/status")
     return sum(_status(thread)["voluntary_ctxt_switches"] for thread in threads)
 
 
 def written(pid: int) -> dict[str, int]:
-    """Bytes and calls of `write`, the logs' included, and bytes that went to a disk."""
+    """Return bytes and calls of `write`, including the logs, and bytes that went to a disk."""
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
 
 
 def _status(file: Path) -> dict[str, int]:
-    """The fields of a status file that are numbers."""
+    """Return the numeric fields of a status file."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {
         line[0].rstrip(":"): int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()

@@ -1,7 +1,7 @@
-"""What the peers' scripts share: the events they are given, the view they keep, what they tell.
+"""Code shared by the peers' scripts: their input events, their view, and what they print.
 
-Runs in the peers' venv: peer_*.py fill DATABASE LOG | run -d DATABASE | write DATABASE NAME COUNT
-EVERY_S SESSIONS BYTES, the last as `writer.py` does.
+It runs in the peers' venv: peer_*.py fill DATABASE LOG | run -d DATABASE | write DATABASE NAME
+COUNT EVERY_S SESSIONS BYTES. The last one works like `writer.py`.
 """
 
 import json
@@ -14,7 +14,7 @@ from workload import T0
 from writer import keep_pace
 
 POLL_S = 0.01
-"""How often a peer looks for new events: neither can be woken by another process's commit."""
+"""How often a peer polls for new events: neither can be woken by another process's commit."""
 CREATE_VIEW = (
     "CREATE TABLE IF NOT EXISTS view (key TEXT PRIMARY KEY, data BLOB NOT NULL,"
     " last_offset_id TEXT NOT NULL)"
@@ -32,20 +32,20 @@ class Given(msgspec.Struct):
 
 
 class Peer(Protocol):
-    """A library at work on one database."""
+    """A library that works on one database."""
 
     def fill(self, events: Iterable[Given]) -> None:
-        """Store the events, in one transaction if it can be done."""
+        """Store the events, in one transaction if possible."""
 
     def append(self, event: Given) -> None:
-        """Store one event, and commit."""
+        """Store one event and commit."""
 
     def run(self) -> None:
-        """Keep the views until killed, and tell of each position reached."""
+        """Keep the views up to date until killed, and print each position reached."""
 
 
 def fold(data: bytes | None, events: Iterable[Given]) -> bytes:
-    """A view as the contract has it, after some events."""
+    """Return the view after some more events, in the form that the contract requires."""
     view: dict[str, Any] = {} if data is None else msgspec.msgpack.decode(data)
     for event in events:
         if event.message is None:
@@ -67,7 +67,7 @@ def tell_started() -> None:
 
 
 def tell_position(position: int) -> None:
-    """Once all up to there is committed."""
+    """Print the position, after everything up to it has been committed."""
     _tell(event="batch_committed", views={"peer": 0}, position=position)
 
 

@@ -1,8 +1,8 @@
 """`eventsource-py` on SQLite: its store, and its DatabaseProjection or a batch subscriber of it.
 
-Its live subscriptions come over an event bus between processes, which SQLite is not, so that the
-store is asked for what is new. A DatabaseProjection has one transaction for each event, and another
-for its checkpoint; the batch subscriber folds a page in memory and commits it with its position.
+Its live subscriptions need an event bus between processes, which SQLite is not, so the store is
+polled for new events. A DatabaseProjection has one transaction for each event, and another one for
+its checkpoint. The batch subscriber folds a page in memory and commits it with its position.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class SessionViews(DatabaseProjection):
 
 
 class BatchSubscriber:
-    """A page at a time: each view is read and written once, in the transaction of the position."""
+    """A subscriber that reads and writes each view once per page, along with the position."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
@@ -101,13 +101,13 @@ class EventSource:
         logging.disable(logging.ERROR)
         self.path, self.store = path, SQLiteEventStore(path)
         self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self.store.current_position())  # makes its tables
+        self.loop.run_until_complete(self.store.current_position())  # creates its tables
         with closing(sqlite3.connect(path)) as connection:
             connection.execute(peer.CREATE_VIEW)
             connection.execute("CREATE TABLE IF NOT EXISTS batch_position (id PRIMARY KEY, at)")
 
     def fill(self, events: Iterable[Given]) -> None:
-        """As the store's `append` would, in one transaction."""
+        """Store the events as the store's `append` would, but in one transaction."""
         versions: Counter[str] = Counter()
         with closing(sqlite3.connect(self.path)) as connection, connection:
             for given in events:

@@ -1,7 +1,7 @@
 """`eventsourcing` on SQLite: aggregates, and a Projection whose view tracks its position.
 
-One transaction for each event, as the library does it. Its subscriptions need PostgreSQL, so that
-the application's notifications are asked for.
+There is one transaction for each event, as the library does it. Its subscriptions need PostgreSQL,
+so the application's notifications are polled.
 """
 
 import time
@@ -25,7 +25,7 @@ SECTION_SIZE = 100
 class Session(Aggregate):
     @event("Started")
     def __init__(self, session: str, id_in_log: str, time_ms: int, project: str) -> None:
-        """The state of the aggregate is of no concern here."""
+        """Do nothing: the state of the aggregate does not matter here."""
 
     @staticmethod
     def create_id(session: str) -> UUID:
@@ -33,7 +33,7 @@ class Session(Aggregate):
 
     @event("Appended")
     def append(self, session: str, id_in_log: str, time_ms: int, message: dict[str, Any]) -> None:
-        """The state of the aggregate is of no concern here."""
+        """Do nothing: the state of the aggregate does not matter here."""
 
 
 class Sessions(Application[UUID]):
@@ -47,7 +47,7 @@ class Views(SQLiteTrackingRecorder):
     def fold(self, given: Given, tracking: Tracking) -> None:
         key = f"session:{given.session}"
         with self.datastore.transaction(commit=True) as cursor:
-            # First, as a transaction that begins by reading fails where another process wrote.
+            # Write first: a transaction that begins with a read fails if another process wrote.
             self._insert_tracking(cursor, tracking)
             cursor.execute("SELECT data FROM view WHERE key = ?", (key,))
             row = cursor.fetchone()
@@ -84,7 +84,7 @@ class EventSourcing:
         self.app.save(self._made(given))
 
     def _made(self, given: Given) -> Session:
-        """The aggregate, with the event pending."""
+        """Return the aggregate, with the event pending."""
         name = given.session
         if given.message is None:
             self.open[name] = Session(name, given.id, given.time, given.project or "")

@@ -1,7 +1,7 @@
-"""Two Python libraries on the same events, each as its documentation would have it on SQLite.
+"""Benchmarks of two Python libraries on the same events, used as their documentation recommends.
 
-They are installed, in the versions of `peers-requirements.txt`, into a venv of their own. What each
-does is said in `peer_eventsourcing.py` and `peer_eventsource.py`.
+They run on SQLite, and are installed into their own venv, in the versions of
+`peers-requirements.txt`. `peer_eventsourcing.py` and `peer_eventsource.py` explain what each does.
 """
 
 import sqlite3
@@ -27,20 +27,20 @@ PEERS: Final = (
     ("eventsource-py", "eventsource-py {}, its projection", "", "peer_eventsource.py"),
     ("eventsource-py", "eventsource-py {}, a batch subscriber", "batch", "peer_eventsource.py"),
 )
-"""Package, what it is called here, variant, script."""
+"""Package, name shown, variant and script of each peer."""
 LONG_S: Final = 10.0
-"""What takes longer is not run again."""
+"""A run that takes longer than this is not repeated."""
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """A library that is installed, and how it is run."""
+    """An installed library, and the command that runs it."""
 
     name: str
     command: list[str]
 
 
 def compared(options: Options) -> Iterator[Figure]:
-    """Catch-up of W1 and W2, commit to visible, and idling."""
+    """Measure catch-up of W1 and W2, commit to visible, and idling."""
     for package, called, variant, script in PEERS:
         version = _installed(package, options)
         if version is None:
@@ -56,7 +56,7 @@ def compared(options: Options) -> Iterator[Figure]:
 
 
 def _installed(package: str, options: Options) -> str | None:
-    """The package's version in the peers' venv, which is made where it is not there yet."""
+    """Install the package into the peers' venv, creating it if needed; returns its version."""
     python = options.peers_venv / "bin" / "python"
     if not python.exists():
         subprocess.run([options.peers_python, "-m", "venv", options.peers_venv], check=True)
@@ -72,7 +72,7 @@ def _installed(package: str, options: Options) -> str | None:
 
 
 def _filled(peer: Peer, log: Log, options: Options) -> Path:
-    """A copy of a database with the peer's own store of that log's events."""
+    """Return a copy of a database in which the peer has stored the events of the log."""
     parts = (peer.name.partition(",")[0], log.events, log.sessions, log.content_bytes)
     template = options.folder / ("-".join(map(str, parts)).replace(" ", "-") + ".db")
     if not template.exists():
@@ -95,7 +95,7 @@ def _given(event_id: str, key: str, data: bytes, time_ms: int) -> dict[str, Any]
 
 
 def _check(path: Path, events: int, sessions: int) -> None:
-    """Every message is in a view."""
+    """Check that every message is in a view."""
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         rows = connection.execute("SELECT data FROM view").fetchall()
     messages = sum(len(msgspec.msgpack.decode(data)["messages"]) for (data,) in rows)

@@ -1,7 +1,7 @@
-"""`projector` that says from moment to moment what it does: phases.py FILE ARGUMENTS...
+"""`projector` that shows at any moment what it is doing: phases.py FILE ARGUMENTS...
 
-It calls through to the product and changes nothing of it. The first byte of FILE, which is mapped
-into memory and so outlives a SIGKILL, is the index in `PHASES` of what is being done.
+It calls the product without changing it. FILE is mapped into memory, so it survives a SIGKILL; its
+first byte is the index of the current phase in `PHASES`.
 """
 
 import mmap
@@ -28,15 +28,15 @@ WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "walk": ("session_projector.worker.replay.round_robin:side_by_side",),
     "replay": ("session_projector.worker.replay.verify:replay",),
 }
-"""What belongs to a phase; a new phase is one line here."""
+"""The functions that belong to each phase; add a new phase here."""
 OUTER: Final = frozenset({"walk", "replay"})
-"""Phases that hide those of what they call, the outermost of them; of all others the innermost
-counts."""
+"""Phases that hide the phases of what they call: the outermost of these is shown, or else the
+innermost phase."""
 PHASES: Final = ("other", *WRAPPED)
 
 
 class Board:
-    """Shows the phase to whoever maps the same file."""
+    """A file whose first byte shows the phase to any process that maps it."""
 
     def __init__(self, file: Path) -> None:
         with file.open("r+b") as opened:
@@ -45,7 +45,7 @@ class Board:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Tasks take turns, so phases need not end in the order in which they began."""
+        """Show a phase during the block; tasks interleave, so phases may end in any order."""
         self._active.append(name)
         self._show()
         try:
@@ -63,7 +63,7 @@ class Board:
 
 
 def wrap(board: Board, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, its phase shown while it runs."""
+    """Wrap a function so that its phase is shown while it runs."""
     if iscoroutinefunction(function):
 
         @wraps(function)
@@ -83,7 +83,7 @@ def wrap(board: Board, name: str, function: Callable[..., Any]) -> Callable[...,
 
 
 def instrument(board: Board) -> None:
-    """Before any module that takes these names to itself is imported."""
+    """Wrap all functions; call this before any module that imports them by name is imported."""
     for name, places in WRAPPED.items():
         for place in places:
             module, _, path = place.partition(":")

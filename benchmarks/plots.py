@@ -1,4 +1,4 @@
-"""Results as SVG, the same bytes for the same results; see run.py --plot."""
+"""Plots of the results as SVG, with the same bytes for the same results; see run.py --plot."""
 
 import statistics
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ GROWTH: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "projections": (("catch-up by projections",),),
     "writers": (("events written by writers",), ("writer p99 by writers",), ("lag by writers",)),
 }
-"""A file, its panels, and the curves in each."""
+"""Each file, its panels, and the curves in each panel."""
 COMPARED: Final = (
     ("W1: ", "W1, 1,000 sessions × 20 events: events/s, more is better"),
     ("W2: ", "W2, 5 sessions × 2,000 messages of 1 KB: events/s, more is better"),
@@ -31,14 +31,14 @@ COMPARED: Final = (
     ("commit → visible: p99", "commit → visible, p99: ms, less is better"),
     ("idle: processor", "idle: % of a processor, less is better"),
 )
-"""How the figures of a panel begin, and its title."""
+"""The prefix of a panel's figure names, and its title."""
 OURS: Final = "#0b6e99"
 OTHERS: Final = "#8a8f98"
 FLOOR: Final = "#c9a227"
 
 
 def draw(results: Results, folder: Path) -> None:
-    """One file for each curve or pair of curves, one for the peers; of what is there."""
+    """Draw one file for each group of curves and one for the peers, as far as results exist."""
     folder.mkdir(parents=True, exist_ok=True)
     style = {
         "svg.hashsalt": "projector",
@@ -85,7 +85,7 @@ def _grown(panels: Sequence[Sequence[Curve]]) -> Any:
 
 
 def _line(axis: Any, curve: Curve, color: str, *, named: bool) -> None:
-    """Medians, and from the least to the greatest."""
+    """Draw the medians as a line, and minimum to maximum as a shaded area."""
     xs = [x for x, _ in curve.points]
     label = curve.name.rpartition(", ")[2] if named else None
     middle = [statistics.median(values) for _, values in curve.points]
@@ -99,7 +99,7 @@ def _line(axis: Any, curve: Curve, color: str, *, named: bool) -> None:
 
 
 def _reached(figures: Sequence[Figure], begin: str) -> list[tuple[str, float]]:
-    """Who, and the median of the figure whose name begins so: the floor, we, the others."""
+    """Return names and medians of the figures with the prefix: floor, projector, peers."""
     found = [
         (figure.name.removeprefix(begin).removeprefix(": ") or "projector", figure.median)
         for figure in figures
@@ -115,7 +115,7 @@ def _ratio(value: float, ours: float) -> str:
 
 
 def _compared(panels: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Any:
-    """Dots on logarithmic scales: no other would show us and the peers together."""
+    """Draw dots on logarithmic scales, which alone can show projector and the peers together."""
     rows = [len(found) + 1.2 for _, found in panels]
     figure, axes = pyplot.subplots(
         len(panels),

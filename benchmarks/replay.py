@@ -1,7 +1,7 @@
-"""What a writer feels of a replay of a long log: benchmarks/replay.py [--events N] [--sessions N].
+"""The effect of replaying a long log on a writer: replay.py [--events N] [--sessions N].
 
-In random order of sessions. Prints seconds and peak memory of each walk, and how long a writer
-beside a replay that replaces every row waited for the write lock.
+The sessions are in random order. It prints the seconds and peak memory of each full scan, and how
+long a writer waited for the write lock during a replay that replaces every row.
 """
 
 import argparse

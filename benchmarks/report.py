@@ -1,4 +1,4 @@
-"""Results as a table, for a terminal or for a page."""
+"""The results as a table, for a terminal or for a page."""
 
 import statistics
 
@@ -7,7 +7,7 @@ from measure import Curve, Figure
 
 
 class Results(msgspec.Struct):
-    """Of one run; what `--json` writes."""
+    """The results of one run, as `--json` writes them."""
 
     machine: dict[str, str]
     figures: list[Figure]
@@ -38,7 +38,7 @@ def line(figure: Figure) -> str:
 
 
 def points(curve: Curve) -> str:
-    """A curve in one line: its medians."""
+    """Format a curve in one line, with its medians."""
     said = (f"{x:,.0f}: {number(statistics.median(values))}" for x, values in curve.points)
     return f"{curve.name} ({curve.y}): {', '.join(said)}"
 

@@ -1,10 +1,10 @@
 """All benchmarks, one table: python benchmarks/run.py [--only NAME…] [--runs N] [--json FILE].
 
-Everything runs the installed `projector` at its default flags as a process of its own, on a fresh
-copy of its database, whose views are looked at afterwards. Needs Linux, 5 GB in the folder for
+Every benchmark runs the installed `projector` with default options as a separate process, on a
+fresh copy of its database, and checks the views afterwards. It needs Linux, 5 GB in the folder for
 temporary files (TMPDIR), and half an hour. `--table FILE` prints what `--json FILE` wrote as
-Markdown, `--plot FILE` draws it to docs/performance/ (that needs `pip install -e '.[benchmarks]'`).
-The peers (`--only peers`) are installed from the Python index into a venv of their own.
+Markdown; `--plot FILE` draws it to docs/performance/ (this needs `pip install -e '.[benchmarks]'`).
+The peers (`--only peers`) are installed from the Python Package Index into their own venv.
 """
 
 import argparse
@@ -43,7 +43,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "peers": peers.compared,
     "growth": growth.curves,
 }
-"""A new benchmark is one function and one line here."""
+"""All benchmarks by name; add a new one here."""
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def run(chosen: Any) -> Results:
-    """The chosen benchmarks, one after the other; what is there is written after each."""
+    """Run the chosen benchmarks one by one, and write the results so far after each."""
     version = [chosen.peers_python, "--version"]
     asked = subprocess.check_output(version, text=True)
     results = Results(
@@ -98,7 +98,7 @@ def run(chosen: Any) -> Results:
                     else:
                         results.figures.append(found)
                         print(report.line(found), file=sys.stderr)
-            except Exception as error:  # the others are of use without it
+            except Exception as error:  # the other benchmarks are still useful
                 traceback.print_exc()
                 results.figures.append(Figure(f"{name}: failed, {type(error).__name__}", "", []))
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
@@ -109,7 +109,7 @@ def run(chosen: Any) -> Results:
 
 
 def machine(*, quick: bool, peers_python: str) -> dict[str, str]:
-    """In general terms."""
+    """Describe the machine in general terms."""
     return {
         "processors": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.machine()}",

@@ -1,7 +1,7 @@
-"""How fast a log is folded: catch-up against the floor, `replay` and `verify`.
+"""Benchmarks of how fast a log is folded: catch-up against the floor, `replay` and `verify`.
 
-A catch-up is the daemon's, from the line `started` on its log to the line that tells of the newest
-event's commit: without the start of the process, which is a figure of its own.
+A catch-up is measured in the daemon, from the line `started` in its log to the line that reports
+the commit of the newest event. It excludes the start of the process, which is a separate figure.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ HOT: Final = Log(20_000, 5, "interleaved", content_bytes=1000)
 RANDOM: Final = Log(200_000, 10_000, "random")
 LONG: Final = Log(1_000_000, 10_000)
 SHRUNK: Final = 100
-"""How much smaller logs are in a quick run."""
+"""How many times smaller logs are in a quick run."""
 
 
 def sized(log: Log, options: Options) -> Log:
@@ -29,7 +29,7 @@ def sized(log: Log, options: Options) -> Log:
 
 
 def filled(log: Log, options: Options) -> Path:
-    """The template of a log, filled once and for all benchmarks of a run."""
+    """Return a database with the log, filled once for all benchmarks of a run."""
     parts = (log.events, log.sessions, log.order, log.live, log.content_bytes)
     path = options.folder / ("-".join(map(str, parts)) + ".db")
     if not path.exists():
@@ -43,7 +43,7 @@ def catch_up(
     *arguments: str,
     command: Sequence[str] = PROJECTOR,
 ) -> tuple[float, float, Path]:
-    """Events per second and peak MiB of one catch-up, and the database after it."""
+    """Run one catch-up; returns events per second, peak MiB, and the database after it."""
     path = workload.copied(filled(log, options), options.folder / "run.db")
     with daemon(path, *arguments, command=command) as running:
         took_s = running.caught_up(log.events) - running.started_at
@@ -53,7 +53,7 @@ def catch_up(
 
 
 def rates(options: Options) -> Iterator[Figure]:
-    """Catch-up of the logs that have a target of so many events per second."""
+    """Measure the catch-up of the logs that have a target in events per second."""
     for name, log, command, target in (
         ("catch-up, 10k sessions, 200 live, both projections", LOCAL, PROJECTOR, 60_000),
         ("catch-up, 10k sessions, 200 live, session view alone", LOCAL, SESSIONS_ALONE, 100_000),
@@ -74,7 +74,7 @@ def floor_s(kind: str, path: Path) -> float:
 
 
 def against_floor(options: Options) -> Iterator[Figure]:
-    """W1 and W2: run for run against the floor, whose views must be the same."""
+    """Measure W1 and W2 against the floor, run by run; both must give the same views."""
     for name, whole in (("W1", W1), ("W2", W2)):
         log = sized(whole, options)
         reached, floors, inside = [], [], []
@@ -98,7 +98,7 @@ def against_floor(options: Options) -> Iterator[Figure]:
 
 
 def replay(options: Options) -> Iterator[Figure]:
-    """`replay` from nothing, then `verify`, of a million events, with their peak memory."""
+    """Measure `replay` from nothing, then `verify`, of a million events, with peak memory."""
     for order in ("local", "random"):
         log = sized(Log(LONG.events, LONG.sessions, order), options)
         measured: dict[str, list[tuple[float, float]]] = {"replay": [], "verify": []}

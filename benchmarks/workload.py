@@ -1,4 +1,4 @@
-"""The logs that the benchmarks fold, and the check that a log was folded rightly."""
+"""The logs that the benchmarks fold, and the check that a log was folded correctly."""
 
 import os
 import random
@@ -16,15 +16,16 @@ INSERT: Final = "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?,
 
 
 class WrongViews(Exception):
-    """A run whose views are not what its log says: no figure."""
+    """The views of a run do not match its log, so the run gives no figure."""
 
 
 class Log(msgspec.Struct, frozen=True):
     """A log to be written.
 
-    `local`: so many sessions are written to at a time, and each has its turn; `random`: any
-    session at any time; `interleaved`: one event of each session after the other. The first event
-    of a session creates it, every other one appends a message whose text has `content_bytes`.
+    In `local` order, `live` sessions are written to at any time, and old ones give way to new ones.
+    In `random` order, any session is written to at any time. In `interleaved` order, the sessions
+    take turns, one event each. The first event of a session creates it, and every other one appends
+    a message whose text has `content_bytes`.
     """
 
     events: int
@@ -35,7 +36,7 @@ class Log(msgspec.Struct, frozen=True):
 
     @property
     def view_mib(self) -> float:
-        """About as much as its largest view has."""
+        """The approximate size of the largest view."""
         return self.events / self.sessions * self.content_bytes / 2**20
 
     def smaller(self, factor: int) -> "Log":
@@ -46,7 +47,7 @@ class Log(msgspec.Struct, frozen=True):
         )
 
     def of(self) -> Iterator[int]:
-        """The number of the session of each event."""
+        """Yield the session number of each event."""
         chance, created = random.Random(1), 0
         for number in range(self.events):
             if self.order == "interleaved":
@@ -62,7 +63,7 @@ class Log(msgspec.Struct, frozen=True):
                     yield window + chance.randrange(min(self.live, self.sessions))
 
     def rows(self, *, json: bool = False) -> Iterator[tuple[Any, ...]]:
-        """The rows of `event_log`, `data` as MessagePack or as JSON."""
+        """Yield the rows of `event_log`, with `data` as MessagePack or as JSON."""
         encode = msgspec.json.encode if json else msgspec.msgpack.encode
         seen: set[int] = set()
         for number, session in enumerate(self.of()):
@@ -74,7 +75,7 @@ class Log(msgspec.Struct, frozen=True):
 
 
 def event(session: int, content_bytes: int, number: int, *, created: bool) -> dict[str, Any]:
-    """One event, as a writer would give it."""
+    """Make one event, as a writer would."""
     kind, data = "session_created", dict[str, Any](project="bench")
     if not created:
         message = {"role": "assistant", "content": "x" * content_bytes, "timestamp": T0 + number}
@@ -83,9 +84,9 @@ def event(session: int, content_bytes: int, number: int, *, created: bool) -> di
 
 
 def fill(path: Path, log: Log, *, json: bool = False) -> None:
-    """A database with that log, all of it in its main file."""
+    """Create a database with the log, all of it in the main file."""
     from session_projector.worker.storage.sqlite.schema import (
-        migrate as schema,  # not at the top, as peers import this module too
+        migrate as schema,  # not at the top, because peers import this module too
     )
 
     schema.setup(path)
@@ -97,7 +98,7 @@ def fill(path: Path, log: Log, *, json: bool = False) -> None:
 
 
 def copied(template: Path, path: Path) -> Path:
-    """A copy that is on the disk, so that no writing of it goes on beside what is measured."""
+    """Make a copy and sync it to disk, so that writing it does not disturb the measurement."""
     for old in path.parent.glob(f"{path.name}*"):
         old.unlink()
     shutil.copyfile(template, path)
@@ -107,7 +108,7 @@ def copied(template: Path, path: Path) -> Path:
 
 
 def check(path: Path, *, index: bool = True) -> None:
-    """Every session has its view, every view its last event and every message is counted."""
+    """Check that every session has a view, every view its last event, and no message is missing."""
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         wrong = {
             "position": "SELECT position <> (SELECT max(seq) FROM event_log) FROM checkpoint"
@@ -129,7 +130,7 @@ def check(path: Path, *, index: bool = True) -> None:
 
 
 def views(path: Path) -> list[tuple[Any, ...]]:
-    """Every view, to be compared with another fold of the same log."""
+    """Return every view, to compare with another fold of the same log."""
     with closing(sqlite3.connect(path)) as connection:
         query = "SELECT key, data, last_offset_id, created_at, updated_at FROM view ORDER BY key"
         return connection.execute(query).fetchall()

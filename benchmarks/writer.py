@@ -1,8 +1,8 @@
-"""A writer as any other: writer.py DATABASE NAME COUNT EVERY_S SESSIONS BYTES.
+"""An ordinary writer: writer.py DATABASE NAME COUNT EVERY_S SESSIONS BYTES.
 
-Appends to `session:S-<n>`, which are there already, under ids `NAME-<number>`: one INSERT and
-commit at a time, one every so often (0: as fast as it goes), until COUNT, or until its standard
-input ends. Prints JSON: when each commit began and ended on the monotonic clock, and how many were
+It appends to the existing sessions `session:S-<n>`, under ids `NAME-<number>`, with one INSERT and
+commit every EVERY_S seconds (0: as fast as possible), until COUNT, or until its standard input
+ends. It prints JSON: when each commit began and ended on the monotonic clock, and how many were
 BUSY after waiting for five seconds.
 """
 
@@ -24,7 +24,7 @@ PROGRAM: Final = (sys.executable, __file__)
 
 
 class Written(msgspec.Struct):
-    """What a writer did; seconds on the monotonic clock."""
+    """What a writer did; times are seconds on the monotonic clock."""
 
     busy: int
     commits: list[tuple[float, float]]
@@ -35,14 +35,14 @@ class Written(msgspec.Struct):
 
 
 class Writer:
-    """A writer in a process of its own."""
+    """A writer in a separate process."""
 
     def __init__(self, command: list[str]) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._child = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
 
     def stop(self) -> Written:
-        """At once, whether or not it has written all."""
+        """Stop the writer at once, whether or not it has finished."""
         return msgspec.json.decode(self._child.communicate()[0], type=Written)
 
     def kill(self) -> None:
@@ -50,7 +50,7 @@ class Writer:
             self._child.kill()
 
     def wait(self) -> Written:
-        """Until it has written all."""
+        """Wait until the writer has finished."""
         assert self._child.stdout is not None
         said = self._child.stdout.read()
         self._child.communicate()
@@ -77,7 +77,7 @@ def writer(
 
 
 def keep_pace(append: Callable[[int], None], count: int, every_s: float) -> None:
-    """Call so often with 0, 1, 2, …, and print when each call began and ended."""
+    """Call `append` with 0, 1, 2, … up to `count`, and print when each call began and ended."""
     busy, commits = 0, []
     due = time.monotonic() + 0.2
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Real files and real processes: `Database` writes as any process would, `projector` runs."""
+"""Helpers with real files and real processes: `Database` is any process, `projector` runs ours."""
 
 import json
 import sqlite3
@@ -17,7 +17,7 @@ T0 = 1_700_000_000_000
 
 
 class Database:
-    """A database file, and what a foreign process does with it: plain SQL."""
+    """A database file, used as any other process would use it: with plain SQL."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Database:
             return connection.execute(statement, parameters).fetchall()
 
     def insert(self, key: Any, data: Any, *, id: Any = ..., created_at: Any = T0) -> int:  # noqa: A002
-        """One event, a dict as MessagePack; returns its position."""
+        """Insert one event, encoding a dict as MessagePack; returns its position."""
         self._written += 1
         if isinstance(data, dict):
             data = msgpack.packb(data)
@@ -69,7 +69,7 @@ class Database:
         return rows[0][0] if rows else 0
 
     def everything(self) -> list[list[tuple[Any, ...]]]:
-        """All that a fold leaves, each column of it, but for the generation."""
+        """Return everything that a fold leaves, with every column except the generation."""
         return [
             self.sql("SELECT * FROM view ORDER BY key, id"),
             self.sql("SELECT * FROM session_index ORDER BY session_id"),
@@ -85,7 +85,7 @@ def event(kind: str, data: Any, **fields: Any) -> dict[str, Any]:
 def projector(
     *arguments: str | Path, stdin: str | bytes = b"", check: int | None = 0, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; `check` is the exit code it must have."""
+    """Run a command to its end; it must exit with the code `check`."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
         [*PROJECTOR, *map(str, arguments)], input=data, capture_output=True, check=False, **options
@@ -100,7 +100,7 @@ def projector(
 
 
 class Daemon:
-    """`projector run` as its own process; its log lines are the events to wait for."""
+    """A `projector run` process; tests wait for its log lines."""
 
     def __init__(self, path: Path, *, program: list[str], options: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
@@ -109,7 +109,7 @@ class Daemon:
         self.lines: list[dict[str, Any]] = []
 
     def wait_for(self, name: str, **fields: Any) -> dict[str, Any]:
-        """The next log line of that name and with these fields."""
+        """Wait for the next log line with this name and these fields."""
         assert self.process.stderr is not None
         for text in self.process.stderr:
             if not text.startswith("{"):
@@ -125,7 +125,7 @@ class Daemon:
             pass
 
     def stop(self, signal: int) -> int:
-        """Send a signal, and wait for the end; returns the exit code."""
+        """Send a signal and wait for the process to end; returns the exit code."""
         self.process.send_signal(signal)
         self.process.communicate(timeout=30)
         return self.process.returncode
@@ -135,7 +135,7 @@ class Daemon:
 def daemon(
     path: Path, *, program: list[str] = PROJECTOR, options: Sequence[str] = ()
 ) -> Iterator[Daemon]:
-    """A daemon that does not outlive the block."""
+    """Run a daemon that does not outlive the block."""
     running = Daemon(path, program=program, options=options)
     try:
         yield running
@@ -162,7 +162,7 @@ for n in range(600):
 
 
 def fill(database: Database, *, sessions: int, events: int, first: int = 0) -> None:
-    """Many small events at once."""
+    """Insert many small events in one transaction."""
     with closing(sqlite3.connect(database.path)) as connection, connection:
         for number in range(first, first + events):
             kind, data = "session_append", {"messages": [{"role": "user", "content": str(number)}]}
@@ -173,6 +173,6 @@ def fill(database: Database, *, sessions: int, events: int, first: int = 0) -> N
 
 
 def copy(source: Path, target: Path) -> None:
-    """A whole database in place, as `sqlite3 TARGET '.restore SOURCE'` does it."""
+    """Copy a whole database in place, as `sqlite3 TARGET '.restore SOURCE'` does."""
     with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(target)) as written:
         read.backup(written)

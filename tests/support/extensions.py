@@ -1,4 +1,4 @@
-"""Projections of other people, for daemons that are started with `--projection extensions:…`."""
+"""Projections of other packages, for daemons started with `--projection support.extensions:…`."""
 
 import os
 import random
@@ -15,7 +15,7 @@ PROGRAM = ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[1]}", *PROJECTOR
 
 
 class PerProject(Projection):
-    """How many sessions a project has."""
+    """The number of sessions in a project."""
 
     name = "per_project"
     version = 1
@@ -33,7 +33,7 @@ class PerProject(Projection):
 
 
 class Slower(PerProject):
-    """A later version, with one column more; it is slow for as long as the file HOLD is there."""
+    """A later version with one more column; it is slow while the file HOLD exists."""
 
     version = 2
     table = Table(
@@ -50,7 +50,7 @@ class Slower(PerProject):
 
 
 class Elsewhere(PerProject):
-    """A later version whose column is another one, in a table of another name."""
+    """A later version with a different column type, in a table with a different name."""
 
     version = 2
     table = Table(name="projects", columns={"project": "TEXT", "sessions": "REAL"}, key="project")
@@ -60,7 +60,7 @@ class Elsewhere(PerProject):
 
 
 class Misshapen(Elsewhere):
-    """The same in the table of version 1."""
+    """The same as `Elsewhere`, but in the table of version 1."""
 
     table = Table(
         name="per_project", columns={"project": "TEXT", "sessions": "REAL"}, key="project"
@@ -68,13 +68,13 @@ class Misshapen(Elsewhere):
 
 
 class Widened(PerProject):
-    """One column more, and the same version."""
+    """The same version with one more column."""
 
     table = Slower.table
 
 
 class Broken(PerProject):
-    """Fails where no event can be blamed for it."""
+    """A projection that fails without an event being at fault."""
 
     trusted = True
 
@@ -83,7 +83,7 @@ class Broken(PerProject):
 
 
 class Faulty(PerProject):
-    """A later version that can fold nothing."""
+    """A later version that cannot fold any event."""
 
     version = 2
 
@@ -92,7 +92,7 @@ class Faulty(PerProject):
 
 
 class Hopeless(Slower):
-    """A later version that fails where no event can be blamed for it."""
+    """A later version that fails without an event being at fault."""
 
     trusted = True
 
@@ -101,14 +101,14 @@ class Hopeless(Slower):
 
 
 class Unreadable(PerProject):
-    """Cannot read what it wrote."""
+    """A projection that cannot read what it wrote."""
 
     def from_row(self, row: Any) -> Any:
         raise KeyError("sessions")
 
 
 class Greedy(PerProject):
-    """Wants more memory than there is, for a project called `much`."""
+    """A projection that needs more memory than there is, for a project called `much`."""
 
     def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
         if self.key_of(event) == "much":
@@ -117,52 +117,52 @@ class Greedy(PerProject):
 
 
 class Shifting(PerProject):
-    """Keyed by what differs from process to process."""
+    """A projection whose keys differ from process to process."""
 
     def key_of(self, event: Event) -> str:
         return str(hash(event.session_id))
 
 
 class Chancy(PerProject):
-    """Not deterministic."""
+    """A projection that is not deterministic."""
 
     def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
         return (self.key_of(event), random.randrange(2**60))
 
 
 class Ordered(PerProject):
-    """Not deterministic either, but the same for as long as a process lives."""
+    """A projection that is deterministic only within one process."""
 
     def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
         return (self.key_of(event), hash(event.session_id) % 2**60)
 
 
 class Nameless(Projection):
-    """Lacks nearly everything."""
+    """A projection that lacks nearly everything."""
 
 
 class Thief(PerProject):
-    """Wants the log for its table."""
+    """A projection that names the log as its table."""
 
     name = "thief"
     table = Table(name="Event_Log", columns={"project": "TEXT"}, key="project")
 
 
 class Worded(PerProject):
-    """Wants a column that SQL has another use for."""
+    """A projection with a column whose name is an SQL keyword."""
 
     name = "worded"
     table = Table(name="worded", columns={"project": "TEXT", "group": "TEXT"}, key="project")
 
 
 class Twin(PerProject):
-    """Is called as one of the built-in ones."""
+    """A projection with the name of a built-in one."""
 
     name = "sessions"
 
 
 class Named(Projection):
-    """Every column that a checkpoint has too."""
+    """A projection whose columns have the names of a checkpoint's columns."""
 
     name = "named"
     version = 1
@@ -180,7 +180,7 @@ class Named(Projection):
 
 
 class CreatedPerDay(Projection):
-    """Gathers over many sessions: how many a project got each day."""
+    """A projection that aggregates over sessions: how many a project got each day."""
 
     name = "created_per_day"
     version = 1

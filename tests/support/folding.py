@@ -1,4 +1,4 @@
-"""Folding, verifying and replaying in this process."""
+"""Helpers that fold, verify and replay in this process."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -44,7 +44,7 @@ def catch_up(
 
 
 def refolded(database: Database, path: Path) -> Database:
-    """A fresh database fed with the same log in one go."""
+    """Fold the same log into a fresh database, all at once."""
     target(path).setup()
     fresh = Database(path)
     for row in database.log():
@@ -54,7 +54,7 @@ def refolded(database: Database, path: Path) -> Database:
 
 
 class Heard:
-    """What a walk told."""
+    """The differences that a full scan reported."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""A cancellation at a chosen point."""
+"""A helper that cancels a coroutine at a chosen point."""
 
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any

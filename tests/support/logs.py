@@ -1,4 +1,4 @@
-"""Strategies for whole logs: a few sessions, much that is valid, and much that is not."""
+"""Hypothesis strategies for whole logs: a few sessions, with valid and invalid events."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ status = st.sampled_from(["ready", "in-progress", "review", "done", "", None, 1]
 
 @st.composite
 def events(draw: st.DrawFn) -> tuple[Any, Any, int]:
-    """A key, data and created_at."""
+    """Draw an event: key, data and created_at."""
     session_id = draw(st.sampled_from(SESSION_IDS))
     key = draw(st.sampled_from([f"session:{session_id}"] * 4 + [session_id] * 3 + ["", None]))
     if draw(st.integers(0, 19)) == 0:
@@ -86,7 +86,7 @@ _others = st.sampled_from(
 
 @st.composite
 def lively_logs(draw: st.DrawFn) -> list[tuple[Any, Any, int]]:
-    """Two sessions that are there from the start, to which much is appended."""
+    """Draw a log with two sessions that exist from the start and get many appends."""
     log: list[tuple[Any, Any, int]] = []
     begun = [("A-1", _lively("session_created", project="P"))] * draw(st.integers(1, 2))
     begun.append(("A-2", _lively("session_created", project="P")))
@@ -101,12 +101,12 @@ batchings = st.lists(st.integers(1, 6), min_size=1, max_size=8)
 
 
 def rows(log: list[tuple[Any, Any, int]]) -> list[tuple[Any, ...]]:
-    """The log as rows of `event_log`."""
+    """Return the log as rows of `event_log`."""
     return [(seq, f"e{seq}", *event) for seq, event in enumerate(log, 1)]
 
 
 def batches(items: list[Any], sizes: list[int]) -> list[list[Any]]:
-    """The items cut into runs of these sizes, over and over."""
+    """Cut the items into batches of these sizes, cycling through the sizes."""
     cut, turn = [], 0
     while items:
         size = sizes[turn % len(sizes)]

@@ -1,4 +1,4 @@
-"""A second, naive fold of both tables, written from the contract alone: no product code."""
+"""A second, naive fold of both tables, written from the contract only, without product code."""
 
 import json
 import math
@@ -17,7 +17,7 @@ TITLE_LIMIT = 80  # code points
 APPENDS = ("session_append", "session_append_messages")
 OUR_TYPES = (*APPENDS, "session_created", "session_status_update", "session_updated")
 
-# What the loop over JSON stops at: a surrogate pair, a lone one, another escape, a mark.
+# Where the loop over JSON stops: a surrogate pair, a lone surrogate, another escape, a mark.
 HIGH, LOW = r"\\u[dD][89abAB]..", r"\\u[dD][c-fC-F].."
 JSON_MARKS = re.compile(rf'{HIGH}{LOW}|{HIGH}|{LOW}|\\.|["\[\]{{}}]', re.DOTALL)
 pack = msgpack.packb  # writes the shortest form
@@ -31,7 +31,7 @@ IndexRow = tuple[str, str, str, str | None, int, str | None, int, int, str, int]
 
 @dataclass
 class Result:
-    """What the log folds to: view rows by key, reasons by `seq`, and how many were skipped."""
+    """The result of folding a log: view rows by key, reasons by `seq`, and the skipped count."""
 
     views: dict[str, ViewRow] = field(default_factory=dict)
     quarantine: dict[int, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Session:
     last_seq: int = 0
 
     def encoded(self) -> list[bytes]:
-        """Return the view's `data` in pieces: a map of six, each message as its own bytes."""
+        """Return the view's `data` in pieces: a map of six fields, each message as bytes."""
         header = msgpack.Packer().pack_array_header(len(self.messages))
         before = ("id", self.id, "project", self.project, "messages")
         after = ("status", self.status, "createdAt", self.created_at, "updatedAt", self.updated_at)
@@ -71,12 +71,12 @@ def fold(rows: Iterable[Row]) -> Result:
 
 
 def index(rows: Iterable[Row]) -> dict[str, IndexRow]:
-    """Fold the same rows to those of `session_index`, which no size of a view stops."""
+    """Fold the same rows into those of `session_index`, which has no limit on a view's size."""
     return {s.id: index_row(s) for s in run(rows, None)[1].values()}
 
 
 def run(rows: Iterable[Row], view_limit: int | None) -> tuple[Result, dict[str, Session]]:
-    """Fold the rows to sessions, and to a result that has no views yet."""
+    """Fold the rows into sessions, and a result that has no views yet."""
     result = Result()
     sessions: dict[str, Session] = {}
     for seq, row_id, key, data, created_at in rows:
@@ -97,7 +97,7 @@ def run(rows: Iterable[Row], view_limit: int | None) -> tuple[Result, dict[str, 
 
 
 def index_row(s: Session) -> IndexRow:
-    """Compute the row from all of the session's messages, decoded anew."""
+    """Compute the row from all of the session's messages, decoding them again."""
     messages: list[Any] = [MessagePack(message).whole() for message in s.messages]
     role = messages[-1].get("role") if messages else None
     last_role = role if isinstance(role, str) else None
@@ -108,7 +108,7 @@ def index_row(s: Session) -> IndexRow:
 
 
 def said(content: object) -> str:
-    """Return the text of a message's `content`, or of its first part that has one."""
+    """Return the text of a message's `content`, or of its first part that has text."""
     if isinstance(content, str):
         return content
     for part in content if isinstance(content, list) else []:
@@ -124,7 +124,7 @@ def one_line(words: str) -> str:
 
 
 def apply(event: Map, old: Session | None, name: str, time: int, row_id: str) -> Session:
-    """Return the session after the event; the old one stays as it was."""
+    """Return the session after the event, without changing the old one."""
     kind, body = event["type"], event.get("data")
     if not isinstance(body, dict):
         raise Refused("data is not a map")
@@ -176,7 +176,7 @@ def message_list(value: object, *, may_be_empty: bool = True) -> list[bytes]:
 
 
 def event_time(value: object, created_at: object) -> int:
-    """Read milliseconds from `value` or, where it is null, from the row's `created_at`."""
+    """Read milliseconds from `value` or, if it is null, from the row's `created_at`."""
     time = created_at if value is None else value
     if isinstance(time, float) and time.is_integer():
         time = int(time)
@@ -190,7 +190,7 @@ def event_time(value: object, created_at: object) -> int:
 
 
 def decode(data: object) -> Map:
-    """Decode the whole event, a map with a text `type`, whosever it is."""
+    """Decode the whole event, a map with a text `type`, even if the type is not ours."""
     if not isinstance(data, bytes | str):
         raise Refused("data is neither BLOB nor TEXT")
     try:
@@ -231,7 +231,7 @@ def real(digits: str) -> float:
 
 
 class RawMap(Map):
-    """The text keys of a MessagePack map, the last of equal ones, and its bytes as written."""
+    """The text keys of a MessagePack map (the last one of equal keys), and its original bytes."""
 
     raw: memoryview
 
@@ -256,7 +256,7 @@ class MessagePack:
         return int.from_bytes(self.take(size), "big")
 
     def value(self, *, level: int, in_key: bool) -> object:
-        """Read one value; `level` is the one it is on should it be a container."""
+        """Read one value; `level` is its nesting level if it is a container."""
         start, head = self.at, self.number(1)
         if head <= 0x7F or head >= 0xE0:
             return head if head <= 0x7F else head - 0x100

@@ -1,4 +1,4 @@
-"""What a daemon serves over HTTP."""
+"""Helpers that read what a daemon serves over HTTP."""
 
 import urllib.error
 import urllib.request
