@@ -25,7 +25,7 @@ from session_projector.worker.daemon.tail import Outage, load
 from session_projector.worker.errors import Unavailable
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.storage.sqlite.store import opened
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 SESSIONS = BUILT_IN[0]
 PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
@@ -393,7 +393,7 @@ async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database
 
 async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:
     turns: list[bool] = []
-    vitals = Vitals(lambda now: turns.append(now.unavailable_now))
+    vitals = DaemonState(lambda now: turns.append(now.unavailable_now))
     stop, locked = anyio.Event(), Unavailable("locked")
     stop.set()
     vitals.saw(9, {"slow": 5})

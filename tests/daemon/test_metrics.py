@@ -20,7 +20,7 @@ from support.served import HTTP, address, get, scraped
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.telemetry import metrics, probes
-from session_projector.worker.telemetry.state import Batch, Vitals
+from session_projector.worker.telemetry.state import Batch, DaemonState
 
 
 def test_metrics_say_what_became_of_each_event(database: Database) -> None:
@@ -88,7 +88,7 @@ def test_names_follow_the_conventions_of_prometheus(database: Database) -> None:
 
 
 def test_a_snapshot_is_of_one_moment_whatever_thread_takes_it() -> None:
-    vitals = Vitals()
+    state = DaemonState()
     done = threading.Event()
 
     def feed() -> None:
@@ -97,17 +97,17 @@ def test_a_snapshot_is_of_one_moment_whatever_thread_takes_it() -> None:
             number += 1
             kinds = Counter({("p", f"type {number % 500}", "folded"): 3})
             batch = Batch(3, kinds, T0, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
-            vitals.committed(batch, {f"p{number % 500}": number})
-            vitals.found([("p", f"kind {number % 500}")])
-            vitals.fails(f"p{number}")
-            vitals.recovered(f"p{number}")
+            state.committed(batch, {f"p{number % 500}": number})
+            state.found([("p", f"kind {number % 500}")])
+            state.fails(f"p{number}")
+            state.recovered(f"p{number}")
 
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        taken = [vitals.snapshot() for _ in range(1000)]
+        taken = [state.snapshot() for _ in range(1000)]
     finally:
         done.set()
         thread.join()
@@ -190,25 +190,25 @@ def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
 
 
 def test_a_checkpoint_that_is_read_again_says_nothing_of_a_rebuild() -> None:
-    vitals = Vitals()
-    vitals.stands("p", 5)
-    vitals.rebuilding("p", 0, 9)
-    vitals.stands("p", 5)
-    during = vitals.positions
-    vitals.rebuilt("p", 9)
+    state = DaemonState()
+    state.stands("p", 5)
+    state.rebuilding("p", 0, 9)
+    state.stands("p", 5)
+    during = state.positions
+    state.rebuilt("p", 9)
 
     assert during == {"p": 0}
-    assert vitals.positions == {"p": 9}
+    assert state.positions == {"p": 9}
 
 
 def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
-    vitals = Vitals()
-    vitals.expect(BUILT_IN, [])
-    vitals.stands_by()
-    spare = samples(vitals, database.path)
-    vitals.took_over()
-    vitals.saw(0, {})
-    taken_over = samples(vitals, database.path)
+    state = DaemonState()
+    state.expect(BUILT_IN, [])
+    state.stands_by()
+    spare = samples(state, database.path)
+    state.took_over()
+    state.saw(0, {})
+    taken_over = samples(state, database.path)
 
     assert "projector_newest_event" not in spare
     assert "projector_position" not in spare
@@ -216,21 +216,21 @@ def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
     assert taken_over["projector_position"] == taken_over["projector_lag_events"] == [0, 0]
 
 
-def samples(vitals: Vitals, path: Path) -> dict[str, list[float]]:
-    families = metrics._Vitals(path, vitals).collect()
+def samples(state: DaemonState, path: Path) -> dict[str, list[float]]:
+    families = metrics._StateCollector(path, state).collect()
     return {family.name: [s.value for s in family.samples] for family in families if family.samples}
 
 
 def test_health_goes_by_each_projection_that_tails() -> None:
     now = time.monotonic()
-    vitals = Vitals()
-    vitals.saw(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
+    state = DaemonState()
+    state.saw(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
     for name, moved in (("well", 99), ("slow", 1), ("stuck", 99), ("rebuilt", 99), ("broken", 99)):
-        vitals.standings[name].moved = now - moved
-    vitals.rebuilding("rebuilt", 0, 9)
-    vitals.fails("broken")
+        state.standings[name].moved = now - moved
+    state.rebuilding("rebuilt", 0, 9)
+    state.fails("broken")
 
-    found = vitals.stuck()
+    found = state.stuck()
 
     assert found.keys() == {"slow", "stuck"}
     assert found["slow"] < 10 < 99 <= found["stuck"]
@@ -240,26 +240,26 @@ def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Dat
     with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN EXCLUSIVE")
-        held = probes.health(database.path, Vitals())
+        held = probes.health(database.path, DaemonState())
     database.path.write_bytes(b"no database at all" * 100)
 
     assert held == ""
-    assert probes.health(database.path, Vitals()).startswith("the log cannot be read")
+    assert probes.health(database.path, DaemonState()).startswith("the log cannot be read")
 
 
 def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = database.created("A-1")
-    vitals, slept = Vitals(), list[float]()
+    state, slept = DaemonState(), list[float]()
 
     def pass_time(seconds: float) -> None:
         slept.append(seconds)
-        vitals.saw(newest, {"sessions": 0})
+        state.saw(newest, {"sessions": 0})
 
     monkeypatch.setattr(time, "sleep", pass_time)
 
-    assert probes.health(database.path, vitals) == ""
+    assert probes.health(database.path, state) == ""
     assert slept == [probes.SEEN_POLL_S]
 
 
@@ -269,7 +269,7 @@ def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
     database.created("A-1")
     newest = database.created("A-2")
     monkeypatch.setattr(probes, "SEEN_WITHIN_S", 0.01)
-    waiting, blind = Vitals(), Vitals()
+    waiting, blind = DaemonState(), DaemonState()
     waiting.saw(1, {"sessions": 0})
     well = probes.health(database.path, waiting)
     monkeypatch.setattr(time, "sleep", lambda _: blind.saw(1, {"sessions": 0}))
@@ -281,15 +281,15 @@ def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
 
 @pytest.mark.parametrize("ahead_s", [60, 10**7])
 def test_a_writers_clock_that_is_ahead_hides_no_lag(ahead_s: int) -> None:
-    vitals = Vitals()
+    state = DaemonState()
     kinds = Counter({("p", "t", "folded"): 1})
     last_ms = int(time.time() + ahead_s) * 1000
     batch = Batch(1, kinds, last_ms, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
-    vitals.committed(batch, {"p": 1})
-    vitals.saw(2, {"p": 1})
-    vitals.standings["p"].since -= 9
+    state.committed(batch, {"p": 1})
+    state.saw(2, {"p": 1})
+    state.standings["p"].since -= 9
 
-    assert vitals.lag_s_of("p") >= 9
+    assert state.lag_s_of("p") >= 9
 
 
 def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from session_projector.worker.cli.main import app
 from session_projector.worker.telemetry import metrics
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -107,7 +107,7 @@ def test_the_table_of_log_events_names_each_with_its_levels() -> None:
 
 def test_the_table_of_metrics_names_each(tmp_path: Path) -> None:
     endings = {CounterMetricFamily: "_total", InfoMetricFamily: "_info"}
-    collected = metrics._Vitals(tmp_path / "local.db", Vitals()).collect()
+    collected = metrics._StateCollector(tmp_path / "local.db", DaemonState()).collect()
     there = {family.name + endings.get(type(family), "") for family in collected}
 
     assert set(re.findall(r"^\| `(\w+)", _section("Metrics"), re.MULTILINE)) == there

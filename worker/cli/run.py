@@ -75,7 +75,7 @@ def run(
     from session_projector.worker.replay import rebuild as replay
     from session_projector.worker.storage.sqlite.client import Client
     from session_projector.worker.storage.sqlite.schema import migrate as schema
-    from session_projector.worker.telemetry.state import Vitals
+    from session_projector.worker.telemetry.state import DaemonState
 
     if verify_every is not None and not math.isfinite(verify_every):
         raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
@@ -92,7 +92,7 @@ def run(
     if once:
         anyio.run(service.run_once, path, projections)
         return
-    vitals = Vitals(_notifier().turned)
+    vitals = DaemonState(_notifier().turned)
     with ExitStack() as stack:
         if http is not None:
             from session_projector.worker.telemetry import metrics

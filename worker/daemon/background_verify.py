@@ -17,7 +17,7 @@ from session_projector.worker.replay.rebuild import compare
 from session_projector.worker.replay.walk import Step
 from session_projector.worker.storage.sqlite.store import opened
 from session_projector.worker.storage.sqlite.wakeup import wait
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 TOLD_MOST: Final = 1000
 """Rows of a round that are told one by one, and remembered; the others are counted."""
@@ -30,7 +30,7 @@ async def scrub(
     projections: Sequence[Projection],
     every_s: float,
     stop: anyio.Event,
-    vitals: Vitals,
+    vitals: DaemonState,
 ) -> None:
     """A page of the walk every so often, over and over: says what it finds, and mends nothing."""
     rounds = [_Rounds(projection.name, vitals) for projection in projections]
@@ -53,7 +53,7 @@ async def scrub(
 class _Rounds:
     """Of one projection: a row that differs is told once, then counted, then said to agree."""
 
-    def __init__(self, name: str, vitals: Vitals) -> None:
+    def __init__(self, name: str, vitals: DaemonState) -> None:
         self._name = name
         self._vitals = vitals
         self._told: set[tuple[str, Any]] = set()

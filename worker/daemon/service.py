@@ -21,7 +21,7 @@ from session_projector.worker.storage.port import Checkpoint
 from session_projector.worker.storage.sqlite.connection import DaemonLock, FileIdentity
 from session_projector.worker.storage.sqlite.store import SqliteStore, opened
 from session_projector.worker.storage.sqlite.wakeup import wait
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -29,7 +29,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 async def run(
     path: Path,
     projections: Sequence[Projection],
-    vitals: Vitals,
+    vitals: DaemonState,
     *,
     verify_every_s: float | None = None,
 ) -> None:
@@ -109,7 +109,7 @@ async def _groups(
     return groups.values()
 
 
-async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event, vitals: Vitals) -> bool:
+async def _take_over(path: Path, lock: DaemonLock, stop: anyio.Event, vitals: DaemonState) -> bool:
     """Whether the lock is ours; False when told to stop before."""
     announced = False
     identity = FileIdentity(path)
@@ -155,7 +155,10 @@ async def _is_ours(store: SqliteStore, projection: Projection, lock: DaemonLock)
 
 
 async def _stop_on_signal(
-    stop: anyio.Event, vitals: Vitals, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    stop: anyio.Event,
+    vitals: DaemonState,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()

@@ -21,7 +21,7 @@ from session_projector.worker.replay.walk import Pages
 from session_projector.worker.storage.port import Checkpoint, State
 from session_projector.worker.storage.sqlite.store import SqliteStore, opened
 from session_projector.worker.storage.sqlite.wakeup import Wakeup, wait
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
@@ -37,7 +37,7 @@ class Feed:
     """Tails until `stop`; what holds one projection up never holds up another."""
 
     def __init__(
-        self, path: Path, projections: Sequence[Projection], stop: anyio.Event, vitals: Vitals
+        self, path: Path, projections: Sequence[Projection], stop: anyio.Event, vitals: DaemonState
     ) -> None:
         self._path = path
         self._projections = projections

@@ -36,7 +36,7 @@ from session_projector.worker.storage.port import (
     size_of,
 )
 from session_projector.worker.storage.sqlite.wakeup import Wakeup, wait
-from session_projector.worker.telemetry.state import Batch, Vitals
+from session_projector.worker.telemetry.state import Batch, DaemonState
 
 FIRST_EVENTS: Final = 64
 MOST_GROWTH: Final = 16
@@ -69,7 +69,7 @@ class Member(msgspec.Struct, frozen=True):
 class Outage:
     """A database that is locked or has no room: said once, then counted, then said to be over."""
 
-    def __init__(self, vitals: Vitals, projection: str = "") -> None:
+    def __init__(self, vitals: DaemonState, projection: str = "") -> None:
         """`projection`: one that is by itself; what it may not write, the lead may read."""
         self.vitals = vitals
         self._projection = projection
@@ -107,7 +107,7 @@ class Tail:
         """Held during a turn; whoever holds it may add a member that stands where these do."""
         self._store = store
         self._outage = outage
-        self._vitals = outage.vitals if outage else Vitals()
+        self._vitals = outage.vitals if outage else DaemonState()
         self._leading = leading
         self._ahead: _Ahead | None = None
         self._wakeup = wakeup or Wakeup()

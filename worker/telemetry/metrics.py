@@ -33,7 +33,7 @@ from prometheus_client.registry import Collector
 
 from session_projector.worker.errors import BadUsage, RetryLater
 from session_projector.worker.telemetry.probes import health, readiness
-from session_projector.worker.telemetry.state import Histogram, Vitals
+from session_projector.worker.telemetry.state import DaemonState, Histogram
 
 _ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
 _CLIENTS: Final = 32
@@ -48,12 +48,12 @@ Respond = Callable[[str, list[tuple[str, str]]], Any]
 
 
 @contextmanager
-def served(address: str, path: Path, vitals: Vitals) -> Iterator[None]:
+def served(address: str, path: Path, state: DaemonState) -> Iterator[None]:
     """Serve on `host:port` for as long as the block lasts; raises `BadUsage`, `RetryLater`."""
     host, port = _parsed(address)
     kind = _Server6 if ":" in host else _Server
     try:
-        server = make_server(host, port, _app(path, vitals), kind, _Quiet)
+        server = make_server(host, port, _app(path, state), kind, _Quiet)
     except OSError as error:
         said = f"--http {address} cannot be listened on ({error.strerror})"
         if error.errno in _MAY_PASS or error.errno == socket.EAI_AGAIN:
@@ -131,9 +131,9 @@ def _parsed(address: str) -> tuple[str, int]:
     return found[1] or found[2], int(found[3])
 
 
-def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
+def _app(path: Path, state: DaemonState) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
     registry = CollectorRegistry()
-    registry.register(_Vitals(path, vitals))
+    registry.register(_StateCollector(path, state))
     ProcessCollector(registry=registry)
     metrics = make_wsgi_app(registry)
 
@@ -151,9 +151,9 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
                 body: Iterable[bytes] = metrics(environ, respond)
                 return body
             case "/healthz":
-                found = health(path, vitals)
+                found = health(path, state)
             case "/readyz":
-                found = health(path, vitals) or readiness(path, vitals)
+                found = health(path, state) or readiness(path, state)
             case _:
                 respond("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"there are /metrics, /healthz and /readyz\n"]
@@ -163,12 +163,12 @@ def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iter
     return app
 
 
-class _Vitals(Collector):
-    """A daemon's vitals as Prometheus' metrics."""
+class _StateCollector(Collector):
+    """A daemon's state as Prometheus' metrics."""
 
-    def __init__(self, path: Path, vitals: Vitals) -> None:
+    def __init__(self, path: Path, state: DaemonState) -> None:
         self._wal = path.with_name(path.name + "-wal")
-        self._vitals = vitals
+        self._state = state
         self._build = {
             "version": version("session-projector"),
             "python": platform.python_version(),
@@ -176,7 +176,7 @@ class _Vitals(Collector):
         }
 
     def collect(self) -> Iterator[Metric]:
-        now = self._vitals.snapshot()
+        now = self._state.snapshot()
         yield InfoMetricFamily(
             "projector_build", "The version of projector, and of what it runs on.", self._build
         )
@@ -208,7 +208,7 @@ class _Vitals(Collector):
         yield _gauge("wal_bytes", "The size of the write-ahead log file.", size)
 
 
-def _about_projections(now: Vitals) -> Iterator[Metric]:
+def _about_projections(now: DaemonState) -> Iterator[Metric]:
     """Where they stand is not known to one that stands by."""
     there = [] if now.standing_by else sorted(now.standings)
     yield _by_projection(
@@ -245,7 +245,7 @@ def _progress(rebuild: tuple[int, int] | None) -> float:
     return min(done / max(total, 1), 1.0)
 
 
-def _about_events(now: Vitals) -> Iterator[Metric]:
+def _about_events(now: DaemonState) -> Iterator[Metric]:
     events = CounterMetricFamily(
         "projector_events",
         "Events by what became of them: folded, skipped or quarantined.",
@@ -269,7 +269,7 @@ def _about_events(now: Vitals) -> Iterator[Metric]:
     )
 
 
-def _about_batches(now: Vitals) -> Iterator[Metric]:
+def _about_batches(now: DaemonState) -> Iterator[Metric]:
     yield _histogram("batch_events", "Events in a committed batch.", now.batch_events)
     yield _histogram(
         "batch_duration_seconds", "Time that a batch took, from read to commit.", now.batch_s

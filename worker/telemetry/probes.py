@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from session_projector.worker.storage.sqlite.connection import uri
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 STALE_S: Final = 10.0
 """A tail that has not turned for so long is stuck: an idle one turns every second."""
@@ -26,10 +26,10 @@ READY_WITHIN: Final = 1000
 _BUSY_S: Final = 0.2
 
 
-def health(path: Path, vitals: Vitals) -> str:
+def health(path: Path, state: DaemonState) -> str:
     """What is wrong with the tail, '' where nothing is."""
-    if vitals.since_turn_s > STALE_S:
-        return f"the tail has not turned for {vitals.since_turn_s:.0f} s"
+    if state.since_turn_s > STALE_S:
+        return f"the tail has not turned for {state.since_turn_s:.0f} s"
     try:
         newest = _newest(path)
     except sqlite3.OperationalError as error:
@@ -38,9 +38,9 @@ def health(path: Path, vitals: Vitals) -> str:
         return _unreadable(error)
     except sqlite3.Error as error:
         return _unreadable(error)
-    if not (vitals.standing_by or _is_seen(vitals, newest)):
-        return f"the newest event is {newest}, and the tail has seen none after {vitals.newest}"
-    now = vitals.snapshot()
+    if not (state.standing_by or _is_seen(state, newest)):
+        return f"the newest event is {newest}, and the tail has seen none after {state.newest}"
+    now = state.snapshot()
     stuck = {name: for_s for name, for_s in now.stuck().items() if for_s > STALE_S}
     if stuck and not (now.unavailable_now or now.standing_by):
         name, for_s = max(stuck.items(), key=lambda one: one[1])
@@ -49,32 +49,32 @@ def health(path: Path, vitals: Vitals) -> str:
     return ""
 
 
-def _is_seen(vitals: Vitals, newest: int) -> bool:
+def _is_seen(state: DaemonState, newest: int) -> bool:
     """Whether the tail sees an event when it looks; false where it looked in vain.
 
     One that does not look is in a long batch, or kept from the lock by writers that take it in
     turns: for how long it may be is said by its turns.
     """
-    looks, until = vitals.looks, time.monotonic() + SEEN_WITHIN_S
-    while newest > vitals.newest:
+    looks, until = state.looks, time.monotonic() + SEEN_WITHIN_S
+    while newest > state.newest:
         if time.monotonic() >= until:
-            return vitals.unavailable_now or vitals.looks < looks + VAIN_LOOKS
+            return state.unavailable_now or state.looks < looks + VAIN_LOOKS
         time.sleep(SEEN_POLL_S)
     return True
 
 
-def readiness(path: Path, vitals: Vitals) -> str:
-    if vitals.standing_by:
+def readiness(path: Path, state: DaemonState) -> str:
+    if state.standing_by:
         return "standing by for another daemon"
     try:
         newest = _newest(path)
     except sqlite3.Error as error:
         return _unreadable(error)
-    now = vitals.snapshot()
+    now = state.snapshot()
     return ", ".join(_unready(now, newest)) if now.looks else "nothing is folded yet"
 
 
-def _unready(now: Vitals, newest: int) -> Iterator[str]:
+def _unready(now: DaemonState, newest: int) -> Iterator[str]:
     for name, standing in sorted(now.standings.items()):
         if name in now.failing:
             yield f"{name} fails"

@@ -51,7 +51,7 @@ class Batch(msgspec.Struct, frozen=True):
     """Since something was found to be new in a log that was quiet."""
 
 
-class Standing(msgspec.Struct):
+class ProjectionProgress(msgspec.Struct):
     """Where a projection is."""
 
     position: int
@@ -65,7 +65,7 @@ class Standing(msgspec.Struct):
     """When it began there, by the same."""
 
 
-class Vitals:
+class DaemonState:
     """Fed by the tasks of one daemon; `listener` is called after each turn.
 
     A turn is one look at the log by the tail, whether there was anything; waiting for a lock, for
@@ -75,7 +75,7 @@ class Vitals:
     for microseconds.
     """
 
-    def __init__(self, listener: Callable[["Vitals"], None] | None = None) -> None:
+    def __init__(self, listener: Callable[["DaemonState"], None] | None = None) -> None:
         self._listener = listener
         self._lock = Lock()
         self.last_turn = time.monotonic()
@@ -88,7 +88,7 @@ class Vitals:
         self.looks = 0
         """How often the tail looked at the log; 0: `newest` is not known yet."""
         self.projections: tuple[str, ...] = ()
-        self.standings: dict[str, Standing] = {}
+        self.standings: dict[str, ProjectionProgress] = {}
         """Where each projection is: at 0 until its checkpoint is read, and while it is rebuilt."""
         self.outcomes = Outcomes()
         self.batch_events = Histogram(EVENTS)
@@ -108,7 +108,7 @@ class Vitals:
         self.rounds: dict[str, float] = {}
         """When a projection's views were last verified, all of them; Unix time."""
 
-    def snapshot(self) -> "Vitals":
+    def snapshot(self) -> "DaemonState":
         """All of it as of one moment, for another thread; nothing changes it any more."""
         with self._lock:
             taken = copy.copy(self)
@@ -127,7 +127,7 @@ class Vitals:
         """Count from 0 what may come of these, so that a first one is seen as a change."""
         with self._lock:
             self.projections = tuple(projection.name for projection in projections)
-            self.standings = {name: Standing(0) for name in self.projections}
+            self.standings = {name: ProjectionProgress(0) for name in self.projections}
             for projection in projections:
                 name = projection.name
                 for of in sorted(projection.events):
@@ -193,7 +193,7 @@ class Vitals:
     def took_over(self) -> None:
         with self._lock:
             self.standing_by = False
-            self.standings = {name: Standing(0) for name in self.projections}
+            self.standings = {name: ProjectionProgress(0) for name in self.projections}
 
     def stops(self) -> None:
         self.stopping = True
@@ -228,7 +228,9 @@ class Vitals:
     def rebuilding(self, name: str, done: int, total: int) -> None:
         with self._lock:
             if name not in self.rebuilds:
-                self.standings[name] = Standing(0)  # where it was, another version's views are
+                self.standings[name] = ProjectionProgress(
+                    0
+                )  # where it was, another version's views are
             self.rebuilds[name] = (done, total)
 
     def rebuilt(self, name: str, position: int) -> None:
@@ -282,9 +284,9 @@ class Vitals:
         since = {name: self.standings[name] for name in behind}
         return {name: now - max(at.moved, at.even or at.moved) for name, at in since.items()}
 
-    def _stand(self, positions: dict[str, int]) -> list[Standing]:
+    def _stand(self, positions: dict[str, int]) -> list[ProjectionProgress]:
         for name, position in positions.items():
-            standing = self.standings.setdefault(name, Standing(position))
+            standing = self.standings.setdefault(name, ProjectionProgress(position))
             if standing.position != position:
                 standing.position, standing.moved = position, time.monotonic()
         return [self.standings[name] for name in positions]

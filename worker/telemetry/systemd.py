@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 EVERY_S: Final = 1.0
 EXTEND_S: Final = 60
@@ -27,17 +27,17 @@ class Notifier:
         self._last = -self._every_s
         self._status = ""
 
-    def turned(self, vitals: Vitals) -> None:
-        if vitals.stopping:
+    def turned(self, state: DaemonState) -> None:
+        if state.stopping:
             self._send(["STOPPING=1"])
             return
         # Once said it stays so, also where one that stood by has to catch up when it takes over.
-        ready = self._ready or vitals.standing_by or vitals.caught_up
+        ready = self._ready or state.standing_by or state.caught_up
         now = time.monotonic()
         if now - self._last < self._every_s and ready == self._ready:
             return
         self._last = now
-        status = _status(vitals)
+        status = _status(state)
         lines = [f"STATUS={status}"] if status != self._status else []
         if not ready:
             lines.append(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1_000_000}")
@@ -58,10 +58,10 @@ class Notifier:
             connection.sendto("\n".join(lines).encode(), address)
 
 
-def _status(vitals: Vitals) -> str:
-    if vitals.standing_by:
+def _status(state: DaemonState) -> str:
+    if state.standing_by:
         return "standing by for another daemon"
-    position = min(vitals.positions.values(), default=0)
-    doing = [f"{name} is being rebuilt" for name in sorted(vitals.rebuilds)]
-    doing += [f"{name} fails" for name in sorted(vitals.failing)]
-    return "; ".join([f"position {position}, lag {vitals.lag_events} events", *doing])
+    position = min(state.positions.values(), default=0)
+    doing = [f"{name} is being rebuilt" for name in sorted(state.rebuilds)]
+    doing += [f"{name} fails" for name in sorted(state.failing)]
+    return "; ".join([f"position {position}, lag {state.lag_events} events", *doing])

@@ -14,7 +14,7 @@ from session_projector.worker.daemon.tail import Outage, Tail, load
 from session_projector.worker.storage.sqlite import wakeup
 from session_projector.worker.storage.sqlite.store import SqliteStore, opened
 from session_projector.worker.storage.sqlite.wakeup import UNHEARD, Wakeup
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 
 async def never() -> bool:
@@ -141,7 +141,7 @@ async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
     with closing(Wakeup(database.path)) as deaf:
         deaf._names = {"another.db"}
         members = [await load(store, projection) for projection in BUILT_IN]
-        vitals, stop = Vitals(), anyio.Event()
+        vitals, stop = DaemonState(), anyio.Event()
         monkeypatch.setattr(vitals, "committed", lambda *_: stop.set())
         tail = Tail(store, members, Outage(vitals), leading=True, wakeup=deaf)
         await tail.run(stop)
