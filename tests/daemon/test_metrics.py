@@ -1,6 +1,7 @@
 """`projector run --http`: what Prometheus scrapes, and the two health checks."""
 
 import http.client
+import os
 import re
 import signal
 import socket
@@ -9,7 +10,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,9 @@ from support.extensions import PROGRAM
 from support.served import HTTP, address, get, scraped
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.telemetry import metrics, probes
+from session_projector.worker.storage.sqlite import probe
+from session_projector.worker.telemetry import probes
+from session_projector.worker.telemetry.metrics import StateCollector
 from session_projector.worker.telemetry.state import Batch, DaemonState
 
 
@@ -217,8 +222,12 @@ def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
 
 
 def samples(state: DaemonState, path: Path) -> dict[str, list[float]]:
-    families = metrics._StateCollector(path, state).collect()
+    families = StateCollector(state, probe.ENGINE, partial(probe.wal_bytes, path)).collect()
     return {family.name: [s.value for s in family.samples] for family in families if family.samples}
+
+
+def newest_of(database: Database) -> Callable[[], int]:
+    return partial(probe.newest, database.path, probes.BUSY_TIMEOUT_S)
 
 
 def test_health_goes_by_each_projection_that_tails() -> None:
@@ -240,11 +249,22 @@ def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Dat
     with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN EXCLUSIVE")
-        held = probes.health(database.path, DaemonState())
+        held = probes.health(newest_of(database), DaemonState())
     database.path.write_bytes(b"no database at all" * 100)
 
     assert held == ""
-    assert probes.health(database.path, DaemonState()).startswith("the log cannot be read")
+    assert probes.health(newest_of(database), DaemonState()).startswith("the log cannot be read")
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_somebody_holds(
+    database: Database,
+) -> None:
+    os.mkfifo(f"{database.path}-shm")
+
+    found = probes.health(newest_of(database), DaemonState())
+
+    assert found.startswith("the log cannot be read")
+    assert "disk I/O error" in found
 
 
 def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
@@ -259,7 +279,7 @@ def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
 
     monkeypatch.setattr(time, "sleep", pass_time)
 
-    assert probes.health(database.path, state) == ""
+    assert probes.health(newest_of(database), state) == ""
     assert slept == [probes.SEEN_POLL_S]
 
 
@@ -271,9 +291,9 @@ def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
     monkeypatch.setattr(probes, "SEEN_WITHIN_S", 0.01)
     waiting, blind = DaemonState(), DaemonState()
     waiting.saw(1, {"sessions": 0})
-    well = probes.health(database.path, waiting)
+    well = probes.health(newest_of(database), waiting)
     monkeypatch.setattr(time, "sleep", lambda _: blind.saw(1, {"sessions": 0}))
-    found = probes.health(database.path, blind)
+    found = probes.health(newest_of(database), blind)
 
     assert well == ""
     assert found == f"the newest event is {newest}, and the tail has seen none after 1"

@@ -95,9 +95,14 @@ def run(
     vitals = DaemonState(_notifier().turned)
     with ExitStack() as stack:
         if http is not None:
-            from session_projector.worker.telemetry import metrics
+            from session_projector.worker.storage.sqlite import probe
+            from session_projector.worker.telemetry.http import served
+            from session_projector.worker.telemetry.metrics import StateCollector
+            from session_projector.worker.telemetry.probes import BUSY_TIMEOUT_S
 
-            stack.enter_context(metrics.served(http, path, vitals))
+            newest = partial(probe.newest, path, BUSY_TIMEOUT_S)
+            metrics = StateCollector(vitals, probe.ENGINE, partial(probe.wal_bytes, path))
+            stack.enter_context(served(http, vitals, newest, metrics))
         anyio.run(partial(service.run, path, projections, vitals, verify_every_s=verify_every))
 
 

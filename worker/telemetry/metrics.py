@@ -1,27 +1,10 @@
-"""`projector run --http`: Prometheus' metrics and two health checks, in a thread of their own.
+"""A daemon's state as Prometheus' metrics: read from memory, so that a scrape neither waits for the
+database nor slows the tail."""
 
-What `/metrics` shows is in memory, so that a scrape neither waits for the database nor slows the
-tail.
-"""
-
-import errno
 import platform
-import re
-import socket
-import sqlite3
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
-from socketserver import TCPServer, ThreadingMixIn
-from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -31,148 +14,22 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from session_projector.worker.errors import BadUsage, RetryLater
-from session_projector.worker.telemetry.probes import health, readiness
 from session_projector.worker.telemetry.state import DaemonState, Histogram
 
-_ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
-_CLIENTS: Final = 32
-"""Served at once; one more waits for `_PATIENCE_S`, and is then let go."""
-_PATIENCE_S: Final = 1.0
-_FULL_S: Final = 0.1
-"""Between two attempts to take a client in where there is no file descriptor for it."""
-_MAY_PASS: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
 
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-Respond = Callable[[str, list[tuple[str, str]]], Any]
-
-
-@contextmanager
-def served(address: str, path: Path, state: DaemonState) -> Iterator[None]:
-    """Serve on `host:port` for as long as the block lasts; raises `BadUsage`, `RetryLater`."""
-    host, port = _parsed(address)
-    kind = _Server6 if ":" in host else _Server
-    try:
-        server = make_server(host, port, _app(path, state), kind, _Quiet)
-    except OSError as error:
-        said = f"--http {address} cannot be listened on ({error.strerror})"
-        if error.errno in _MAY_PASS or error.errno == socket.EAI_AGAIN:
-            hint = "is another process there? give another port, or stop it"
-            raise RetryLater(said, hint) from None
-        raise BadUsage(
-            said, "give an address of this machine, such as 127.0.0.1:9187, or a port above 1023"
-        ) from None
-    thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
-    thread.start()
-    named = f"[{host}]" if ":" in host else host
-    log.info("serving_http", address=f"{named}:{server.server_port}")
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 64
-
-    def __init__(self, *arguments: Any) -> None:
-        self._free = threading.BoundedSemaphore(_CLIENTS)
-        super().__init__(*arguments)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return super().get_request()
-        except OSError:
-            time.sleep(_FULL_S)  # the client is still there: without a pause this would spin
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(timeout=_PATIENCE_S):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, *_: object) -> None:
-        """A client that went away or said nothing is no event of the daemon's."""
-        log.debug("http_failed", why=str(sys.exc_info()[1]))
-
-    def server_bind(self) -> None:
-        """Without looking its own host up in DNS, which may take long."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Quiet(WSGIRequestHandler):
-    timeout = 10
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        log.debug("http_request", request=format % args)
-
-
-def _parsed(address: str) -> tuple[str, int]:
-    found = _ADDRESS.fullmatch(address)
-    if not found or int(found[3]) > 65535:
-        raise BadUsage(f"--http {address} is no address", "give host:port, such as 127.0.0.1:9187")
-    return found[1] or found[2], int(found[3])
-
-
-def _app(path: Path, state: DaemonState) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
-    registry = CollectorRegistry()
-    registry.register(_StateCollector(path, state))
-    ProcessCollector(registry=registry)
-    metrics = make_wsgi_app(registry)
-
-    def app(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            allowed = [("Allow", "GET, HEAD"), ("Content-Type", "text/plain")]
-            respond("405 Method Not Allowed", allowed)
-            return [b"GET and HEAD are allowed\n"]
-        body = page(environ | {"REQUEST_METHOD": "GET"}, respond)
-        return body if environ["REQUEST_METHOD"] == "GET" else []
-
-    def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
-        match environ["PATH_INFO"]:
-            case "/metrics":
-                body: Iterable[bytes] = metrics(environ, respond)
-                return body
-            case "/healthz":
-                found = health(path, state)
-            case "/readyz":
-                found = health(path, state) or readiness(path, state)
-            case _:
-                respond("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"there are /metrics, /healthz and /readyz\n"]
-        respond("503 Service Unavailable" if found else "200 OK", [("Content-Type", "text/plain")])
-        return [f"{found or 'ok'}\n".encode()]
-
-    return app
-
-
-class _StateCollector(Collector):
+class StateCollector(Collector):
     """A daemon's state as Prometheus' metrics."""
 
-    def __init__(self, path: Path, state: DaemonState) -> None:
-        self._wal = path.with_name(path.name + "-wal")
+    def __init__(
+        self, state: DaemonState, engine: Mapping[str, str], wal_bytes: Callable[[], int]
+    ) -> None:
+        """`engine`: the name and version of the database engine."""
         self._state = state
+        self._wal_bytes = wal_bytes
         self._build = {
             "version": version("session-projector"),
             "python": platform.python_version(),
-            "sqlite": sqlite3.sqlite_version,
+            **engine,
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -201,11 +58,7 @@ class _StateCollector(Collector):
         yield _gauge(
             "standing_by", "1 while another daemon tails, and this one waits.", int(now.standing_by)
         )
-        try:
-            size = self._wal.stat().st_size
-        except OSError:
-            size = 0
-        yield _gauge("wal_bytes", "The size of the write-ahead log file.", size)
+        yield _gauge("wal_bytes", "The size of the write-ahead log file.", self._wal_bytes())
 
 
 def _about_projections(now: DaemonState) -> Iterator[Metric]:

@@ -4,14 +4,11 @@ Both read the newest event from the database itself, by a connection of their ow
 remembers could be as stale as the tail.
 """
 
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from session_projector.worker.storage.sqlite.connection import uri
+from session_projector.worker.errors import ProjectorError, Unavailable
 from session_projector.worker.telemetry.state import DaemonState
 
 STALE_S: Final = 10.0
@@ -23,21 +20,19 @@ VAIN_LOOKS: Final = 2
 """The first one may have been read before the event was there."""
 READY_WITHIN: Final = 1000
 """Events that a database may be behind and still be ready to be read."""
-_BUSY_S: Final = 0.2
+BUSY_TIMEOUT_S: Final = 0.2
 
 
-def health(path: Path, state: DaemonState) -> str:
+def health(newest_event: Callable[[], int], state: DaemonState) -> str:
     """What is wrong with the tail, '' where nothing is."""
     if state.since_turn_s > STALE_S:
         return f"the tail has not turned for {state.since_turn_s:.0f} s"
     try:
-        newest = _newest(path)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            return ""  # somebody holds it, and the tail waits for it as this does
-        return _unreadable(error)
-    except sqlite3.Error as error:
-        return _unreadable(error)
+        newest = newest_event()
+    except Unavailable:
+        return ""  # another process holds it, and the tail waits for it as this does
+    except ProjectorError as error:
+        return f"the log cannot be read: {error}"
     if not (state.standing_by or _is_seen(state, newest)):
         return f"the newest event is {newest}, and the tail has seen none after {state.newest}"
     now = state.snapshot()
@@ -63,13 +58,13 @@ def _is_seen(state: DaemonState, newest: int) -> bool:
     return True
 
 
-def readiness(path: Path, state: DaemonState) -> str:
+def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
     if state.standing_by:
         return "standing by for another daemon"
     try:
-        newest = _newest(path)
-    except sqlite3.Error as error:
-        return _unreadable(error)
+        newest = newest_event()
+    except ProjectorError as error:
+        return f"the log cannot be read: {error}"
     now = state.snapshot()
     return ", ".join(_unready(now, newest)) if now.looks else "nothing is folded yet"
 
@@ -82,14 +77,3 @@ def _unready(now: DaemonState, newest: int) -> Iterator[str]:
             yield f"{name} is being rebuilt"
         elif (lag := newest - standing.position) > READY_WITHIN:
             yield f"{name} is {lag} events behind"
-
-
-def _newest(path: Path) -> int:
-    """The newest event there really is; raises `sqlite3.Error`."""
-    opened = sqlite3.connect(uri(path, mode="ro"), uri=True, timeout=_BUSY_S)
-    with closing(opened) as connection:
-        return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
-
-
-def _unreadable(error: sqlite3.Error) -> str:
-    return f"the log cannot be read: {error}"
