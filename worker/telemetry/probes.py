@@ -6,6 +6,7 @@ remembers could be as stale as the tail.
 
 import time
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Final
 
 from session_projector.worker.errors import ProjectorError, Unavailable
@@ -25,8 +26,8 @@ BUSY_TIMEOUT_S: Final = 0.2
 
 def health(newest_event: Callable[[], int], state: DaemonState) -> str:
     """What is wrong with the tail, '' where nothing is."""
-    if state.since_turn_s > STALE_S:
-        return f"the tail has not turned for {state.since_turn_s:.0f} s"
+    if (since_turn_s := time.monotonic() - state.last_turn) > STALE_S:
+        return f"the tail has not turned for {since_turn_s:.0f} s"
     try:
         newest = newest_event()
     except Unavailable:
@@ -35,12 +36,12 @@ def health(newest_event: Callable[[], int], state: DaemonState) -> str:
         return f"the log cannot be read: {error}"
     if not (state.standing_by or _is_seen(state, newest)):
         return f"the newest event is {newest}, and the tail has seen none after {state.newest}"
-    now = state.snapshot()
-    stuck = {name: for_s for name, for_s in now.stuck().items() if for_s > STALE_S}
-    if stuck and not (now.unavailable_now or now.standing_by):
-        name, for_s = max(stuck.items(), key=lambda one: one[1])
-        at = now.standings[name].position
-        return f"{name} has stayed at {at} for {for_s:.0f} s, and the newest event is {newest}"
+    with state.lock:
+        stuck = {} if state.standing_by or state.unavailable_now else state.stuck()
+        name, for_s = max(stuck.items(), key=itemgetter(1), default=("", 0.0))
+        if for_s > STALE_S:
+            at = state.progress[name].position
+            return f"{name} has stayed at {at} for {for_s:.0f} s, and the newest event is {newest}"
     return ""
 
 
@@ -65,15 +66,15 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
         newest = newest_event()
     except ProjectorError as error:
         return f"the log cannot be read: {error}"
-    now = state.snapshot()
-    return ", ".join(_unready(now, newest)) if now.looks else "nothing is folded yet"
+    with state.lock:
+        return ", ".join(_unready(state, newest)) if state.looks else "nothing is folded yet"
 
 
-def _unready(now: DaemonState, newest: int) -> Iterator[str]:
-    for name, standing in sorted(now.standings.items()):
-        if name in now.failing:
+def _unready(state: DaemonState, newest: int) -> Iterator[str]:
+    for name, at in sorted(state.progress.items()):
+        if at.failing:
             yield f"{name} fails"
-        elif name in now.rebuilds:
+        elif at.rebuild:
             yield f"{name} is being rebuilt"
-        elif (lag := newest - standing.position) > READY_WITHIN:
-            yield f"{name} is {lag} events behind"
+        elif at.lag_events(newest) > READY_WITHIN:
+            yield f"{name} is {at.lag_events(newest)} events behind"

@@ -61,7 +61,9 @@ class Notifier:
 def _status(state: DaemonState) -> str:
     if state.standing_by:
         return "standing by for another daemon"
-    position = min(state.positions.values(), default=0)
-    doing = [f"{name} is being rebuilt" for name in sorted(state.rebuilds)]
-    doing += [f"{name} fails" for name in sorted(state.failing)]
-    return "; ".join([f"position {position}, lag {state.lag_events} events", *doing])
+    progress = sorted(state.progress.items())
+    position = min((at.position for _, at in progress), default=0)
+    lag = max(state.newest - position, 0)
+    doing = [f"{name} is being rebuilt" for name, at in progress if at.rebuild]
+    doing += [f"{name} fails" for name, at in progress if at.failing]
+    return "; ".join([f"position {position}, lag {lag} events", *doing])
