@@ -396,7 +396,7 @@ async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:
     vitals = DaemonState(lambda now: turns.append(now.unavailable_now))
     stop, locked = anyio.Event(), Unavailable("locked")
     stop.set()
-    vitals.saw(9, {"slow": 5})
+    vitals.polled(9, {"slow": 5})
 
     await Outage(vitals, "slow").wait_out(locked, stop)
     alone = [*turns], vitals.stuck()

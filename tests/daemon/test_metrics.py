@@ -103,7 +103,7 @@ def test_a_scrape_is_of_one_moment() -> None:
             kinds = Counter({("p", f"type {number % 50}", "folded"): 3})
             batch = Batch(3, kinds, T0, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
             state.committed(batch, {f"p{number % 50}": number})
-            state.found([("p", f"kind {number % 50}")])
+            state.differences_found([("p", f"kind {number % 50}")])
             state.fails(f"p{number % 50}")
             state.recovered(f"p{number % 50}")
 
@@ -198,9 +198,9 @@ def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
 
 def test_a_checkpoint_that_is_read_again_says_nothing_of_a_rebuild() -> None:
     state = DaemonState()
-    state.stands("p", 5)
+    state.checkpoint_read("p", 5)
     state.rebuilding("p", 0, 9)
-    state.stands("p", 5)
+    state.checkpoint_read("p", 5)
     during = state.progress["p"].position
     state.rebuilt("p", 9)
 
@@ -214,7 +214,7 @@ def test_one_that_stands_by_claims_no_positions() -> None:
     state.stands_by()
     spare = samples(state)
     state.took_over()
-    state.saw(0, {})
+    state.polled(0, {})
     taken_over = samples(state)
 
     assert "projector_newest_event" not in spare
@@ -235,7 +235,7 @@ def newest_of(database: Database) -> Callable[[], int]:
 def test_health_goes_by_each_projection_that_tails() -> None:
     now = time.monotonic()
     state = DaemonState()
-    state.saw(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
+    state.polled(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
     for name, moved in (("well", 99), ("slow", 1), ("stuck", 99), ("rebuilt", 99), ("broken", 99)):
         state.progress[name].moved = now - moved
     state.rebuilding("rebuilt", 0, 9)
@@ -277,7 +277,7 @@ def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
 
     def pass_time(seconds: float) -> None:
         slept.append(seconds)
-        state.saw(newest, {"sessions": 0})
+        state.polled(newest, {"sessions": 0})
 
     monkeypatch.setattr(time, "sleep", pass_time)
 
@@ -292,9 +292,9 @@ def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
     newest = database.created("A-2")
     monkeypatch.setattr(probes, "SEEN_WITHIN_S", 0.01)
     waiting, blind = DaemonState(), DaemonState()
-    waiting.saw(1, {"sessions": 0})
+    waiting.polled(1, {"sessions": 0})
     well = probes.health(newest_of(database), waiting)
-    monkeypatch.setattr(time, "sleep", lambda _: blind.saw(1, {"sessions": 0}))
+    monkeypatch.setattr(time, "sleep", lambda _: blind.polled(1, {"sessions": 0}))
     found = probes.health(newest_of(database), blind)
 
     assert well == ""
@@ -308,7 +308,7 @@ def test_a_writers_clock_that_is_ahead_hides_no_lag(ahead_s: int) -> None:
     last_ms = int(time.time() + ahead_s) * 1000
     batch = Batch(1, kinds, last_ms, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
     state.committed(batch, {"p": 1})
-    state.saw(2, {"p": 1})
+    state.polled(2, {"p": 1})
     state.progress["p"].since -= 9
 
     assert state.progress["p"].lag_s(2) >= 9

@@ -92,7 +92,7 @@ def run(
     if once:
         anyio.run(service.run_once, path, projections)
         return
-    vitals = DaemonState(_notifier().turned)
+    vitals = DaemonState(_notifier().notify)
     with ExitStack() as stack:
         if http is not None:
             from session_projector.worker.storage.sqlite import probe

@@ -64,7 +64,7 @@ class _Rounds:
 
     def found(self, step: Step) -> None:
         log.debug("verified", events=step.events, views=step.views)
-        self._vitals.found((d.projection, d.kind) for d in step.differences)
+        self._vitals.differences_found((d.projection, d.kind) for d in step.differences)
         for difference in step.differences:
             self._found += 1
             row = (difference.row, difference.key)

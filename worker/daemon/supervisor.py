@@ -89,7 +89,7 @@ class Feed:
             try:
                 with faults_of(projection):
                     position = (await store.checkpoint(projection)).position
-                    self._vitals.stands(projection.name, position)
+                    self._vitals.checkpoint_read(projection.name, position)
                     member = await load(store, projection)
                     if await is_walked(store, projection, member.checkpoint):
                         self._vitals.rebuilding(projection.name, 0, 1)
@@ -210,7 +210,7 @@ class Feed:
                 async for step in steps:
                     outage.over()
                     done += step.events
-                    self._vitals.counted(step.outcomes)
+                    self._vitals.refolded(step.outcomes)
                     self._vitals.rebuilding(name, done, total)
                     if self._stop.is_set():
                         return

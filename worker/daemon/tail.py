@@ -77,7 +77,7 @@ class Outage:
         self._failures = 0
 
     async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
-        self.vitals.waited(self._projection)
+        self.vitals.waited_for_database(self._projection)
         if not self._failures:
             log.warning("database_unavailable", why=str(error), hint=error.hint, **self._fields)
         self._failures += 1
@@ -85,7 +85,7 @@ class Outage:
 
     def over(self) -> None:
         if self._failures:
-            self.vitals.available(self._projection)
+            self.vitals.database_available(self._projection)
             log.info("database_available_again", failures=self._failures, **self._fields)
             self._failures = 0
 
@@ -161,7 +161,7 @@ class Tail:
             if await self._store.changed():
                 self._wakeup.looked(touched=True, found=False)
                 return
-            self._vitals.turned(self._newest, self._positions(), leading=self._leading)
+            self._vitals.iterated(self._newest, self._positions(), leading=self._leading)
 
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
@@ -191,9 +191,9 @@ class Tail:
             read = []
         self._newest = newest = look.newest
         rows = look.rows
-        self._vitals.saw(newest, self._positions(), leading=self._leading)
+        self._vitals.polled(newest, self._positions(), leading=self._leading)
         if not self.members:
-            self._vitals.turned(newest, {}, leading=self._leading)
+            self._vitals.iterated(newest, {}, leading=self._leading)
             return False
         if not _fits([member.checkpoint for member in self.members], rows):
             await self._check_log()
@@ -203,7 +203,7 @@ class Tail:
             # A database restored in place stands elsewhere than what is remembered of it.
             if look.checkpoints != [member.checkpoint for member in self.members]:
                 raise LostRace
-            self._vitals.turned(newest, self._positions(), leading=self._leading)
+            self._vitals.iterated(newest, self._positions(), leading=self._leading)
             return False
         more = rows[-1].seq < (newest if until is None else min(newest, until))
         read = read or await read_in_slices(rows, self._projections())
@@ -231,7 +231,7 @@ class Tail:
         for part in batch.parts:
             part.keep()
         self._measure(batch, committed, started)
-        self._vitals.turned(newest, self._positions(), leading=self._leading)
+        self._vitals.iterated(newest, self._positions(), leading=self._leading)
         _report(batch, newest, started)
         if time.perf_counter() - started > LONG_BATCH_S and not quick:
             self._most = max(self._most // 4, 1)

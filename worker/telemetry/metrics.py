@@ -78,8 +78,8 @@ def _families(state: DaemonState) -> Iterator[core.Metric]:
     yield _histogram("lock_wait_seconds", state.lock_wait_s)
     yield _histogram("lock_held_seconds", state.lock_held_s)
     yield _histogram("wakeup_to_commit_seconds", state.wakeup_s)
-    yield _gauge("newest_event", newest if state.looks else None)
-    yield _gauge("last_turn_timestamp_seconds", state.last_turn_at)
+    yield _gauge("newest_event", newest if state.polls else None)
+    yield _gauge("last_turn_timestamp_seconds", state.last_iteration_at)
     yield _gauge("standing_by", state.standing_by)
 
 

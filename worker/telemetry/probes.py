@@ -13,21 +13,21 @@ from session_projector.worker.errors import ProjectorError, Unavailable
 from session_projector.worker.telemetry.state import DaemonState
 
 STALE_S: Final = 10.0
-"""A tail that has not turned for so long is stuck: an idle one turns every second."""
+"""Without an iteration for this long the tail is stuck: an idle one ends one every second."""
 SEEN_WITHIN_S: Final = 3.0
-"""An event is there, so a tail that looks has seen it by then."""
+"""An event that is in the log is seen within this time by a tail that reads it."""
 SEEN_POLL_S: Final = 0.01
-VAIN_LOOKS: Final = 2
-"""The first one may have been read before the event was there."""
+VAIN_POLLS: Final = 2
+"""Reads of the log without the event; the first may have begun before it was there."""
 READY_WITHIN: Final = 1000
-"""Events that a database may be behind and still be ready to be read."""
+"""A projection that is at most so many events behind is ready to be read."""
 BUSY_TIMEOUT_S: Final = 0.2
 
 
 def health(newest_event: Callable[[], int], state: DaemonState) -> str:
-    """What is wrong with the tail, '' where nothing is."""
-    if (since_turn_s := time.monotonic() - state.last_turn) > STALE_S:
-        return f"the tail has not turned for {since_turn_s:.0f} s"
+    """What is wrong with the tail, '' where nothing is; `newest_event` asks the database."""
+    if (silent_s := time.monotonic() - state.last_iteration) > STALE_S:
+        return f"the tail has not turned for {silent_s:.0f} s"
     try:
         newest = newest_event()
     except Unavailable:
@@ -46,20 +46,21 @@ def health(newest_event: Callable[[], int], state: DaemonState) -> str:
 
 
 def _is_seen(state: DaemonState, newest: int) -> bool:
-    """Whether the tail sees an event when it looks; false where it looked in vain.
+    """Whether the tail sees an event when it reads the log; false where it read it in vain.
 
-    One that does not look is in a long batch, or kept from the lock by writers that take it in
-    turns: for how long it may be is said by its turns.
+    One that does not read it is in a long batch, or waits for a lock that writers take one after
+    another: `STALE_S` says for how long it may.
     """
-    looks, until = state.looks, time.monotonic() + SEEN_WITHIN_S
+    polls, until = state.polls, time.monotonic() + SEEN_WITHIN_S
     while newest > state.newest:
         if time.monotonic() >= until:
-            return state.unavailable_now or state.looks < looks + VAIN_LOOKS
+            return state.unavailable_now or state.polls < polls + VAIN_POLLS
         time.sleep(SEEN_POLL_S)
     return True
 
 
 def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
+    """Why the views are not ready to be read, '' where they are."""
     if state.standing_by:
         return "standing by for another daemon"
     try:
@@ -67,7 +68,7 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
     except ProjectorError as error:
         return f"the log cannot be read: {error}"
     with state.lock:
-        return ", ".join(_unready(state, newest)) if state.looks else "nothing is folded yet"
+        return ", ".join(_unready(state, newest)) if state.polls else "nothing is folded yet"
 
 
 def _unready(state: DaemonState, newest: int) -> Iterator[str]:

@@ -1,5 +1,5 @@
 """What a daemon knows of itself, in memory: its tasks write it; `/metrics`, the health checks and
-systemd are told of it."""
+the messages to systemd are made from it."""
 
 import time
 from bisect import bisect_left
@@ -18,7 +18,7 @@ _EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Histogram:
-    """How many values were at most as large as each bound and larger than the one before."""
+    """How many values fell into each bucket, and their sum; a bound is part of its bucket."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = (*bounds, float("inf"))
@@ -40,30 +40,31 @@ class Batch(msgspec.Struct, frozen=True):
     waited_s: float
     held_s: float
     wakeup_s: float | None
-    """Since something was found to be new in a log that was quiet."""
+    """From noticing new events in a quiet log to their commit."""
 
 
 class ProjectionProgress(msgspec.Struct):
-    """How far a projection is, and what keeps it; moments are by the monotonic clock."""
+    """How far a projection is, and what holds it up; moments are by the monotonic clock."""
 
     position: int = 0
     """0 until its checkpoint is read, and while it is rebuilt."""
     last_ms: int | None = None
-    """The time of the last event that it folded, by its writer's clock."""
+    """The time of the last event folded, by its writer's clock."""
     caught_up: float | None = None
     """When it last was at the newest event."""
     moved: float = msgspec.field(default_factory=time.monotonic)
     since: float = msgspec.field(default_factory=time.monotonic)
-    """When it began where it is counted from: at the start, or with a rebuild."""
+    """When the daemon started or took over, or a rebuild began."""
     rebuild: tuple[int, int] | None = None
     """Events read, and about how many there are to read."""
     failing: bool = False
     locked_out: bool = False
-    """Whether it catches up by itself, and the database is unavailable for that now."""
+    """True while it catches up by itself and the database is unavailable to it."""
     verified_at: float | None = None
-    """When its views were last verified, all of them; Unix time."""
+    """When a round of --verify-every last went through all of its views; Unix time."""
 
     def start_again(self) -> None:
+        """Forget where it was, as a rebuild begins or the daemon takes over."""
         self.position, self.last_ms, self.caught_up = 0, None, None
         self.moved = self.since = time.monotonic()
 
@@ -89,33 +90,33 @@ class ProjectionProgress(msgspec.Struct):
 
 
 class DaemonState:
-    """Written by the tasks of one daemon; `listener` is called after each sign of life.
+    """The state of one daemon, told by its tasks; `listener` is called after each sign of life.
 
-    A turn is one look at the log by the tail, whether there was anything; waiting for a lock, for
-    room or for another daemon to end counts as one. A turn that does not come back is none.
+    An iteration of the tail that ends is a sign of life, whether or not it found events; so is
+    waiting for a lock, for disk space or for another daemon to end.
 
     All of it changes under `lock`. Another thread that holds it reads values of one moment; a
-    scrape does for some 0.1 ms.
+    scrape does for about 0.1 ms.
     """
 
     def __init__(self, listener: Callable[["DaemonState"], None] | None = None) -> None:
         self._listener = listener
         self.lock = Lock()
-        self.last_turn = time.monotonic()
-        self.last_turn_at = time.time()
+        self.last_iteration = time.monotonic()
+        self.last_iteration_at = time.time()
         """The same by the wall clock."""
         self.standing_by = self.stopping = False
         self.caught_up = False
-        """Whether the tail was once at the newest event."""
+        """True once the tail has been at the newest event."""
         self.newest = 0
-        self.looks = 0
-        """How often the tail looked at the log; 0: `newest` is not known yet."""
+        self.polls = 0
+        """How often the tail read the log; 0: `newest` is not known yet."""
         self.progress: defaultdict[str, ProjectionProgress] = defaultdict(ProjectionProgress)
         self.unavailable = 0
         self.unavailable_now = False
         self.outcomes = Outcomes()
         self.findings: Counter[tuple[str, str]] = Counter()
-        """By projection and kind of difference."""
+        """Differences found by --verify-every, by projection and kind."""
         self.batch_events = Histogram(_EVENTS)
         self.batch_s = Histogram(_SECONDS)
         self.lock_wait_s = Histogram(_SECONDS)
@@ -123,29 +124,30 @@ class DaemonState:
         self.wakeup_s = Histogram(_SECONDS)
 
     def expect(self, projections: Sequence[Projection], kinds: Iterable[str]) -> None:
-        """Count from 0 what may come of these, so that a first one is seen as a change."""
+        """Count from 0 what may become of events, so that a first one is seen as a change."""
         with self.lock:
             for projection in projections:
                 self.progress[projection.name] = ProjectionProgress()
                 self.outcomes.update(none_yet(projection))
                 self.findings.update({(projection.name, kind): 0 for kind in kinds})
 
-    def saw(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
-        """Before anything is folded, so that a lag shows however long the database is locked."""
+    def polled(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
+        """A tail read the log; told before it folds, so that a lag shows also while it waits for a
+        lock. `leading`: it is the tail that the others join."""
         with self.lock:
             if leading:
                 self.newest = newest
-                self.looks += 1
+                self.polls += 1
             self._place(positions)
 
-    def stands(self, name: str, position: int) -> None:
-        """As its checkpoint says, whether or not it tails from there."""
+    def checkpoint_read(self, name: str, position: int) -> None:
+        """A projection is at `position`, whether or not it will tail from there."""
         with self.lock:
             if not self.progress[name].rebuild:
                 self._place({name: position})
 
-    def turned(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
-        """`leading`: by the tail that the others join; only its turns are a sign of life."""
+    def iterated(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
+        """A tail ended an iteration; only the leading one's is a sign of life."""
         now = time.monotonic()
         with self.lock:
             if leading:
@@ -158,10 +160,11 @@ class DaemonState:
                 nothing_tails = not positions and any(at.rebuild for at in self.progress.values())
                 self.caught_up = not nothing_tails
         if leading:
-            self._live()
+            self._show_life()
 
-    def waited(self, projection: str = "") -> None:
-        """For a lock or for room; `projection`: one by itself, which is no sign of life."""
+    def waited_for_database(self, projection: str = "") -> None:
+        """A tail waits for a lock or for disk space; with `projection` it is one that catches up by
+        itself, which is no sign of life."""
         with self.lock:
             self.unavailable += 1
             if projection:
@@ -169,19 +172,19 @@ class DaemonState:
             else:
                 self.unavailable_now = True
         if not projection:
-            self._live()
+            self._show_life()
 
-    def available(self, projection: str = "") -> None:
-        """Again; of the lead its next turn says so."""
+    def database_available(self, projection: str = "") -> None:
+        """A wait is over; that of the leading tail ends with its next iteration."""
         if projection:
             with self.lock:
                 self.progress[projection].locked_out = False
 
     def stands_by(self) -> None:
-        """For another daemon to end."""
+        """The daemon waits for another one to end."""
         with self.lock:
             self.standing_by = True
-        self._live()
+        self._show_life()
 
     def took_over(self) -> None:
         with self.lock:
@@ -191,7 +194,7 @@ class DaemonState:
 
     def stops(self) -> None:
         self.stopping = True
-        self._live()
+        self._show_life()
 
     def committed(self, batch: Batch, positions: dict[str, int]) -> None:
         with self.lock:
@@ -206,12 +209,12 @@ class DaemonState:
             if batch.wakeup_s is not None:
                 self.wakeup_s.observe(batch.wakeup_s)
 
-    def counted(self, outcomes: Outcomes) -> None:
-        """What a rebuild made of events; the views are those of before until it is done."""
+    def refolded(self, outcomes: Outcomes) -> None:
+        """A rebuild folded events."""
         with self.lock:
             self.outcomes.update(outcomes)
 
-    def found(self, differences: Iterable[tuple[str, str]]) -> None:
+    def differences_found(self, differences: Iterable[tuple[str, str]]) -> None:
         with self.lock:
             self.findings.update(differences)
 
@@ -227,7 +230,7 @@ class DaemonState:
             at.rebuild = (done, total)
 
     def rebuilt(self, name: str, position: int) -> None:
-        """By this daemon or another program."""
+        """A projection is rebuilt, by this daemon or another program."""
         with self.lock:
             self.progress[name].rebuild = None
             self._place({name: position})
@@ -242,7 +245,7 @@ class DaemonState:
             self.progress[name].failing = False
 
     def stuck(self) -> dict[str, float]:
-        """Projections that tail, are behind and do not move, and for how many seconds."""
+        """For how many seconds each projection that tails has been behind without moving."""
         now = time.monotonic()
         return {
             name: now - max(at.moved, at.caught_up or at.moved)
@@ -257,7 +260,7 @@ class DaemonState:
                 at.position, at.moved = position, time.monotonic()
         return [self.progress[name] for name in positions]
 
-    def _live(self) -> None:
-        self.last_turn, self.last_turn_at = time.monotonic(), time.time()
+    def _show_life(self) -> None:
+        self.last_iteration, self.last_iteration_at = time.monotonic(), time.time()
         if self._listener:
             self._listener(self)

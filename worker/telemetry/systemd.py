@@ -9,14 +9,14 @@ from session_projector.worker.telemetry.state import DaemonState
 
 EVERY_S: Final = 1.0
 EXTEND_S: Final = 60
-"""How much longer a start may take, said anew at each turn of a first catch-up."""
+"""How much longer a start may take, said again and again during a first catch-up."""
 
 
 class Notifier:
-    """Tells systemd of a daemon's turns; nothing without `address`.
+    """Tells systemd of a daemon's signs of life; nothing without `address`.
 
     READY once the tail has caught up with the log or stands by, STATUS with the position and the
-    lag, WATCHDOG after a turn, at most every second or every half of `watchdog_s`.
+    lag, WATCHDOG, at most every second or every half of `watchdog_s`.
     """
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
@@ -27,7 +27,7 @@ class Notifier:
         self._last = -self._every_s
         self._status = ""
 
-    def turned(self, state: DaemonState) -> None:
+    def notify(self, state: DaemonState) -> None:
         if state.stopping:
             self._send(["STOPPING=1"])
             return
@@ -52,7 +52,7 @@ class Notifier:
         if not self._address or not lines:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        # Whoever listened may be gone, and that must not stop the folding.
+        # systemd may be gone, and that must not stop the folding.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
             connection.setblocking(False)
             connection.sendto("\n".join(lines).encode(), address)
