@@ -24,7 +24,7 @@ from session_projector.worker.daemon import tail
 from session_projector.worker.daemon.tail import Outage, load
 from session_projector.worker.errors import Unavailable
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 SESSIONS = BUILT_IN[0]
 PATH = {"env": {"PYTHONPATH": PROGRAM[1].partition("=")[2]}}
@@ -392,18 +392,18 @@ async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database
 
 async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:
     turns: list[bool] = []
-    vitals = Vitals(lambda now: turns.append(now.unavailable_now))
+    state = DaemonState(lambda now: turns.append(now.unavailable_now))
     stop, locked = anyio.Event(), Unavailable("locked")
     stop.set()
-    vitals.saw(9, {"slow": 5})
+    state.polled(9, {"slow": 5})
 
-    await Outage(vitals, "slow").wait_out(locked, stop)
-    alone = [*turns], vitals.stuck()
-    await Outage(vitals).wait_out(locked, stop)
+    await Outage(state, "slow").wait_out(locked, stop)
+    alone = [*turns], state.stuck()
+    await Outage(state).wait_out(locked, stop)
 
     assert alone == ([], {})
     assert turns == [True]
-    assert vitals.unavailable == 2
+    assert state.unavailable == 2
 
 
 def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None:

@@ -1,6 +1,7 @@
 """`projector run --http`: what Prometheus scrapes, and the two health checks."""
 
 import http.client
+import os
 import re
 import signal
 import socket
@@ -9,7 +10,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +22,10 @@ from support.extensions import PROGRAM
 from support.served import HTTP, address, get, scraped
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.telemetry import metrics, probes
-from session_projector.worker.telemetry.state import Batch, Vitals
+from session_projector.worker.storage.sqlite import probe
+from session_projector.worker.telemetry import probes
+from session_projector.worker.telemetry.metrics import StateCollector
+from session_projector.worker.telemetry.state import Batch, DaemonState
 
 
 def test_metrics_say_what_became_of_each_event(database: Database) -> None:
@@ -87,38 +92,40 @@ def test_names_follow_the_conventions_of_prometheus(database: Database) -> None:
     assert kinds["projector_wakeup_to_commit_seconds"] == "histogram"
 
 
-def test_a_snapshot_is_of_one_moment_whatever_thread_takes_it() -> None:
-    vitals = Vitals()
+def test_a_scrape_is_of_one_moment() -> None:
+    state = DaemonState()
     done = threading.Event()
 
     def feed() -> None:
         number = 0
         while not done.is_set():
             number += 1
-            kinds = Counter({("p", f"type {number % 500}", "folded"): 3})
+            kinds = Counter({("p", f"type {number % 50}", "folded"): 3})
             batch = Batch(3, kinds, T0, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
-            vitals.committed(batch, {f"p{number % 500}": number})
-            vitals.found([("p", f"kind {number % 500}")])
-            vitals.fails(f"p{number}")
-            vitals.recovered(f"p{number}")
+            state.committed(batch, {f"p{number % 50}": number})
+            state.differences_found([("p", f"kind {number % 50}")])
+            state.fails(f"p{number % 50}")
+            state.recovered(f"p{number % 50}")
 
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        taken = [vitals.snapshot() for _ in range(1000)]
+        taken = [samples(state) for _ in range(1000)]
     finally:
         done.set()
         thread.join()
         sys.setswitchinterval(interval_s)
 
-    assert sum(taken[-1].batch_s.counts) > sum(taken[0].batch_s.counts)
+    assert taken[-1]["projector_lock_held_seconds"] > taken[0]["projector_lock_held_seconds"]
     for each in taken:
-        batches = sum(each.batch_s.counts)
-        histograms = (each.lock_wait_s, each.lock_held_s, each.wakeup_s)
-        assert all(sum(one.counts) == one.sum == batches for one in histograms)
-        assert each.outcomes.total() == each.batch_events.sum == 3 * batches
+        *_, batches, seconds = each["projector_lock_held_seconds"]
+        assert batches == seconds
+        for name in ("batch_duration", "lock_wait", "wakeup_to_commit"):
+            assert each[f"projector_{name}_seconds"][-2:] == [batches, batches]
+        events = each["projector_batch_events"][-1]
+        assert sum(each.get("projector_events", [])) == events == 3 * batches
 
 
 def test_health_and_readiness(database: Database) -> None:
@@ -190,25 +197,25 @@ def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
 
 
 def test_a_checkpoint_that_is_read_again_says_nothing_of_a_rebuild() -> None:
-    vitals = Vitals()
-    vitals.stands("p", 5)
-    vitals.rebuilding("p", 0, 9)
-    vitals.stands("p", 5)
-    during = vitals.positions
-    vitals.rebuilt("p", 9)
+    state = DaemonState()
+    state.checkpoint_read("p", 5)
+    state.rebuilding("p", 0, 9)
+    state.checkpoint_read("p", 5)
+    during = state.progress["p"].position
+    state.rebuilt("p", 9)
 
-    assert during == {"p": 0}
-    assert vitals.positions == {"p": 9}
+    assert during == 0
+    assert state.progress["p"].position == 9
 
 
-def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
-    vitals = Vitals()
-    vitals.expect(BUILT_IN, [])
-    vitals.stands_by()
-    spare = samples(vitals, database.path)
-    vitals.took_over()
-    vitals.saw(0, {})
-    taken_over = samples(vitals, database.path)
+def test_one_that_stands_by_claims_no_positions() -> None:
+    state = DaemonState()
+    state.expect(BUILT_IN, [])
+    state.stands_by()
+    spare = samples(state)
+    state.took_over()
+    state.polled(0, {})
+    taken_over = samples(state)
 
     assert "projector_newest_event" not in spare
     assert "projector_position" not in spare
@@ -216,21 +223,25 @@ def test_one_that_stands_by_claims_no_positions(database: Database) -> None:
     assert taken_over["projector_position"] == taken_over["projector_lag_events"] == [0, 0]
 
 
-def samples(vitals: Vitals, path: Path) -> dict[str, list[float]]:
-    families = metrics._Vitals(path, vitals).collect()
+def samples(state: DaemonState) -> dict[str, list[float]]:
+    families = StateCollector(state, {}, lambda: 0).collect()
     return {family.name: [s.value for s in family.samples] for family in families if family.samples}
+
+
+def newest_of(database: Database) -> Callable[[], int]:
+    return partial(probe.newest, database.path, probes.BUSY_TIMEOUT_S)
 
 
 def test_health_goes_by_each_projection_that_tails() -> None:
     now = time.monotonic()
-    vitals = Vitals()
-    vitals.saw(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
+    state = DaemonState()
+    state.polled(9, {"well": 9, "slow": 5, "stuck": 5, "rebuilt": 0, "broken": 0})
     for name, moved in (("well", 99), ("slow", 1), ("stuck", 99), ("rebuilt", 99), ("broken", 99)):
-        vitals.standings[name].moved = now - moved
-    vitals.rebuilding("rebuilt", 0, 9)
-    vitals.fails("broken")
+        state.progress[name].moved = now - moved
+    state.rebuilding("rebuilt", 0, 9)
+    state.fails("broken")
 
-    found = vitals.stuck()
+    found = state.stuck()
 
     assert found.keys() == {"slow", "stuck"}
     assert found["slow"] < 10 < 99 <= found["stuck"]
@@ -240,26 +251,37 @@ def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Dat
     with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN EXCLUSIVE")
-        held = probes.health(database.path, Vitals())
+        held = probes.health(newest_of(database), DaemonState())
     database.path.write_bytes(b"no database at all" * 100)
 
     assert held == ""
-    assert probes.health(database.path, Vitals()).startswith("the log cannot be read")
+    assert probes.health(newest_of(database), DaemonState()).startswith("the log cannot be read")
+
+
+def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_somebody_holds(
+    database: Database,
+) -> None:
+    os.mkfifo(f"{database.path}-shm")
+
+    found = probes.health(newest_of(database), DaemonState())
+
+    assert found.startswith("the log cannot be read")
+    assert "disk I/O error" in found
 
 
 def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = database.created("A-1")
-    vitals, slept = Vitals(), list[float]()
+    state, slept = DaemonState(), list[float]()
 
     def pass_time(seconds: float) -> None:
         slept.append(seconds)
-        vitals.saw(newest, {"sessions": 0})
+        state.polled(newest, {"sessions": 0})
 
     monkeypatch.setattr(time, "sleep", pass_time)
 
-    assert probes.health(database.path, vitals) == ""
+    assert probes.health(newest_of(database), state) == ""
     assert slept == [probes.SEEN_POLL_S]
 
 
@@ -269,11 +291,11 @@ def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
     database.created("A-1")
     newest = database.created("A-2")
     monkeypatch.setattr(probes, "SEEN_WITHIN_S", 0.01)
-    waiting, blind = Vitals(), Vitals()
-    waiting.saw(1, {"sessions": 0})
-    well = probes.health(database.path, waiting)
-    monkeypatch.setattr(time, "sleep", lambda _: blind.saw(1, {"sessions": 0}))
-    found = probes.health(database.path, blind)
+    waiting, blind = DaemonState(), DaemonState()
+    waiting.polled(1, {"sessions": 0})
+    well = probes.health(newest_of(database), waiting)
+    monkeypatch.setattr(time, "sleep", lambda _: blind.polled(1, {"sessions": 0}))
+    found = probes.health(newest_of(database), blind)
 
     assert well == ""
     assert found == f"the newest event is {newest}, and the tail has seen none after 1"
@@ -281,15 +303,15 @@ def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
 
 @pytest.mark.parametrize("ahead_s", [60, 10**7])
 def test_a_writers_clock_that_is_ahead_hides_no_lag(ahead_s: int) -> None:
-    vitals = Vitals()
+    state = DaemonState()
     kinds = Counter({("p", "t", "folded"): 1})
     last_ms = int(time.time() + ahead_s) * 1000
     batch = Batch(1, kinds, last_ms, duration_s=1, waited_s=1, held_s=1, wakeup_s=1)
-    vitals.committed(batch, {"p": 1})
-    vitals.saw(2, {"p": 1})
-    vitals.standings["p"].since -= 9
+    state.committed(batch, {"p": 1})
+    state.polled(2, {"p": 1})
+    state.progress["p"].since -= 9
 
-    assert vitals.lag_s_of("p") >= 9
+    assert state.progress["p"].lag_s(2) >= 9
 
 
 def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:
@@ -373,16 +395,20 @@ def test_pages_are_read_and_nothing_else(database: Database, path: str) -> None:
     assert found == [(200, None, b""), refused, refused]
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
 def test_an_address_of_ipv6_is_said_as_it_is_asked_for(database: Database) -> None:
     options = ["--http", "[::1]:0", "--log-level", "INFO"]
-    try:
-        with daemon(database.path, options=options) as running:
-            url = address(running)
-            status = get(f"{url}/metrics")[0]
-    except AssertionError as error:
-        if "cannot be listened on" in str(error):
-            pytest.skip("there is no IPv6 here")
-        raise
+    with daemon(database.path, options=options) as running:
+        url = address(running)
+        status = get(f"{url}/metrics")[0]
 
     assert url.startswith("http://[::1]:")
     assert status == 200

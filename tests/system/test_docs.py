@@ -15,8 +15,8 @@ from support import Database, projector
 from typer.main import get_command
 
 from session_projector.worker.cli.main import app
-from session_projector.worker.telemetry import metrics
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.metrics import StateCollector
+from session_projector.worker.telemetry.state import DaemonState
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -105,9 +105,9 @@ def test_the_table_of_log_events_names_each_with_its_levels() -> None:
     assert {name: set(levels.split(", ")) for name, levels in rows} == there
 
 
-def test_the_table_of_metrics_names_each(tmp_path: Path) -> None:
+def test_the_table_of_metrics_names_each() -> None:
     endings = {CounterMetricFamily: "_total", InfoMetricFamily: "_info"}
-    collected = metrics._Vitals(tmp_path / "local.db", Vitals()).collect()
+    collected = StateCollector(DaemonState(), {}, lambda: 0).collect()
     there = {family.name + endings.get(type(family), "") for family in collected}
 
     assert set(re.findall(r"^\| `(\w+)", _section("Metrics"), re.MULTILINE)) == there

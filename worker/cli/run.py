@@ -5,7 +5,6 @@ import os
 import re
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,7 +72,7 @@ def run(
     from session_projector.worker.cli import logging  # before whatever else logs
     from session_projector.worker.daemon import service
     from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.telemetry.state import Vitals
+    from session_projector.worker.telemetry.state import DaemonState
 
     if verify_every is not None and not math.isfinite(verify_every):
         raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
@@ -89,13 +88,17 @@ def run(
     if once:
         anyio.run(service.run_once, target, projections)
         return
-    vitals = Vitals(_notifier().turned)
+    state = DaemonState(_notifier().notify)
     with ExitStack() as stack:
         if http is not None:
-            from session_projector.worker.telemetry import metrics
+            from session_projector.worker.telemetry.http import served
+            from session_projector.worker.telemetry.metrics import StateCollector
+            from session_projector.worker.telemetry.probes import BUSY_TIMEOUT_S
 
-            stack.enter_context(metrics.served(http, Path(target.name), vitals))
-        anyio.run(partial(service.run, target, projections, vitals, verify_every_s=verify_every))
+            newest = partial(target.newest, busy_timeout_s=BUSY_TIMEOUT_S)
+            metrics = StateCollector(state, dict([target.engine]), target.wal_bytes)
+            stack.enter_context(served(http, state, newest, metrics))
+        anyio.run(partial(service.run, target, projections, state, verify_every_s=verify_every))
 
 
 def _notifier() -> "Notifier":

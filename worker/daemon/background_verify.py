@@ -17,7 +17,7 @@ from session_projector.worker.replay.difference import Difference
 from session_projector.worker.replay.rebuild import compare
 from session_projector.worker.replay.walk import Step
 from session_projector.worker.storage.port import Database
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 TOLD_MOST: Final = 1000
 """Rows of a round that are told one by one, and remembered; the others are counted."""
@@ -30,10 +30,10 @@ async def scrub(
     projections: Sequence[Projection],
     every_s: float,
     stop: anyio.Event,
-    vitals: Vitals,
+    state: DaemonState,
 ) -> None:
     """A page of the walk every so often, over and over: says what it finds, and mends nothing."""
-    rounds = [_Rounds(projection.name, vitals) for projection in projections]
+    rounds = [_Rounds(projection.name, state) for projection in projections]
     while not stop.is_set():
         for projection, one in zip(projections, rounds, strict=True):
             try:
@@ -57,9 +57,9 @@ async def scrub(
 class _Rounds:
     """Of one projection: a row that differs is told once, then counted, then said to agree."""
 
-    def __init__(self, name: str, vitals: Vitals) -> None:
+    def __init__(self, name: str, state: DaemonState) -> None:
         self._name = name
-        self._vitals = vitals
+        self._state = state
         self._told: set[tuple[str, Any]] = set()
         """What differed in the round before."""
         self._seen: set[tuple[str, Any]] = set()
@@ -68,7 +68,7 @@ class _Rounds:
 
     def found(self, step: Step) -> None:
         log.debug("verified", events=step.events, views=step.views)
-        self._vitals.found((d.projection, d.kind) for d in step.differences)
+        self._state.differences_found((d.projection, d.kind) for d in step.differences)
         for difference in step.differences:
             self._found += 1
             row = (difference.row, difference.key)
@@ -78,7 +78,7 @@ class _Rounds:
                     self._tell(difference)
 
     def end(self) -> None:
-        self._vitals.verified(self._name, time.time())
+        self._state.verified(self._name, time.time())
         known = self._found == self._found_before
         if self._failures:
             log.info("verify_resumed", projection=self._name, failures=self._failures)

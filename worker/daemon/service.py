@@ -21,7 +21,7 @@ from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Turn, si
 from session_projector.worker.replay.verify import leader_rebuilds
 from session_projector.worker.replay.walk import Pages
 from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Thread
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -29,22 +29,22 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 async def run(
     database: Database,
     projections: Sequence[Projection],
-    vitals: Vitals,
+    state: DaemonState,
     *,
     verify_every_s: float | None = None,
 ) -> None:
     """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
     stop = anyio.Event()
-    vitals.expect(projections, KINDS)
+    state.expect(projections, KINDS)
     leadership = database.leadership({p.name: p.version for p in projections})
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_stop_on_signal, stop, vitals)
-            if await _take_over(database, leadership, stop, vitals):
+            await tasks.start(_stop_on_signal, stop, state)
+            if await _take_over(database, leadership, stop, state):
                 if verify_every_s is not None:
-                    walk = (database, projections, verify_every_s, stop, vitals)
+                    walk = (database, projections, verify_every_s, stop, state)
                     tasks.start_soon(scrub, *walk)
-                await Feed(database, projections, stop, vitals).run()
+                await Feed(database, projections, stop, state).run()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _first_error(group) from None
@@ -111,7 +111,7 @@ async def _groups(
 
 
 async def _take_over(
-    database: Database, leadership: Leadership, stop: anyio.Event, vitals: Vitals
+    database: Database, leadership: Leadership, stop: anyio.Event, state: DaemonState
 ) -> bool:
     """Whether the lock is ours; False when told to stop before."""
     announced = False
@@ -119,9 +119,9 @@ async def _take_over(
     while not stop.is_set():
         check_identity()
         if leadership.acquire(stand_by=True):
-            vitals.took_over()
+            state.took_over()
             return True
-        vitals.stands_by()
+        state.stands_by()
         if not announced:
             leader = leadership.leader()
             log.info("standing_by", daemon_pid=leader.pid if leader else None)
@@ -145,13 +145,16 @@ async def _is_ours(thread: Thread, projection: Projection, leadership: Leadershi
 
 
 async def _stop_on_signal(
-    stop: anyio.Event, vitals: Vitals, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    stop: anyio.Event,
+    state: DaemonState,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
-            vitals.stops()
+            state.stops()
             stop.set()
 
 

@@ -27,7 +27,7 @@ from session_projector.worker.storage.port import (
     Thread,
     Wakeup,
 )
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
@@ -47,13 +47,13 @@ class Feed:
         database: Database,
         projections: Sequence[Projection],
         stop: anyio.Event,
-        vitals: Vitals,
+        state: DaemonState,
     ) -> None:
         self._database = database
         self._projections = projections
         self._stop = stop
-        self._vitals = vitals
-        self._outage = Outage(vitals)
+        self._state = state
+        self._outage = Outage(state)
 
     async def run(self) -> None:
         """Those furthest on lead; each of the others catches up by itself, and joins them."""
@@ -99,19 +99,19 @@ class Feed:
             try:
                 with faults_of(projection):
                     checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
-                    self._vitals.stands(projection.name, checkpoint.position)
+                    self._state.checkpoint_read(projection.name, checkpoint.position)
                     member = await load(thread, projection)
                     if await _is_walked(thread, member):
-                        self._vitals.rebuilding(projection.name, 0, 1)
+                        self._state.rebuilding(projection.name, 0, 1)
                         walked.append(projection)
                     else:
                         await _report(thread, projection, None)
                         # Both may have been said before the database was unavailable for another.
-                        self._vitals.rebuilt(projection.name, member.checkpoint.position)
-                        self._vitals.recovered(projection.name)
+                        self._state.rebuilt(projection.name, member.checkpoint.position)
+                        self._state.recovered(projection.name)
                         ready.append(member)
             except ProjectionFailed:
-                self._vitals.fails(projection.name)
+                self._state.fails(projection.name)
                 continue  # as it will again, where it is alone and told of
         furthest = max((member.checkpoint.position for member in ready), default=0)
         if not lead.members or lead.position == furthest:
@@ -133,7 +133,7 @@ class Feed:
         courteous.set(bool(lead.members))
         try:
             async with self._database.open_thread() as own:
-                outage = Outage(self._vitals)
+                outage = Outage(self._state)
                 await self._walk(own, projections, _but_for_failures, outage)
                 await own.run(lambda store: store.release_memory())
             if self._stop.is_set():
@@ -151,7 +151,7 @@ class Feed:
 
     async def _alone(self, projection: Projection, lead: Tail) -> None:
         """Catch up, and join the others; tried again for as long as it fails."""
-        trouble, outage = _Trouble(projection), Outage(self._vitals, projection.name)
+        trouble, outage = _Trouble(projection), Outage(self._state, projection.name)
         courteous.set(True)
         while not self._stop.is_set():
             try:
@@ -161,11 +161,11 @@ class Feed:
                             await self._catch_up(thread, projection, lead, outage)
                         if self._stop.is_set():
                             return  # whether or not it got there: what is said of it stays
-                        self._vitals.recovered(projection.name)
+                        self._state.recovered(projection.name)
                         await trouble.over(thread)
                         return
                     except ProjectionFailed as error:
-                        self._vitals.fails(projection.name)
+                        self._state.fails(projection.name)
                         await trouble.tell(thread, error)
                 await wait(trouble.retry_s, self._stop)
             except LostRace:
@@ -181,7 +181,7 @@ class Feed:
         if await _is_walked(thread, member):
             await self._walk(thread, [projection], faults_of, outage)
             member = await load(thread, projection)
-        self._vitals.rebuilt(projection.name, member.checkpoint.position)
+        self._state.rebuilt(projection.name, member.checkpoint.position)
         alone = Tail(thread, [member], outage)
         while not self._stop.is_set():
             started, before = time.perf_counter(), alone.position
@@ -216,7 +216,7 @@ class Feed:
         async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
             name, done = projection.name, 0
             total = await thread.run(lambda store: store.log.newest())
-            self._vitals.rebuilding(name, done, total)
+            self._state.rebuilding(name, done, total)
             steps = rebuild(
                 thread, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True
             )
@@ -224,8 +224,8 @@ class Feed:
                 async for step in steps:
                     outage.over()
                     done += step.events
-                    self._vitals.counted(step.outcomes)
-                    self._vitals.rebuilding(name, done, total)
+                    self._state.refolded(step.outcomes)
+                    self._state.rebuilding(name, done, total)
                     if self._stop.is_set():
                         return
                     yield True

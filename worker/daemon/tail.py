@@ -43,7 +43,7 @@ from session_projector.worker.storage.port import (
     digest,
     size_of,
 )
-from session_projector.worker.telemetry.state import Batch, Vitals
+from session_projector.worker.telemetry.state import Batch, DaemonState
 
 FIRST_EVENTS: Final = 64
 MOST_GROWTH: Final = 16
@@ -78,15 +78,15 @@ class Member(msgspec.Struct, frozen=True):
 class Outage:
     """A database that is locked or has no room: said once, then counted, then said to be over."""
 
-    def __init__(self, vitals: Vitals, projection: str = "") -> None:
+    def __init__(self, state: DaemonState, projection: str = "") -> None:
         """`projection`: one that is by itself; what it may not write, the lead may read."""
-        self.vitals = vitals
+        self.state = state
         self._projection = projection
         self._fields = {"projection": projection} if projection else {}
         self._failures = 0
 
     async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
-        self.vitals.waited(self._projection)
+        self.state.waited_for_database(self._projection)
         if not self._failures:
             log.warning("database_unavailable", why=str(error), hint=error.hint, **self._fields)
         self._failures += 1
@@ -94,7 +94,7 @@ class Outage:
 
     def over(self) -> None:
         if self._failures:
-            self.vitals.available(self._projection)
+            self.state.database_available(self._projection)
             log.info("database_available_again", failures=self._failures, **self._fields)
             self._failures = 0
 
@@ -116,7 +116,7 @@ class Tail:
         """Held during a turn; whoever holds it may add a member that stands where these do."""
         self._thread = thread
         self._outage = outage
-        self._vitals = outage.vitals if outage else Vitals()
+        self._state = outage.state if outage else DaemonState()
         self._leading = leading
         self._ahead: _Ahead | None = None
         self._wakeup = wakeup
@@ -171,7 +171,7 @@ class Tail:
             if await self._changed():
                 self._wakeup.looked(touched=True, found=False)
                 return
-            self._vitals.turned(self._newest, self._positions(), leading=self._leading)
+            self._state.iterated(self._newest, self._positions(), leading=self._leading)
 
     async def turn(self, until: int | None = None) -> bool:
         """One batch, or none where there is nothing new; whether there was."""
@@ -197,9 +197,9 @@ class Tail:
             read = []
         self._newest = newest = look.newest
         rows = look.rows
-        self._vitals.saw(newest, self._positions(), leading=self._leading)
+        self._state.polled(newest, self._positions(), leading=self._leading)
         if not self.members:
-            self._vitals.turned(newest, {}, leading=self._leading)
+            self._state.iterated(newest, {}, leading=self._leading)
             return False
         if not _fits([member.checkpoint for member in self.members], rows):
             await self._check_log()
@@ -210,7 +210,7 @@ class Tail:
             # A database restored in place stands elsewhere than what is remembered of it.
             if look.checkpoints != [member.checkpoint for member in self.members]:
                 raise LostRace
-            self._vitals.turned(newest, self._positions(), leading=self._leading)
+            self._state.iterated(newest, self._positions(), leading=self._leading)
             return False
         more = rows[-1].seq < (newest if until is None else min(newest, until))
         read = read or await read_in_slices(rows, self._projections())
@@ -239,7 +239,7 @@ class Tail:
         for part in batch.parts:
             part.keep()
         self._measure(batch, committed, started)
-        self._vitals.turned(newest, self._positions(), leading=self._leading)
+        self._state.iterated(newest, self._positions(), leading=self._leading)
         _report(batch, newest, started)
         if time.perf_counter() - started > LONG_BATCH_S and not quick:
             self._most = max(self._most // 4, 1)
@@ -294,7 +294,7 @@ class Tail:
         counted = Outcomes()
         for part in batch.parts:
             counted.update(outcomes(part.member.projection, types, part.folded))
-        self._vitals.committed(
+        self._state.committed(
             Batch(
                 events=len(events),
                 outcomes=counted,

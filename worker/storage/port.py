@@ -438,7 +438,10 @@ class Database(Protocol):
         """A store in a thread of its own, the database made ready for a daemon."""
 
     def newest(self, *, busy_timeout_s: float) -> int:
-        """The newest position by a connection of its own."""
+        """The newest position by a connection of its own, 0 for an empty log.
+
+        Raises `Unavailable` only where another process holds the database.
+        """
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
         """Who leads; `running` are the projections that this process would run, and versions."""
@@ -451,6 +454,9 @@ class Database(Protocol):
 
     def sizes(self) -> Sizes:
         """How large it is."""
+
+    def wal_bytes(self) -> int:
+        """The bytes of its write-ahead log alone."""
 
 
 def size_of(row: Sequence[Any]) -> int:

@@ -1,311 +1,106 @@
-"""`projector run --http`: Prometheus' metrics and two health checks, in a thread of their own.
+"""A daemon's state as Prometheus' metrics: read from memory, so that a scrape neither waits for the
+database nor slows the tail."""
 
-What `/metrics` shows is in memory, so that a scrape neither waits for the database nor slows the
-tail.
-"""
-
-import errno
 import platform
-import re
-import socket
-import sqlite3
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
-from socketserver import TCPServer, ThreadingMixIn
+from itertools import accumulate
 from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client import core
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from session_projector.worker.errors import BadUsage, RetryLater
-from session_projector.worker.telemetry.probes import health, readiness
-from session_projector.worker.telemetry.state import Histogram, Vitals
+from session_projector.worker.telemetry.state import DaemonState, Histogram
 
-_ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
-_CLIENTS: Final = 32
-"""Served at once; one more waits for `_PATIENCE_S`, and is then let go."""
-_PATIENCE_S: Final = 1.0
-_FULL_S: Final = 0.1
-"""Between two attempts to take a client in where there is no file descriptor for it."""
-_MAY_PASS: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL}
-
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-Respond = Callable[[str, list[tuple[str, str]]], Any]
-
-
-@contextmanager
-def served(address: str, path: Path, vitals: Vitals) -> Iterator[None]:
-    """Serve on `host:port` for as long as the block lasts; raises `BadUsage`, `RetryLater`."""
-    host, port = _parsed(address)
-    kind = _Server6 if ":" in host else _Server
-    try:
-        server = make_server(host, port, _app(path, vitals), kind, _Quiet)
-    except OSError as error:
-        said = f"--http {address} cannot be listened on ({error.strerror})"
-        if error.errno in _MAY_PASS or error.errno == socket.EAI_AGAIN:
-            hint = "is another process there? give another port, or stop it"
-            raise RetryLater(said, hint) from None
-        raise BadUsage(
-            said, "give an address of this machine, such as 127.0.0.1:9187, or a port above 1023"
-        ) from None
-    thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
-    thread.start()
-    named = f"[{host}]" if ":" in host else host
-    log.info("serving_http", address=f"{named}:{server.server_port}")
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+_HELP: Final = {
+    "build": "The version of projector, and of what it runs on.",
+    "position": "The seq of the last event that a projection has folded, skipped or quarantined.",
+    "lag_events": "How far a projection's position is behind the newest event.",
+    "lag_seconds": "How old what a projection shows may be; 0 when it has caught up.",
+    "projection_failing": "1 while a projection is set aside because its code fails.",
+    "rebuild_progress_ratio": "How far the rebuild of a projection is; 1 while there is none.",
+    "verify_last_round_timestamp_seconds": "When --verify-every last ended a round; absent before.",
+    "events": "Events by what became of them: folded, skipped or quarantined.",
+    "verify_findings": "Rows that differ from the log, counted whenever --verify-every meets them.",
+    "busy_waits": "Turns put off because the database was locked for too long, or had no room.",
+    "batch_events": "Events in a committed batch.",
+    "batch_duration_seconds": "Time that a batch took, from read to commit.",
+    "lock_wait_seconds": "Time that a batch waited for the write lock.",
+    "lock_held_seconds": "Time that a batch held the write lock.",
+    "wakeup_to_commit_seconds": "From noticing events in a quiet log to their first commit.",
+    "newest_event": "The seq of the newest event of the log; absent until the log was looked at.",
+    "last_turn_timestamp_seconds": "When the tail last looked at the log: idle, every second.",
+    "standing_by": "1 while another daemon tails, and this one waits.",
+    "wal_bytes": "The size of the write-ahead log file.",
+}
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 64
+class StateCollector(Collector):
+    """All metrics of a daemon, but for those of its process.
 
-    def __init__(self, *arguments: Any) -> None:
-        self._free = threading.BoundedSemaphore(_CLIENTS)
-        super().__init__(*arguments)
+    The library's own instruments would be a second copy of the state, no two of one moment, and
+    they write files where the environment has PROMETHEUS_MULTIPROC_DIR.
+    """
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return super().get_request()
-        except OSError:
-            time.sleep(_FULL_S)  # the client is still there: without a pause this would spin
-            raise
+    def __init__(
+        self, state: DaemonState, engine: Mapping[str, str], wal_bytes: Callable[[], int]
+    ) -> None:
+        """`engine`: the name of the database engine and its version."""
+        self._state = state
+        self._wal_bytes = wal_bytes
+        ours = {"version": version("session-projector"), "python": platform.python_version()}
+        self._build = {**ours, **engine}
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(timeout=_PATIENCE_S):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, *_: object) -> None:
-        """A client that went away or said nothing is no event of the daemon's."""
-        log.debug("http_failed", why=str(sys.exc_info()[1]))
-
-    def server_bind(self) -> None:
-        """Without looking its own host up in DNS, which may take long."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self.setup_environ()
+    def collect(self) -> Iterator[core.Metric]:
+        yield core.InfoMetricFamily("projector_build", _HELP["build"], self._build)
+        with self._state.lock:
+            of_one_moment = [*_families(self._state)]
+        yield from of_one_moment
+        yield _gauge("wal_bytes", self._wal_bytes())
 
 
-class _Server6(_Server):
-    address_family = socket.AF_INET6
+def _families(state: DaemonState) -> Iterator[core.Metric]:
+    newest, all_ = state.newest, sorted(state.progress.items())
+    placed = [] if state.standing_by else all_  # of one that stands by it is not known
+    yield _by_projection("position", {name: at.position for name, at in placed})
+    yield _by_projection("lag_events", {name: at.lag_events(newest) for name, at in placed})
+    yield _by_projection("lag_seconds", {name: at.lag_s(newest) for name, at in placed})
+    yield _by_projection("projection_failing", {name: at.failing for name, at in all_})
+    yield _by_projection("rebuild_progress_ratio", {name: at.rebuilt_ratio for name, at in all_})
+    rounds = {name: at.verified_at for name, at in all_ if at.verified_at is not None}
+    yield _by_projection("verify_last_round_timestamp_seconds", rounds)
+    yield _counter("events", ("projection", "type", "outcome"), state.outcomes)
+    yield _counter("verify_findings", ("projection", "kind"), state.findings)
+    yield _counter("busy_waits", (), {(): state.unavailable})
+    yield _histogram("batch_events", state.batch_events)
+    yield _histogram("batch_duration_seconds", state.batch_s)
+    yield _histogram("lock_wait_seconds", state.lock_wait_s)
+    yield _histogram("lock_held_seconds", state.lock_held_s)
+    yield _histogram("wakeup_to_commit_seconds", state.wakeup_s)
+    yield _gauge("newest_event", newest if state.polls else None)
+    yield _gauge("last_turn_timestamp_seconds", state.last_iteration_at)
+    yield _gauge("standing_by", state.standing_by)
 
 
-class _Quiet(WSGIRequestHandler):
-    timeout = 10
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        log.debug("http_request", request=format % args)
+def _gauge(name: str, value: float | None) -> core.Metric:
+    return core.GaugeMetricFamily(f"projector_{name}", _HELP[name], value=value)
 
 
-def _parsed(address: str) -> tuple[str, int]:
-    found = _ADDRESS.fullmatch(address)
-    if not found or int(found[3]) > 65535:
-        raise BadUsage(f"--http {address} is no address", "give host:port, such as 127.0.0.1:9187")
-    return found[1] or found[2], int(found[3])
-
-
-def _app(path: Path, vitals: Vitals) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
-    registry = CollectorRegistry()
-    registry.register(_Vitals(path, vitals))
-    ProcessCollector(registry=registry)
-    metrics = make_wsgi_app(registry)
-
-    def app(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            allowed = [("Allow", "GET, HEAD"), ("Content-Type", "text/plain")]
-            respond("405 Method Not Allowed", allowed)
-            return [b"GET and HEAD are allowed\n"]
-        body = page(environ | {"REQUEST_METHOD": "GET"}, respond)
-        return body if environ["REQUEST_METHOD"] == "GET" else []
-
-    def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
-        match environ["PATH_INFO"]:
-            case "/metrics":
-                body: Iterable[bytes] = metrics(environ, respond)
-                return body
-            case "/healthz":
-                found = health(path, vitals)
-            case "/readyz":
-                found = health(path, vitals) or readiness(path, vitals)
-            case _:
-                respond("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"there are /metrics, /healthz and /readyz\n"]
-        respond("503 Service Unavailable" if found else "200 OK", [("Content-Type", "text/plain")])
-        return [f"{found or 'ok'}\n".encode()]
-
-    return app
-
-
-class _Vitals(Collector):
-    """A daemon's vitals as Prometheus' metrics."""
-
-    def __init__(self, path: Path, vitals: Vitals) -> None:
-        self._wal = path.with_name(path.name + "-wal")
-        self._vitals = vitals
-        self._build = {
-            "version": version("session-projector"),
-            "python": platform.python_version(),
-            "sqlite": sqlite3.sqlite_version,
-        }
-
-    def collect(self) -> Iterator[Metric]:
-        now = self._vitals.snapshot()
-        yield InfoMetricFamily(
-            "projector_build", "The version of projector, and of what it runs on.", self._build
-        )
-        yield from _about_projections(now)
-        yield from _about_events(now)
-        yield from _about_batches(now)
-        yield _gauge(
-            "newest_event",
-            "The seq of the newest event of the log; it is not there until the log was looked at.",
-            now.newest if now.looks else None,
-        )
-        yield _counter(
-            "busy_waits",
-            "Turns put off because the database was locked for too long, or had no room.",
-            now.unavailable,
-        )
-        yield _gauge(
-            "last_turn_timestamp_seconds",
-            "When the tail last looked at the log; it does once a second when idle.",
-            now.last_turn_at,
-        )
-        yield _gauge(
-            "standing_by", "1 while another daemon tails, and this one waits.", int(now.standing_by)
-        )
-        try:
-            size = self._wal.stat().st_size
-        except OSError:
-            size = 0
-        yield _gauge("wal_bytes", "The size of the write-ahead log file.", size)
-
-
-def _about_projections(now: Vitals) -> Iterator[Metric]:
-    """Where they stand is not known to one that stands by."""
-    there = [] if now.standing_by else sorted(now.standings)
-    yield _by_projection(
-        "position",
-        "The seq of the last event that a projection has folded, skipped or quarantined.",
-        {name: now.standings[name].position for name in there},
-    )
-    yield _by_projection(
-        "lag_events",
-        "How far a projection's position is behind the newest event.",
-        {name: now.lag_events_of(name) for name in there},
-    )
-    yield _by_projection(
-        "lag_seconds",
-        "How old what a projection shows may be; 0 when it has caught up.",
-        {name: now.lag_s_of(name) for name in there},
-    )
-    yield _by_projection(
-        "projection_failing",
-        "1 while a projection is set aside because its code fails.",
-        {name: int(name in now.failing) for name in now.projections},
-    )
-    yield _by_projection(
-        "rebuild_progress_ratio",
-        "How far the rebuild of a projection's views is; 1 while there is none.",
-        {name: _progress(now.rebuilds.get(name)) for name in now.projections},
-    )
-
-
-def _progress(rebuild: tuple[int, int] | None) -> float:
-    if rebuild is None:
-        return 1.0
-    done, total = rebuild
-    return min(done / max(total, 1), 1.0)
-
-
-def _about_events(now: Vitals) -> Iterator[Metric]:
-    events = CounterMetricFamily(
-        "projector_events",
-        "Events by what became of them: folded, skipped or quarantined.",
-        labels=["projection", "type", "outcome"],
-    )
-    for labels, count in now.outcomes.items():
-        events.add_metric(labels, count)
-    yield events
-    findings = CounterMetricFamily(
-        "projector_verify_findings",
-        "Rows that differ from the log, counted whenever --verify-every comes upon them.",
-        labels=["projection", "kind"],
-    )
-    for pair, count in now.findings.items():
-        findings.add_metric(pair, count)
-    yield findings
-    yield _by_projection(
-        "verify_last_round_timestamp_seconds",
-        "When --verify-every was last through with all views; not there before the first time.",
-        now.rounds,
-    )
-
-
-def _about_batches(now: Vitals) -> Iterator[Metric]:
-    yield _histogram("batch_events", "Events in a committed batch.", now.batch_events)
-    yield _histogram(
-        "batch_duration_seconds", "Time that a batch took, from read to commit.", now.batch_s
-    )
-    yield _histogram(
-        "lock_wait_seconds", "Time that a batch waited for the write lock.", now.lock_wait_s
-    )
-    yield _histogram("lock_held_seconds", "Time that a batch held the write lock.", now.lock_held_s)
-    yield _histogram(
-        "wakeup_to_commit_seconds",
-        "Time from noticing new events in a quiet log to the commit of their first batch.",
-        now.wakeup_s,
-    )
-
-
-def _gauge(name: str, text: str, value: float | None) -> Metric:
-    return GaugeMetricFamily(f"projector_{name}", text, value=value)
-
-
-def _by_projection(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    gauge = GaugeMetricFamily(f"projector_{name}", text, labels=["projection"])
+def _by_projection(name: str, values: Mapping[str, float]) -> core.Metric:
+    gauge = core.GaugeMetricFamily(f"projector_{name}", _HELP[name], labels=["projection"])
     for projection, value in values.items():
         gauge.add_metric([projection], value)
     return gauge
 
 
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"projector_{name}", text, value=value)
+def _counter(name: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> core.Metric:
+    counter = core.CounterMetricFamily(f"projector_{name}", _HELP[name], labels=labels)
+    for values, count in counts.items():
+        counter.add_metric(values, count)
+    return counter
 
 
-def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
-    return HistogramMetricFamily(
-        f"projector_{name}", text, buckets=buckets, sum_value=histogram.sum
-    )
+def _histogram(name: str, of: Histogram) -> core.Metric:
+    buckets = [*zip(map(floatToGoString, of.bounds), accumulate(of.counts), strict=True)]
+    return core.HistogramMetricFamily(f"projector_{name}", _HELP[name], buckets, of.sum)

@@ -4,92 +4,78 @@ Both read the newest event from the database itself, by a connection of their ow
 remembers could be as stale as the tail.
 """
 
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Final
 
-from session_projector.worker.storage.sqlite.connection import uri
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.errors import ProjectorError, Unavailable
+from session_projector.worker.telemetry.state import DaemonState
 
 STALE_S: Final = 10.0
-"""A tail that has not turned for so long is stuck: an idle one turns every second."""
+"""Without an iteration for this long the tail is stuck: an idle one ends one every second."""
 SEEN_WITHIN_S: Final = 3.0
-"""An event is there, so a tail that looks has seen it by then."""
+"""An event that is in the log is seen within this time by a tail that reads it."""
 SEEN_POLL_S: Final = 0.01
-VAIN_LOOKS: Final = 2
-"""The first one may have been read before the event was there."""
+VAIN_POLLS: Final = 2
+"""Reads of the log without the event; the first may have begun before it was there."""
 READY_WITHIN: Final = 1000
-"""Events that a database may be behind and still be ready to be read."""
-_BUSY_S: Final = 0.2
+"""A projection that is at most so many events behind is ready to be read."""
+BUSY_TIMEOUT_S: Final = 0.2
 
 
-def health(path: Path, vitals: Vitals) -> str:
-    """What is wrong with the tail, '' where nothing is."""
-    if vitals.since_turn_s > STALE_S:
-        return f"the tail has not turned for {vitals.since_turn_s:.0f} s"
+def health(newest_event: Callable[[], int], state: DaemonState) -> str:
+    """What is wrong with the tail, '' where nothing is; `newest_event` asks the database."""
+    if (silent_s := time.monotonic() - state.last_iteration) > STALE_S:
+        return f"the tail has not turned for {silent_s:.0f} s"
     try:
-        newest = _newest(path)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            return ""  # somebody holds it, and the tail waits for it as this does
-        return _unreadable(error)
-    except sqlite3.Error as error:
-        return _unreadable(error)
-    if not (vitals.standing_by or _is_seen(vitals, newest)):
-        return f"the newest event is {newest}, and the tail has seen none after {vitals.newest}"
-    now = vitals.snapshot()
-    stuck = {name: for_s for name, for_s in now.stuck().items() if for_s > STALE_S}
-    if stuck and not (now.unavailable_now or now.standing_by):
-        name, for_s = max(stuck.items(), key=lambda one: one[1])
-        at = now.standings[name].position
-        return f"{name} has stayed at {at} for {for_s:.0f} s, and the newest event is {newest}"
+        newest = newest_event()
+    except Unavailable:
+        return ""  # another process holds it, and the tail waits for it as this does
+    except ProjectorError as error:
+        return f"the log cannot be read: {error}"
+    if not (state.standing_by or _is_seen(state, newest)):
+        return f"the newest event is {newest}, and the tail has seen none after {state.newest}"
+    with state.lock:
+        stuck = {} if state.standing_by or state.unavailable_now else state.stuck()
+        name, for_s = max(stuck.items(), key=itemgetter(1), default=("", 0.0))
+        if for_s > STALE_S:
+            at = state.progress[name].position
+            return f"{name} has stayed at {at} for {for_s:.0f} s, and the newest event is {newest}"
     return ""
 
 
-def _is_seen(vitals: Vitals, newest: int) -> bool:
-    """Whether the tail sees an event when it looks; false where it looked in vain.
+def _is_seen(state: DaemonState, newest: int) -> bool:
+    """Whether the tail sees an event when it reads the log; false where it read it in vain.
 
-    One that does not look is in a long batch, or kept from the lock by writers that take it in
-    turns: for how long it may be is said by its turns.
+    One that does not read it is in a long batch, or waits for a lock that writers take one after
+    another: `STALE_S` says for how long it may.
     """
-    looks, until = vitals.looks, time.monotonic() + SEEN_WITHIN_S
-    while newest > vitals.newest:
+    polls, until = state.polls, time.monotonic() + SEEN_WITHIN_S
+    while newest > state.newest:
         if time.monotonic() >= until:
-            return vitals.unavailable_now or vitals.looks < looks + VAIN_LOOKS
+            return state.unavailable_now or state.polls < polls + VAIN_POLLS
         time.sleep(SEEN_POLL_S)
     return True
 
 
-def readiness(path: Path, vitals: Vitals) -> str:
-    if vitals.standing_by:
+def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
+    """Why the views are not ready to be read, '' where they are."""
+    if state.standing_by:
         return "standing by for another daemon"
     try:
-        newest = _newest(path)
-    except sqlite3.Error as error:
-        return _unreadable(error)
-    now = vitals.snapshot()
-    return ", ".join(_unready(now, newest)) if now.looks else "nothing is folded yet"
+        newest = newest_event()
+    except ProjectorError as error:
+        return f"the log cannot be read: {error}"
+    with state.lock:
+        return ", ".join(_unready(state, newest)) if state.polls else "nothing is folded yet"
 
 
-def _unready(now: Vitals, newest: int) -> Iterator[str]:
-    for name, standing in sorted(now.standings.items()):
-        if name in now.failing:
+def _unready(state: DaemonState, newest: int) -> Iterator[str]:
+    for name, at in sorted(state.progress.items()):
+        if at.failing:
             yield f"{name} fails"
-        elif name in now.rebuilds:
+        elif at.rebuild:
             yield f"{name} is being rebuilt"
-        elif (lag := newest - standing.position) > READY_WITHIN:
-            yield f"{name} is {lag} events behind"
-
-
-def _newest(path: Path) -> int:
-    """The newest event there really is; raises `sqlite3.Error`."""
-    opened = sqlite3.connect(uri(path, mode="ro"), uri=True, timeout=_BUSY_S)
-    with closing(opened) as connection:
-        return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
-
-
-def _unreadable(error: sqlite3.Error) -> str:
-    return f"the log cannot be read: {error}"
+        elif at.lag_events(newest) > READY_WITHIN:
+            yield f"{name} is {at.lag_events(newest)} events behind"

@@ -1,9 +1,9 @@
-"""What a daemon knows of itself, in memory: fed by the tail, read by whoever asks."""
+"""What a daemon knows of itself, in memory: its tasks write it; `/metrics`, the health checks and
+the messages to systemd are made from it."""
 
-import copy
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Final
@@ -11,31 +11,23 @@ from typing import Final
 import msgspec
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.folding.tally import Outcomes
+from session_projector.worker.folding.tally import Outcomes, none_yet
 
-SECONDS: Final = (
-    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
-    *(1.0, 2.0, 5.0, 10.0),
-)
-EVENTS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
+_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Histogram:
-    """How often something was at most each of its bounds, or above them all; and the sum."""
+    """How many values fell into each bucket, and their sum; a bound is part of its bucket."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
+        self.bounds = (*bounds, float("inf"))
+        self.counts = [0] * len(self.bounds)
         self.sum = 0.0
 
-    def add(self, value: float) -> None:
+    def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
-
-    def copy(self) -> "Histogram":
-        taken = Histogram(self.bounds)
-        taken.counts, taken.sum = [*self.counts], self.sum
-        return taken
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -48,248 +40,227 @@ class Batch(msgspec.Struct, frozen=True):
     waited_s: float
     held_s: float
     wakeup_s: float | None
-    """Since something was found to be new in a log that was quiet."""
+    """From noticing new events in a quiet log to their commit."""
 
 
-class Standing(msgspec.Struct):
-    """Where a projection is."""
+class ProjectionProgress(msgspec.Struct):
+    """How far a projection is, and what holds it up; moments are by the monotonic clock."""
 
-    position: int
+    position: int = 0
+    """0 until its checkpoint is read, and while it is rebuilt."""
     last_ms: int | None = None
-    """The time of the last event that it folded, by its writer's clock."""
-    even: float | None = None
-    """When it last was at the newest event, by the monotonic clock."""
+    """The time of the last event folded, by its writer's clock."""
+    caught_up: float | None = None
+    """When it last was at the newest event."""
     moved: float = msgspec.field(default_factory=time.monotonic)
-    """When it last moved, by the same."""
     since: float = msgspec.field(default_factory=time.monotonic)
-    """When it began there, by the same."""
+    """When the daemon started or took over, or a rebuild began."""
+    rebuild: tuple[int, int] | None = None
+    """Events read, and about how many there are to read."""
+    failing: bool = False
+    locked_out: bool = False
+    """True while it catches up by itself and the database is unavailable to it."""
+    verified_at: float | None = None
+    """When a round of --verify-every last went through all of its views; Unix time."""
+
+    def start_again(self) -> None:
+        """Forget where it was, as a rebuild begins or the daemon takes over."""
+        self.position, self.last_ms, self.caught_up = 0, None, None
+        self.moved = self.since = time.monotonic()
+
+    @property
+    def rebuilt_ratio(self) -> float:
+        done, total = self.rebuild or (1, 1)
+        return min(done / max(total, 1), 1.0)
+
+    def lag_events(self, newest: int) -> int:
+        return max(newest - self.position, 0)
+
+    def lag_s(self, newest: int) -> float:
+        """How old a view may be: since the time of the last event folded, by its writer's clock,
+        but no longer than it is behind. An hour without events is no lag of the next one."""
+        if not self.lag_events(newest):
+            return 0.0
+        now, ages = time.monotonic(), list[float]()
+        if self.last_ms is not None and (age := time.time() - self.last_ms / 1000) >= 0:
+            ages.append(age)  # else that clock is ahead
+        if self.caught_up is not None:
+            ages.append(now - self.caught_up)
+        return min(ages, default=now - self.since)
 
 
-class Vitals:
-    """Fed by the tasks of one daemon; `listener` is called after each turn.
+class DaemonState:
+    """The state of one daemon, told by its tasks; `listener` is called after each sign of life.
 
-    A turn is one look at the log by the tail, whether there was anything; waiting for a lock, for
-    room or for another daemon to end counts as one. A turn that does not come back is none.
+    An iteration of the tail that ends is a sign of life, whether or not it found events; so is
+    waiting for a lock, for disk space or for another daemon to end.
 
-    Another thread reads a `snapshot`: what is fed changes under one lock, which is only ever held
-    for microseconds.
+    All of it changes under `lock`. Another thread that holds it reads values of one moment; a
+    scrape does for about 0.1 ms.
     """
 
-    def __init__(self, listener: Callable[["Vitals"], None] | None = None) -> None:
+    def __init__(self, listener: Callable[["DaemonState"], None] | None = None) -> None:
         self._listener = listener
-        self._lock = Lock()
-        self.last_turn = time.monotonic()
-        self.last_turn_at = time.time()
+        self.lock = Lock()
+        self.last_iteration = time.monotonic()
+        self.last_iteration_at = time.time()
         """The same by the wall clock."""
         self.standing_by = self.stopping = False
         self.caught_up = False
-        """Whether the tail was once at the newest event."""
+        """True once the tail has been at the newest event."""
         self.newest = 0
-        self.looks = 0
-        """How often the tail looked at the log; 0: `newest` is not known yet."""
-        self.projections: tuple[str, ...] = ()
-        self.standings: dict[str, Standing] = {}
-        """Where each projection is: at 0 until its checkpoint is read, and while it is rebuilt."""
-        self.outcomes = Outcomes()
-        self.batch_events = Histogram(EVENTS)
-        self.batch_s = Histogram(SECONDS)
-        self.lock_wait_s = Histogram(SECONDS)
-        self.lock_held_s = Histogram(SECONDS)
-        self.wakeup_s = Histogram(SECONDS)
+        self.polls = 0
+        """How often the tail read the log; 0: `newest` is not known yet."""
+        self.progress: defaultdict[str, ProjectionProgress] = defaultdict(ProjectionProgress)
         self.unavailable = 0
         self.unavailable_now = False
-        self.locked_out: set[str] = set()
-        """Projections by themselves for which the database is unavailable now."""
-        self.rebuilds: dict[str, tuple[int, int]] = {}
-        """Events read and about how many there are to read, by projection."""
-        self.failing: set[str] = set()
+        self.outcomes = Outcomes()
         self.findings: Counter[tuple[str, str]] = Counter()
-        """By projection and kind of difference."""
-        self.rounds: dict[str, float] = {}
-        """When a projection's views were last verified, all of them; Unix time."""
-
-    def snapshot(self) -> "Vitals":
-        """All of it as of one moment, for another thread; nothing changes it any more."""
-        with self._lock:
-            taken = copy.copy(self)
-            taken.standings = {name: copy.copy(at) for name, at in self.standings.items()}
-            taken.outcomes = self.outcomes.copy()
-            taken.findings = self.findings.copy()
-            taken.rebuilds = self.rebuilds.copy()
-            taken.rounds = self.rounds.copy()
-            taken.failing = self.failing.copy()
-            taken.locked_out = self.locked_out.copy()
-            for name in ("batch_events", "batch_s", "lock_wait_s", "lock_held_s", "wakeup_s"):
-                setattr(taken, name, getattr(self, name).copy())
-        return taken
+        """Differences found by --verify-every, by projection and kind."""
+        self.batch_events = Histogram(_EVENTS)
+        self.batch_s = Histogram(_SECONDS)
+        self.lock_wait_s = Histogram(_SECONDS)
+        self.lock_held_s = Histogram(_SECONDS)
+        self.wakeup_s = Histogram(_SECONDS)
 
     def expect(self, projections: Sequence[Projection], kinds: Iterable[str]) -> None:
-        """Count from 0 what may come of these, so that a first one is seen as a change."""
-        with self._lock:
-            self.projections = tuple(projection.name for projection in projections)
-            self.standings = {name: Standing(0) for name in self.projections}
+        """Count from 0 what may become of events, so that a first one is seen as a change."""
+        with self.lock:
             for projection in projections:
-                name = projection.name
-                for of in sorted(projection.events):
-                    self.outcomes[name, of, "folded"] += 0
-                    self.outcomes[name, of, "quarantined"] += 0
-                self.outcomes[name, "other", "skipped"] += 0
-                self.outcomes[name, "undecodable", "quarantined"] += 0
-                self.findings.update({(name, kind): 0 for kind in kinds})
+                self.progress[projection.name] = ProjectionProgress()
+                self.outcomes.update(none_yet(projection))
+                self.findings.update({(projection.name, kind): 0 for kind in kinds})
 
-    def saw(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
-        """Before anything is folded, so that a lag shows however long the database is locked."""
-        with self._lock:
+    def polled(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
+        """A tail read the log; told before it folds, so that a lag shows also while it waits for a
+        lock. `leading`: it is the tail that the others join."""
+        with self.lock:
             if leading:
                 self.newest = newest
-                self.looks += 1
-            self._stand(positions)
+                self.polls += 1
+            self._place(positions)
 
-    def stands(self, name: str, position: int) -> None:
-        """As its checkpoint says, whether or not it tails from there."""
-        with self._lock:
-            if name not in self.rebuilds:
-                self._stand({name: position})
+    def checkpoint_read(self, name: str, position: int) -> None:
+        """A projection is at `position`, whether or not it will tail from there."""
+        with self.lock:
+            if not self.progress[name].rebuild:
+                self._place({name: position})
 
-    def turned(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
-        """`leading`: by the tail that the others join; only its turns are a sign of life."""
+    def iterated(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
+        """A tail ended an iteration; only the leading one's is a sign of life."""
         now = time.monotonic()
-        with self._lock:
+        with self.lock:
             if leading:
                 self.newest = newest
                 self.unavailable_now = False
-            for standing in self._stand(positions):
-                if standing.position >= self.newest:
-                    standing.even = now
-            if leading:
-                behind = newest > min(positions.values(), default=newest)
-                nothing_tails = not positions and bool(self.rebuilds)
-                self.caught_up = self.caught_up or not (behind or nothing_tails)
+            for at in self._place(positions):
+                if at.position >= self.newest:
+                    at.caught_up = now
+            if leading and not self.caught_up and newest <= min(positions.values(), default=newest):
+                nothing_tails = not positions and any(at.rebuild for at in self.progress.values())
+                self.caught_up = not nothing_tails
         if leading:
-            self._turned()
+            self._show_life()
 
-    def waited(self, projection: str = "") -> None:
-        """For a lock or for room; `projection`: one by itself, which is no sign of life."""
-        with self._lock:
+    def waited_for_database(self, projection: str = "") -> None:
+        """A tail waits for a lock or for disk space; with `projection` it is one that catches up by
+        itself, which is no sign of life."""
+        with self.lock:
             self.unavailable += 1
             if projection:
-                self.locked_out.add(projection)
+                self.progress[projection].locked_out = True
             else:
                 self.unavailable_now = True
         if not projection:
-            self._turned()
+            self._show_life()
 
-    def available(self, projection: str = "") -> None:
-        """Again; of the lead its next turn says so."""
-        with self._lock:
-            self.locked_out.discard(projection)
+    def database_available(self, projection: str = "") -> None:
+        """A wait is over; that of the leading tail ends with its next iteration."""
+        if projection:
+            with self.lock:
+                self.progress[projection].locked_out = False
 
     def stands_by(self) -> None:
-        """For another daemon to end."""
-        with self._lock:
+        """The daemon waits for another one to end."""
+        with self.lock:
             self.standing_by = True
-        self._turned()
+        self._show_life()
 
     def took_over(self) -> None:
-        with self._lock:
+        with self.lock:
             self.standing_by = False
-            self.standings = {name: Standing(0) for name in self.projections}
+            for at in self.progress.values():
+                at.start_again()
 
     def stops(self) -> None:
         self.stopping = True
-        self._turned()
+        self._show_life()
 
     def committed(self, batch: Batch, positions: dict[str, int]) -> None:
-        with self._lock:
-            for standing in self._stand(positions):
+        with self.lock:
+            for at in self._place(positions):
                 if batch.last_ms is not None:
-                    standing.last_ms = batch.last_ms
+                    at.last_ms = batch.last_ms
             self.outcomes.update(batch.outcomes)
-            self.batch_events.add(batch.events)
-            self.batch_s.add(batch.duration_s)
-            self.lock_wait_s.add(batch.waited_s)
-            self.lock_held_s.add(batch.held_s)
+            self.batch_events.observe(batch.events)
+            self.batch_s.observe(batch.duration_s)
+            self.lock_wait_s.observe(batch.waited_s)
+            self.lock_held_s.observe(batch.held_s)
             if batch.wakeup_s is not None:
-                self.wakeup_s.add(batch.wakeup_s)
+                self.wakeup_s.observe(batch.wakeup_s)
 
-    def counted(self, outcomes: Outcomes) -> None:
-        """What a rebuild made of events; the views are those of before until it is done."""
-        with self._lock:
+    def refolded(self, outcomes: Outcomes) -> None:
+        """A rebuild folded events."""
+        with self.lock:
             self.outcomes.update(outcomes)
 
-    def found(self, differences: Iterable[tuple[str, str]]) -> None:
-        with self._lock:
+    def differences_found(self, differences: Iterable[tuple[str, str]]) -> None:
+        with self.lock:
             self.findings.update(differences)
 
     def verified(self, name: str, at: float) -> None:
-        with self._lock:
-            self.rounds[name] = at
+        with self.lock:
+            self.progress[name].verified_at = at
 
     def rebuilding(self, name: str, done: int, total: int) -> None:
-        with self._lock:
-            if name not in self.rebuilds:
-                self.standings[name] = Standing(0)  # where it was, another version's views are
-            self.rebuilds[name] = (done, total)
+        with self.lock:
+            at = self.progress[name]
+            if not at.rebuild:
+                at.start_again()  # where it was, another version's views are
+            at.rebuild = (done, total)
 
     def rebuilt(self, name: str, position: int) -> None:
-        """By this daemon or another program."""
-        with self._lock:
-            self.rebuilds.pop(name, None)
-            self._stand({name: position})
+        """A projection is rebuilt, by this daemon or another program."""
+        with self.lock:
+            self.progress[name].rebuild = None
+            self._place({name: position})
 
     def fails(self, name: str) -> None:
-        with self._lock:
-            self.failing.add(name)
-            self.rebuilds.pop(name, None)
+        with self.lock:
+            self.progress[name].failing = True
+            self.progress[name].rebuild = None
 
     def recovered(self, name: str) -> None:
-        with self._lock:
-            self.failing.discard(name)
-
-    @property
-    def positions(self) -> dict[str, int]:
-        return {name: standing.position for name, standing in self.standings.items()}
-
-    @property
-    def lag_events(self) -> int:
-        return max((self.lag_events_of(name) for name in self.standings), default=0)
-
-    def lag_events_of(self, name: str) -> int:
-        return max(self.newest - self.standings[name].position, 0)
-
-    def lag_s_of(self, name: str) -> float:
-        """How old a view may be: since the time of the last event folded, by its writer's clock,
-        but no longer than it is behind. An hour without events is no lag of the next one."""
-        if not self.lag_events_of(name):
-            return 0.0
-        standing = self.standings[name]
-        ages: list[float] = []
-        if standing.last_ms is not None and standing.last_ms / 1000 <= time.time():
-            ages.append(time.time() - standing.last_ms / 1000)  # else that clock is ahead
-        if standing.even is not None:
-            ages.append(time.monotonic() - standing.even)
-        return max(min(ages, default=time.monotonic() - standing.since), 0.0)
-
-    @property
-    def since_turn_s(self) -> float:
-        return time.monotonic() - self.last_turn
+        with self.lock:
+            self.progress[name].failing = False
 
     def stuck(self) -> dict[str, float]:
-        """Projections that tail, are behind and do not move, and for how many seconds."""
-        going = self.standings.keys() - self.rebuilds.keys() - self.failing - self.locked_out
-        behind = [name for name in sorted(going) if self.lag_events_of(name)]
+        """For how many seconds each projection that tails has been behind without moving."""
         now = time.monotonic()
-        since = {name: self.standings[name] for name in behind}
-        return {name: now - max(at.moved, at.even or at.moved) for name, at in since.items()}
+        return {
+            name: now - max(at.moved, at.caught_up or at.moved)
+            for name, at in sorted(self.progress.items())
+            if at.lag_events(self.newest) and not (at.rebuild or at.failing or at.locked_out)
+        }
 
-    def _stand(self, positions: dict[str, int]) -> list[Standing]:
+    def _place(self, positions: dict[str, int]) -> list[ProjectionProgress]:
         for name, position in positions.items():
-            standing = self.standings.setdefault(name, Standing(position))
-            if standing.position != position:
-                standing.position, standing.moved = position, time.monotonic()
-        return [self.standings[name] for name in positions]
+            at = self.progress[name]
+            if at.position != position:
+                at.position, at.moved = position, time.monotonic()
+        return [self.progress[name] for name in positions]
 
-    def _turned(self) -> None:
-        self.last_turn, self.last_turn_at = time.monotonic(), time.time()
+    def _show_life(self) -> None:
+        self.last_iteration, self.last_iteration_at = time.monotonic(), time.time()
         if self._listener:
             self._listener(self)

@@ -5,18 +5,18 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 EVERY_S: Final = 1.0
 EXTEND_S: Final = 60
-"""How much longer a start may take, said anew at each turn of a first catch-up."""
+"""How much longer a start may take, said again and again during a first catch-up."""
 
 
 class Notifier:
-    """Tells systemd of a daemon's turns; nothing without `address`.
+    """Tells systemd of a daemon's signs of life; nothing without `address`.
 
     READY once the tail has caught up with the log or stands by, STATUS with the position and the
-    lag, WATCHDOG after a turn, at most every second or every half of `watchdog_s`.
+    lag, WATCHDOG, at most every second or every half of `watchdog_s`.
     """
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
@@ -27,17 +27,17 @@ class Notifier:
         self._last = -self._every_s
         self._status = ""
 
-    def turned(self, vitals: Vitals) -> None:
-        if vitals.stopping:
+    def notify(self, state: DaemonState) -> None:
+        if state.stopping:
             self._send(["STOPPING=1"])
             return
         # Once said it stays so, also where one that stood by has to catch up when it takes over.
-        ready = self._ready or vitals.standing_by or vitals.caught_up
+        ready = self._ready or state.standing_by or state.caught_up
         now = time.monotonic()
         if now - self._last < self._every_s and ready == self._ready:
             return
         self._last = now
-        status = _status(vitals)
+        status = _status(state)
         lines = [f"STATUS={status}"] if status != self._status else []
         if not ready:
             lines.append(f"EXTEND_TIMEOUT_USEC={EXTEND_S * 1_000_000}")
@@ -52,16 +52,18 @@ class Notifier:
         if not self._address or not lines:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        # Whoever listened may be gone, and that must not stop the folding.
+        # systemd may be gone, and that must not stop the folding.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
             connection.setblocking(False)
             connection.sendto("\n".join(lines).encode(), address)
 
 
-def _status(vitals: Vitals) -> str:
-    if vitals.standing_by:
+def _status(state: DaemonState) -> str:
+    if state.standing_by:
         return "standing by for another daemon"
-    position = min(vitals.positions.values(), default=0)
-    doing = [f"{name} is being rebuilt" for name in sorted(vitals.rebuilds)]
-    doing += [f"{name} fails" for name in sorted(vitals.failing)]
-    return "; ".join([f"position {position}, lag {vitals.lag_events} events", *doing])
+    progress = sorted(state.progress.items())
+    position = min((at.position for _, at in progress), default=0)
+    lag = max(state.newest - position, 0)
+    doing = [f"{name} is being rebuilt" for name, at in progress if at.rebuild]
+    doing += [f"{name} fails" for name, at in progress if at.failing]
+    return "; ".join([f"position {position}, lag {lag} events", *doing])

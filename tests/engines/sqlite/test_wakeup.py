@@ -16,7 +16,7 @@ from session_projector.worker.storage.port import Thread
 from session_projector.worker.storage.sqlite import wakeup
 from session_projector.worker.storage.sqlite.wakeup import UNHEARD
 from session_projector.worker.storage.sqlite.wakeup import InotifyWakeup as Wakeup
-from session_projector.worker.telemetry.state import Vitals
+from session_projector.worker.telemetry.state import DaemonState
 
 
 async def never() -> bool:
@@ -147,9 +147,9 @@ async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
     with closing(Wakeup(database.path)) as deaf:
         deaf._names = {"another.db"}
         members = [await load(thread, projection) for projection in BUILT_IN]
-        vitals, stop = Vitals(), anyio.Event()
-        monkeypatch.setattr(vitals, "committed", lambda *_: stop.set())
-        tail = Unchanged(thread, members, Outage(vitals), leading=True, wakeup=deaf)
+        state, stop = DaemonState(), anyio.Event()
+        monkeypatch.setattr(state, "committed", lambda *_: stop.set())
+        tail = Unchanged(thread, members, Outage(state), leading=True, wakeup=deaf)
         await tail.run(stop)
 
     assert database.contents("A-1") == []

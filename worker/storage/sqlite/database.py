@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
+from session_projector.worker.errors import RetryLater
 from session_projector.worker.storage.port import (
     Leadership,
     Limits,
@@ -16,10 +17,10 @@ from session_projector.worker.storage.port import (
 )
 from session_projector.worker.storage.sqlite.connection import (
     BUSY_TIMEOUT_S,
-    Connection,
     FileIdentity,
     connect,
 )
+from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
 from session_projector.worker.storage.sqlite.store import SqliteStore
@@ -65,10 +66,16 @@ class SqliteDatabase:
             yield opened
 
     def newest(self, *, busy_timeout_s: float) -> int:
-        opened = connect(self.path, mode="ro", busy_timeout_s=busy_timeout_s)
-        with closing(opened):
-            found = Connection(opened, self.path).value("SELECT max(seq) FROM event_log")
-            return int(found or 0)
+        connection = connect(self.path, mode="ro", busy_timeout_s=busy_timeout_s)
+        with translated(self.path), closing(connection):
+            try:
+                return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR:
+                    raise
+                # A disk that fails is held by nobody.
+                hint = "see why with `dmesg | tail`"
+                raise RetryLater(f"{self.path} cannot be read ({error})", hint) from error
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
         return DaemonLock(self.path, running)
@@ -82,6 +89,10 @@ class SqliteDatabase:
         return FileIdentity(self.path).check
 
     def sizes(self) -> Sizes:
-        wal = self.path.with_name(self.path.name + "-wal")
-        wal_bytes = wal.stat().st_size if wal.exists() else 0
-        return Sizes(self.path.stat().st_size, wal_bytes, WARNING_BYTES)
+        return Sizes(self.path.stat().st_size, self.wal_bytes(), WARNING_BYTES)
+
+    def wal_bytes(self) -> int:
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_size
+        except OSError:
+            return 0
