@@ -22,8 +22,8 @@ from support import PROJECTOR, T0, Database, daemon, event, projector
 from session_projector.projections import BUILT_IN
 from session_projector.worker.daemon import service
 from session_projector.worker.doctor import host as surroundings
-from session_projector.worker.doctor.check import Checked
 from session_projector.worker.doctor.examine import examine
+from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 STRANGER_UID = 60003
@@ -35,7 +35,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_shell = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 shell")
 
 
-def look(database: Database | Path, check: str) -> Checked:
+def look(database: Database | Path, check: str) -> Check:
     """What a check found, the worst of it."""
     path = database.path if isinstance(database, Database) else database
     levels = ["ok", "warn", "fail"]
@@ -51,9 +51,9 @@ def wrong(database: Database | Path) -> set[str]:
     return {one.check for one in examine(path) if one.level != "ok"} - OF_THE_MACHINE
 
 
-def mend(found: Checked) -> None:
+def mend(found: Check) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
-    commands = [c for c in re.findall("`([^`]*)`", found.mend) if not c.startswith("projector run")]
+    commands = [c for c in re.findall("`([^`]*)`", found.fix) if not c.startswith("projector run")]
     shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
     for command in commands:
         done = subprocess.run(
@@ -174,7 +174,7 @@ def test_what_is_no_database_is_said_and_the_rest_is_looked_at(
 
     assert found.level == "fail"
     assert words in found.found
-    assert command in found.mend
+    assert command in found.fix
     assert "are free for a database" in look(path, "space").found
 
 
@@ -199,7 +199,7 @@ def test_an_unknown_layout_and_a_newer_schema_are_told(tmp_path: Path, database:
     assert (unknown.level, newer.level) == ("fail", "fail")
     assert "partition, type, payload" in unknown.found
     assert "newer schema" in newer.found
-    assert "pip install -U" in newer.mend
+    assert "pip install -U" in newer.fix
     assert wrong(database) == {"schema"}
 
 
@@ -225,7 +225,7 @@ def test_a_damaged_page_fails_what_reads_it_and_the_others_go_on(folded: Databas
 
     assert found["clock"].level == found["checkpoint"].level == "fail"
     assert "is damaged" in found["clock"].found
-    assert ".recover" in found["clock"].mend
+    assert ".recover" in found["clock"].fix
     assert found["triggers"].level == found["wal"].level == "ok"
 
 
@@ -238,7 +238,7 @@ def test_a_locked_database_is_told_within_a_moment(database: Database) -> None:
 
     assert found.level == "fail"
     assert "is locked by another process" in found.found
-    assert "fuser" in found.mend
+    assert "fuser" in found.fix
     assert took < 2.5
     assert pid
 
@@ -264,7 +264,7 @@ def test_each_trigger_of_the_log_that_is_gone_or_changed_is_put_back(
 
         assert found.level == "fail"
         assert f"{trigger} is {how}" in found.found
-        assert found.mend == f"`projector db setup -d {folded.path}`"
+        assert found.fix == f"`projector db setup -d {folded.path}`"
         assert done.restored == [trigger]
         assert look(folded, "triggers").level == "ok"
 
@@ -340,7 +340,7 @@ def test_a_journal_that_is_no_wal_is_made_one(database: Database) -> None:
 
     assert found.level == "warn"
     assert "delete, not WAL" in found.found
-    assert f"`projector db setup -d {database.path}`" in found.mend
+    assert f"`projector db setup -d {database.path}`" in found.fix
     assert look(database, "journal mode").level == "ok"
 
 
@@ -366,7 +366,7 @@ def test_views_of_a_newer_version_are_told(folded: Database) -> None:
 
     assert found.level == "fail"
     assert "session_index are of version 99" in found.found
-    assert "upgrade projector" in found.mend
+    assert "upgrade projector" in found.fix
 
 
 def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) -> None:
@@ -387,7 +387,7 @@ def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) 
         folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
         folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)
     folded.sql("UPDATE view SET last_offset_id = 'e1' WHERE key = 'session:A-1'")
-    assert found.mend.startswith("stop the old writers for good, then `projector replay -d")
+    assert found.fix.startswith("stop the old writers for good, then `projector replay -d")
     mend(found)
     assert wrong(folded) == {"daemon"}
 
@@ -418,7 +418,7 @@ def test_without_a_daemon_the_command_that_starts_one_is_given(folded: Database)
     found = look(folded, "daemon")
 
     assert found.level == "warn"
-    assert found.mend == f"`projector run -d {folded.path}`"
+    assert found.fix == f"`projector run -d {folded.path}`"
 
 
 def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
@@ -466,7 +466,7 @@ def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
     assert idle.level == busy.level == "ok"
     assert found.level == "fail"
     assert f"process {pid}, 1 events wait, and none was folded in 2 s: it is stuck" in found.found
-    assert f"then `projector run -d {folded.path}`" in found.mend
+    assert f"then `projector run -d {folded.path}`" in found.fix
     assert wrong(folded) == {"daemon"}
 
 
@@ -489,7 +489,7 @@ def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
 
             assert found.level == "fail"
             assert "a process that cannot be seen from here, 1 events wait" in found.found
-            assert "kill" not in found.mend
+            assert "kill" not in found.fix
             assert "a process that cannot be seen from here" in well.stdout
 
 
@@ -561,7 +561,7 @@ def test_a_projection_that_does_not_tail_is_told_with_the_reason(
 
     assert found.level == "warn"
     assert words in found.found
-    assert command in found.mend
+    assert command in found.fix
 
 
 # Around it
@@ -578,14 +578,14 @@ def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:
     assert fine.level == "ok"
     assert found.level == "warn"
     assert re.search(r"3,(600|599) s in the future", found.found)
-    assert "timedatectl" in found.mend
+    assert "timedatectl" in found.fix
 
 
 def test_a_clock_before_2024_is_told() -> None:
     (found,) = surroundings.clock(1_600_000_000_000)
 
     assert found.level == "fail"
-    assert "timedatectl" in found.mend
+    assert "timedatectl" in found.fix
     assert [*surroundings.clock(1_800_000_000_000)] == []
 
 
@@ -611,7 +611,7 @@ def test_the_versions_of_sqlite_that_may_corrupt_a_wal(
     assert found.level == level
     if level == "warn":
         assert "WAL-reset bug" in found.found
-        assert "3.51.3" in found.mend
+        assert "3.51.3" in found.fix
 
 
 MOUNTS = r"""23 22 0:30 / /srv rw,relatime master:1 - vfat /dev/vdc rw
@@ -645,7 +645,7 @@ def test_file_systems_where_sqlite_must_not_live(
 
     assert found.level == level
     assert words in found.found
-    assert ("VACUUM INTO" in found.mend) == (level != "ok")
+    assert ("VACUUM INTO" in found.fix) == (level != "ok")
     assert beside.found == "xfs at /srv/my data"
     assert root.found == "ext4 at /"
     assert unknown.level == "ok"
@@ -703,7 +703,7 @@ def test_who_pins_the_write_ahead_log_is_named_and_ended(database: Database) -> 
     assert f"{pid} (python" in found.found
     assert f"{idle} (python" in found.found
     assert re.search(rf"open all the time in: {pid} \(python[^,]*$", found.found.split(". It ")[0])
-    assert f"kill {pid}`" in found.mend
+    assert f"kill {pid}`" in found.fix
     assert look(database, "wal").level == "ok"
 
 
@@ -740,7 +740,7 @@ def test_a_file_for_its_group_in_a_folder_that_is_not_is_shared_by_the_command(
 
     assert found.level == "warn"
     assert "is its group's to write" in found.found
-    assert "projector db setup --group" in found.mend
+    assert "projector db setup --group" in found.fix
     assert wrong(database) == {"daemon"}
     assert database.path.parent.stat().st_mode & 0o7777 == 0o2770
 
@@ -871,7 +871,7 @@ def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
 
     assert [one.level for one in found if one.level == "fail"] == ["fail"]
     assert f"user {STRANGER_UID}, whose the folder is, may not read and write" in found[0].found
-    assert not [one for one in found if "lock" in one.mend]
+    assert not [one for one in found if "lock" in one.fix]
     # Nothing of root's was left beside it by having looked.
     assert owners(stranger) == before
 
@@ -884,8 +884,8 @@ def test_a_database_that_left_the_group_of_its_folder_goes_back_to_that(
 
     found = [one for one in examine(stranger.path) if one.check == "rights"]
 
-    assert f"projector db setup --group {STRANGER_UID} " in found[0].mend
-    assert not [one for one in found if "chown" in one.mend]
+    assert f"projector db setup --group {STRANGER_UID} " in found[0].fix
+    assert not [one for one in found if "chown" in one.fix]
 
 
 @needs_root
@@ -895,7 +895,7 @@ def test_a_folder_in_the_place_of_the_database_has_nothing_given_to_it(
     stranger.path.unlink()
     stranger.path.mkdir()
 
-    assert "chown" not in "".join(one.mend for one in examine(stranger.path))
+    assert "chown" not in "".join(one.fix for one in examine(stranger.path))
 
 
 @needs_root
@@ -914,7 +914,7 @@ def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Data
     told = f"user {STRANGER_UID}, as whom the daemon (process {pid}) runs, may not"
     assert f"{told} read and write local.db (root:root 0600)" in found[1].found
     assert {one.level for one in found} == {"fail"}
-    assert not [one for one in found if "chown" in one.mend]
+    assert not [one for one in found if "chown" in one.fix]
 
 
 @needs_root

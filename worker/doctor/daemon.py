@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from session_projector.worker import linux as proc
-from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
+from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.client import Client
 from session_projector.worker.storage.sqlite.connection import DaemonLock, told
 
@@ -14,41 +14,41 @@ WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
 
 
-def daemon(client: Client) -> Iterator[Checked]:
+def daemon(client: Client) -> Iterator[Check]:
     lock, path = DaemonLock(client.path), quoted(client.path)
     pid, running = lock.holder(), lock.running()
     if pid is None:
         said = "none is alive: nothing is folded until one runs"
-        yield Checked("daemon", "warn", said, f"`projector run -d {path}`")
+        yield Check("daemon", "warn", said, f"`projector run -d {path}`")
         return
     who = told(pid)
     others = [seen for seen in proc.openers([lock.file]).processes if seen.pid != pid]
     standing_by = f"; standing by: {', '.join(map(str, others))}" if others else ""
     names = ", ".join(running) or "it does not say which projections"
     if pid and proc.is_stopped(pid):
-        mend = f"let it go on: `kill -CONT {pid}`"
-        yield Checked("daemon", "fail", f"{who} was stopped by a signal{standing_by}", mend)
+        fix = f"let it go on: `kill -CONT {pid}`"
+        yield Check("daemon", "fail", f"{who} was stopped by a signal{standing_by}", fix)
     elif waiting := _stuck(client, [*running]):
         yield _held_up(client, pid, f"{who}, {waiting}{standing_by}")
     else:
-        yield Checked("daemon", "ok", f"alive, {who}: {names}{standing_by}")
+        yield Check("daemon", "ok", f"alive, {who}: {names}{standing_by}")
 
 
-def _held_up(client: Client, pid: int, said: str) -> Checked:
+def _held_up(client: Client, pid: int, said: str) -> Check:
     """Stuck, or kept from writing by somebody else."""
     holders = proc.writers(client.path.with_name(client.path.name + "-shm")) - {pid}
     if holders:
         who = ", ".join(str(proc.Seen(holder, proc.name(holder))) for holder in sorted(holders))
-        mend = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
-        return Checked("daemon", "fail", f"{said}: {who} holds the write lock", mend)
+        fix = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
+        return Check("daemon", "fail", f"{said}: {who} holds the write lock", fix)
     if not pid:
-        mend = (
+        fix = (
             "see who has its lock, there and in the containers that share the folder, and restart"
             f" that: `fuser -v {quoted(DaemonLock(client.path).file)}`"
         )
-        return Checked("daemon", "fail", f"{said}: it is stuck, or no daemon", mend)
-    mend = f"start it anew, nothing is lost: `kill -KILL {pid}`, then `projector run -d"
-    return Checked("daemon", "fail", f"{said}: it is stuck", f"{mend} {quoted(client.path)}`")
+        return Check("daemon", "fail", f"{said}: it is stuck, or no daemon", fix)
+    fix = f"start it anew, nothing is lost: `kill -KILL {pid}`, then `projector run -d"
+    return Check("daemon", "fail", f"{said}: it is stuck", f"{fix} {quoted(client.path)}`")
 
 
 def _stuck(client: Client, names: list[str]) -> str:
@@ -74,7 +74,7 @@ def _standing(client: Client, names: list[str]) -> tuple[list[tuple[str, int, in
     return [row[:3] for row in found], max((row[3] for row in found), default=0)
 
 
-def projections(client: Client) -> Iterator[Checked]:
+def projections(client: Client) -> Iterator[Check]:
     """Those that failed or are being rebuilt."""
     path = quoted(client.path)
     alive = DaemonLock(client.path).holder() is not None
@@ -84,15 +84,13 @@ def projections(client: Client) -> Iterator[Checked]:
         " ORDER BY projection"
     ):
         if state == "failed":
-            said, mend = f"{name} failed: {why}", "mend that; the daemon tries again by itself"
+            said, fix = f"{name} failed: {why}", "mend that; the daemon tries again by itself"
         elif alive:
             said = f"{name} is being rebuilt as version {version}: {events:,} of {total:,} events"
-            mend = f"wait; see how far it is: `projector status -d {path}`"
+            fix = f"wait; see how far it is: `projector status -d {path}`"
         else:
             said = f"a rebuild of {name} as version {version} was cut off"
-            mend = f"`projector run -d {path}` does it"
-        wrong.append(Checked("projections", "warn", said, mend))
+            fix = f"`projector run -d {path}` does it"
+        wrong.append(Check("projections", "warn", said, fix))
     count = client.value("SELECT count(*) FROM checkpoint")
-    yield from wrong or [
-        Checked("projections", "ok", f"{count} of them, none failed or rebuilding")
-    ]
+    yield from wrong or [Check("projections", "ok", f"{count} of them, none failed or rebuilding")]

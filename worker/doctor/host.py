@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from session_projector.worker import linux as proc
-from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
 from session_projector.worker.sessions.read import WAL_WARNING_BYTES
+from session_projector.worker.storage.check import Check
 
 MIB: Final = 1024 * 1024
 LITTLE_ROOM_BYTES: Final = 64 * MIB
@@ -43,12 +43,12 @@ BUGS: Final = (
 )
 
 
-def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Iterator[Checked]:
+def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Iterator[Check]:
     said = ".".join(map(str, version))
     bugs = [bug for bug in BUGS if _has(version, bug)]
     for bug in bugs:
         fixed = ", ".join(".".join(map(str, one)) for one in bug.fixed)
-        yield Checked(
+        yield Check(
             "sqlite",
             "warn",
             f"SQLite {said} has {bug.what}",
@@ -56,7 +56,7 @@ def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> It
             " other program that opens the database has it too; until then keep backups",
         )
     if not bugs:
-        yield Checked("sqlite", "ok", f"SQLite {said}, none of whose known bugs matters here")
+        yield Check("sqlite", "ok", f"SQLite {said}, none of whose known bugs matters here")
 
 
 def _has(version: tuple[int, ...], bug: Bug) -> bool:
@@ -82,11 +82,11 @@ _PASSING: Final = {
 }
 
 
-def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Checked]:
+def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
     try:
         lines = mounts.read_bytes().splitlines()
     except OSError:
-        yield Checked("filesystem", "ok", "its type is not known here")
+        yield Check("filesystem", "ok", "its type is not known here")
         return
     kind, place = _mounted(path.parent, lines)
     elsewhere = (
@@ -96,14 +96,14 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Checked]:
     on = f"{kind} at {place}"
     if kind in SHARED_FILESYSTEMS:
         why = "SQLite's locks and shared memory do not hold there, and the database will break"
-        yield Checked("filesystem", "fail", f"{on}: {why}", elsewhere)
+        yield Check("filesystem", "fail", f"{on}: {why}", elsewhere)
     elif kind in _PASSING:
-        yield Checked("filesystem", "warn", f"{on}: {_PASSING[kind]}", elsewhere)
+        yield Check("filesystem", "warn", f"{on}: {_PASSING[kind]}", elsewhere)
     elif kind.startswith("fuse."):
         why = "whether SQLite's locks and shared memory hold there is up to the program behind it"
-        yield Checked("filesystem", "warn", f"{on}: {why}", elsewhere)
+        yield Check("filesystem", "warn", f"{on}: {why}", elsewhere)
     else:
-        yield Checked("filesystem", "ok", on)
+        yield Check("filesystem", "ok", on)
 
 
 def _mounted(folder: Path, lines: list[bytes]) -> tuple[str, str]:
@@ -119,7 +119,7 @@ def _mounted(folder: Path, lines: list[bytes]) -> tuple[str, str]:
     return kind, best
 
 
-def wal(path: Path) -> Iterator[Checked]:
+def wal(path: Path) -> Iterator[Check]:
     """How large the write-ahead log is, and who has the database open."""
     log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
     size = log.stat().st_size if log.exists() else 0
@@ -133,7 +133,7 @@ def wal(path: Path) -> Iterator[Checked]:
         seen += f"; processes that could not be looked into: {users.unseen}"
     found = f"{size / MIB:,.1f} MiB; open in: {seen}"
     if size <= WAL_WARNING_BYTES:
-        yield Checked("wal", "ok", found)
+        yield Check("wal", "ok", found)
         return
     pinning = proc.readers(shm)
     time.sleep(PIN_WATCH_S)
@@ -142,7 +142,7 @@ def wal(path: Path) -> Iterator[Checked]:
         whose = ", ".join(str(proc.Seen(pid, proc.name(pid))) for pid in sorted(pinning))
         found += f"; a read is open all the time in: {whose}"
     stop = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
-    yield Checked(
+    yield Check(
         "wal",
         "warn",
         f"{found}. It begins anew once no process holds an old snapshot open",
@@ -155,29 +155,29 @@ def wal(path: Path) -> Iterator[Checked]:
     )
 
 
-def space(path: Path) -> Iterator[Checked]:
+def space(path: Path) -> Iterator[Check]:
     folder = next((place for place in path.parents if os.path.isdir(place)), Path("/"))
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     size = path.stat().st_size if os.path.isfile(path) else 0
     found = f"{free / MIB:,.0f} MiB are free for a database of {size / MIB:,.1f} MiB"
-    mend = f"make room: `df {quoted(folder)}; du -xh {quoted(folder)} | sort -h | tail`"
+    fix = f"make room: `df {quoted(folder)}; du -xh {quoted(folder)} | sort -h | tail`"
     if free < NO_ROOM_BYTES:
-        yield Checked("space", "fail", f"{found}: soon nothing can be written", mend)
+        yield Check("space", "fail", f"{found}: soon nothing can be written", fix)
     elif free < max(LITTLE_ROOM_BYTES, size):
-        yield Checked("space", "warn", f"{found}: too little for a backup or a VACUUM", mend)
+        yield Check("space", "warn", f"{found}: too little for a backup or a VACUUM", fix)
     else:
-        yield Checked("space", "ok", found)
+        yield Check("space", "ok", found)
 
 
-def litestream(path: Path) -> Iterator[Checked]:
+def litestream(path: Path) -> Iterator[Check]:
     has_folder = os.path.isdir(path.with_name(f".{path.name}-litestream"))
     seen = proc.running("litestream")
     if not has_folder and not seen:
-        yield Checked("litestream", "ok", "not seen here")
+        yield Check("litestream", "ok", "not seen here")
         return
     who = f"runs as {', '.join(str(one.pid) for one in seen)}" if seen else "is not running"
-    yield Checked(
+    yield Check(
         "litestream",
         "ok",
         f"{who}, its folder is {'there' if has_folder else 'not there'}. Writers need a busy"
@@ -186,8 +186,8 @@ def litestream(path: Path) -> Iterator[Checked]:
     )
 
 
-def clock(now_ms: int) -> Iterator[Checked]:
+def clock(now_ms: int) -> Iterator[Check]:
     """Whether this machine's clock can be right at all."""
     if now_ms < _2024_MS:
-        mend = "set it: `timedatectl set-ntp true`"
-        yield Checked("clock", "fail", "this machine's clock stands before 2024", mend)
+        fix = "set it: `timedatectl set-ntp true`"
+        yield Check("clock", "fail", "this machine's clock stands before 2024", fix)

@@ -8,9 +8,9 @@ from session_projector.projections.event import MAX_EVENT_BYTES, SESSION_EVENTS,
 from session_projector.projections.fold import read, restore
 from session_projector.projections.projection import Damaged
 from session_projector.projections.sessions import PREFIX, Sessions
-from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
 from session_projector.worker.operations.projections import fits_log
+from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.client import Client
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS
 
@@ -22,14 +22,14 @@ _EVENTS: Final = 5
 """How many of a session's newest events are looked at for the one that its row names."""
 
 
-def old_writers(client: Client) -> Iterator[Checked]:
+def old_writers(client: Client) -> Iterator[Check]:
     with _snapshot(client):
         rows = client.rows(
             "SELECT position, version, digest FROM checkpoint WHERE name = ?", (_SESSIONS.name,)
         )
         position, version, digest = next(rows, (0, _SESSIONS.version, ""))
         if why := _unsuited(client, position, version, digest):
-            yield Checked("old writers", "ok", f"not looked for: {why}")
+            yield Check("old writers", "ok", f"not looked for: {why}")
             return
         looked, wrong = 0, []
         for row in _sample(client):
@@ -38,9 +38,9 @@ def old_writers(client: Client) -> Iterator[Checked]:
                 wrong.append(f"{row[1]}: {said}")
     what = f"the {looked} newest session rows of view"
     if not wrong:
-        yield Checked("old writers", "ok", f"none seen in {what}")
+        yield Check("old writers", "ok", f"none seen in {what}")
         return
-    yield Checked(
+    yield Check(
         "old writers",
         "fail",
         f"{len(wrong)} of {what} were written by another program ({wrong[0]}): writers must not"

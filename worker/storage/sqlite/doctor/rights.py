@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from session_projector.worker import linux as proc
-from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import REMOUNT, is_read_only, quoted
+from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.connection import LOCK_SUFFIX, DaemonLock
 
 
@@ -33,7 +33,7 @@ class _Judge(NamedTuple):
         return found.st_mode >> shift & bits == bits
 
 
-def rights(path: Path) -> Iterator[Checked]:
+def rights(path: Path) -> Iterator[Check]:
     """Whether who uses it may read and write it all, and whoever else is meant to.
 
     As root, who may everything, it is judged for the user of the live daemon, or the owner of the
@@ -42,14 +42,14 @@ def rights(path: Path) -> Iterator[Checked]:
     """
     folder = path.parent
     if not os.path.isdir(folder):
-        mend = f"`mkdir -p {quoted(folder)} && projector db setup -d {quoted(path)}`"
-        yield Checked("rights", "fail", f"there is no folder {folder}", mend)
+        fix = f"`mkdir -p {quoted(folder)} && projector db setup -d {quoted(path)}`"
+        yield Check("rights", "fail", f"there is no folder {folder}", fix)
         return
     if is_read_only(path):
         said = f"{folder} is on a file system that is mounted read-only"
-        yield Checked("rights", "fail", said, REMOUNT)
+        yield Check("rights", "fail", said, REMOUNT)
         return
-    wrong: list[Checked] = []
+    wrong: list[Check] = []
     beside = [path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)]
     judges = _judges(path)
     for judge in judges:
@@ -62,7 +62,7 @@ def rights(path: Path) -> Iterator[Checked]:
     yield from wrong
     if not wrong:
         told = f"{judges[-1].who} may read and write it and its folder"
-        yield Checked("rights", "ok", f"{told}; {_told(path)}" if os.path.exists(path) else told)
+        yield Check("rights", "ok", f"{told}; {_told(path)}" if os.path.exists(path) else told)
 
 
 def _judges(path: Path) -> list[_Judge]:
@@ -88,7 +88,7 @@ def _groups(uid: int, gid: int) -> frozenset[int]:
     return frozenset(os.getgrouplist(user.pw_name, user.pw_gid))
 
 
-def _barred(file: Path, bits: int, path: Path, judge: _Judge) -> Iterator[Checked]:
+def _barred(file: Path, bits: int, path: Path, judge: _Judge) -> Iterator[Check]:
     if not os.path.exists(file):
         return
     if judge.uid == os.geteuid():
@@ -97,7 +97,7 @@ def _barred(file: Path, bits: int, path: Path, judge: _Judge) -> Iterator[Checke
         may = judge.may(file, bits)
     if not may:
         said = f"{judge.who} may not read and write {_told(file)}"
-        yield Checked("rights", "fail", said, _cure(file, path, judge))
+        yield Check("rights", "fail", said, _cure(file, path, judge))
 
 
 def _cure(file: Path, path: Path, judge: _Judge) -> str:
@@ -120,7 +120,7 @@ def _cure(file: Path, path: Path, judge: _Judge) -> str:
     )
 
 
-def _group(path: Path) -> Iterator[Checked]:
+def _group(path: Path) -> Iterator[Check]:
     """A file that its group may write, in a folder where the group's sidecars will not work."""
     file, folder = path.stat(), path.parent.stat()
     wanted = stat.S_ISGID | stat.S_IRWXG
@@ -131,7 +131,7 @@ def _group(path: Path) -> Iterator[Checked]:
         shared = folder.st_gid if folder.st_mode & wanted == wanted else file.st_gid
         known = shared or folder.st_gid == shared
         group = shlex.quote(_group_name(shared)) if known else "NAME"
-        yield Checked(
+        yield Check(
             "rights",
             "warn",
             f"{_told(path)} is its group's to write, but its folder, {_told(path.parent)}, does"
@@ -140,7 +140,7 @@ def _group(path: Path) -> Iterator[Checked]:
         )
 
 
-def _like(file: Path, database: os.stat_result) -> Iterator[Checked]:
+def _like(file: Path, database: os.stat_result) -> Iterator[Check]:
     """A file beside the database that bars whom the database itself lets in."""
     if not os.path.exists(file):
         return
@@ -151,7 +151,7 @@ def _like(file: Path, database: os.stat_result) -> Iterator[Checked]:
     if missing or other:
         mode = stat.S_IMODE(database.st_mode) & 0o666
         owner = f"{database.st_uid}:{database.st_gid}"
-        yield Checked(
+        yield Check(
             "rights",
             "warn",
             f"{_told(file)} is not as the database is ({_user(database.st_uid)}:"
