@@ -24,6 +24,7 @@ from session_projector.worker.daemon import service
 from session_projector.worker.doctor import host as surroundings
 from session_projector.worker.doctor.examine import examine
 from session_projector.worker.storage.check import Check
+from session_projector.worker.storage.sqlite.doctor import checks
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 STRANGER_UID = 60003
@@ -606,7 +607,7 @@ def test_a_clock_before_2024_is_told() -> None:
 def test_the_versions_of_sqlite_that_may_corrupt_a_wal(
     version: tuple[int, ...], level: str
 ) -> None:
-    (found,) = surroundings.sqlite_version(version)
+    (found,) = checks.sqlite_version(version)
 
     assert found.level == level
     if level == "warn":

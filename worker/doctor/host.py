@@ -1,67 +1,20 @@
-"""What `doctor` looks at around a database: file system, room, the log's size, SQLite."""
+"""What `doctor` looks at around a database: file system, room, Litestream, the clock."""
 
 import os
 import re
-import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from session_projector.worker import linux as proc
 from session_projector.worker.errors import quoted
-from session_projector.worker.sessions.read import WAL_WARNING_BYTES
 from session_projector.worker.storage.check import Check
 
 MIB: Final = 1024 * 1024
 LITTLE_ROOM_BYTES: Final = 64 * MIB
 NO_ROOM_BYTES: Final = 8 * MIB
-PIN_WATCH_S: Final = 0.3
-NAMED: Final = 10
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _2024_MS: Final = 1_704_067_200_000
-
-
-class Bug(msgspec.Struct, frozen=True):
-    """A bug of SQLite that matters here; `fixed` are the versions with the fix, by branch."""
-
-    since: tuple[int, ...]
-    fixed: tuple[tuple[int, ...], ...]
-    what: str
-
-
-BUGS: Final = (
-    # https://sqlite.org/wal.html#walresetbug
-    Bug(
-        (3, 7, 0),
-        ((3, 44, 6), (3, 50, 7), (3, 51, 3)),
-        "the WAL-reset bug: where several processes have the database open, a checkpoint at the"
-        " very moment of another's checkpoint and write may, very rarely, corrupt it",
-    ),
-)
-
-
-def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Iterator[Check]:
-    said = ".".join(map(str, version))
-    bugs = [bug for bug in BUGS if _has(version, bug)]
-    for bug in bugs:
-        fixed = ", ".join(".".join(map(str, one)) for one in bug.fixed)
-        yield Check(
-            "sqlite",
-            "warn",
-            f"SQLite {said} has {bug.what}",
-            f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
-            " other program that opens the database has it too; until then keep backups",
-        )
-    if not bugs:
-        yield Check("sqlite", "ok", f"SQLite {said}, none of whose known bugs matters here")
-
-
-def _has(version: tuple[int, ...], bug: Bug) -> bool:
-    same_branch = [fixed for fixed in bug.fixed if fixed[:2] == version[:2]]
-    return bug.since <= version < (same_branch or [max(bug.fixed)])[0]
 
 
 SHARED_FILESYSTEMS: Final = frozenset(
@@ -117,42 +70,6 @@ def _mounted(folder: Path, lines: list[bytes]) -> tuple[str, str]:
         if folder.is_relative_to(place) and len(place) >= len(best):
             best, kind = place, os.fsdecode(after.split()[0])
     return kind, best
-
-
-def wal(path: Path) -> Iterator[Check]:
-    """How large the write-ahead log is, and who has the database open."""
-    log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
-    size = log.stat().st_size if log.exists() else 0
-    users = proc.openers([path, log, shm])
-    seen = ", ".join(map(str, users.processes[:NAMED])) or "no other process"
-    if len(users.processes) > NAMED:
-        seen += f" and {len(users.processes) - NAMED} more"
-    if not proc.is_there():
-        seen = "who, is not known here"
-    elif users.unseen:
-        seen += f"; processes that could not be looked into: {users.unseen}"
-    found = f"{size / MIB:,.1f} MiB; open in: {seen}"
-    if size <= WAL_WARNING_BYTES:
-        yield Check("wal", "ok", found)
-        return
-    pinning = proc.readers(shm)
-    time.sleep(PIN_WATCH_S)
-    pinning &= proc.readers(shm)
-    if pinning:
-        whose = ", ".join(str(proc.Seen(pid, proc.name(pid))) for pid in sorted(pinning))
-        found += f"; a read is open all the time in: {whose}"
-    stop = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
-    yield Check(
-        "wal",
-        "warn",
-        f"{found}. It begins anew once no process holds an old snapshot open",
-        (
-            stop
-            if pinning
-            else f"see who has it open: `fuser {quoted(log)}`; stop who never ends a read"
-        )
-        + f"; then `sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`",
-    )
 
 
 def space(path: Path) -> Iterator[Check]:

@@ -1,0 +1,290 @@
+"""The checks of an SQLite database: file, schema, what keeps it sound, checkpoints, WAL.
+
+Each takes the path and opens the database for itself, by reading alone.
+"""
+
+import os
+import shlex
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from session_projector import migrations
+from session_projector.projections.event import MAX_EVENT_BYTES, LogRow, Unfoldable, created_ms
+from session_projector.worker import linux
+from session_projector.worker.errors import quoted, translated
+from session_projector.worker.storage.check import Check
+from session_projector.worker.storage.port import digest
+from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, connect
+from session_projector.worker.storage.sqlite.schema import integrity as objects
+from session_projector.worker.storage.sqlite.schema import migrate
+
+MIB: Final = 1024 * 1024
+BUSY_TIMEOUT_S: Final = 1.0
+CLOCK_EVENTS: Final = 300
+AHEAD_MS: Final = 60_000
+PIN_WATCH_S: Final = 0.3
+NAMED: Final = 10
+_LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection for one check."""
+    with (
+        translated(path),
+        closing(connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)) as connection,
+    ):
+        yield connection
+
+
+def opens(path: Path, rights: Sequence[Check]) -> Iterator[Check]:
+    """Whether it is a database at all; `rights` were looked at before."""
+    if os.geteuid() == 0 and os.path.isfile(path) and any(one.level != "ok" for one in rights):
+        # As root, SQLite gives the files beside it to the owner of the database.
+        said = "not looked into: as root, that would change whose the files beside it are"
+        yield Check("database", "warn", said, "mend the rights first: see below")
+        return
+    with reading(path) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    yield Check("database", "ok", f"{path}, {path.stat().st_size / MIB:,.1f} MiB")
+
+
+def schema(path: Path) -> Iterator[Check]:
+    setup = f"`projector db setup -d {quoted(path)}`"
+    with reading(path) as connection:
+        found = migrate.layout(connection, path)
+        if found is migrate.Layout.EMPTY:
+            yield Check("schema", "fail", "there are no tables yet", f"make them: {setup}")
+        elif found is migrate.Layout.KANBATTE:
+            said = "a database of Kanbatte up to 0.0.3, not adopted yet"
+            yield Check("schema", "fail", said, f"stop its writers for good, then {setup}")
+        else:
+            migrate.check(connection, path)
+            yield Check("schema", "ok", [*migrations.load()][-1])
+
+
+def journal_mode(path: Path) -> Iterator[Check]:
+    with reading(path) as connection:
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if mode == "wal":
+        yield Check("journal mode", "ok", "WAL")
+        return
+    said = f"{mode}, not WAL: readers and writers shut each other out"
+    fix = f"`projector db setup -d {quoted(path)}`, or the next daemon's start"
+    yield Check("journal mode", "warn", said, fix)
+
+
+def autoincrement(path: Path) -> Iterator[Check]:
+    """Without it a position could be used twice, or a VACUUM renumber them all."""
+    with reading(path) as connection:
+        ((sql,),) = connection.execute(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
+        )
+    words = " ".join(str(sql).replace('"', " ").replace("(", " ( ").upper().split())
+    if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" in words:
+        yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
+        return
+    new = path.with_name(f"new-{path.name}")
+    columns = "seq, id, key, data, created_at"
+    old = str(path).replace("'", "''")
+    copy = (
+        f"ATTACH '{old}' AS old; INSERT INTO event_log ({columns}) SELECT {columns} FROM"
+        " old.event_log ORDER BY seq; INSERT INTO view SELECT * FROM old.view WHERE"
+        " key < 'session:' OR key >= 'session;'"
+    )
+    yield Check(
+        "seq",
+        "fail",
+        "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table anew, and"
+        " positions may be used twice",
+        f"stop all that use it, copy the log: `projector db setup -d {quoted(new)} && sqlite3"
+        f" {quoted(new)} {shlex.quote(copy)}`; give the new file the owner, group"
+        " and mode of the old (chown and chmod with --reference), remove the old -wal and -shm, and"
+        " mv it over the old",
+    )
+
+
+def triggers(path: Path) -> Iterator[Check]:
+    with reading(path) as connection:
+        amiss, others = objects.amiss(connection), objects.foreign_triggers(connection)
+    wrong = [f"{name} is {how}" for name, how in amiss.items() if name in objects.TRIGGERS]
+    named = ", ".join(f"{name} on {table}" for name, table, _ in others)
+    if wrong:
+        said = f"the log can be rewritten: {', '.join(wrong)}"
+        yield Check("triggers", "fail", said, f"`projector db setup -d {quoted(path)}`")
+    elif any(meddles for *_, meddles in others):
+        yield Check(
+            "triggers",
+            "warn",
+            f"others' triggers may refuse or lose what is written to our tables, or write there:"
+            f" {named}",
+            "see what each does, and drop what is not wanted (`DROP TRIGGER NAME`):"
+            f" `sqlite3 {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+        )
+    else:
+        also = f"; others have triggers here: {named}" if others else ""
+        yield Check("triggers", "ok", f"the log is append-only{also}")
+
+
+def indexes(path: Path) -> Iterator[Check]:
+    with reading(path) as connection:
+        amiss = objects.amiss(connection)
+    if gone := [name for name in amiss if name not in (*objects.TRIGGERS, objects.SESSION_KEY)]:
+        said = f"{', '.join(gone)}: gone, and reading is slow without"
+        yield Check("indexes", "warn", said, f"`projector db setup -d {quoted(path)}`")
+    else:
+        yield Check("indexes", "ok", "all are there")
+
+
+def session_keys(path: Path) -> Iterator[Check]:
+    with reading(path) as connection:
+        wrong = objects.amiss(connection).get(objects.SESSION_KEY)
+        doubled = migrate.doubled_keys(connection) if wrong else []
+    if wrong is None:
+        yield Check("session keys", "ok", "each session has one row at most")
+        return
+    said = f"nothing keeps a session from standing in two rows: {objects.SESSION_KEY} is {wrong}"
+    fix = f"`projector db setup -d {quoted(path)}`"
+    if doubled:
+        more = ", …" if len(doubled) > 3 else ""
+        said += f"; {len(doubled)} do: {', '.join(doubled[:3])}{more}"
+        fix += f", then `projector replay -d {quoted(path)}`"
+    yield Check("session keys", "fail", said, fix)
+
+
+def clock(path: Path) -> Iterator[Check]:
+    """Whether the newest events come from the future."""
+    now_ms = ahead_ms = time.time_ns() // 1_000_000
+    newest = f"SELECT created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
+    with reading(path) as connection:
+        for (created_at,) in connection.execute(newest):
+            with suppress(Unfoldable):
+                ahead_ms = max(ahead_ms, created_ms(created_at))
+    if ahead_ms - now_ms > AHEAD_MS:
+        yield Check(
+            "clock",
+            "warn",
+            f"an event was written {(ahead_ms - now_ms) / 1000:,.0f} s in the future: its writer's"
+            " clock is ahead, or this machine's behind (views do not depend on it)",
+            "set the clock of both: `timedatectl set-ntp true`; see the event's created_at",
+        )
+    else:
+        yield Check("clock", "ok", "no recent event is ahead of it")
+
+
+def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
+    """Whether the log is the one that was folded, by code that is here."""
+    wrong = []
+    with reading(path) as connection:
+        for name, version, position, remembered in connection.execute(
+            "SELECT name, abs(version), position, digest FROM checkpoint ORDER BY name"
+        ):
+            here = code_versions.get(name, version)
+            if not fits_log(connection, position, remembered):
+                said = (
+                    f"the log is not the one that was folded into {name} up to"
+                    f" {position:,}: it was rewound or replaced"
+                )
+                fix = f"fold it from the first event: `projector replay -d {quoted(path)}`"
+                wrong.append(Check("checkpoint", "fail", said, fix))
+            elif version > here:
+                said = (
+                    f"the views of {name} are of version {version}, the code"
+                    f" here is of version {here}"
+                )
+                fix = "upgrade projector: `pip install -U session-projector`, or its package"
+                wrong.append(Check("checkpoint", "fail", said, fix))
+    yield from wrong or [Check("checkpoint", "ok", "fits the log")]
+
+
+def fits_log(connection: sqlite3.Connection, position: int, remembered: str) -> bool:
+    """Whether the event at a checkpoint is the one that the checkpoint remembers."""
+    rows = connection.execute(
+        f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq",
+        {"seq": position, "max": MAX_EVENT_BYTES},
+    )
+    return not position or any(digest(LogRow(*row)) == remembered for row in rows)
+
+
+class Bug(msgspec.Struct, frozen=True):
+    """A bug of SQLite that matters here; `fixed` are the versions with the fix, by branch."""
+
+    since: tuple[int, ...]
+    fixed: tuple[tuple[int, ...], ...]
+    what: str
+
+
+BUGS: Final = (
+    # https://sqlite.org/wal.html#walresetbug
+    Bug(
+        (3, 7, 0),
+        ((3, 44, 6), (3, 50, 7), (3, 51, 3)),
+        "the WAL-reset bug: where several processes have the database open, a checkpoint at the"
+        " very moment of another's checkpoint and write may, very rarely, corrupt it",
+    ),
+)
+
+
+def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Iterator[Check]:
+    said = ".".join(map(str, version))
+    bugs = [bug for bug in BUGS if _has(version, bug)]
+    for bug in bugs:
+        fixed = ", ".join(".".join(map(str, one)) for one in bug.fixed)
+        yield Check(
+            "sqlite",
+            "warn",
+            f"SQLite {said} has {bug.what}",
+            f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
+            " other program that opens the database has it too; until then keep backups",
+        )
+    if not bugs:
+        yield Check("sqlite", "ok", f"SQLite {said}, none of whose known bugs matters here")
+
+
+def _has(version: tuple[int, ...], bug: Bug) -> bool:
+    same_branch = [fixed for fixed in bug.fixed if fixed[:2] == version[:2]]
+    return bug.since <= version < (same_branch or [max(bug.fixed)])[0]
+
+
+def wal(path: Path, large_bytes: int) -> Iterator[Check]:
+    """How large the write-ahead log is, and who has the database open."""
+    if not os.path.isfile(path):
+        return
+    log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+    size = log.stat().st_size if log.exists() else 0
+    users = linux.openers([path, log, shm])
+    seen = ", ".join(map(str, users.processes[:NAMED])) or "no other process"
+    if len(users.processes) > NAMED:
+        seen += f" and {len(users.processes) - NAMED} more"
+    if not linux.is_there():
+        seen = "who, is not known here"
+    elif users.unseen:
+        seen += f"; processes that could not be looked into: {users.unseen}"
+    found = f"{size / MIB:,.1f} MiB; open in: {seen}"
+    if size <= large_bytes:
+        yield Check("wal", "ok", found)
+        return
+    pinning = linux.readers(shm)
+    time.sleep(PIN_WATCH_S)
+    pinning &= linux.readers(shm)
+    if pinning:
+        whose = ", ".join(str(linux.Seen(pid, linux.name(pid))) for pid in sorted(pinning))
+        found += f"; a read is open all the time in: {whose}"
+    stop = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
+    yield Check(
+        "wal",
+        "warn",
+        f"{found}. It begins anew once no process holds an old snapshot open",
+        (
+            stop
+            if pinning
+            else f"see who has it open: `fuser {quoted(log)}`; stop who never ends a read"
+        )
+        + f"; then `sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`",
+    )
