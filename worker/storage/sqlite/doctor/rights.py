@@ -1,4 +1,4 @@
-"""Owner, group and mode of a database, its folder and the files beside it, against this user."""
+"""Owner, group and mode of a database, its folder and the files beside it."""
 
 import grp
 import os
@@ -7,37 +7,21 @@ import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
-from session_projector.worker import linux as proc
+from session_projector.worker import linux
 from session_projector.worker.errors import REMOUNT, is_read_only, quoted
 from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.connection import LOCK_SUFFIX, DaemonLock
 
-
-class _Judge(NamedTuple):
-    """Who must be able to use the database: this user, the live daemon's, or the folder's owner."""
-
-    uid: int
-    groups: frozenset[int]
-    who: str
-    knows: bool
-    """Whether the folder is this user's, so that what differs in it is at fault."""
-
-    def may(self, file: Path, bits: int) -> bool:
-        """By owner, group and mode alone, as for another user nothing else can be asked."""
-        found = file.stat()
-        if self.uid == 0:
-            return True
-        shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in self.groups else 0
-        return found.st_mode >> shift & bits == bits
+_SHARED: Final = stat.S_ISGID | stat.S_IRWXG
 
 
 def rights(path: Path) -> Iterator[Check]:
-    """Whether who uses it may read and write it all, and whoever else is meant to.
+    """Whether the user who asks can read and write it all, and whom else it lets in half.
 
-    As root, who may everything, it is judged for the user of the live daemon, or the owner of the
-    folder. The database itself may be what is wrong, so that the files beside it are only held
+    As root, who can do everything, it is asked for the user of the live daemon, or the owner of
+    the folder. The database itself may be what is wrong, so that the files beside it are only held
     against it where it is as it must be.
     """
     folder = path.parent
@@ -49,120 +33,90 @@ def rights(path: Path) -> Iterator[Check]:
         said = f"{folder} is on a file system that is mounted read-only"
         yield Check("rights", "fail", said, REMOUNT)
         return
-    wrong: list[Check] = []
+    uid, who = _asked_for(path)
     beside = [path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)]
-    judges = _judges(path)
-    for judge in judges:
-        wrong += _barred(folder, 7, path, judge)
-        wrong += [one for file in (path, *beside) for one in _barred(file, 6, path, judge)]
+    beside = [file for file in beside if os.path.exists(file)]
+    here = [path] if os.path.exists(path) else []
+    wrong = [
+        Check("rights", "fail", f"{who} may not read and write {_told(file)}", fix)
+        for file in (folder, *here, *beside)
+        if (fix := _barred(file, folder, uid, path))
+    ]
     if os.path.isfile(path):
-        wrong += _group(path)
-        if not wrong:
-            wrong += [one for file in beside for one in _like(file, path.stat())]
-    yield from wrong
-    if not wrong:
-        told = f"{judges[-1].who} may read and write it and its folder"
-        yield Check("rights", "ok", f"{told}; {_told(path)}" if os.path.exists(path) else told)
+        wrong = wrong or [*_half_shared(path)]
+        wrong = wrong or [one for file in beside for one in _unlike(file, path)]
+    told = "; ".join([f"{who} may read and write it and its folder", *map(_told, here)])
+    yield from wrong or [Check("rights", "ok", told)]
 
 
-def _judges(path: Path) -> list[_Judge]:
-    """Whose rights count; the last one is the most telling."""
-    me, folder = os.geteuid(), path.parent.stat()
-    found = [_Judge(me, frozenset((os.getegid(), *os.getgroups())), _user(me), folder.st_uid == me)]
+def _asked_for(path: Path) -> tuple[int, str]:
+    """Who must be able to use the database, by number and in words."""
+    if me := os.geteuid():
+        return me, _user(me)
     pid = DaemonLock(path).holder()
-    runs_as = proc.user(pid) if pid else None
-    if runs_as and runs_as[0] != me:
-        who = f"{_user(runs_as[0])}, as whom the daemon (process {pid}) runs,"
-        found.append(_Judge(*runs_as, who, folder.st_uid == runs_as[0]))
-    elif me == 0 and folder.st_uid and not runs_as:
-        who = f"{_user(folder.st_uid)}, whose the folder is,"
-        found.append(_Judge(folder.st_uid, _groups(folder.st_uid, folder.st_gid), who, True))
-    return found
+    if pid and (runs_as := linux.user(pid)) is not None:
+        return runs_as, f"{_user(runs_as)}, as whom the daemon (process {pid}) runs,"
+    owner = path.parent.stat().st_uid
+    return owner, f"{_user(owner)}, whose the folder is,"
 
 
-def _groups(uid: int, gid: int) -> frozenset[int]:
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return frozenset((gid,))
-    return frozenset(os.getgrouplist(user.pw_name, user.pw_gid))
-
-
-def _barred(file: Path, bits: int, path: Path, judge: _Judge) -> Iterator[Check]:
-    if not os.path.exists(file):
-        return
-    if judge.uid == os.geteuid():
-        may = os.access(file, bits, effective_ids=os.access in os.supports_effective_ids)
-    else:
-        may = judge.may(file, bits)
-    if not may:
-        said = f"{judge.who} may not read and write {_told(file)}"
-        yield Check("rights", "fail", said, _cure(file, path, judge))
-
-
-def _cure(file: Path, path: Path, judge: _Judge) -> str:
-    """Only what cannot shut anybody out; where it is not known who is right, who disagrees."""
-    found, folder = file.stat(), path.parent.stat()
-    if found.st_uid == judge.uid:
+def _barred(file: Path, folder: Path, uid: int, path: Path) -> str:
+    """What lets a user read and write a file, without shutting anybody out; '' where he can."""
+    found, around = file.stat(), folder.stat()
+    bits = 7 if file.is_dir() else 6
+    if uid == os.geteuid():
+        can = os.access(file, bits)
+    else:  # whoever uses the folder and does not own it is in its group
+        shift = 6 if found.st_uid == uid else 3 if found.st_gid == around.st_gid else 0
+        can = found.st_mode >> shift & bits == bits
+    if can:
+        return ""
+    if found.st_uid == uid:
         return f"`chmod {'u+rwx' if file.is_dir() else 'u+rw'} {quoted(file)}`"
-    if file.is_file() and found.st_uid == 0 and judge.knows:  # whom nothing shuts out
-        mode = stat.S_IMODE(folder.st_mode) & 0o666
-        of = quoted(path.parent)
-        return (
-            "make it as its folder is, as root:"
-            f" `chown --reference={of} {quoted(file)} && chmod {mode:o} {quoted(file)}`"
-        )
-    user = _user(found.st_uid)
+    if file.is_file() and found.st_uid == 0 and around.st_uid == uid:  # root, whom nothing bars
+        own = f"chown --reference={quoted(folder)} {quoted(file)}"
+        mode = f"chmod {around.st_mode & 0o666:o} {quoted(file)}"
+        return f"make it as its folder is, as root: `{own} && {mode}`"
+    owner = _user(found.st_uid)
     return (
-        f"{file.name or file} is {user}'s, the folder {_user(folder.st_uid)}'s: find out whose the"
-        f" database is meant to be; to share it with a group, as {user}:"
+        f"{file.name or file} is {owner}'s, the folder {_user(around.st_uid)}'s: find out whose the"
+        f" database is meant to be; to share it with a group, as {owner}:"
         f" `projector db setup --group NAME -d {quoted(path)}`"
     )
 
 
-def _group(path: Path) -> Iterator[Check]:
+def _half_shared(path: Path) -> Iterator[Check]:
     """A file that its group may write, in a folder where the group's sidecars will not work."""
     file, folder = path.stat(), path.parent.stat()
-    wanted = stat.S_ISGID | stat.S_IRWXG
-    if file.st_mode & stat.S_IWGRP and (
-        folder.st_mode & wanted != wanted or folder.st_gid != file.st_gid
-    ):
+    is_shared = folder.st_mode & _SHARED == _SHARED
+    if file.st_mode & stat.S_IWGRP and not (is_shared and folder.st_gid == file.st_gid):
         # A folder that is shared says with whom; root's group is nobody's to share with.
-        shared = folder.st_gid if folder.st_mode & wanted == wanted else file.st_gid
-        known = shared or folder.st_gid == shared
-        group = shlex.quote(_group_name(shared)) if known else "NAME"
+        gid = folder.st_gid if is_shared or not file.st_gid else file.st_gid
         yield Check(
             "rights",
             "warn",
             f"{_told(path)} is its group's to write, but its folder, {_told(path.parent)}, does"
             " not give that group to the files that SQLite makes beside it",
-            f"`projector db setup --group {group} -d {quoted(path)}`",
+            f"`projector db setup --group {shlex.quote(_group(gid))} -d {quoted(path)}`",
         )
 
 
-def _like(file: Path, database: os.stat_result) -> Iterator[Check]:
+def _unlike(file: Path, path: Path) -> Iterator[Check]:
     """A file beside the database that bars whom the database itself lets in."""
-    if not os.path.exists(file):
-        return
-    found = file.stat()
-    shared = database.st_mode & stat.S_IWGRP
+    found, database = file.stat(), path.stat()
+    is_shared = database.st_mode & stat.S_IWGRP
     missing = database.st_mode & ~found.st_mode & 0o666
-    other = found.st_gid != database.st_gid if shared else found.st_uid != database.st_uid
-    if missing or other:
-        mode = stat.S_IMODE(database.st_mode) & 0o666
-        owner = f"{database.st_uid}:{database.st_gid}"
-        yield Check(
-            "rights",
-            "warn",
-            f"{_told(file)} is not as the database is ({_user(database.st_uid)}:"
-            f"{_group_name(database.st_gid)} {mode:04o}): others may be shut out",
-            f"`chown {owner} {quoted(file)} && chmod {mode:o} {quoted(file)}`",
-        )
+    if missing or (
+        found.st_gid != database.st_gid if is_shared else found.st_uid != database.st_uid
+    ):
+        said = f"{_told(file)} is not as the database is, {_told(path)}: others may be shut out"
+        like = f"--reference={quoted(path)} {quoted(file)}"
+        yield Check("rights", "warn", said, f"`chown {like} && chmod {like}`")
 
 
 def _told(file: Path) -> str:
     found = file.stat()
-    who = f"{_user(found.st_uid)}:{_group_name(found.st_gid)}"
+    who = f"{_user(found.st_uid)}:{_group(found.st_gid)}"
     return f"{file.name or file} ({who} {stat.S_IMODE(found.st_mode):04o})"
 
 
@@ -173,7 +127,7 @@ def _user(uid: int) -> str:
         return f"user {uid}"
 
 
-def _group_name(gid: int) -> str:
+def _group(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
