@@ -28,6 +28,7 @@ from session_projector.worker.storage.sqlite.doctor import checks
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 STRANGER_UID = 60003
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 SAMPLE = Path(__file__).parents[1] / "support" / "kanbatte-sample.db"
 OF_THE_MACHINE = {"sqlite", "filesystem", "space"}
 MIB = 1024 * 1024
@@ -55,13 +56,18 @@ def wrong(database: Database | Path) -> set[str]:
 def mend(found: Check) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
     commands = [c for c in re.findall("`([^`]*)`", found.fix) if not c.startswith("projector run")]
-    shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
     for command in commands:
-        done = subprocess.run(
-            ["bash", "-euc", shell + command], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (command, done)
+        shell(command)
     assert commands, found
+
+
+def shell(commands: str, folder: Path | None = None) -> None:
+    """Run what is pasted into a shell."""
+    ours = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
+    done = subprocess.run(
+        ["bash", "-euc", ours + commands], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert done.returncode == 0, (commands, done)
 
 
 @pytest.fixture
@@ -321,9 +327,10 @@ def test_a_seq_that_is_no_autoincrement_is_copied_into_a_log_that_is(folded: Dat
     folded.sql("CREATE INDEX idx_event_log_key ON event_log (key)")
 
     found = look(folded, "seq")
-    mend(found)
-    new = Database(folded.path.with_name("new-local.db"))
-    projector("run", "--once", "-d", new.path)
+    (title,) = re.findall('docs/operating.md tells under "(.*)"', found.fix)
+    section = OPERATING.read_text().split(f"### {title}\n")[1]
+    shell(section.split("```sh\n")[1].split("```")[0], folded.path.parent)
+    new = Database(folded.path.with_name("new.db"))
 
     assert found.level == "fail"
     assert "not INTEGER PRIMARY KEY AUTOINCREMENT" in found.found

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker import linux as proc
+from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.connection import DaemonLock, told
-from session_projector.worker.storage.sqlite.doctor import progress
+from session_projector.worker.storage.sqlite.doctor import checks, progress
 
 WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
@@ -23,10 +23,10 @@ def daemon(path: Path) -> Iterator[Check]:
         yield Check("daemon", "warn", said, f"`projector run -d {quoted(path)}`")
         return
     who = told(pid)
-    others = [seen for seen in proc.openers([lock.file]).processes if seen.pid != pid]
-    standing_by = f"; standing by: {', '.join(map(str, others))}" if others else ""
+    others = [other for other in linux.openers([lock.file]) if other != pid]
+    standing_by = f"; standing by: {linux.named(others)}" if others else ""
     names = ", ".join(running) or "it does not say which projections"
-    if pid and proc.is_stopped(pid):
+    if pid and linux.is_stopped(pid):
         fix = f"let it go on: `kill -CONT {pid}`"
         yield Check("daemon", "fail", f"{who} was stopped by a signal{standing_by}", fix)
     elif waiting := _stuck(path, [*running]):
@@ -37,11 +37,10 @@ def daemon(path: Path) -> Iterator[Check]:
 
 def _held_up(path: Path, pid: int, said: str) -> Check:
     """Stuck, or kept from writing by somebody else."""
-    holders = proc.writers(path.with_name(path.name + "-shm")) - {pid}
-    if holders:
-        who = ", ".join(str(proc.Seen(holder, proc.name(holder))) for holder in sorted(holders))
+    if holders := sorted(checks.others_in("WRITE", path) - {pid}):
+        said = f"{said}: {linux.named(holders)} holds the write lock"
         fix = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
-        return Check("daemon", "fail", f"{said}: {who} holds the write lock", fix)
+        return Check("daemon", "fail", said, fix)
     if not pid:
         fix = (
             "see who has its lock, there and in the containers that share the folder, and restart"
@@ -54,24 +53,16 @@ def _held_up(path: Path, pid: int, said: str) -> Check:
 
 def _stuck(path: Path, names: list[str]) -> str:
     """What waits while no position moves; '' as soon as one does, or nothing waits."""
-    before, newest = _tailing(path, names)
+    before, newest = progress.tailing(path, names)
     waiting = newest - min((position for position, _ in before.values()), default=newest)
+    if waiting <= 0:
+        return ""
     deadline = time.monotonic() + WATCH_S
-    while waiting > 0 and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         time.sleep(WATCH_POLL_S)
-        if _tailing(path, names).checkpoints != before:
+        if progress.tailing(path, names)[0] != before:
             return ""
-    return f"{waiting:,} events wait, and none was folded in {WATCH_S:g} s" if waiting > 0 else ""
-
-
-def _tailing(path: Path, names: list[str]) -> progress.Tailing:
-    """Those that the daemon runs; where it does not say, all."""
-    found = progress.tailing(path)
-    if not names:
-        return found
-    return found._replace(
-        checkpoints={name: at for name, at in found.checkpoints.items() if name in names}
-    )
+    return f"{waiting:,} events wait, and none was folded in {WATCH_S:g} s"
 
 
 def projections(path: Path) -> Iterator[Check]:
@@ -83,12 +74,12 @@ def projections(path: Path) -> Iterator[Check]:
             said = f"{name} failed: {state.why}"
             fix = "mend that; the daemon tries again by itself"
         elif alive:
-            said = f"{name} is being rebuilt as version {state.version}: {state.events:,} of"
-            said += f" {state.total:,} events"
+            at = f"{state.events:,} of {state.total:,} events"
+            said = f"{name} is being rebuilt as version {state.version}: {at}"
             fix = f"wait; see how far it is: `projector status -d {quoted(path)}`"
         else:
             said = f"a rebuild of {name} as version {state.version} was cut off"
             fix = f"`projector run -d {quoted(path)}` does it"
         wrong.append(Check("projections", "warn", said, fix))
-    found = f"{progress.count(path)} of them, none failed or rebuilding"
+    found = f"{len(progress.tailing(path)[0])} of them, none failed or rebuilding"
     yield from wrong or [Check("projections", "ok", found)]

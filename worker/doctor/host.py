@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker import linux as proc
+from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.check import Check
 
@@ -16,22 +16,20 @@ NO_ROOM_BYTES: Final = 8 * MIB
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _2024_MS: Final = 1_704_067_200_000
 
-
 SHARED_FILESYSTEMS: Final = frozenset(
     """
-    nfs nfs4 cifs smb2 smb3 smbfs 9p v9fs virtiofs vboxsf vmhgfs prl_fs drvfs fakeowner osxfs
-    ceph glusterfs afs lustre coda ncpfs beegfs gfs2 ocfs2 orangefs webdav davfs
-    fuse.sshfs fuse.glusterfs fuse.ceph fuse.ceph-fuse fuse.gvfsd-fuse fuse.grpcfuse fuse.osxfs
-    fuse.vmhgfs-fuse fuse.prl_fsd fuse.rclone fuse.s3fs fuse.gcsfuse fuse.juicefs fuse.mount-s3
-    fuse.davfs
+    nfs nfs4 cifs smb2 smb3 smbfs 9p v9fs virtiofs vboxsf vmhgfs prl_fs drvfs fakeowner osxfs ceph
+    glusterfs afs lustre coda ncpfs beegfs gfs2 ocfs2 orangefs webdav davfs sshfs ceph-fuse
+    gvfsd-fuse grpcfuse vmhgfs-fuse prl_fsd rclone s3fs gcsfuse juicefs mount-s3
     """.split()  # noqa: SIM905
 )
 """Network and virtual file systems: the other side does not see SQLite's locks and memory."""
-_PASSING: Final = {
+_DOUBTFUL: Final = {
     "overlay": "a container's own layer: gone with the container",
     "aufs": "a container's own layer: gone with the container",
     "tmpfs": "memory: gone at the next restart",
     "ramfs": "memory: gone at the next restart",
+    "fuse": "whether SQLite's locks and shared memory hold there is up to the program behind it",
 }
 
 
@@ -42,21 +40,18 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
         yield Check("filesystem", "ok", "its type is not known here")
         return
     kind, place = _mounted(path.parent, lines)
+    found = f"{kind} at {place}"
     elsewhere = (
         "move it to a local disk, or a volume on one: stop all that use it, then"
         f" `sqlite3 {quoted(path)} \"VACUUM INTO '/a/local/disk/local.db'\"`"
     )
-    on = f"{kind} at {place}"
-    if kind in SHARED_FILESYSTEMS:
+    if kind.removeprefix("fuse.") in SHARED_FILESYSTEMS:
         why = "SQLite's locks and shared memory do not hold there, and the database will break"
-        yield Check("filesystem", "fail", f"{on}: {why}", elsewhere)
-    elif kind in _PASSING:
-        yield Check("filesystem", "warn", f"{on}: {_PASSING[kind]}", elsewhere)
-    elif kind.startswith("fuse."):
-        why = "whether SQLite's locks and shared memory hold there is up to the program behind it"
-        yield Check("filesystem", "warn", f"{on}: {why}", elsewhere)
+        yield Check("filesystem", "fail", f"{found}: {why}", elsewhere)
+    elif why := _DOUBTFUL.get(kind.partition(".")[0], ""):
+        yield Check("filesystem", "warn", f"{found}: {why}", elsewhere)
     else:
-        yield Check("filesystem", "ok", on)
+        yield Check("filesystem", "ok", found)
 
 
 def _mounted(folder: Path, lines: list[bytes]) -> tuple[str, str]:
@@ -89,11 +84,11 @@ def space(path: Path) -> Iterator[Check]:
 
 def litestream(path: Path) -> Iterator[Check]:
     has_folder = os.path.isdir(path.with_name(f".{path.name}-litestream"))
-    seen = proc.running("litestream")
+    seen = linux.running("litestream")
     if not has_folder and not seen:
         yield Check("litestream", "ok", "not seen here")
         return
-    who = f"runs as {', '.join(str(one.pid) for one in seen)}" if seen else "is not running"
+    who = f"runs as {', '.join(map(str, seen))}" if seen else "is not running"
     yield Check(
         "litestream",
         "ok",

@@ -10,9 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
-
-import msgspec
+from typing import Final, Literal
 
 from session_projector import migrations
 from session_projector.projections.event import MAX_EVENT_BYTES, LogRow, Unfoldable, created_ms
@@ -29,17 +27,16 @@ BUSY_TIMEOUT_S: Final = 1.0
 CLOCK_EVENTS: Final = 300
 AHEAD_MS: Final = 60_000
 PIN_WATCH_S: Final = 0.3
-NAMED: Final = 10
+# Bytes of the -shm file that SQLite locks, by its file format ("WAL-mode file locks").
+_LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
 _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection for one check."""
-    with (
-        translated(path),
-        closing(connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)) as connection,
-    ):
+    connection = connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)
+    with translated(path), closing(connection):
         yield connection
 
 
@@ -50,74 +47,64 @@ def opens(path: Path, rights: Sequence[Check]) -> Iterator[Check]:
         said = "not looked into: as root, that would change whose the files beside it are"
         yield Check("database", "warn", said, "mend the rights first: see below")
         return
-    with reading(path) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    with reading(path) as db:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     yield Check("database", "ok", f"{path}, {path.stat().st_size / MIB:,.1f} MiB")
 
 
 def schema(path: Path) -> Iterator[Check]:
-    setup = f"`projector db setup -d {quoted(path)}`"
-    with reading(path) as connection:
-        found = migrate.layout(connection, path)
+    setup = _setup(path)
+    with reading(path) as db:
+        found = migrate.layout(db, path)
         if found is migrate.Layout.EMPTY:
             yield Check("schema", "fail", "there are no tables yet", f"make them: {setup}")
         elif found is migrate.Layout.KANBATTE:
             said = "a database of Kanbatte up to 0.0.3, not adopted yet"
             yield Check("schema", "fail", said, f"stop its writers for good, then {setup}")
         else:
-            migrate.check(connection, path)
+            migrate.check(db, path)
             yield Check("schema", "ok", [*migrations.load()][-1])
 
 
 def journal_mode(path: Path) -> Iterator[Check]:
-    with reading(path) as connection:
-        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    with reading(path) as db:
+        (mode,) = db.execute("PRAGMA journal_mode").fetchone()
     if mode == "wal":
         yield Check("journal mode", "ok", "WAL")
-        return
-    said = f"{mode}, not WAL: readers and writers shut each other out"
-    fix = f"`projector db setup -d {quoted(path)}`, or the next daemon's start"
-    yield Check("journal mode", "warn", said, fix)
+    else:
+        said = f"{mode}, not WAL: readers and writers shut each other out"
+        yield Check("journal mode", "warn", said, f"{_setup(path)}, or the next daemon's start")
 
 
 def autoincrement(path: Path) -> Iterator[Check]:
     """Without it a position could be used twice, or a VACUUM renumber them all."""
-    with reading(path) as connection:
-        ((sql,),) = connection.execute(
+    with reading(path) as db:
+        ((sql,),) = db.execute(
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
         )
     words = " ".join(str(sql).replace('"', " ").replace("(", " ( ").upper().split())
     if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" in words:
         yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
-        return
-    new = path.with_name(f"new-{path.name}")
-    columns = "seq, id, key, data, created_at"
-    old = str(path).replace("'", "''")
-    copy = (
-        f"ATTACH '{old}' AS old; INSERT INTO event_log ({columns}) SELECT {columns} FROM"
-        " old.event_log ORDER BY seq; INSERT INTO view SELECT * FROM old.view WHERE"
-        " key < 'session:' OR key >= 'session;'"
-    )
-    yield Check(
-        "seq",
-        "fail",
-        "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table anew, and"
-        " positions may be used twice",
-        f"stop all that use it, copy the log: `projector db setup -d {quoted(new)} && sqlite3"
-        f" {quoted(new)} {shlex.quote(copy)}`; give the new file the owner, group"
-        " and mode of the old (chown and chmod with --reference), remove the old -wal and -shm, and"
-        " mv it over the old",
-    )
+    else:
+        yield Check(
+            "seq",
+            "fail",
+            "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table anew,"
+            " and positions may be used twice",
+            'copy the log into a new database, as docs/operating.md tells under "Saving the log of'
+            ' a damaged file"',
+        )
 
 
 def triggers(path: Path) -> Iterator[Check]:
-    with reading(path) as connection:
-        amiss, others = objects.amiss(connection), objects.foreign_triggers(connection)
-    wrong = [f"{name} is {how}" for name, how in amiss.items() if name in objects.TRIGGERS]
+    with reading(path) as db:
+        amiss = objects.amiss(db)
+        wrong = [f"{name} is {how}" for name, how in amiss.items() if name in objects.TRIGGERS]
+        others = [] if wrong else objects.foreign_triggers(db)
     named = ", ".join(f"{name} on {table}" for name, table, _ in others)
     if wrong:
         said = f"the log can be rewritten: {', '.join(wrong)}"
-        yield Check("triggers", "fail", said, f"`projector db setup -d {quoted(path)}`")
+        yield Check("triggers", "fail", said, _setup(path))
     elif any(meddles for *_, meddles in others):
         yield Check(
             "triggers",
@@ -133,37 +120,33 @@ def triggers(path: Path) -> Iterator[Check]:
 
 
 def indexes(path: Path) -> Iterator[Check]:
-    with reading(path) as connection:
-        amiss = objects.amiss(connection)
+    """Those that make reading fast, and the one that keeps a session in one row."""
+    with reading(path) as db:
+        amiss = objects.amiss(db)
+        doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
     if gone := [name for name in amiss if name not in (*objects.TRIGGERS, objects.SESSION_KEY)]:
         said = f"{', '.join(gone)}: gone, and reading is slow without"
-        yield Check("indexes", "warn", said, f"`projector db setup -d {quoted(path)}`")
+        yield Check("indexes", "warn", said, _setup(path))
     else:
         yield Check("indexes", "ok", "all are there")
-
-
-def session_keys(path: Path) -> Iterator[Check]:
-    with reading(path) as connection:
-        wrong = objects.amiss(connection).get(objects.SESSION_KEY)
-        doubled = migrate.doubled_keys(connection) if wrong else []
-    if wrong is None:
+    if how := amiss.get(objects.SESSION_KEY):
+        said = f"nothing keeps a session from standing in two rows: {objects.SESSION_KEY} is {how}"
+        fix = _setup(path)
+        if doubled:
+            more = ", …" if len(doubled) > 3 else ""
+            said += f"; {len(doubled)} do: {', '.join(doubled[:3])}{more}"
+            fix += f", then `projector replay -d {quoted(path)}`"
+        yield Check("session keys", "fail", said, fix)
+    else:
         yield Check("session keys", "ok", "each session has one row at most")
-        return
-    said = f"nothing keeps a session from standing in two rows: {objects.SESSION_KEY} is {wrong}"
-    fix = f"`projector db setup -d {quoted(path)}`"
-    if doubled:
-        more = ", …" if len(doubled) > 3 else ""
-        said += f"; {len(doubled)} do: {', '.join(doubled[:3])}{more}"
-        fix += f", then `projector replay -d {quoted(path)}`"
-    yield Check("session keys", "fail", said, fix)
 
 
 def clock(path: Path) -> Iterator[Check]:
     """Whether the newest events come from the future."""
     now_ms = ahead_ms = time.time_ns() // 1_000_000
     newest = f"SELECT created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
-    with reading(path) as connection:
-        for (created_at,) in connection.execute(newest):
+    with reading(path) as db:
+        for (created_at,) in db.execute(newest):
             with suppress(Unfoldable):
                 ahead_ms = max(ahead_ms, created_ms(created_at))
     if ahead_ms - now_ms > AHEAD_MS:
@@ -181,75 +164,53 @@ def clock(path: Path) -> Iterator[Check]:
 def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
     """Whether the log is the one that was folded, by code that is here."""
     wrong = []
-    with reading(path) as connection:
-        for name, version, position, remembered in connection.execute(
+    with reading(path) as db:
+        for name, version, position, remembered in db.execute(
             "SELECT name, abs(version), position, digest FROM checkpoint ORDER BY name"
         ):
             here = code_versions.get(name, version)
-            if not fits_log(connection, position, remembered):
-                said = (
-                    f"the log is not the one that was folded into {name} up to"
-                    f" {position:,}: it was rewound or replaced"
-                )
+            if not fits_log(db, position, remembered):
+                said = f"the log is not the one that was folded into {name} up to {position:,}"
+                said += ": it was rewound or replaced"
                 fix = f"fold it from the first event: `projector replay -d {quoted(path)}`"
                 wrong.append(Check("checkpoint", "fail", said, fix))
             elif version > here:
-                said = (
-                    f"the views of {name} are of version {version}, the code"
-                    f" here is of version {here}"
-                )
+                said = f"the views of {name} are of version {version}, the code here of {here}"
                 fix = "upgrade projector: `pip install -U session-projector`, or its package"
                 wrong.append(Check("checkpoint", "fail", said, fix))
     yield from wrong or [Check("checkpoint", "ok", "fits the log")]
 
 
-def fits_log(connection: sqlite3.Connection, position: int, remembered: str) -> bool:
+def fits_log(db: sqlite3.Connection, position: int, remembered: str) -> bool:
     """Whether the event at a checkpoint is the one that the checkpoint remembers."""
-    rows = connection.execute(
-        f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq",
-        {"seq": position, "max": MAX_EVENT_BYTES},
-    )
-    return not position or any(digest(LogRow(*row)) == remembered for row in rows)
+    return not position or any(digest(row) == remembered for row in event(db, position))
 
 
-class Bug(msgspec.Struct, frozen=True):
-    """A bug of SQLite that matters here; `fixed` are the versions with the fix, by branch."""
-
-    since: tuple[int, ...]
-    fixed: tuple[tuple[int, ...], ...]
-    what: str
+def event(db: sqlite3.Connection, seq: int) -> list[LogRow]:
+    """The event at a position, if there is one."""
+    sql = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq"
+    return [LogRow(*row) for row in db.execute(sql, {"seq": seq, "max": MAX_EVENT_BYTES})]
 
 
-BUGS: Final = (
-    # https://sqlite.org/wal.html#walresetbug
-    Bug(
-        (3, 7, 0),
-        ((3, 44, 6), (3, 50, 7), (3, 51, 3)),
-        "the WAL-reset bug: where several processes have the database open, a checkpoint at the"
-        " very moment of another's checkpoint and write may, very rarely, corrupt it",
-    ),
-)
+# Of the WAL-reset bug, by branch: https://sqlite.org/wal.html#walresetbug
+_FIXED_IN: Final = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 
 
 def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Iterator[Check]:
     said = ".".join(map(str, version))
-    bugs = [bug for bug in BUGS if _has(version, bug)]
-    for bug in bugs:
-        fixed = ", ".join(".".join(map(str, one)) for one in bug.fixed)
-        yield Check(
-            "sqlite",
-            "warn",
-            f"SQLite {said} has {bug.what}",
-            f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
-            " other program that opens the database has it too; until then keep backups",
-        )
-    if not bugs:
+    if version >= next((one for one in _FIXED_IN if one[:2] == version[:2]), _FIXED_IN[-1]):
         yield Check("sqlite", "ok", f"SQLite {said}, none of whose known bugs matters here")
-
-
-def _has(version: tuple[int, ...], bug: Bug) -> bool:
-    same_branch = [fixed for fixed in bug.fixed if fixed[:2] == version[:2]]
-    return bug.since <= version < (same_branch or [max(bug.fixed)])[0]
+        return
+    fixed = ", ".join(".".join(map(str, one)) for one in _FIXED_IN)
+    yield Check(
+        "sqlite",
+        "warn",
+        f"SQLite {said} has the WAL-reset bug: where several processes have the database open, a"
+        " checkpoint at the very moment of another's checkpoint and write may, very rarely,"
+        " corrupt it",
+        f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
+        " other program that opens the database has it too; until then keep backups",
+    )
 
 
 def wal(path: Path, large_bytes: int) -> Iterator[Check]:
@@ -258,33 +219,34 @@ def wal(path: Path, large_bytes: int) -> Iterator[Check]:
         return
     log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
     size = log.stat().st_size if log.exists() else 0
-    users = linux.openers([path, log, shm])
-    seen = ", ".join(map(str, users.processes[:NAMED])) or "no other process"
-    if len(users.processes) > NAMED:
-        seen += f" and {len(users.processes) - NAMED} more"
     if not linux.is_there():
         seen = "who, is not known here"
-    elif users.unseen:
-        seen += f"; processes that could not be looked into: {users.unseen}"
+    else:
+        seen = linux.named(linux.openers([path, log, shm])) or "no other process"
+        if os.geteuid() != 0:
+            seen += "; only root sees the processes of other users"
     found = f"{size / MIB:,.1f} MiB; open in: {seen}"
     if size <= large_bytes:
         yield Check("wal", "ok", found)
         return
-    pinning = linux.readers(shm)
+    pinning = others_in("READ", path)
     time.sleep(PIN_WATCH_S)
-    pinning &= linux.readers(shm)
+    pinning &= others_in("READ", path)
+    truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
     if pinning:
-        whose = ", ".join(str(linux.Seen(pid, linux.name(pid))) for pid in sorted(pinning))
-        found += f"; a read is open all the time in: {whose}"
-    stop = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
-    yield Check(
-        "wal",
-        "warn",
-        f"{found}. It begins anew once no process holds an old snapshot open",
-        (
-            stop
-            if pinning
-            else f"see who has it open: `fuser {quoted(log)}`; stop who never ends a read"
-        )
-        + f"; then `sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`",
-    )
+        found += f"; a read is open all the time in: {linux.named(pinning)}"
+        end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
+        truncate = f"{end}; then {truncate}"
+    found += ". It begins anew once no process holds an old snapshot open"
+    yield Check("wal", "warn", found, truncate)
+
+
+def others_in(transaction: Literal["READ", "WRITE"], path: Path) -> set[int]:
+    """The other processes that are in a read transaction, or hold the write lock, just now."""
+    locks = linux.locks(path.with_name(path.name + "-shm"))
+    found = {pid for pid, kind, at in locks if kind == transaction and at in _LOCKED[transaction]}
+    return found - {os.getpid()}
+
+
+def _setup(path: Path) -> str:
+    return f"`projector db setup -d {quoted(path)}`"

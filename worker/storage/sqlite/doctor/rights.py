@@ -6,6 +6,7 @@ import pwd
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -34,19 +35,18 @@ def rights(path: Path) -> Iterator[Check]:
         yield Check("rights", "fail", said, REMOUNT)
         return
     uid, who = _asked_for(path)
-    beside = [path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)]
-    beside = [file for file in beside if os.path.exists(file)]
-    here = [path] if os.path.exists(path) else []
+    files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", LOCK_SUFFIX)]
+    there = [file for file in files if os.path.exists(file)]
     wrong = [
         Check("rights", "fail", f"{who} may not read and write {_told(file)}", fix)
-        for file in (folder, *here, *beside)
-        if (fix := _barred(file, folder, uid, path))
+        for file in (folder, *there)
+        if (fix := _barred(file, path, uid))
     ]
     if os.path.isfile(path):
         wrong = wrong or [*_half_shared(path)]
-        wrong = wrong or [one for file in beside for one in _unlike(file, path)]
-    told = "; ".join([f"{who} may read and write it and its folder", *map(_told, here)])
-    yield from wrong or [Check("rights", "ok", told)]
+        wrong = wrong or [one for file in there for one in _unlike(file, path)]
+    said = "; ".join([f"{who} may read and write it and its folder", *map(_told, there[:1])])
+    yield from wrong or [Check("rights", "ok", said)]
 
 
 def _asked_for(path: Path) -> tuple[int, str]:
@@ -60,26 +60,26 @@ def _asked_for(path: Path) -> tuple[int, str]:
     return owner, f"{_user(owner)}, whose the folder is,"
 
 
-def _barred(file: Path, folder: Path, uid: int, path: Path) -> str:
+def _barred(file: Path, path: Path, uid: int) -> str:
     """What lets a user read and write a file, without shutting anybody out; '' where he can."""
-    found, around = file.stat(), folder.stat()
+    found, folder = file.stat(), path.parent.stat()
     bits = 7 if file.is_dir() else 6
     if uid == os.geteuid():
         can = os.access(file, bits)
     else:  # whoever uses the folder and does not own it is in its group
-        shift = 6 if found.st_uid == uid else 3 if found.st_gid == around.st_gid else 0
+        shift = 6 if found.st_uid == uid else 3 if found.st_gid == folder.st_gid else 0
         can = found.st_mode >> shift & bits == bits
     if can:
         return ""
     if found.st_uid == uid:
         return f"`chmod {'u+rwx' if file.is_dir() else 'u+rw'} {quoted(file)}`"
-    if file.is_file() and found.st_uid == 0 and around.st_uid == uid:  # root, whom nothing bars
-        own = f"chown --reference={quoted(folder)} {quoted(file)}"
-        mode = f"chmod {around.st_mode & 0o666:o} {quoted(file)}"
+    if file.is_file() and found.st_uid == 0 and folder.st_uid == uid:  # root, whom nothing bars
+        own = f"chown --reference={quoted(path.parent)} {quoted(file)}"
+        mode = f"chmod {folder.st_mode & 0o666:o} {quoted(file)}"
         return f"make it as its folder is, as root: `{own} && {mode}`"
     owner = _user(found.st_uid)
     return (
-        f"{file.name or file} is {owner}'s, the folder {_user(around.st_uid)}'s: find out whose the"
+        f"{file.name or file} is {owner}'s, the folder {_user(folder.st_uid)}'s: find out whose the"
         f" database is meant to be; to share it with a group, as {owner}:"
         f" `projector db setup --group NAME -d {quoted(path)}`"
     )
@@ -121,14 +121,12 @@ def _told(file: Path) -> str:
 
 
 def _user(uid: int) -> str:
-    try:
+    with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
+    return f"user {uid}"
 
 
 def _group(gid: int) -> str:
-    try:
+    with suppress(KeyError):
         return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+    return str(gid)
