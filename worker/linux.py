@@ -1,4 +1,4 @@
-"""What Linux tells of other processes: who has a file open, and who has it locked."""
+"""What /proc says of other processes: which files they have open, and which they have locked."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ def running(called: str) -> list[int]:
 
 
 def named(pids: Iterable[int]) -> str:
-    """Processes by number and name; their arguments are nobody's business."""
+    """Processes by number and name, without their arguments, which may hold secrets."""
     return ", ".join(f"{pid} ({name(pid)})" for pid in sorted(pids))
 
 
@@ -45,15 +45,15 @@ def name(pid: int) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped it."""
+    """Whether a signal or a debugger has suspended a process."""
     with suppress(OSError, IndexError):
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
         return stat.rpartition(")")[2].split()[0] in ("T", "t")
     return False
 
 
-def locks(file: Path, manner: str = "POSIX") -> Iterator[tuple[int, str, int]]:
-    """Process, kind and first byte of each lock of that manner on a file."""
+def locks(file: Path, kind: str = "POSIX") -> Iterator[tuple[int, str, int]]:
+    """Process, READ or WRITE, and first byte of each lock of a kind on a file."""
     identity = _identity(file)
     try:
         lines = (PROC / "locks").read_text(errors="replace").splitlines()
@@ -61,7 +61,7 @@ def locks(file: Path, manner: str = "POSIX") -> Iterator[tuple[int, str, int]]:
         return
     for line in lines:
         fields = line.split()  # 1: POSIX ADVISORY WRITE 3568 fd:00:2531475 120 120
-        if identity and len(fields) == 8 and fields[1] == manner:
+        if identity and len(fields) == 8 and fields[1] == kind:
             major, minor, inode = fields[5].split(":")
             device = os.makedev(int(major, 16), int(minor, 16))
             if (device, int(inode)) == identity:
@@ -69,7 +69,7 @@ def locks(file: Path, manner: str = "POSIX") -> Iterator[tuple[int, str, int]]:
 
 
 def holds(pid: int, file: Path) -> int | None:
-    """The process, as it is numbered here, that called itself `pid` and has a whole file locked.
+    """The process, by its number here, that called itself `pid` and has a whole file locked.
 
     In a container it may have called itself otherwise. None where no such process is to be seen;
     where there is no such /proc, its word is taken.
@@ -89,7 +89,7 @@ def holds(pid: int, file: Path) -> int | None:
 
 
 def _own_number(pid: int) -> int:
-    """What a process is called in its own namespace."""
+    """The number of a process in its own namespace."""
     with suppress(OSError):
         for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):
@@ -110,7 +110,7 @@ def _pids() -> Iterator[int]:
 
 
 def _is_open(pid: int, wanted: dict[str, tuple[int, int]]) -> Iterator[bool]:
-    """For each file that a process has open, whether it is wanted."""
+    """Whether each file that a process has open is wanted."""
     folder = PROC / str(pid) / "fd"
     for descriptor in os.listdir(folder):
         link = folder / descriptor

@@ -1,4 +1,4 @@
-"""`projector doctor`: broken in each way, what it says, and that the command it gives mends it."""
+"""`projector doctor`: broken in each way, what it says, and that the command it gives fixes it."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from support import PROJECTOR, T0, Database, daemon, event, projector
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.daemon import service
-from session_projector.worker.doctor import host as surroundings
+from session_projector.worker.doctor import host
 from session_projector.worker.doctor.examine import examine
 from session_projector.worker.storage.check import Check
 from session_projector.worker.storage.sqlite.doctor import checks
@@ -53,7 +53,7 @@ def wrong(database: Database | Path) -> set[str]:
     return {one.check for one in examine(path) if one.level != "ok"} - OF_THE_MACHINE
 
 
-def mend(found: Check) -> None:
+def fix(found: Check) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
     commands = [c for c in re.findall("`([^`]*)`", found.fix) if not c.startswith("projector run")]
     for command in commands:
@@ -148,7 +148,7 @@ def test_an_adopted_database_is_no_false_alarm_before_and_after_its_first_run(
     shutil.copy(SAMPLE, path)
     path.chmod(0o644)
     not_yet = look(path, "schema")
-    mend(not_yet)
+    fix(not_yet)
 
     assert not_yet.level == "fail"
     assert "Kanbatte" in not_yet.found
@@ -189,7 +189,7 @@ def test_a_missing_folder_is_made_by_the_command(tmp_path: Path) -> None:
     path = tmp_path / "no" / "such" / "local.db"
 
     found = look(path, "rights")
-    mend(found)
+    fix(found)
 
     assert found.level == "fail"
     assert f"there is no folder {path.parent}" in found.found
@@ -215,7 +215,7 @@ def test_an_older_schema_is_upgraded_by_the_command(database: Database) -> None:
     database.sql("DROP TABLE projection_state")
 
     found = look(database, "schema")
-    mend(found)
+    fix(found)
 
     assert "lacks 0005" in found.found
     assert wrong(database) == {"daemon"}
@@ -291,13 +291,13 @@ def test_what_others_called_by_one_of_our_names_is_left_alone(folded: Database) 
 
 def test_a_log_with_its_triggers_back_refuses_to_be_rewritten(folded: Database) -> None:
     folded.sql("DROP TRIGGER event_log_no_update")
-    mend(look(folded, "triggers"))
+    fix(look(folded, "triggers"))
 
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         folded.sql("UPDATE event_log SET key = 'x'")
 
 
-def test_doubled_session_keys_are_found_and_mended(folded: Database) -> None:
+def test_doubled_session_keys_are_found_and_fixed(folded: Database) -> None:
     folded.sql("DROP INDEX idx_view_session_key")
     without = look(folded, "session keys")
     folded.sql(
@@ -306,7 +306,7 @@ def test_doubled_session_keys_are_found_and_mended(folded: Database) -> None:
     )
 
     found = look(folded, "session keys")
-    mend(found)
+    fix(found)
 
     assert without.level == found.level == "fail"
     assert "idx_view_session_key is gone" in without.found
@@ -355,14 +355,16 @@ def test_a_journal_that_is_no_wal_is_made_one(database: Database) -> None:
 # What was folded
 
 
-def test_a_checkpoint_that_does_not_fit_the_log_is_mended(folded: Database) -> None:
+def test_a_checkpoint_that_does_not_fit_the_log_is_fixed(folded: Database) -> None:
     folded.sql("UPDATE checkpoint SET digest = 'x' WHERE name = 'sessions'")
 
     found, writers = look(folded, "checkpoint"), look(folded, "old writers")
-    mend(found)
+    fix(found)
 
     assert found.level == "fail"
-    assert "not the one that was folded into sessions" in found.found
+    assert (
+        "event_log was truncated or replaced: checkpoint sessions@9 does not match" in found.found
+    )
     assert "does not fit" in writers.found
     assert wrong(folded) == {"daemon"}
 
@@ -377,7 +379,7 @@ def test_views_of_a_newer_version_are_told(folded: Database) -> None:
     assert "upgrade projector" in found.fix
 
 
-def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) -> None:
+def test_a_row_that_an_old_writer_updated_is_found_and_fixed(folded: Database) -> None:
     for change, words in (
         ("last_offset_id = 'e1'", "last_offset_id is not the id of its newest event, e4"),
         ("updated_at = updated_at + 60000", "its columns disagree with its data"),
@@ -396,7 +398,7 @@ def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) 
         folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)
     folded.sql("UPDATE view SET last_offset_id = 'e1' WHERE key = 'session:A-1'")
     assert found.fix.startswith("stop the old writers for good, then `projector replay -d")
-    mend(found)
+    fix(found)
     assert wrong(folded) == {"daemon"}
 
 
@@ -435,9 +437,9 @@ def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
         running.process.send_signal(signal.SIGSTOP)
         until(lambda: look(folded, "daemon").level == "fail")
         found = look(folded, "daemon")
-        mend(found)
+        fix(found)
 
-        assert "was stopped by a signal" in found.found
+        assert "is suspended (SIGSTOP)" in found.found
         until(lambda: look(folded, "daemon").level == "ok")
 
 
@@ -468,7 +470,7 @@ def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
         with another(OPEN + GOING_ON, folded.path):
             busy = look(folded, "daemon")
         found = look(folded, "daemon")
-        mend(found)
+        fix(found)
     projector("run", "--once", "-d", folded.path)
 
     assert idle.level == busy.level == "ok"
@@ -542,7 +544,7 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
         with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
             running.process.send_signal(signal.SIGCONT)
             found = look(folded, "daemon")
-            mend(found)
+            fix(found)
         running.wait_until_at(10)
 
         assert found.level == "fail"
@@ -554,7 +556,7 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
 @pytest.mark.parametrize(
     ("state", "words", "command"),
     [
-        ("failed", "sessions failed: a fault", "mend that"),
+        ("failed", "sessions failed: a fault", "fix that"),
         ("rebuilding", "a rebuild of sessions as version 2 was cut off", "projector run"),
     ],
 )
@@ -590,11 +592,11 @@ def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:
 
 
 def test_a_clock_before_2024_is_told() -> None:
-    (found,) = surroundings.clock(1_600_000_000_000)
+    (found,) = host.clock(1_600_000_000_000)
 
     assert found.level == "fail"
     assert "timedatectl" in found.fix
-    assert [*surroundings.clock(1_800_000_000_000)] == []
+    assert [*host.clock(1_800_000_000_000)] == []
 
 
 @pytest.mark.parametrize(
@@ -646,10 +648,10 @@ def test_file_systems_where_sqlite_must_not_live(
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS.format(kind=kind))
 
-    (found,) = surroundings.filesystem(Path("/srv/a/local.db"), mounts)
-    (beside,) = surroundings.filesystem(Path("/srv/my data/local.db"), mounts)
-    (root,) = surroundings.filesystem(Path("/srvx/local.db"), mounts)
-    (unknown,) = surroundings.filesystem(Path("/home/local.db"), tmp_path / "absent")
+    (found,) = host.filesystem(Path("/srv/a/local.db"), mounts)
+    (beside,) = host.filesystem(Path("/srv/my data/local.db"), mounts)
+    (root,) = host.filesystem(Path("/srvx/local.db"), mounts)
+    (unknown,) = host.filesystem(Path("/home/local.db"), tmp_path / "absent")
 
     assert found.level == level
     assert words in found.found
@@ -689,7 +691,7 @@ def test_a_folder_with_less_room_than_the_database_is_told(tmp_path: Path) -> No
         except OSError:
             pytest.skip("no file may be that large here")
 
-    (found,) = surroundings.space(path)
+    (found,) = host.space(path)
 
     assert found.level == "warn"
     assert "too little for a backup" in found.found
@@ -705,7 +707,7 @@ def test_who_pins_the_write_ahead_log_is_named_and_ended(database: Database) -> 
         for _ in range(5):
             database.insert("A-1", bytes(15 * MIB))
         found = look(database, "wal")
-        mend(found)
+        fix(found)
 
     assert found.level == "warn"
     assert f"{pid} (python" in found.found
@@ -744,24 +746,24 @@ def test_a_file_for_its_group_in_a_folder_that_is_not_is_shared_by_the_command(
     database.path.chmod(0o660)
 
     found = look(database, "rights")
-    mend(found)
+    fix(found)
 
     assert found.level == "warn"
-    assert "is its group's to write" in found.found
+    assert "is writable by its group" in found.found
     assert "projector db setup --group" in found.fix
     assert wrong(database) == {"daemon"}
     assert database.path.parent.stat().st_mode & 0o7777 == 0o2770
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
-def test_a_file_beside_it_that_shuts_others_out_is_mended(database: Database, suffix: str) -> None:
+def test_a_file_beside_it_that_shuts_others_out_is_fixed(database: Database, suffix: str) -> None:
     beside = Path(f"{database.path}{suffix}")
     with closing(sqlite3.connect(database.path)) as other:
         other.execute("SELECT * FROM event_log").fetchall()
-        database.created("A-1")  # SQLite itself mends the mode of an empty one
+        database.created("A-1")  # SQLite itself fixes the mode of an empty one
         beside.chmod(0o600)
         found = look(database, "rights")
-        mend(found)
+        fix(found)
 
         assert found.level == "warn"
         assert f"local.db{suffix} (" in found.found
@@ -777,7 +779,7 @@ def test_a_file_beside_it_of_another_user_is_given_back(database: Database) -> N
     os.chown(lock, STRANGER_UID, 0)
 
     found = look(database, "rights")
-    mend(found)
+    fix(found)
 
     assert found.level == "warn"
     assert f"user {STRANGER_UID}:" in found.found
@@ -834,7 +836,7 @@ def test_what_this_user_may_not_read_and_write_is_named(
 
     said = done.stdout.partition("---\n")[2]
     assert done.returncode == 1, done
-    assert re.search(r"FAIL  rights +user 60003 may not read and write", said), said
+    assert re.search(r"FAIL  rights +user 60003 cannot read and write", said), said
     assert command in said
     assert "are free for a database" in said
     assert "Traceback" not in done.stderr
@@ -867,7 +869,7 @@ def owners(database: Database) -> set[tuple[str, int, int, int]]:
 
 @needs_root
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0])
-def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
+def test_a_database_that_became_roots_is_what_is_fixed_and_not_its_lock(
     stranger: Database, mode: int
 ) -> None:
     before = owners(stranger)
@@ -875,10 +877,10 @@ def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
     stranger.path.chmod(mode)
 
     found = [one for one in examine(stranger.path) if one.check == "rights"]
-    mend(found[0])
+    fix(found[0])
 
     assert [one.level for one in found if one.level == "fail"] == ["fail"]
-    assert f"user {STRANGER_UID}, whose the folder is, may not read and write" in found[0].found
+    assert f"user {STRANGER_UID}, the owner of the folder, cannot read and write" in found[0].found
     assert not [one for one in found if "lock" in one.fix]
     # Nothing of root's was left beside it by having looked.
     assert owners(stranger) == before
@@ -919,7 +921,7 @@ def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Data
         found = [one for one in examine(stranger.path) if one.check == "rights"]
 
     assert well.level == "ok"
-    told = f"user {STRANGER_UID}, as whom the daemon (process {pid}) runs, may not"
+    told = f"user {STRANGER_UID}, the user of the daemon (process {pid}), cannot"
     assert f"{told} read and write local.db (root:root 0600)" in found[1].found
     assert {one.level for one in found} == {"fail"}
     assert not [one for one in found if "chown" in one.fix]

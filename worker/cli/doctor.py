@@ -1,4 +1,4 @@
-"""`projector doctor`: what is wrong, and the command that mends it."""
+"""`projector doctor`: what is wrong, and the command that fixes it."""
 
 import typer
 

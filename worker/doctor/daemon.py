@@ -1,4 +1,4 @@
-"""What `doctor` says of the daemon: alive, stuck, standing by or absent, and its projections."""
+"""Checks of the daemon (alive, stuck, standing by or absent) and of its projections."""
 
 import time
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ def daemon(path: Path) -> Iterator[Check]:
     standing_by = f"; standing by: {linux.named(others)}" if others else ""
     names = ", ".join(running) or "it does not say which projections"
     if pid and linux.is_stopped(pid):
-        fix = f"let it go on: `kill -CONT {pid}`"
-        yield Check("daemon", "fail", f"{who} was stopped by a signal{standing_by}", fix)
+        fix = f"resume it: `kill -CONT {pid}`"
+        yield Check("daemon", "fail", f"{who} is suspended (SIGSTOP){standing_by}", fix)
     elif waiting := _stuck(path, [*running]):
         yield _held_up(path, pid, f"{who}, {waiting}{standing_by}")
     else:
@@ -36,8 +36,8 @@ def daemon(path: Path) -> Iterator[Check]:
 
 
 def _held_up(path: Path, pid: int, said: str) -> Check:
-    """Stuck, or kept from writing by somebody else."""
-    if holders := sorted(checks.others_in("WRITE", path) - {pid}):
+    """The finding for a daemon that is stuck, or kept from writing by another process."""
+    if holders := sorted(checks.lock_holders(path, "WRITE") - {pid}):
         said = f"{said}: {linux.named(holders)} holds the write lock"
         fix = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
         return Check("daemon", "fail", said, fix)
@@ -47,12 +47,12 @@ def _held_up(path: Path, pid: int, said: str) -> Check:
             f" that: `fuser -v {quoted(DaemonLock(path).file)}`"
         )
         return Check("daemon", "fail", f"{said}: it is stuck, or no daemon", fix)
-    fix = f"start it anew, nothing is lost: `kill -KILL {pid}`, then `projector run -d"
+    fix = f"restart it, nothing is lost: `kill -KILL {pid}`, then `projector run -d"
     return Check("daemon", "fail", f"{said}: it is stuck", f"{fix} {quoted(path)}`")
 
 
 def _stuck(path: Path, names: list[str]) -> str:
-    """What waits while no position moves; '' as soon as one does, or nothing waits."""
+    """How many events wait while no position moves; '' where one moves or nothing waits."""
     before, newest = progress.tailing(path, names)
     waiting = newest - min((position for position, _ in before.values()), default=newest)
     if waiting <= 0:
@@ -66,13 +66,13 @@ def _stuck(path: Path, names: list[str]) -> str:
 
 
 def projections(path: Path) -> Iterator[Check]:
-    """Those that failed or are being rebuilt."""
+    """Check for projections that failed or are being rebuilt."""
     alive = DaemonLock(path).holder() is not None
     wrong = []
     for name, state in progress.states(path).items():
         if state.state == "failed":
             said = f"{name} failed: {state.why}"
-            fix = "mend that; the daemon tries again by itself"
+            fix = "fix that; the daemon tries again by itself"
         elif alive:
             at = f"{state.events:,} of {state.total:,} events"
             said = f"{name} is being rebuilt as version {state.version}: {at}"

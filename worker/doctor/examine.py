@@ -1,6 +1,6 @@
-"""`projector doctor`: what is wrong with a database and around it, and what mends it.
+"""`projector doctor`: what is wrong with a database and around it, and what fixes it.
 
-By reading alone; a check that cannot read says so, and the others go on.
+Checks only read; one that cannot read says so, and the others go on.
 """
 
 import time
@@ -19,7 +19,7 @@ _Checks = dict[str, Callable[[Path], Iterator[Check]]]
 
 
 def examine(path: Path) -> Iterator[Check]:
-    """Every check, in the order in which one would look."""
+    """Make every check, in the order in which an operator would."""
     allowed = [*_attempt("rights", path, rights.rights)]
     inside: _Checks = {
         "database": partial(checks.opens, rights=allowed),
@@ -52,7 +52,7 @@ def examine(path: Path) -> Iterator[Check]:
 
 
 def _attempt(name: str, path: Path, check: Callable[[Path], Iterator[Check]]) -> Iterator[Check]:
-    """A check; where it raises, that is what it found."""
+    """Make a check; an error that it raises is what it found."""
     try:
         yield from check(path)
     except ProjectorError as error:
@@ -61,13 +61,13 @@ def _attempt(name: str, path: Path, check: Callable[[Path], Iterator[Check]]) ->
         said = f"{error.filename or path}: {error.strerror}"
         yield Check(name, "fail", said, f"look at `ls -la {quoted(path.parent)}`")
     except Exception as error:  # of rows that others left in our tables, say
-        said = f"it could not be looked at: {type(error).__name__}: {error}"
+        said = f"the check failed: {type(error).__name__}: {error}"
         fix = f"see what is wrong: `projector verify -d {quoted(path)}`"
         yield Check(name, "fail", said, fix)
 
 
 def _clock(path: Path) -> Iterator[Check]:
-    """This machine's, and where it can be right, the writers'."""
+    """Check the clock of this machine and, where it can be right, those of the writers."""
     yield from [*host.clock(time.time_ns() // 1_000_000)] or checks.clock(path)
 
 

@@ -1,4 +1,4 @@
-"""What `doctor` looks at around a database: file system, room, Litestream, the clock."""
+"""Checks of the host: file system, free space, Litestream, the clock."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
     try:
         lines = mounts.read_bytes().splitlines()
     except OSError:
-        yield Check("filesystem", "ok", "its type is not known here")
+        yield Check("filesystem", "ok", "its type is unknown here")
         return
     kind, place = _mounted(path.parent, lines)
     found = f"{kind} at {place}"
@@ -55,7 +55,7 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
 
 
 def _mounted(folder: Path, lines: list[bytes]) -> tuple[str, str]:
-    """The type and the place of the mount that holds a folder; of two at one place, the later."""
+    """Type and path of the mount that holds a folder; of two at one place, the later."""
     best, kind = "", "unknown"
     for line in lines:
         before, _, after = line.partition(b" - ")  # 36 35 98:0 / /mnt rw master:1 - ext3 /dev/x rw
@@ -99,7 +99,7 @@ def litestream(path: Path) -> Iterator[Check]:
 
 
 def clock(now_ms: int) -> Iterator[Check]:
-    """Whether this machine's clock can be right at all."""
+    """Check that the clock of this machine can be right at all."""
     if now_ms < _2024_MS:
         fix = "set it: `timedatectl set-ntp true`"
-        yield Check("clock", "fail", "this machine's clock stands before 2024", fix)
+        yield Check("clock", "fail", "the clock of this machine is before 2024", fix)

@@ -1,6 +1,6 @@
-"""The checks of an SQLite database: file, schema, what keeps it sound, checkpoints, WAL.
+"""The checks of an SQLite database: file, schema, triggers, indexes, checkpoints, SQLite, WAL.
 
-Each takes the path and opens the database for itself, by reading alone.
+Each takes the path, and opens the database for itself and only to read.
 """
 
 import os
@@ -34,18 +34,17 @@ _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'tr
 
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection for one check."""
+    """A connection of one check, closed when it is done."""
     connection = connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)
     with translated(path), closing(connection):
         yield connection
 
 
 def opens(path: Path, rights: Sequence[Check]) -> Iterator[Check]:
-    """Whether it is a database at all; `rights` were looked at before."""
+    """Check that the file opens as a database; `rights` is what the check of them found."""
     if os.geteuid() == 0 and os.path.isfile(path) and any(one.level != "ok" for one in rights):
-        # As root, SQLite gives the files beside it to the owner of the database.
-        said = "not looked into: as root, that would change whose the files beside it are"
-        yield Check("database", "warn", said, "mend the rights first: see below")
+        said = "not opened: as root, SQLite gives the files beside it to the owner of the database"
+        yield Check("database", "warn", said, "fix the rights first: see below")
         return
     with reading(path) as db:
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -57,7 +56,7 @@ def schema(path: Path) -> Iterator[Check]:
     with reading(path) as db:
         found = migrate.layout(db, path)
         if found is migrate.Layout.EMPTY:
-            yield Check("schema", "fail", "there are no tables yet", f"make them: {setup}")
+            yield Check("schema", "fail", "there are no tables yet", f"create them: {setup}")
         elif found is migrate.Layout.KANBATTE:
             said = "a database of Kanbatte up to 0.0.3, not adopted yet"
             yield Check("schema", "fail", said, f"stop its writers for good, then {setup}")
@@ -72,12 +71,12 @@ def journal_mode(path: Path) -> Iterator[Check]:
     if mode == "wal":
         yield Check("journal mode", "ok", "WAL")
     else:
-        said = f"{mode}, not WAL: readers and writers shut each other out"
+        said = f"{mode}, not WAL: readers and writers block each other"
         yield Check("journal mode", "warn", said, f"{_setup(path)}, or the next daemon's start")
 
 
 def autoincrement(path: Path) -> Iterator[Check]:
-    """Without it a position could be used twice, or a VACUUM renumber them all."""
+    """Check for AUTOINCREMENT, without which positions may be used twice or be renumbered."""
     with reading(path) as db:
         ((sql,),) = db.execute(
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
@@ -89,8 +88,8 @@ def autoincrement(path: Path) -> Iterator[Check]:
         yield Check(
             "seq",
             "fail",
-            "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table anew,"
-            " and positions may be used twice",
+            "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table"
+            " again, and positions may be used twice",
             'copy the log into a new database, as docs/operating.md tells under "Saving the log of'
             ' a damaged file"',
         )
@@ -109,18 +108,18 @@ def triggers(path: Path) -> Iterator[Check]:
         yield Check(
             "triggers",
             "warn",
-            f"others' triggers may refuse or lose what is written to our tables, or write there:"
-            f" {named}",
+            "triggers of other programs may refuse or lose what is written to our tables, or write"
+            f" to them: {named}",
             "see what each does, and drop what is not wanted (`DROP TRIGGER NAME`):"
             f" `sqlite3 {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
         )
     else:
-        also = f"; others have triggers here: {named}" if others else ""
+        also = f"; other programs have triggers here: {named}" if others else ""
         yield Check("triggers", "ok", f"the log is append-only{also}")
 
 
 def indexes(path: Path) -> Iterator[Check]:
-    """Those that make reading fast, and the one that keeps a session in one row."""
+    """Check the indexes that make reading fast, and the one that keeps a session in one row."""
     with reading(path) as db:
         amiss = objects.amiss(db)
         doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
@@ -130,7 +129,7 @@ def indexes(path: Path) -> Iterator[Check]:
     else:
         yield Check("indexes", "ok", "all are there")
     if how := amiss.get(objects.SESSION_KEY):
-        said = f"nothing keeps a session from standing in two rows: {objects.SESSION_KEY} is {how}"
+        said = f"nothing keeps a session from having two rows: {objects.SESSION_KEY} is {how}"
         fix = _setup(path)
         if doubled:
             more = ", …" if len(doubled) > 3 else ""
@@ -142,7 +141,7 @@ def indexes(path: Path) -> Iterator[Check]:
 
 
 def clock(path: Path) -> Iterator[Check]:
-    """Whether the newest events come from the future."""
+    """Check whether the newest events come from the future."""
     now_ms = ahead_ms = time.time_ns() // 1_000_000
     newest = f"SELECT created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
     with reading(path) as db:
@@ -162,7 +161,7 @@ def clock(path: Path) -> Iterator[Check]:
 
 
 def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
-    """Whether the log is the one that was folded, by code that is here."""
+    """Check that each checkpoint fits the log, and that its version is not newer than the code."""
     wrong = []
     with reading(path) as db:
         for name, version, position, remembered in db.execute(
@@ -170,9 +169,9 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
         ):
             here = code_versions.get(name, version)
             if not fits_log(db, position, remembered):
-                said = f"the log is not the one that was folded into {name} up to {position:,}"
-                said += ": it was rewound or replaced"
-                fix = f"fold it from the first event: `projector replay -d {quoted(path)}`"
+                at = f"{name}@{position}"
+                said = f"event_log was truncated or replaced: checkpoint {at} does not match"
+                fix = f"fold it again from the first event: `projector replay -d {quoted(path)}`"
                 wrong.append(Check("checkpoint", "fail", said, fix))
             elif version > here:
                 said = f"the views of {name} are of version {version}, the code here of {here}"
@@ -187,7 +186,7 @@ def fits_log(db: sqlite3.Connection, position: int, remembered: str) -> bool:
 
 
 def event(db: sqlite3.Connection, seq: int) -> list[LogRow]:
-    """The event at a position, if there is one."""
+    """The event at a position, or none."""
     sql = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = :seq"
     return [LogRow(*row) for row in db.execute(sql, {"seq": seq, "max": MAX_EVENT_BYTES})]
 
@@ -214,13 +213,13 @@ def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> It
 
 
 def wal(path: Path, large_bytes: int) -> Iterator[Check]:
-    """How large the write-ahead log is, and who has the database open."""
+    """Check the size of the write-ahead log, and name who has the database open."""
     if not os.path.isfile(path):
         return
     log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
     size = log.stat().st_size if log.exists() else 0
     if not linux.is_there():
-        seen = "who, is not known here"
+        seen = "unknown processes"
     else:
         seen = linux.named(linux.openers([path, log, shm])) or "no other process"
         if os.geteuid() != 0:
@@ -229,23 +228,22 @@ def wal(path: Path, large_bytes: int) -> Iterator[Check]:
     if size <= large_bytes:
         yield Check("wal", "ok", found)
         return
-    pinning = others_in("READ", path)
+    pinning = lock_holders(path, "READ")
     time.sleep(PIN_WATCH_S)
-    pinning &= others_in("READ", path)
+    pinning &= lock_holders(path, "READ")
     truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
     if pinning:
         found += f"; a read is open all the time in: {linux.named(pinning)}"
         end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
         truncate = f"{end}; then {truncate}"
-    found += ". It begins anew once no process holds an old snapshot open"
+    found += ". It is reused from its start once no process holds an old snapshot open"
     yield Check("wal", "warn", found, truncate)
 
 
-def others_in(transaction: Literal["READ", "WRITE"], path: Path) -> set[int]:
-    """The other processes that are in a read transaction, or hold the write lock, just now."""
+def lock_holders(path: Path, kind: Literal["READ", "WRITE"]) -> set[int]:
+    """The other processes that hold a read lock or the write lock now."""
     locks = linux.locks(path.with_name(path.name + "-shm"))
-    found = {pid for pid, kind, at in locks if kind == transaction and at in _LOCKED[transaction]}
-    return found - {os.getpid()}
+    return {pid for pid, of, at in locks if of == kind and at in _LOCKED[kind]} - {os.getpid()}
 
 
 def _setup(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Rows of `view` that another program wrote: Kanbatte's own writers, still at work."""
+"""The check for rows of `view` that another program wrote: Kanbatte's own writers at work."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ _EVENTS: Final = 5
 
 
 def old_writers(path: Path) -> Iterator[Check]:
+    """Check that a sample of the session rows can have come from the log."""
     with reading(path) as db:
         db.execute("BEGIN")  # rows, checkpoint and log of one moment
         rows = db.execute(
@@ -50,16 +51,16 @@ def old_writers(path: Path) -> Iterator[Check]:
 
 
 def _unsuited(db: sqlite3.Connection, position: int, version: int, digest: str) -> str:
-    """Why the rows need not be what the log says just now."""
+    """The reason why the rows need not be what the log says now, or ''."""
     if not position:
-        return "nothing was folded yet; the first `projector run` replaces what stands"
+        return "nothing was folded yet; the first `projector run` replaces what is there"
     if version != _SESSIONS.version:
         return "the views are of another version, or are being rebuilt"
     return "" if fits_log(db, position, digest) else "the checkpoint does not fit the log"
 
 
 def _sample(db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """The newest rows, at most so many and so many bytes of them."""
+    """The newest session rows, at most SAMPLE_ROWS of them and SAMPLE_BYTES."""
     has_index = db.execute(
         "SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ? AND tbl_name = 'view'",
         (_BY_TIME,),
@@ -81,7 +82,7 @@ def _sample(db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
 
 
 def _fault(db: sqlite3.Connection, row: tuple[Any, ...], position: int) -> str:
-    """What no fold up to the position can have written."""
+    """What in a row no fold up to the position can have written, or ''."""
     try:
         restore(_SESSIONS, row)
     except Damaged as error:

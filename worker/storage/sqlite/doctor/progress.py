@@ -1,4 +1,4 @@
-"""How far the projections have come, for the checks of the daemon."""
+"""Reads of how far the projections have come, for the checks of the daemon."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -8,7 +8,8 @@ from session_projector.worker.storage.sqlite.doctor.checks import reading
 
 
 def tailing(path: Path, names: Collection[str] = ()) -> tuple[dict[str, tuple[int, int]], int]:
-    """Position and generation of those that tail, or of some of them, and the newest event."""
+    """Position and generation of the projections that tail (of `names`, if any), and the newest
+    event, all of one moment."""
     with reading(path) as db:
         rows = db.execute(
             "SELECT name, position, generation, (SELECT coalesce(max(seq), 0) FROM event_log)"
@@ -21,7 +22,7 @@ def tailing(path: Path, names: Collection[str] = ()) -> tuple[dict[str, tuple[in
 
 
 def states(path: Path) -> dict[str, State]:
-    """What each projection does that does not tail, as its daemon reported it."""
+    """The state of each projection that does not tail, as its daemon reported it."""
     with reading(path) as db:
         rows = db.execute(
             "SELECT projection, state, version, why, events, total, since, updated_at"

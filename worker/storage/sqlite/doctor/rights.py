@@ -1,4 +1,4 @@
-"""Owner, group and mode of a database, its folder and the files beside it."""
+"""The check of owner, group and mode of a database, its folder and the files beside it."""
 
 import grp
 import os
@@ -19,11 +19,11 @@ _SHARED: Final = stat.S_ISGID | stat.S_IRWXG
 
 
 def rights(path: Path) -> Iterator[Check]:
-    """Whether the user who asks can read and write it all, and whom else it lets in half.
+    """Check that a user can read and write all of it, and that it is not shared by half.
 
-    As root, who can do everything, it is asked for the user of the live daemon, or the owner of
-    the folder. The database itself may be what is wrong, so that the files beside it are only held
-    against it where it is as it must be.
+    Root can do everything: it asks for the user of the live daemon, else the owner of the folder.
+    The database itself may be what is wrong, so that the files beside it are only compared with it
+    where nothing else is.
     """
     folder = path.parent
     if not os.path.isdir(folder):
@@ -38,30 +38,30 @@ def rights(path: Path) -> Iterator[Check]:
     files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", LOCK_SUFFIX)]
     there = [file for file in files if os.path.exists(file)]
     wrong = [
-        Check("rights", "fail", f"{who} may not read and write {_told(file)}", fix)
+        Check("rights", "fail", f"{who} cannot read and write {_told(file)}", fix)
         for file in (folder, *there)
         if (fix := _barred(file, path, uid))
     ]
     if os.path.isfile(path):
         wrong = wrong or [*_half_shared(path)]
         wrong = wrong or [one for file in there for one in _unlike(file, path)]
-    said = "; ".join([f"{who} may read and write it and its folder", *map(_told, there[:1])])
+    said = "; ".join([f"{who} can read and write it and its folder", *map(_told, there[:1])])
     yield from wrong or [Check("rights", "ok", said)]
 
 
 def _asked_for(path: Path) -> tuple[int, str]:
-    """Who must be able to use the database, by number and in words."""
+    """The user who must be able to use the database, by number and in words."""
     if me := os.geteuid():
         return me, _user(me)
     pid = DaemonLock(path).holder()
     if pid and (runs_as := linux.user(pid)) is not None:
-        return runs_as, f"{_user(runs_as)}, as whom the daemon (process {pid}) runs,"
+        return runs_as, f"{_user(runs_as)}, the user of the daemon (process {pid}),"
     owner = path.parent.stat().st_uid
-    return owner, f"{_user(owner)}, whose the folder is,"
+    return owner, f"{_user(owner)}, the owner of the folder,"
 
 
 def _barred(file: Path, path: Path, uid: int) -> str:
-    """What lets a user read and write a file, without shutting anybody out; '' where he can."""
+    """What lets a user read and write a file without locking others out; '' where he can."""
     found, folder = file.stat(), path.parent.stat()
     bits = 7 if file.is_dir() else 6
     if uid == os.geteuid():
@@ -73,43 +73,43 @@ def _barred(file: Path, path: Path, uid: int) -> str:
         return ""
     if found.st_uid == uid:
         return f"`chmod {'u+rwx' if file.is_dir() else 'u+rw'} {quoted(file)}`"
-    if file.is_file() and found.st_uid == 0 and folder.st_uid == uid:  # root, whom nothing bars
+    if file.is_file() and found.st_uid == 0 and folder.st_uid == uid:  # which root can do without
         own = f"chown --reference={quoted(path.parent)} {quoted(file)}"
         mode = f"chmod {folder.st_mode & 0o666:o} {quoted(file)}"
-        return f"make it as its folder is, as root: `{own} && {mode}`"
+        return f"give it the owner and mode of its folder, as root: `{own} && {mode}`"
     owner = _user(found.st_uid)
     return (
-        f"{file.name or file} is {owner}'s, the folder {_user(folder.st_uid)}'s: find out whose the"
-        f" database is meant to be; to share it with a group, as {owner}:"
+        f"{file.name or file} is {owner}'s, the folder {_user(folder.st_uid)}'s: find out who is"
+        f" meant to own the database; to share it with a group, as {owner}:"
         f" `projector db setup --group NAME -d {quoted(path)}`"
     )
 
 
 def _half_shared(path: Path) -> Iterator[Check]:
-    """A file that its group may write, in a folder where the group's sidecars will not work."""
+    """A warning of a file that its group can write, in a folder where SQLite's files are not."""
     file, folder = path.stat(), path.parent.stat()
     is_shared = folder.st_mode & _SHARED == _SHARED
     if file.st_mode & stat.S_IWGRP and not (is_shared and folder.st_gid == file.st_gid):
-        # A folder that is shared says with whom; root's group is nobody's to share with.
+        # A shared folder says with which group; nobody shares with root's.
         gid = folder.st_gid if is_shared or not file.st_gid else file.st_gid
         yield Check(
             "rights",
             "warn",
-            f"{_told(path)} is its group's to write, but its folder, {_told(path.parent)}, does"
+            f"{_told(path)} is writable by its group, but its folder, {_told(path.parent)}, does"
             " not give that group to the files that SQLite makes beside it",
             f"`projector db setup --group {shlex.quote(_group(gid))} -d {quoted(path)}`",
         )
 
 
 def _unlike(file: Path, path: Path) -> Iterator[Check]:
-    """A file beside the database that bars whom the database itself lets in."""
+    """A warning of a file beside the database that users of the database cannot use."""
     found, database = file.stat(), path.stat()
     is_shared = database.st_mode & stat.S_IWGRP
     missing = database.st_mode & ~found.st_mode & 0o666
     if missing or (
         found.st_gid != database.st_gid if is_shared else found.st_uid != database.st_uid
     ):
-        said = f"{_told(file)} is not as the database is, {_told(path)}: others may be shut out"
+        said = f"{_told(file)} is not as the database is, {_told(path)}: it may lock users out"
         like = f"--reference={quoted(path)} {quoted(file)}"
         yield Check("rights", "warn", said, f"`chown {like} && chmod {like}`")
 
