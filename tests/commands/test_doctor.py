@@ -450,6 +450,14 @@ assert DaemonLock(Path(path), {"sessions": 1, "session_index": 1}).acquire()
 """
 
 
+def test_a_projection_that_the_daemon_does_not_run_does_not_make_it_stuck(folded: Database) -> None:
+    folded.sql("UPDATE checkpoint SET position = 0, digest = '' WHERE name = 'session_index'")
+    with another(HOLD_LOCK.replace(', "session_index": 1', ""), folded.path):
+        found = look(folded, "daemon")
+
+    assert found.level == "ok"
+
+
 GOING_ON = """
 import threading
 def go_on():
