@@ -1,32 +1,12 @@
-"""What Linux tells of other processes: who has a file open, and who holds SQLite's locks."""
+"""What /proc says of other processes: which files they have open, and which they have locked."""
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 PROC: Final = Path("/proc")
-# Bytes of the -shm file that SQLite locks, by its file format ("WAL-mode file locks").
-_WRITE_LOCK: Final = 120
-_READ_LOCKS: Final = range(123, 128)
-
-
-class Seen(NamedTuple):
-    """A process; its arguments are nobody's business."""
-
-    pid: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.pid} ({self.name})"
-
-
-class Openers(NamedTuple):
-    """Who else has a file open; `unseen` processes may not be looked into by this user."""
-
-    processes: list[Seen]
-    unseen: int
 
 
 def is_there() -> bool:
@@ -34,24 +14,28 @@ def is_there() -> bool:
     return (PROC / "self" / "fd").is_dir()
 
 
-def openers(files: Iterable[Path]) -> Openers:
-    """The other processes that have one of the files open, by device and inode."""
+def openers(files: Iterable[Path]) -> list[int]:
+    """The other processes that have one of the files open, by device and inode.
+
+    Only root sees what another user's processes have open.
+    """
     wanted = {file.name: identity for file in files if (identity := _identity(file))}
-    found, unseen = [], 0
+    found = []
     for pid in _pids():
-        try:
+        with suppress(OSError):  # it has ended, or is another user's
             if pid != os.getpid() and any(_is_open(pid, wanted)):
-                found.append(Seen(pid, name(pid)))
-        except PermissionError:
-            unseen += _is_program(pid)
-        except OSError:  # it has ended
-            continue
-    return Openers(found, unseen)
+                found.append(pid)
+    return found
 
 
-def running(called: str) -> list[Seen]:
+def running(called: str) -> list[int]:
     """The processes of that name."""
-    return [Seen(pid, called) for pid in _pids() if name(pid) == called]
+    return [pid for pid in _pids() if name(pid) == called]
+
+
+def named(pids: Iterable[int]) -> str:
+    """Processes by number and name, without their arguments, which may hold secrets."""
+    return ", ".join(f"{pid} ({name(pid)})" for pid in sorted(pids))
 
 
 def name(pid: int) -> str:
@@ -61,34 +45,38 @@ def name(pid: int) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped it."""
+    """Whether a signal or a debugger has suspended a process."""
     with suppress(OSError, IndexError):
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
         return stat.rpartition(")")[2].split()[0] in ("T", "t")
     return False
 
 
-def readers(shm: Path) -> set[int]:
-    """Who is in a read transaction just now."""
-    return {pid for pid, kind, start in _locks(shm) if kind == "READ" and start in _READ_LOCKS} - {
-        os.getpid()
-    }
-
-
-def writers(shm: Path) -> set[int]:
-    """Who holds the write lock just now."""
-    return {pid for pid, kind, start in _locks(shm) if kind == "WRITE" and start == _WRITE_LOCK}
+def locks(file: Path, kind: str = "POSIX") -> Iterator[tuple[int, str, int]]:
+    """Process, READ or WRITE, and first byte of each lock of a kind on a file."""
+    identity = _identity(file)
+    try:
+        lines = (PROC / "locks").read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split()  # 1: POSIX ADVISORY WRITE 3568 fd:00:2531475 120 120
+        if identity and len(fields) == 8 and fields[1] == kind:
+            major, minor, inode = fields[5].split(":")
+            device = os.makedev(int(major, 16), int(minor, 16))
+            if (device, int(inode)) == identity:
+                yield int(fields[4]), fields[3], int(fields[6])
 
 
 def holds(pid: int, file: Path) -> int | None:
-    """The process, as it is numbered here, that called itself `pid` and has a whole file locked.
+    """The process, by its number here, that called itself `pid` and has a whole file locked.
 
     In a container it may have called itself otherwise. None where no such process is to be seen;
     where there is no such /proc, its word is taken.
     """
     if not is_there():
         return pid
-    locking = {seen for seen, _, _ in _locks(file, "FLOCK")}
+    locking = {seen for seen, _, _ in locks(file, "FLOCK")}
     for seen in sorted(locking, key=lambda seen: seen != pid):
         if _own_number(seen) == pid:
             return seen
@@ -101,7 +89,7 @@ def holds(pid: int, file: Path) -> int | None:
 
 
 def _own_number(pid: int) -> int:
-    """What a process is called in its own namespace."""
+    """The number of a process in its own namespace."""
     with suppress(OSError):
         for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):
@@ -109,32 +97,11 @@ def _own_number(pid: int) -> int:
     return pid
 
 
-def user(pid: int) -> tuple[int, frozenset[int]] | None:
-    """The effective user of a process, and all its groups."""
-    found: dict[str, list[str]] = {}
+def user(pid: int) -> int | None:
+    """The effective user of a process; None where it has ended."""
     with suppress(OSError):
-        for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
-            name, _, rest = line.partition(":")
-            found[name] = rest.split()
-    if "Uid" not in found or "Gid" not in found:
-        return None
-    return int(found["Uid"][1]), frozenset(map(int, (found["Gid"][1], *found.get("Groups", []))))
-
-
-def _locks(file: Path, manner: str = "POSIX") -> Iterator[tuple[int, str, int]]:
-    """Process, kind and first byte of each lock of that manner on a file."""
-    identity = _identity(file)
-    try:
-        lines = (PROC / "locks").read_text(errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        fields = line.split()  # 1: POSIX ADVISORY WRITE 3568 fd:00:2531475 120 120
-        if identity and len(fields) == 8 and fields[1] == manner:
-            major, minor, inode = fields[5].split(":")
-            device = os.makedev(int(major, 16), int(minor, 16))
-            if (device, int(inode)) == identity:
-                yield int(fields[4]), fields[3], int(fields[6])
+        return (PROC / str(pid)).stat().st_uid
+    return None
 
 
 def _pids() -> Iterator[int]:
@@ -143,7 +110,7 @@ def _pids() -> Iterator[int]:
 
 
 def _is_open(pid: int, wanted: dict[str, tuple[int, int]]) -> Iterator[bool]:
-    """For each file that a process has open, whether it is wanted."""
+    """Whether each file that a process has open is wanted."""
     folder = PROC / str(pid) / "fd"
     for descriptor in os.listdir(folder):
         link = folder / descriptor
@@ -151,13 +118,6 @@ def _is_open(pid: int, wanted: dict[str, tuple[int, int]]) -> Iterator[bool]:
             # By its name first: a stat of anything on a dead network file system never returns.
             called = os.path.basename(os.readlink(link))
             yield called in wanted and _identity(link) == wanted[called]
-
-
-def _is_program(pid: int) -> bool:
-    """A process that is none of the kernel's own."""
-    with suppress(OSError):
-        return bool((PROC / str(pid) / "cmdline").read_bytes())
-    return False
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""`projector doctor`: broken in each way, what it says, and that the command it gives mends it."""
+"""`projector doctor`: broken in each way, what it says, and that the command it gives fixes it."""
 
 import asyncio
 import json
@@ -17,18 +17,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 from support import PROJECTOR, T0, Database, daemon, event, projector
-from support.folding import run_once
+from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.doctor import host as surroundings
-from session_projector.worker.doctor.check import Checked
-from session_projector.worker.doctor.examine import examine
-from session_projector.worker.errors import naming
+from session_projector.worker.doctor import host
+from session_projector.worker.storage.port import Check
+from session_projector.worker.storage.sqlite.doctor import checks
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 STRANGER_UID = 60003
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 SAMPLE = Path(__file__).parents[1] / "support" / "kanbatte-sample.db"
 OF_THE_MACHINE = {"sqlite", "filesystem", "space"}
 MIB = 1024 * 1024
@@ -37,17 +36,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_shell = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 shell")
 
 
-def examined(path: Path) -> list[Checked]:
-    """As the command prints it: its commands name the database."""
-    return [replace(one, mend=naming(str(path), one.mend)) for one in examine(path)]
-
-
-def look(database: Database | Path, check: str) -> Checked:
+def look(database: Database | Path, check: str) -> Check:
     """What a check found, the worst of it."""
     path = database.path if isinstance(database, Database) else database
     levels = ["ok", "warn", "fail"]
     return max(
-        (one for one in examined(path) if one.check == check),
+        (one for one in examine(path) if one.check == check),
         key=lambda one: levels.index(one.level),
     )
 
@@ -55,20 +49,24 @@ def look(database: Database | Path, check: str) -> Checked:
 def wrong(database: Database | Path) -> set[str]:
     """The checks that are not ok, but for those that depend on the machine alone."""
     path = database.path if isinstance(database, Database) else database
-    return {one.check for one in examined(path) if one.level != "ok"} - OF_THE_MACHINE
+    return {one.check for one in examine(path) if one.level != "ok"} - OF_THE_MACHINE
 
 
-def mend(found: Checked) -> None:
+def fix(found: Check) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
-    commands = re.findall("`([^`]*)`", found.mend)
-    commands = [command for command in commands if not command.startswith("projector run")]
-    shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
+    commands = [c for c in re.findall("`([^`]*)`", found.fix) if not c.startswith("projector run")]
     for command in commands:
-        done = subprocess.run(
-            ["bash", "-euc", shell + command], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (command, done)
+        shell(command)
     assert commands, found
+
+
+def shell(commands: str, folder: Path | None = None) -> None:
+    """Run what is pasted into a shell."""
+    ours = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
+    done = subprocess.run(
+        ["bash", "-euc", ours + commands], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert done.returncode == 0, (commands, done)
 
 
 @pytest.fixture
@@ -149,7 +147,7 @@ def test_an_adopted_database_is_no_false_alarm_before_and_after_its_first_run(
     shutil.copy(SAMPLE, path)
     path.chmod(0o644)
     not_yet = look(path, "schema")
-    mend(not_yet)
+    fix(not_yet)
 
     assert not_yet.level == "fail"
     assert "Kanbatte" in not_yet.found
@@ -182,7 +180,7 @@ def test_what_is_no_database_is_said_and_the_rest_is_looked_at(
 
     assert found.level == "fail"
     assert words in found.found
-    assert command in found.mend
+    assert command in found.fix
     assert "are free for a database" in look(path, "space").found
 
 
@@ -190,7 +188,7 @@ def test_a_missing_folder_is_made_by_the_command(tmp_path: Path) -> None:
     path = tmp_path / "no" / "such" / "local.db"
 
     found = look(path, "rights")
-    mend(found)
+    fix(found)
 
     assert found.level == "fail"
     assert f"there is no folder {path.parent}" in found.found
@@ -207,7 +205,7 @@ def test_an_unknown_layout_and_a_newer_schema_are_told(tmp_path: Path, database:
     assert (unknown.level, newer.level) == ("fail", "fail")
     assert "partition, type, payload" in unknown.found
     assert "newer schema" in newer.found
-    assert "pip install -U" in newer.mend
+    assert "pip install -U" in newer.fix
     assert wrong(database) == {"schema"}
 
 
@@ -216,7 +214,7 @@ def test_an_older_schema_is_upgraded_by_the_command(database: Database) -> None:
     database.sql("DROP TABLE projection_state")
 
     found = look(database, "schema")
-    mend(found)
+    fix(found)
 
     assert "lacks 0005" in found.found
     assert wrong(database) == {"daemon"}
@@ -233,7 +231,7 @@ def test_a_damaged_page_fails_what_reads_it_and_the_others_go_on(folded: Databas
 
     assert found["clock"].level == found["checkpoint"].level == "fail"
     assert "is damaged" in found["clock"].found
-    assert ".recover" in found["clock"].mend
+    assert ".recover" in found["clock"].fix
     assert found["triggers"].level == found["wal"].level == "ok"
 
 
@@ -246,7 +244,7 @@ def test_a_locked_database_is_told_within_a_moment(database: Database) -> None:
 
     assert found.level == "fail"
     assert "is locked by another process" in found.found
-    assert "fuser" in found.mend
+    assert "fuser" in found.fix
     assert took < 2.5
     assert pid
 
@@ -272,7 +270,7 @@ def test_each_trigger_of_the_log_that_is_gone_or_changed_is_put_back(
 
         assert found.level == "fail"
         assert f"{trigger} is {how}" in found.found
-        assert found.mend == f"`projector db setup -d {folded.path}`"
+        assert found.fix == f"`projector db setup -d {folded.path}`"
         assert done.restored == [trigger]
         assert look(folded, "triggers").level == "ok"
 
@@ -292,13 +290,13 @@ def test_what_others_called_by_one_of_our_names_is_left_alone(folded: Database) 
 
 def test_a_log_with_its_triggers_back_refuses_to_be_rewritten(folded: Database) -> None:
     folded.sql("DROP TRIGGER event_log_no_update")
-    mend(look(folded, "triggers"))
+    fix(look(folded, "triggers"))
 
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         folded.sql("UPDATE event_log SET key = 'x'")
 
 
-def test_doubled_session_keys_are_found_and_mended(folded: Database) -> None:
+def test_doubled_session_keys_are_found_and_fixed(folded: Database) -> None:
     folded.sql("DROP INDEX idx_view_session_key")
     without = look(folded, "session keys")
     folded.sql(
@@ -307,7 +305,7 @@ def test_doubled_session_keys_are_found_and_mended(folded: Database) -> None:
     )
 
     found = look(folded, "session keys")
-    mend(found)
+    fix(found)
 
     assert without.level == found.level == "fail"
     assert "idx_view_session_key is gone" in without.found
@@ -328,9 +326,10 @@ def test_a_seq_that_is_no_autoincrement_is_copied_into_a_log_that_is(folded: Dat
     folded.sql("CREATE INDEX idx_event_log_key ON event_log (key)")
 
     found = look(folded, "seq")
-    mend(found)
-    new = Database(folded.path.with_name("new-local.db"))
-    projector("run", "--once", "-d", new.path)
+    (title,) = re.findall('docs/operating.md tells under "(.*)"', found.fix)
+    section = OPERATING.read_text().split(f"### {title}\n")[1]
+    shell(section.split("```sh\n")[1].split("```")[0], folded.path.parent)
+    new = Database(folded.path.with_name("new.db"))
 
     assert found.level == "fail"
     assert "not INTEGER PRIMARY KEY AUTOINCREMENT" in found.found
@@ -348,21 +347,23 @@ def test_a_journal_that_is_no_wal_is_made_one(database: Database) -> None:
 
     assert found.level == "warn"
     assert "delete, not WAL" in found.found
-    assert f"`projector db setup -d {database.path}`" in found.mend
+    assert f"`projector db setup -d {database.path}`" in found.fix
     assert look(database, "journal mode").level == "ok"
 
 
 # What was folded
 
 
-def test_a_checkpoint_that_does_not_fit_the_log_is_mended(folded: Database) -> None:
+def test_a_checkpoint_that_does_not_fit_the_log_is_fixed(folded: Database) -> None:
     folded.sql("UPDATE checkpoint SET digest = 'x' WHERE name = 'sessions'")
 
     found, writers = look(folded, "checkpoint"), look(folded, "old writers")
-    mend(found)
+    fix(found)
 
     assert found.level == "fail"
-    assert "not the one that was folded into sessions" in found.found
+    assert (
+        "event_log was truncated or replaced: checkpoint sessions@9 does not match" in found.found
+    )
     assert "does not fit" in writers.found
     assert wrong(folded) == {"daemon"}
 
@@ -374,10 +375,10 @@ def test_views_of_a_newer_version_are_told(folded: Database) -> None:
 
     assert found.level == "fail"
     assert "session_index are of version 99" in found.found
-    assert "upgrade projector" in found.mend
+    assert "upgrade projector" in found.fix
 
 
-def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) -> None:
+def test_a_row_that_an_old_writer_updated_is_found_and_fixed(folded: Database) -> None:
     for change, words in (
         ("last_offset_id = 'e1'", "last_offset_id is not the id of its newest event, e4"),
         ("updated_at = updated_at + 60000", "its columns disagree with its data"),
@@ -395,8 +396,8 @@ def test_a_row_that_an_old_writer_updated_is_found_and_mended(folded: Database) 
         folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
         folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)
     folded.sql("UPDATE view SET last_offset_id = 'e1' WHERE key = 'session:A-1'")
-    assert found.mend.startswith("stop the old writers for good, then `projector replay -d")
-    mend(found)
+    assert found.fix.startswith("stop the old writers for good, then `projector replay -d")
+    fix(found)
     assert wrong(folded) == {"daemon"}
 
 
@@ -426,7 +427,7 @@ def test_without_a_daemon_the_command_that_starts_one_is_given(folded: Database)
     found = look(folded, "daemon")
 
     assert found.level == "warn"
-    assert found.mend == f"`projector run -d {folded.path}`"
+    assert found.fix == f"`projector run -d {folded.path}`"
 
 
 def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
@@ -435,9 +436,9 @@ def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
         running.process.send_signal(signal.SIGSTOP)
         until(lambda: look(folded, "daemon").level == "fail")
         found = look(folded, "daemon")
-        mend(found)
+        fix(found)
 
-        assert "was stopped by a signal" in found.found
+        assert "is suspended (SIGSTOP)" in found.found
         until(lambda: look(folded, "daemon").level == "ok")
 
 
@@ -446,6 +447,14 @@ from pathlib import Path
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 assert DaemonLock(Path(path), {"sessions": 1, "session_index": 1}).acquire()
 """
+
+
+def test_a_projection_that_the_daemon_does_not_run_does_not_make_it_stuck(folded: Database) -> None:
+    folded.sql("UPDATE checkpoint SET position = 0, digest = '' WHERE name = 'session_index'")
+    with another(HOLD_LOCK.replace(', "session_index": 1', ""), folded.path):
+        found = look(folded, "daemon")
+
+    assert found.level == "ok"
 
 
 GOING_ON = """
@@ -468,13 +477,13 @@ def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
         with another(OPEN + GOING_ON, folded.path):
             busy = look(folded, "daemon")
         found = look(folded, "daemon")
-        mend(found)
+        fix(found)
     projector("run", "--once", "-d", folded.path)
 
     assert idle.level == busy.level == "ok"
     assert found.level == "fail"
     assert f"process {pid}, 1 events wait, and none was folded in 2 s: it is stuck" in found.found
-    assert f"then `projector run -d {folded.path}`" in found.mend
+    assert f"then `projector run -d {folded.path}`" in found.fix
     assert wrong(folded) == {"daemon"}
 
 
@@ -497,7 +506,7 @@ def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
 
             assert found.level == "fail"
             assert "a process that cannot be seen from here, 1 events wait" in found.found
-            assert "kill" not in found.mend
+            assert "kill" not in found.fix
             assert "a process that cannot be seen from here" in well.stdout
 
 
@@ -542,7 +551,7 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
         with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
             running.process.send_signal(signal.SIGCONT)
             found = look(folded, "daemon")
-            mend(found)
+            fix(found)
         running.wait_until_at(10)
 
         assert found.level == "fail"
@@ -554,7 +563,7 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
 @pytest.mark.parametrize(
     ("state", "words", "command"),
     [
-        ("failed", "sessions failed: a fault", "mend that"),
+        ("failed", "sessions failed: a fault", "fix that"),
         ("rebuilding", "a rebuild of sessions as version 2 was cut off", "projector run"),
     ],
 )
@@ -569,7 +578,7 @@ def test_a_projection_that_does_not_tail_is_told_with_the_reason(
 
     assert found.level == "warn"
     assert words in found.found
-    assert command in found.mend
+    assert command in found.fix
 
 
 # Around it
@@ -586,15 +595,15 @@ def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:
     assert fine.level == "ok"
     assert found.level == "warn"
     assert re.search(r"3,(600|599) s in the future", found.found)
-    assert "timedatectl" in found.mend
+    assert "timedatectl" in found.fix
 
 
 def test_a_clock_before_2024_is_told() -> None:
-    (found,) = surroundings.clock(1_600_000_000_000)
+    (found,) = host.clock(1_600_000_000_000)
 
     assert found.level == "fail"
-    assert "timedatectl" in found.mend
-    assert [*surroundings.clock(1_800_000_000_000)] == []
+    assert "timedatectl" in found.fix
+    assert [*host.clock(1_800_000_000_000)] == []
 
 
 @pytest.mark.parametrize(
@@ -614,12 +623,12 @@ def test_a_clock_before_2024_is_told() -> None:
 def test_the_versions_of_sqlite_that_may_corrupt_a_wal(
     version: tuple[int, ...], level: str
 ) -> None:
-    (found,) = surroundings.sqlite_version(version)
+    (found,) = checks.sqlite_version(version)
 
     assert found.level == level
     if level == "warn":
         assert "WAL-reset bug" in found.found
-        assert "3.51.3" in found.mend
+        assert "3.51.3" in found.fix
 
 
 MOUNTS = r"""23 22 0:30 / /srv rw,relatime master:1 - vfat /dev/vdc rw
@@ -646,14 +655,14 @@ def test_file_systems_where_sqlite_must_not_live(
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS.format(kind=kind))
 
-    (found,) = surroundings.filesystem(Path("/srv/a/local.db"), mounts)
-    (beside,) = surroundings.filesystem(Path("/srv/my data/local.db"), mounts)
-    (root,) = surroundings.filesystem(Path("/srvx/local.db"), mounts)
-    (unknown,) = surroundings.filesystem(Path("/home/local.db"), tmp_path / "absent")
+    (found,) = host.filesystem(Path("/srv/a/local.db"), mounts)
+    (beside,) = host.filesystem(Path("/srv/my data/local.db"), mounts)
+    (root,) = host.filesystem(Path("/srvx/local.db"), mounts)
+    (unknown,) = host.filesystem(Path("/home/local.db"), tmp_path / "absent")
 
     assert found.level == level
     assert words in found.found
-    assert ("VACUUM INTO" in found.mend) == (level != "ok")
+    assert ("VACUUM INTO" in found.fix) == (level != "ok")
     assert beside.found == "xfs at /srv/my data"
     assert root.found == "ext4 at /"
     assert unknown.level == "ok"
@@ -689,7 +698,7 @@ def test_a_folder_with_less_room_than_the_database_is_told(tmp_path: Path) -> No
         except OSError:
             pytest.skip("no file may be that large here")
 
-    (found,) = surroundings.space(path)
+    (found,) = host.space(path)
 
     assert found.level == "warn"
     assert "too little for a backup" in found.found
@@ -705,13 +714,13 @@ def test_who_pins_the_write_ahead_log_is_named_and_ended(database: Database) -> 
         for _ in range(5):
             database.insert("A-1", bytes(15 * MIB))
         found = look(database, "wal")
-        mend(found)
+        fix(found)
 
     assert found.level == "warn"
     assert f"{pid} (python" in found.found
     assert f"{idle} (python" in found.found
     assert re.search(rf"open all the time in: {pid} \(python[^,]*$", found.found.split(". It ")[0])
-    assert f"kill {pid}`" in found.mend
+    assert f"kill {pid}`" in found.fix
     assert look(database, "wal").level == "ok"
 
 
@@ -744,24 +753,24 @@ def test_a_file_for_its_group_in_a_folder_that_is_not_is_shared_by_the_command(
     database.path.chmod(0o660)
 
     found = look(database, "rights")
-    mend(found)
+    fix(found)
 
     assert found.level == "warn"
-    assert "is its group's to write" in found.found
-    assert "projector db setup --group" in found.mend
+    assert "is writable by its group" in found.found
+    assert "projector db setup --group" in found.fix
     assert wrong(database) == {"daemon"}
     assert database.path.parent.stat().st_mode & 0o7777 == 0o2770
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
-def test_a_file_beside_it_that_shuts_others_out_is_mended(database: Database, suffix: str) -> None:
+def test_a_file_beside_it_that_shuts_others_out_is_fixed(database: Database, suffix: str) -> None:
     beside = Path(f"{database.path}{suffix}")
     with closing(sqlite3.connect(database.path)) as other:
         other.execute("SELECT * FROM event_log").fetchall()
-        database.created("A-1")  # SQLite itself mends the mode of an empty one
+        database.created("A-1")  # SQLite itself fixes the mode of an empty one
         beside.chmod(0o600)
         found = look(database, "rights")
-        mend(found)
+        fix(found)
 
         assert found.level == "warn"
         assert f"local.db{suffix} (" in found.found
@@ -777,7 +786,7 @@ def test_a_file_beside_it_of_another_user_is_given_back(database: Database) -> N
     os.chown(lock, STRANGER_UID, 0)
 
     found = look(database, "rights")
-    mend(found)
+    fix(found)
 
     assert found.level == "warn"
     assert f"user {STRANGER_UID}:" in found.found
@@ -834,7 +843,7 @@ def test_what_this_user_may_not_read_and_write_is_named(
 
     said = done.stdout.partition("---\n")[2]
     assert done.returncode == 1, done
-    assert re.search(r"FAIL  rights +user 60003 may not read and write", said), said
+    assert re.search(r"FAIL  rights +user 60003 cannot read and write", said), said
     assert command in said
     assert "are free for a database" in said
     assert "Traceback" not in done.stderr
@@ -867,7 +876,7 @@ def owners(database: Database) -> set[tuple[str, int, int, int]]:
 
 @needs_root
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0])
-def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
+def test_a_database_that_became_roots_is_what_is_fixed_and_not_its_lock(
     stranger: Database, mode: int
 ) -> None:
     before = owners(stranger)
@@ -875,11 +884,11 @@ def test_a_database_that_became_roots_is_what_is_mended_and_not_its_lock(
     stranger.path.chmod(mode)
 
     found = [one for one in examine(stranger.path) if one.check == "rights"]
-    mend(found[0])
+    fix(found[0])
 
     assert [one.level for one in found if one.level == "fail"] == ["fail"]
-    assert f"user {STRANGER_UID}, whose the folder is, may not read and write" in found[0].found
-    assert not [one for one in found if "lock" in one.mend]
+    assert f"user {STRANGER_UID}, the owner of the folder, cannot read and write" in found[0].found
+    assert not [one for one in found if "lock" in one.fix]
     # Nothing of root's was left beside it by having looked.
     assert owners(stranger) == before
 
@@ -892,8 +901,8 @@ def test_a_database_that_left_the_group_of_its_folder_goes_back_to_that(
 
     found = [one for one in examine(stranger.path) if one.check == "rights"]
 
-    assert f"projector db setup --group {STRANGER_UID} " in found[0].mend
-    assert not [one for one in found if "chown" in one.mend]
+    assert f"projector db setup --group {STRANGER_UID} " in found[0].fix
+    assert not [one for one in found if "chown" in one.fix]
 
 
 @needs_root
@@ -903,7 +912,7 @@ def test_a_folder_in_the_place_of_the_database_has_nothing_given_to_it(
     stranger.path.unlink()
     stranger.path.mkdir()
 
-    assert "chown" not in "".join(one.mend for one in examine(stranger.path))
+    assert "chown" not in "".join(one.fix for one in examine(stranger.path))
 
 
 @needs_root
@@ -919,10 +928,10 @@ def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Data
         found = [one for one in examine(stranger.path) if one.check == "rights"]
 
     assert well.level == "ok"
-    told = f"user {STRANGER_UID}, as whom the daemon (process {pid}) runs, may not"
+    told = f"user {STRANGER_UID}, the user of the daemon (process {pid}), cannot"
     assert f"{told} read and write local.db (root:root 0600)" in found[1].found
     assert {one.level for one in found} == {"fail"}
-    assert not [one for one in found if "chown" in one.mend]
+    assert not [one for one in found if "chown" in one.fix]
 
 
 @needs_root

@@ -19,10 +19,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import T0, Database, daemon, projector
 from support.extensions import PROGRAM
+from support.folding import target
 from support.served import HTTP, address, get, scraped
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.storage.sqlite import probe
 from session_projector.worker.telemetry import probes
 from session_projector.worker.telemetry.metrics import StateCollector
 from session_projector.worker.telemetry.state import Batch, DaemonState
@@ -229,7 +229,7 @@ def samples(state: DaemonState) -> dict[str, list[float]]:
 
 
 def newest_of(database: Database) -> Callable[[], int]:
-    return partial(probe.newest, database.path, probes.BUSY_TIMEOUT_S)
+    return partial(target(database.path).newest, busy_timeout_s=probes.BUSY_TIMEOUT_S)
 
 
 def test_health_goes_by_each_projection_that_tails() -> None:

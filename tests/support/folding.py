@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import Projection
 from session_projector.worker.daemon import service
+from session_projector.worker.doctor import examine as doctor
+from session_projector.worker.errors import naming
 from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.replay import verify, walk
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import Checkpoint, Limits, Thread
+from session_projector.worker.storage.port import Check, Checkpoint, Limits, Thread
 from support import Database
 
 
@@ -96,3 +99,9 @@ def differences(
     heard = Heard()
     anyio.run(compare, target(database.path, limits), projections, heard)
     return heard.kinds
+
+
+def examine(path: Path) -> list[Check]:
+    """What the doctor finds, as its command prints it: commands name the database."""
+    found = doctor.examine(target(path))
+    return [msgspec.structs.replace(one, fix=naming(str(path), one.fix)) for one in found]

@@ -1,6 +1,4 @@
-"""`projector doctor`: what is wrong, and the command that mends it."""
-
-from pathlib import Path
+"""`projector doctor`: what is wrong, and the command that fixes it."""
 
 import typer
 
@@ -10,20 +8,23 @@ from session_projector.worker.storage import open as storage
 
 def doctor(database: Database = "local.db", json: Json = False) -> None:
     """Check a database and all around it; exit 1 if something is wrong."""
-    from msgspec.structs import asdict
+    import msgspec
 
     from session_projector.worker.cli import output
     from session_projector.worker.doctor.examine import examine
 
-    found = [*examine(Path(storage.database(database).name))]
+    found = [
+        msgspec.structs.replace(one, found=pasteable(one.found), fix=pasteable(one.fix))
+        for one in examine(storage.database(database))
+    ]
     if json:
-        print(output.to_json([asdict(one) for one in found]))
+        print(output.to_json(msgspec.to_builtins(found)))
     else:
         width = max(len(one.check) for one in found)
         for one in found:
             level = "FAIL" if one.level == "fail" else one.level
             print(f"{level:4}  {one.check:{width}}  {output.one_line(one.found)}")
-            if one.mend:
-                print(f"{'':{width + 8}}{output.one_line(pasteable(one.mend))}")
+            if one.fix:
+                print(f"{'':{width + 8}}{output.one_line(one.fix)}")
     if any(one.level == "fail" for one in found):
         raise typer.Exit(1)

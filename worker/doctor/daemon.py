@@ -1,99 +1,97 @@
-"""What `doctor` says of the daemon: alive, stuck, standing by or absent, and its projections."""
+"""Checks of the daemon (alive, stuck, standing by or absent) and of its projections."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
-from session_projector.worker import linux as proc
-from session_projector.worker.doctor.check import Checked
-from session_projector.worker.errors import quoted
-from session_projector.worker.storage.sqlite.client import Client
-from session_projector.worker.storage.sqlite.lock import DaemonLock
+from session_projector.worker import linux
+from session_projector.worker.storage.port import Check, Checkpoint, Database, Leader, Store
 
 WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
 
 
-def daemon(client: Client) -> Iterator[Checked]:
-    lock, path = DaemonLock(client.path), quoted(client.path)
-    leader = lock.leader()
-    pid, running = (leader.pid, leader.running) if leader else (None, {})
-    if pid is None:
+def daemon(database: Database) -> Iterator[Check]:
+    leadership = database.leadership()
+    leader = leadership.leader()
+    if leader is None:
         said = "none is alive: nothing is folded until one runs"
-        yield Checked("daemon", "warn", said, f"`projector run -d {path}`")
+        yield Check("daemon", "warn", said, "`projector run`")
         return
-    who = str(leader)
-    others = [seen for seen in proc.openers([lock.file]).processes if seen.pid != pid]
-    standing_by = f"; standing by: {', '.join(map(str, others))}" if others else ""
-    names = ", ".join(running) or "it does not say which projections"
-    if pid and proc.is_stopped(pid):
-        mend = f"let it go on: `kill -CONT {pid}`"
-        yield Checked("daemon", "fail", f"{who} was stopped by a signal{standing_by}", mend)
-    elif waiting := _stuck(client, [*running]):
-        yield _held_up(client, pid, f"{who}, {waiting}{standing_by}")
+    waiting = leadership.standing_by()
+    standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
+    names = ", ".join(leader.running) or "it does not say which projections"
+    if leader.suspended:
+        fix = f"resume it: `kill -CONT {leader.pid}`"
+        yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
+    elif stuck := _stuck(database, leader):
+        yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
     else:
-        yield Checked("daemon", "ok", f"alive, {who}: {names}{standing_by}")
+        yield Check("daemon", "ok", f"alive, {leader}: {names}{standing_by}")
 
 
-def _held_up(client: Client, pid: int, said: str) -> Checked:
-    """Stuck, or kept from writing by somebody else."""
-    holders = proc.writers(client.path.with_name(client.path.name + "-shm")) - {pid}
-    if holders:
-        who = ", ".join(str(proc.Seen(holder, proc.name(holder))) for holder in sorted(holders))
-        mend = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
-        return Checked("daemon", "fail", f"{said}: {who} holds the write lock", mend)
-    if not pid:
-        mend = (
+def _held_up(database: Database, leader: Leader, said: str) -> Check:
+    """The finding for a daemon that is stuck, or kept from writing by another process."""
+    if holders := [pid for pid in database.lock_holders() if pid != leader.pid]:
+        said = f"{said}: {linux.named(holders)} holds the write lock"
+        fix = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
+    elif leader.pid:
+        said = f"{said}: it is stuck"
+        fix = f"restart it, nothing is lost: `kill -KILL {leader.pid}`, then `projector run`"
+    else:
+        said = f"{said}: it is stuck, or no daemon"
+        fix = (
             "see who has its lock, there and in the containers that share the folder, and restart"
-            f" that: `fuser -v {quoted(DaemonLock(client.path).file)}`"
+            f" that: {database.leadership().who_holds_it}"
         )
-        return Checked("daemon", "fail", f"{said}: it is stuck, or no daemon", mend)
-    mend = f"start it anew, nothing is lost: `kill -KILL {pid}`, then `projector run -d"
-    return Checked("daemon", "fail", f"{said}: it is stuck", f"{mend} {quoted(client.path)}`")
+    return Check("daemon", "fail", said, fix)
 
 
-def _stuck(client: Client, names: list[str]) -> str:
-    """What waits while no position moves; '' as soon as one does, or nothing waits."""
-    before, newest = _standing(client, names)
-    waiting = newest - min((position for _, position, _ in before), default=newest)
-    deadline = time.monotonic() + WATCH_S
-    while waiting > 0 and time.monotonic() < deadline:
-        time.sleep(WATCH_POLL_S)
-        now, _ = _standing(client, names)
-        if now != before:
-            return ""
+def _stuck(database: Database, leader: Leader) -> str:
+    """How many events wait while no position moves; '' where one moves or nothing waits."""
+    with database.open() as store:
+        before, newest = _tailing(store, leader.running)
+        positions = (checkpoint.position for checkpoint in before.values())
+        waiting = newest - min(positions, default=newest)
+        deadline = time.monotonic() + WATCH_S
+        while waiting > 0 and time.monotonic() < deadline:
+            time.sleep(WATCH_POLL_S)
+            if _tailing(store, leader.running)[0] != before:
+                return ""
     return f"{waiting:,} events wait, and none was folded in {WATCH_S:g} s" if waiting > 0 else ""
 
 
-def _standing(client: Client, names: list[str]) -> tuple[list[tuple[str, int, int]], int]:
-    """The checkpoints of those that tail, and the newest event, seen together."""
-    rows = client.rows(
-        "SELECT name, position, generation, (SELECT coalesce(max(seq), 0) FROM event_log)"
-        " FROM checkpoint WHERE name NOT IN (SELECT projection FROM projection_state) ORDER BY name"
-    )
-    found = [row for row in rows if not names or row[0] in names]
-    return [row[:3] for row in found], max((row[3] for row in found), default=0)
+def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint], int]:
+    """The checkpoints of the projections that tail (of `names`, if any), and the newest event, all
+    of one moment."""
+    with store.snapshot():
+        reports, stored = store.checkpoints.reports(), store.checkpoints.all()
+        newest = store.log.newest()
+    tailing = {
+        name: one.checkpoint
+        for name, one in stored.items()
+        if name not in reports and (not names or name in names)
+    }
+    return tailing, newest if tailing else 0
 
 
-def projections(client: Client) -> Iterator[Checked]:
-    """Those that failed or are being rebuilt."""
-    path = quoted(client.path)
-    alive = DaemonLock(client.path).leader() is not None
+def projections(database: Database) -> Iterator[Check]:
+    """Check for projections that failed or are being rebuilt."""
+    alive = database.leadership().leader() is not None
+    with database.open() as store:
+        reports, count = store.checkpoints.reports(), len(store.checkpoints.all())
     wrong = []
-    for name, state, version, why, events, total in client.rows(
-        "SELECT projection, state, version, why, events, total FROM projection_state"
-        " ORDER BY projection"
-    ):
-        if state == "failed":
-            said, mend = f"{name} failed: {why}", "mend that; the daemon tries again by itself"
+    for name, report in reports.items():
+        if report.state == "failed":
+            said = f"{name} failed: {report.why}"
+            fix = "fix that; the daemon tries again by itself"
         elif alive:
-            said = f"{name} is being rebuilt as version {version}: {events:,} of {total:,} events"
-            mend = f"wait; see how far it is: `projector status -d {path}`"
+            at = f"{report.events:,} of {report.total:,} events"
+            said = f"{name} is being rebuilt as version {report.version}: {at}"
+            fix = "wait; see how far it is: `projector status`"
         else:
-            said = f"a rebuild of {name} as version {version} was cut off"
-            mend = f"`projector run -d {path}` does it"
-        wrong.append(Checked("projections", "warn", said, mend))
-    count = client.value("SELECT count(*) FROM checkpoint")
-    yield from wrong or [
-        Checked("projections", "ok", f"{count} of them, none failed or rebuilding")
-    ]
+            said = f"a rebuild of {name} as version {report.version} was cut off"
+            fix = "`projector run` does it"
+        wrong.append(Check("projections", "warn", said, fix))
+    found = f"{count} of them, none failed or rebuilding"
+    yield from wrong or [Check("projections", "ok", found)]

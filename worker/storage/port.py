@@ -12,6 +12,7 @@ Positions are values of `event_log.seq`. Times are Unix milliseconds unless a na
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
@@ -143,6 +144,21 @@ class Setup(msgspec.Struct, frozen=True):
     backup: str | None
     doubled_keys: list[str]
     restored: list[str] = []
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What one check of `projector doctor` found, and the command or setting that fixes it.
+
+    In JSON the fix is called `mend`, as it always was: scripts of operators read it.
+    """
+
+    check: str
+    level: Literal["ok", "warn", "fail"]
+    found: str
+    fix: str = msgspec.field(default="", name="mend")
+
+
+Checks = dict[str, Callable[[], Iterator[Check]]]
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -387,6 +403,10 @@ class Leadership(Protocol):
     def leader(self) -> Leader | None:
         """The daemon that leads, None where there is none."""
 
+    @property
+    def who_holds_it(self) -> str:
+        """The command that shows who holds what makes a leader, in backticks."""
+
     def standing_by(self) -> list[str]:
         """The processes that wait to lead, as words."""
 
@@ -422,6 +442,10 @@ class Database(Protocol):
     def engine(self) -> tuple[str, str]:
         """The engine's name in small letters, and its version."""
 
+    @property
+    def file(self) -> Path | None:
+        """The file that holds all of it, where there is one."""
+
     def exists(self) -> bool:
         """Whether there is anything to open, were it empty of tables."""
 
@@ -454,6 +478,16 @@ class Database(Protocol):
 
     def sizes(self) -> Sizes:
         """How large it is."""
+
+    def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
+        """The engine's own checks by name, in order: of what is in the database, of which those of
+        `database` and `schema` must find nothing for the next to make sense, and around it.
+
+        `code_versions` are those of the projections that are installed here.
+        """
+
+    def lock_holders(self) -> list[int]:
+        """The processes that hold the write lock now."""
 
     def wal_bytes(self) -> int:
         """The bytes of its write-ahead log alone."""

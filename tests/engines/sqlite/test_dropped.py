@@ -8,11 +8,9 @@ import subprocess
 
 import pytest
 from support import PROJECTOR, Database, event, projector
-from support.folding import run_once
+from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.doctor.examine import examine
-from session_projector.worker.errors import naming
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 OF_THE_MACHINE = {"sqlite", "filesystem", "space"}
@@ -39,9 +37,9 @@ def wrong(database: Database) -> set[str]:
     return {one.check for one in examine(database.path) if one.level != "ok"} - OF_THE_MACHINE
 
 
-def mended_by(hint: str, database: Database) -> None:
-    """Run the command of a hint, as it is printed."""
-    (command,) = re.findall("`([^`]*)`", naming(str(database.path), hint))
+def mended_by(hint: str) -> None:
+    """Run the command of a hint."""
+    (command,) = re.findall("`([^`]*)`", hint)
     shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
     subprocess.run(["bash", "-euc", shell + command], check=True, capture_output=True)
 
@@ -84,7 +82,7 @@ def test_a_dropped_index_is_found_and_put_back_by_the_command(folded: Database, 
     folded.sql(f"DROP INDEX {index}")
 
     (found,) = [one for one in examine(folded.path) if index in one.found]
-    mended_by(found.mend, folded)
+    mended_by(found.fix)
 
     assert found.level != "ok"
     assert shape(folded) == made
@@ -110,7 +108,7 @@ def test_doctor_finds_a_dropped_table_and_its_command_mends_it(
     folded.sql(f"DROP TABLE {table}")
 
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.mend, folded)
+    mended_by(found.fix)
 
     assert found.level == "fail"
     assert f"lacks {table}" in found.found
@@ -125,7 +123,7 @@ def test_a_table_without_one_of_its_columns_is_put_aside_by_the_command(folded: 
     folded.sql("ALTER TABLE quarantine DROP COLUMN reason")
 
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.mend, folded)
+    mended_by(found.fix)
     projector("run", "--once", "-d", folded.path)
 
     assert "lacks the columns checkpoint.kept_in, quarantine.reason" in found.found
@@ -201,7 +199,7 @@ def test_a_checkpoint_that_is_no_number_is_refused_and_mended_by_the_command(
 
     said = projector("run", "--once", "-d", folded.path, check=4).stderr
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.mend, folded)
+    mended_by(found.fix)
     projector("run", "--once", "-d", folded.path)
 
     assert "the checkpoint of sessions is no position" in said
@@ -229,4 +227,4 @@ def test_a_trigger_of_others_is_named_and_warned_of_where_it_may_lose_events_or_
 
     assert found.level == level
     assert f"t on {trigger.split(' ON ')[1].split()[0]}" in found.found
-    assert ("DROP TRIGGER" in found.mend) == (level == "warn")
+    assert ("DROP TRIGGER" in found.fix) == (level == "warn")

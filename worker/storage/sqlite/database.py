@@ -7,6 +7,8 @@ from pathlib import Path
 
 from session_projector.worker.errors import RetryLater
 from session_projector.worker.storage.port import (
+    Check,
+    Checks,
     Leadership,
     Limits,
     Setup,
@@ -35,6 +37,7 @@ class SqliteDatabase:
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
         self.path = path
         self._limits = limits
+        self.file = path
         self.name = str(path)
 
     def exists(self) -> bool:
@@ -90,6 +93,39 @@ class SqliteDatabase:
 
     def sizes(self) -> Sizes:
         return Sizes(self.path.stat().st_size, self.wal_bytes(), WARNING_BYTES)
+
+    def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
+        from session_projector.worker.storage.sqlite.doctor import checks, old_writers, rights
+
+        path = self.path
+        found: list[Check] = []  # by the first check that asks, for all of them
+
+        def allowed() -> Iterator[Check]:
+            found.extend(() if found else rights.rights(path))
+            return iter(found)
+
+        inside: Checks = {
+            "database": lambda: checks.opens(path, [*allowed()]),
+            "schema": lambda: checks.schema(path),
+            "journal mode": lambda: checks.journal_mode(path),
+            "seq": lambda: checks.autoincrement(path),
+            "triggers": lambda: checks.triggers(path),
+            "indexes": lambda: checks.indexes(path),
+            "clock": lambda: checks.clock(path),
+            "checkpoint": lambda: checks.checkpoint(path, code_versions),
+            "old writers": lambda: old_writers.old_writers(path),
+        }
+        around: Checks = {
+            "sqlite": checks.sqlite_version,
+            "rights": allowed,
+            "wal": lambda: checks.wal(path),
+        }
+        return inside, around
+
+    def lock_holders(self) -> list[int]:
+        from session_projector.worker.storage.sqlite.doctor import checks
+
+        return sorted(checks.lock_holders(self.path, "WRITE"))
 
     def wal_bytes(self) -> int:
         try:

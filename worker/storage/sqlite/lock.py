@@ -34,8 +34,8 @@ class DaemonLock:
         self._awaited: int | None = None
 
     @property
-    def file(self) -> Path:
-        return self._path
+    def who_holds_it(self) -> str:
+        return f"`fuser -v {quoted(self._path)}`"
 
     def acquire(self, *, stand_by: bool = False) -> bool:
         """Take it if nobody holds it; the file then says our process id.
@@ -81,8 +81,8 @@ class DaemonLock:
     def standing_by(self) -> list[str]:
         """The other processes that have the lock file open: they wait for it."""
         leader = self.leader()
-        seen = linux.openers([self._path]).processes
-        return [str(one) for one in seen if leader is None or one.pid != leader.pid]
+        waiting = [pid for pid in linux.openers([self._path]) if not leader or pid != leader.pid]
+        return [linux.named([pid]) for pid in waiting]
 
     def _await(self, descriptor: int | None) -> None:
         """Opened again at each try, because the file may be another one by then."""

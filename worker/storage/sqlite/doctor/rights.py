@@ -1,4 +1,4 @@
-"""Owner, group and mode of a database, its folder and the files beside it, against this user."""
+"""The check of owner, group and mode of a database, its folder and the files beside it."""
 
 import grp
 import os
@@ -6,177 +6,128 @@ import pwd
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
-from session_projector.worker import linux as proc
-from session_projector.worker.doctor.check import Checked
+from session_projector.worker import linux
 from session_projector.worker.errors import quoted
+from session_projector.worker.storage.port import Check
 from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
 
-
-class _Judge(NamedTuple):
-    """Who must be able to use the database: this user, the live daemon's, or the folder's owner."""
-
-    uid: int
-    groups: frozenset[int]
-    who: str
-    knows: bool
-    """Whether the folder is this user's, so that what differs in it is at fault."""
-
-    def may(self, file: Path, bits: int) -> bool:
-        """By owner, group and mode alone, as for another user nothing else can be asked."""
-        found = file.stat()
-        if self.uid == 0:
-            return True
-        shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in self.groups else 0
-        return found.st_mode >> shift & bits == bits
+_SHARED: Final = stat.S_ISGID | stat.S_IRWXG
 
 
-def rights(path: Path) -> Iterator[Checked]:
-    """Whether who uses it may read and write it all, and whoever else is meant to.
+def rights(path: Path) -> Iterator[Check]:
+    """Check that a user can read and write all of it, and that it is not shared by half.
 
-    As root, who may everything, it is judged for the user of the live daemon, or the owner of the
-    folder. The database itself may be what is wrong, so that the files beside it are only held
-    against it where it is as it must be.
+    Root can do everything: it asks for the user of the live daemon, else the owner of the folder.
+    The database itself may be what is wrong, so that the files beside it are only compared with it
+    where nothing else is.
     """
     folder = path.parent
     if not os.path.isdir(folder):
-        mend = f"`mkdir -p {quoted(folder)} && projector db setup -d {quoted(path)}`"
-        yield Checked("rights", "fail", f"there is no folder {folder}", mend)
+        fix = f"`mkdir -p {quoted(folder)} && projector db setup`"
+        yield Check("rights", "fail", f"there is no folder {folder}", fix)
         return
     if is_read_only(path):
         said = f"{folder} is on a file system that is mounted read-only"
-        yield Checked("rights", "fail", said, REMOUNT)
+        yield Check("rights", "fail", said, REMOUNT)
         return
-    wrong: list[Checked] = []
-    beside = [path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)]
-    judges = _judges(path)
-    for judge in judges:
-        wrong += _barred(folder, 7, path, judge)
-        wrong += [one for file in (path, *beside) for one in _barred(file, 6, path, judge)]
+    uid, who = _asked_for(path)
+    files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", LOCK_SUFFIX)]
+    there = [file for file in files if os.path.exists(file)]
+    wrong = [
+        Check("rights", "fail", f"{who} cannot read and write {_told(file)}", fix)
+        for file in (folder, *there)
+        if (fix := _barred(file, path, uid))
+    ]
     if os.path.isfile(path):
-        wrong += _group(path)
-        if not wrong:
-            wrong += [one for file in beside for one in _like(file, path.stat())]
-    yield from wrong
-    if not wrong:
-        told = f"{judges[-1].who} may read and write it and its folder"
-        yield Checked("rights", "ok", f"{told}; {_told(path)}" if os.path.exists(path) else told)
+        wrong = wrong or [*_half_shared(path)]
+        wrong = wrong or [one for file in there for one in _unlike(file, path)]
+    said = "; ".join([f"{who} can read and write it and its folder", *map(_told, there[:1])])
+    yield from wrong or [Check("rights", "ok", said)]
 
 
-def _judges(path: Path) -> list[_Judge]:
-    """Whose rights count; the last one is the most telling."""
-    me, folder = os.geteuid(), path.parent.stat()
-    found = [_Judge(me, frozenset((os.getegid(), *os.getgroups())), _user(me), folder.st_uid == me)]
+def _asked_for(path: Path) -> tuple[int, str]:
+    """The user who must be able to use the database, by number and in words."""
+    if me := os.geteuid():
+        return me, _user(me)
     leader = DaemonLock(path).leader()
-    pid = leader.pid if leader else None
-    runs_as = proc.user(pid) if pid else None
-    if runs_as and runs_as[0] != me:
-        who = f"{_user(runs_as[0])}, as whom the daemon (process {pid}) runs,"
-        found.append(_Judge(*runs_as, who, folder.st_uid == runs_as[0]))
-    elif me == 0 and folder.st_uid and not runs_as:
-        who = f"{_user(folder.st_uid)}, whose the folder is,"
-        found.append(_Judge(folder.st_uid, _groups(folder.st_uid, folder.st_gid), who, True))
-    return found
+    if leader and leader.pid and (runs_as := linux.user(leader.pid)) is not None:
+        return runs_as, f"{_user(runs_as)}, the user of the daemon ({leader}),"
+    owner = path.parent.stat().st_uid
+    return owner, f"{_user(owner)}, the owner of the folder,"
 
 
-def _groups(uid: int, gid: int) -> frozenset[int]:
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return frozenset((gid,))
-    return frozenset(os.getgrouplist(user.pw_name, user.pw_gid))
-
-
-def _barred(file: Path, bits: int, path: Path, judge: _Judge) -> Iterator[Checked]:
-    if not os.path.exists(file):
-        return
-    if judge.uid == os.geteuid():
-        may = os.access(file, bits, effective_ids=os.access in os.supports_effective_ids)
-    else:
-        may = judge.may(file, bits)
-    if not may:
-        said = f"{judge.who} may not read and write {_told(file)}"
-        yield Checked("rights", "fail", said, _cure(file, path, judge))
-
-
-def _cure(file: Path, path: Path, judge: _Judge) -> str:
-    """Only what cannot shut anybody out; where it is not known who is right, who disagrees."""
+def _barred(file: Path, path: Path, uid: int) -> str:
+    """What lets a user read and write a file without locking others out; '' where he can."""
     found, folder = file.stat(), path.parent.stat()
-    if found.st_uid == judge.uid:
+    bits = 7 if file.is_dir() else 6
+    if uid == os.geteuid():
+        can = os.access(file, bits)
+    else:  # whoever uses the folder and does not own it is in its group
+        shift = 6 if found.st_uid == uid else 3 if found.st_gid == folder.st_gid else 0
+        can = found.st_mode >> shift & bits == bits
+    if can:
+        return ""
+    if found.st_uid == uid:
         return f"`chmod {'u+rwx' if file.is_dir() else 'u+rw'} {quoted(file)}`"
-    if file.is_file() and found.st_uid == 0 and judge.knows:  # whom nothing shuts out
-        mode = stat.S_IMODE(folder.st_mode) & 0o666
-        of = quoted(path.parent)
-        return (
-            "make it as its folder is, as root:"
-            f" `chown --reference={of} {quoted(file)} && chmod {mode:o} {quoted(file)}`"
-        )
-    user = _user(found.st_uid)
+    if file.is_file() and found.st_uid == 0 and folder.st_uid == uid:  # which root can do without
+        own = f"chown --reference={quoted(path.parent)} {quoted(file)}"
+        mode = f"chmod {folder.st_mode & 0o666:o} {quoted(file)}"
+        return f"give it the owner and mode of its folder, as root: `{own} && {mode}`"
+    owner = _user(found.st_uid)
     return (
-        f"{file.name or file} is {user}'s, the folder {_user(folder.st_uid)}'s: find out whose the"
-        f" database is meant to be; to share it with a group, as {user}:"
-        f" `projector db setup --group NAME -d {quoted(path)}`"
+        f"{file.name or file} is {owner}'s, the folder {_user(folder.st_uid)}'s: find out who is"
+        f" meant to own the database; to share it with a group, as {owner}:"
+        f" `projector db setup --group NAME`"
     )
 
 
-def _group(path: Path) -> Iterator[Checked]:
-    """A file that its group may write, in a folder where the group's sidecars will not work."""
+def _half_shared(path: Path) -> Iterator[Check]:
+    """A warning of a file that its group can write, in a folder where SQLite's files are not."""
     file, folder = path.stat(), path.parent.stat()
-    wanted = stat.S_ISGID | stat.S_IRWXG
-    if file.st_mode & stat.S_IWGRP and (
-        folder.st_mode & wanted != wanted or folder.st_gid != file.st_gid
-    ):
-        # A folder that is shared says with whom; root's group is nobody's to share with.
-        shared = folder.st_gid if folder.st_mode & wanted == wanted else file.st_gid
-        known = shared or folder.st_gid == shared
-        group = shlex.quote(_group_name(shared)) if known else "NAME"
-        yield Checked(
+    is_shared = folder.st_mode & _SHARED == _SHARED
+    if file.st_mode & stat.S_IWGRP and not (is_shared and folder.st_gid == file.st_gid):
+        # A shared folder says with which group; nobody shares with root's.
+        gid = folder.st_gid if is_shared or not file.st_gid else file.st_gid
+        yield Check(
             "rights",
             "warn",
-            f"{_told(path)} is its group's to write, but its folder, {_told(path.parent)}, does"
+            f"{_told(path)} is writable by its group, but its folder, {_told(path.parent)}, does"
             " not give that group to the files that SQLite makes beside it",
-            f"`projector db setup --group {group} -d {quoted(path)}`",
+            f"`projector db setup --group {shlex.quote(_group(gid))}`",
         )
 
 
-def _like(file: Path, database: os.stat_result) -> Iterator[Checked]:
-    """A file beside the database that bars whom the database itself lets in."""
-    if not os.path.exists(file):
-        return
-    found = file.stat()
-    shared = database.st_mode & stat.S_IWGRP
+def _unlike(file: Path, path: Path) -> Iterator[Check]:
+    """A warning of a file beside the database that users of the database cannot use."""
+    found, database = file.stat(), path.stat()
+    is_shared = database.st_mode & stat.S_IWGRP
     missing = database.st_mode & ~found.st_mode & 0o666
-    other = found.st_gid != database.st_gid if shared else found.st_uid != database.st_uid
-    if missing or other:
-        mode = stat.S_IMODE(database.st_mode) & 0o666
-        owner = f"{database.st_uid}:{database.st_gid}"
-        yield Checked(
-            "rights",
-            "warn",
-            f"{_told(file)} is not as the database is ({_user(database.st_uid)}:"
-            f"{_group_name(database.st_gid)} {mode:04o}): others may be shut out",
-            f"`chown {owner} {quoted(file)} && chmod {mode:o} {quoted(file)}`",
-        )
+    if missing or (
+        found.st_gid != database.st_gid if is_shared else found.st_uid != database.st_uid
+    ):
+        said = f"{_told(file)} is not as the database is, {_told(path)}: it may lock users out"
+        like = f"--reference={quoted(path)} {quoted(file)}"
+        yield Check("rights", "warn", said, f"`chown {like} && chmod {like}`")
 
 
 def _told(file: Path) -> str:
     found = file.stat()
-    who = f"{_user(found.st_uid)}:{_group_name(found.st_gid)}"
+    who = f"{_user(found.st_uid)}:{_group(found.st_gid)}"
     return f"{file.name or file} ({who} {stat.S_IMODE(found.st_mode):04o})"
 
 
 def _user(uid: int) -> str:
-    try:
+    with suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
+    return f"user {uid}"
 
 
-def _group_name(gid: int) -> str:
-    try:
+def _group(gid: int) -> str:
+    with suppress(KeyError):
         return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+    return str(gid)

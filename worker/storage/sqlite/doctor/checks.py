@@ -1,0 +1,249 @@
+"""The checks of an SQLite database: file, schema, triggers, indexes, checkpoints, SQLite, WAL.
+
+Each takes the path, and opens the database for itself and only to read.
+"""
+
+import os
+import shlex
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final, Literal
+
+from session_projector import migrations
+from session_projector.projections.event import LogRow, Unfoldable, created_ms
+from session_projector.worker import linux
+from session_projector.worker.errors import quoted
+from session_projector.worker.storage.port import Check, digest
+from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, connect
+from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.schema import integrity as objects
+from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
+from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
+
+MIB: Final = 1024 * 1024
+BUSY_TIMEOUT_S: Final = 1.0
+CLOCK_EVENTS: Final = 300
+AHEAD_MS: Final = 60_000
+PIN_WATCH_S: Final = 0.3
+# Bytes of the -shm file that SQLite locks, by its file format ("WAL-mode file locks").
+_LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
+_LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of one check, closed when it is done."""
+    connection = connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)
+    with translated(path), closing(connection):
+        yield connection
+
+
+def opens(path: Path, rights: Sequence[Check]) -> Iterator[Check]:
+    """Check that the file opens as a database; `rights` is what the check of them found."""
+    if os.geteuid() == 0 and os.path.isfile(path) and any(one.level != "ok" for one in rights):
+        said = "not opened: as root, SQLite gives the files beside it to the owner of the database"
+        yield Check("database", "warn", said, "fix the rights first: see below")
+        return
+    with reading(path) as db:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    yield Check("database", "ok", f"{path}, {path.stat().st_size / MIB:,.1f} MiB")
+
+
+def schema(path: Path) -> Iterator[Check]:
+    with reading(path) as db:
+        found = kanbatte.layout(db, path)
+        if found is kanbatte.Layout.EMPTY:
+            yield Check("schema", "fail", "there are no tables yet", f"create them: {_SETUP}")
+        elif found is kanbatte.Layout.KANBATTE:
+            said = "a database of Kanbatte up to 0.0.3, not adopted yet"
+            yield Check("schema", "fail", said, f"stop its writers for good, then {_SETUP}")
+        else:
+            migrate.check(db, path)
+            yield Check("schema", "ok", [*migrations.load()][-1])
+
+
+def journal_mode(path: Path) -> Iterator[Check]:
+    with reading(path) as db:
+        (mode,) = db.execute("PRAGMA journal_mode").fetchone()
+    if mode == "wal":
+        yield Check("journal mode", "ok", "WAL")
+    else:
+        said = f"{mode}, not WAL: readers and writers block each other"
+        yield Check("journal mode", "warn", said, f"{_SETUP}, or the next daemon's start")
+
+
+def autoincrement(path: Path) -> Iterator[Check]:
+    """Check for AUTOINCREMENT, without which positions may be used twice or be renumbered."""
+    with reading(path) as db:
+        ((sql,),) = db.execute(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
+        )
+    words = " ".join(str(sql).replace('"', " ").replace("(", " ( ").upper().split())
+    if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" in words:
+        yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
+    else:
+        yield Check(
+            "seq",
+            "fail",
+            "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table"
+            " again, and positions may be used twice",
+            'copy the log into a new database, as docs/operating.md tells under "Saving the log of'
+            ' a damaged file"',
+        )
+
+
+def triggers(path: Path) -> Iterator[Check]:
+    with reading(path) as db:
+        amiss = objects.amiss(db)
+        wrong = [f"{name} is {how}" for name, how in amiss.items() if name in objects.TRIGGERS]
+        others = [] if wrong else objects.foreign_triggers(db)
+    named = ", ".join(f"{name} on {table}" for name, table, _ in others)
+    if wrong:
+        said = f"the log can be rewritten: {', '.join(wrong)}"
+        yield Check("triggers", "fail", said, _SETUP)
+    elif any(meddles for *_, meddles in others):
+        yield Check(
+            "triggers",
+            "warn",
+            "triggers of other programs may refuse or lose what is written to our tables, or write"
+            f" to them: {named}",
+            "see what each does, and drop what is not wanted (`DROP TRIGGER NAME`):"
+            f" `sqlite3 {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+        )
+    else:
+        also = f"; other programs have triggers here: {named}" if others else ""
+        yield Check("triggers", "ok", f"the log is append-only{also}")
+
+
+def indexes(path: Path) -> Iterator[Check]:
+    """Check the indexes that make reading fast, and the one that keeps a session in one row."""
+    with reading(path) as db:
+        amiss = objects.amiss(db)
+        doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
+    if gone := [name for name in amiss if name not in (*objects.TRIGGERS, objects.SESSION_KEY)]:
+        said = f"{', '.join(gone)}: gone, and reading is slow without"
+        yield Check("indexes", "warn", said, _SETUP)
+    else:
+        yield Check("indexes", "ok", "all are there")
+    if how := amiss.get(objects.SESSION_KEY):
+        said = f"nothing keeps a session from having two rows: {objects.SESSION_KEY} is {how}"
+        fix = _SETUP
+        if doubled:
+            more = ", …" if len(doubled) > 3 else ""
+            said += f"; {len(doubled)} do: {', '.join(doubled[:3])}{more}"
+            fix += ", then `projector replay`"
+        yield Check("session keys", "fail", said, fix)
+    else:
+        yield Check("session keys", "ok", "each session has one row at most")
+
+
+def clock(path: Path) -> Iterator[Check]:
+    """Check whether the newest events come from the future."""
+    now_ms = ahead_ms = time.time_ns() // 1_000_000
+    newest = f"SELECT created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
+    with reading(path) as db:
+        for (created_at,) in db.execute(newest):
+            with suppress(Unfoldable):
+                ahead_ms = max(ahead_ms, created_ms(created_at))
+    if ahead_ms - now_ms > AHEAD_MS:
+        yield Check(
+            "clock",
+            "warn",
+            f"an event was written {(ahead_ms - now_ms) / 1000:,.0f} s in the future: its writer's"
+            " clock is ahead, or this machine's behind (views do not depend on it)",
+            "set the clock of both: `timedatectl set-ntp true`; see the event's created_at",
+        )
+    else:
+        yield Check("clock", "ok", "no recent event is ahead of it")
+
+
+def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
+    """Check that each checkpoint fits the log, and that its version is not newer than the code."""
+    wrong = []
+    with reading(path) as db:
+        for name, version, position, remembered in db.execute(
+            "SELECT name, abs(version), position, digest FROM checkpoint ORDER BY name"
+        ):
+            here = code_versions.get(name, version)
+            if not fits_log(db, position, remembered):
+                at = f"{name}@{position}"
+                said = f"event_log was truncated or replaced: checkpoint {at} does not match"
+                fix = "fold it again from the first event: `projector replay`"
+                wrong.append(Check("checkpoint", "fail", said, fix))
+            elif version > here:
+                said = f"the views of {name} are of version {version}, the code here of {here}"
+                fix = "upgrade projector: `pip install -U session-projector`, or its package"
+                wrong.append(Check("checkpoint", "fail", said, fix))
+    yield from wrong or [Check("checkpoint", "ok", "fits the log")]
+
+
+def fits_log(db: sqlite3.Connection, position: int, remembered: str) -> bool:
+    """Whether the event at a checkpoint is the one that the checkpoint remembers."""
+    return not position or any(digest(row) == remembered for row in event(db, position))
+
+
+def event(db: sqlite3.Connection, seq: int) -> list[LogRow]:
+    """The event at a position, or none."""
+    sql = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = ?"
+    return [LogRow(*row) for row in db.execute(sql, (seq,))]
+
+
+# Of the WAL-reset bug, by branch: https://sqlite.org/wal.html#walresetbug
+_FIXED_IN: Final = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
+
+
+def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Iterator[Check]:
+    said = ".".join(map(str, version))
+    if version >= next((one for one in _FIXED_IN if one[:2] == version[:2]), _FIXED_IN[-1]):
+        yield Check("sqlite", "ok", f"SQLite {said}, none of whose known bugs matters here")
+        return
+    fixed = ", ".join(".".join(map(str, one)) for one in _FIXED_IN)
+    yield Check(
+        "sqlite",
+        "warn",
+        f"SQLite {said} has the WAL-reset bug: where several processes have the database open, a"
+        " checkpoint at the very moment of another's checkpoint and write may, very rarely,"
+        " corrupt it",
+        f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
+        " other program that opens the database has it too; until then keep backups",
+    )
+
+
+def wal(path: Path) -> Iterator[Check]:
+    """Check the size of the write-ahead log, and name who has the database open."""
+    if not os.path.isfile(path):
+        return
+    log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+    size = log.stat().st_size if log.exists() else 0
+    if not linux.is_there():
+        seen = "unknown processes"
+    else:
+        seen = linux.named(linux.openers([path, log, shm])) or "no other process"
+        if os.geteuid() != 0:
+            seen += "; only root sees the processes of other users"
+    found = f"{size / MIB:,.1f} MiB; open in: {seen}"
+    if size <= WARNING_BYTES:
+        yield Check("wal", "ok", found)
+        return
+    pinning = lock_holders(path, "READ")
+    time.sleep(PIN_WATCH_S)
+    pinning &= lock_holders(path, "READ")
+    truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
+    if pinning:
+        found += f"; a read is open all the time in: {linux.named(pinning)}"
+        end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
+        truncate = f"{end}; then {truncate}"
+    found += ". It is reused from its start once no process holds an old snapshot open"
+    yield Check("wal", "warn", found, truncate)
+
+
+def lock_holders(path: Path, kind: Literal["READ", "WRITE"]) -> set[int]:
+    """The other processes that hold a read lock or the write lock now."""
+    locks = linux.locks(path.with_name(path.name + "-shm"))
+    return {pid for pid, of, at in locks if of == kind and at in _LOCKED[kind]} - {os.getpid()}
+
+
+_SETUP: Final = "`projector db setup`"
