@@ -6,22 +6,13 @@ from typing import Any, Final
 
 import msgspec
 
-from session_projector.projections.event import (
-    SESSION_EVENTS,
-    Event,
-    LogRow,
-    Unfoldable,
-    decode,
-    is_utf8,
-    plain,
-)
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.decode import decode, plain
+from session_projector.projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable
+from session_projector.projections.projection import FAULT, Projection
+from session_projector.projections.rows import require_key, require_row
 
-FAULT: Final = "a fault in the code of the projection: "
 MAX_REASON: Final = 1000
 """Characters of a reason in the quarantine."""
-MAX_ROW_BYTES: Final = 256 * 1024 * 1024
-"""The texts and BLOBs of one row."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -76,7 +67,7 @@ def fold(
                 skipped.append(event.type)
                 continue
             if not trusted:
-                _require_key(key)
+                require_key(key)
             view = projection.fold(changed.get(key, views.get(key)), event)
             if not trusted:
                 require_row(projection, key, projection.to_row(view))
@@ -144,50 +135,6 @@ def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
         return Rejected(row.seq, _reason(error), getattr(error, "type", None))
 
 
-def _require_key(key: Any) -> None:
-    if not isinstance(key, str) or not is_utf8(key):
-        raise Unfoldable(f"{FAULT}key_of gave no text in UTF-8")
-
-
-def require_row(projection: Projection, key: str, row: Any) -> None:
-    """Raises `Unfoldable` where its table would not keep a row as it is, under this key."""
-    columns = projection.table.columns
-    if not isinstance(row, tuple) or len(row) != len(columns):
-        raise Unfoldable(f"{FAULT}a row is no tuple of {len(columns)} columns")
-    size = 0
-    for (name, kind), value in zip(columns.items(), row, strict=True):
-        if not _fits(kind, value):
-            what = type(value).__name__
-            raise Unfoldable(f"{FAULT}the column {name} is {kind} and cannot keep this {what}")
-        if name == projection.table.key and value != key:
-            raise Unfoldable(f"{FAULT}the column {name} is not what key_of says")
-        size += len(value) if isinstance(value, str | bytes) else 0
-    if size > MAX_ROW_BYTES:
-        raise Unfoldable(f"the view would be larger than {MAX_ROW_BYTES} bytes")
-
-
-def _fits(kind: str, value: Any) -> bool:
-    if value is None:
-        return True
-    match kind:
-        case "TEXT":
-            return type(value) is str and is_utf8(value)
-        case "INTEGER":
-            return type(value) is int and -(2**63) <= value < 2**63
-        case "REAL":
-            return type(value) is float and value == value  # SQLite keeps NaN as NULL
-    return type(value) is bytes
-
-
-def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
-    """The view that a row keeps; raises `Damaged`."""
-    for (name, kind), value in zip(projection.table.columns.items(), row, strict=True):
-        odd = isinstance(value, str) and not is_utf8(value)
-        if odd or not (projection.trusted or _fits(kind, value)):
-            raise Damaged(f"{name} is not {kind} as a fold would write it")
-    return projection.from_row(row)
-
-
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
     """The view to have at hand for an event; none where the projection fails to say."""
     if isinstance(event, Rejected) or event.type not in projection.events:
@@ -195,7 +142,7 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
     try:
         key = projection.key_of(event)
         if key is not None and not projection.trusted:
-            _require_key(key)
+            require_key(key)
     except (Exception, SystemExit) as error:
         _reason(error)
         return None

@@ -1,7 +1,7 @@
 """What a projection is: which events concern which view, how a view folds, how it is kept."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -15,6 +15,9 @@ from session_projector.projections.event import (
     keys_of,
     session_of,
 )
+
+FAULT: Final = "a fault in the code of the projection: "
+"""How the reason begins where an event is quarantined for no fault of its own."""
 
 
 class Table(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.event import (
+    PREFIX,
     Event,
     Messages,
     MessagesAppended,
@@ -23,7 +24,6 @@ from session_projector.projections.projection import Damaged, PerSession, Table
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
 """The largest `view.data`."""
-PREFIX: Final = "session:"
 MOST_CHUNKS: Final = 32
 """Of a view that is kept at hand; more are joined, which copies all of them."""
 

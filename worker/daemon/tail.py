@@ -19,6 +19,7 @@ from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Folded, Rejected, Runs
 from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.rows import restore
 from session_projector.worker.daemon.view_cache import Hot
 from session_projector.worker.errors import LostRace, ProjectionFailed, ProjectorError, Unavailable
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
@@ -450,7 +451,7 @@ async def _views(
     suspect: set[str] = set()
     for key in standing.keys() & views.keys():
         try:
-            views[key] = folding.restore(projection, standing[key])
+            views[key] = restore(projection, standing[key])
         except Damaged as error:
             log.warning("damaged_view_found", projection=projection.name, key=key, why=str(error))
             suspect.add(key)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from session_projector import migrations
-from session_projector.projections.event import Unfoldable, created_ms
+from session_projector.projections.decode import created_ms
+from session_projector.projections.event import Unfoldable
 from session_projector.worker.doctor import daemon as daemon_checks
 from session_projector.worker.doctor import host as surroundings
 from session_projector.worker.doctor.check import Checked

@@ -5,8 +5,9 @@ from contextlib import suppress
 from typing import Any
 
 from session_projector.projections.event import Event, LogRow
-from session_projector.projections.fold import Rejected, fold, key_of, read, restore
+from session_projector.projections.fold import Rejected, fold, key_of, read
 from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.rows import restore
 from session_projector.projections.session_index import SessionIndex
 from session_projector.worker.errors import ProjectorError
 from session_projector.worker.sessions.timeline import SESSIONS, folded

@@ -7,12 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from session_projector.projections.event import Unfoldable, created_ms, is_utf8, keys_of
-from session_projector.projections.fold import restore
+from session_projector.projections.decode import created_ms
+from session_projector.projections.event import PREFIX, Unfoldable, is_utf8, keys_of
 from session_projector.projections.messagepack import Malformed, decode_exact
 from session_projector.projections.projection import Damaged
+from session_projector.projections.rows import restore
 from session_projector.projections.session_index import Entry, SessionIndex
-from session_projector.projections.sessions import PREFIX
 from session_projector.worker import linux as proc
 from session_projector.worker.errors import NeedsPerson, quoted
 from session_projector.worker.operations.projections import Listed, fits_log, listing

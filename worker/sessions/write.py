@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
-from session_projector.projections.event import LogRow, Unfoldable, decode, keys_of, session_of
+from session_projector.projections.decode import decode
+from session_projector.projections.event import PREFIX, LogRow, Unfoldable, keys_of, session_of
 from session_projector.projections.messagepack import Malformed, decode_exact
-from session_projector.projections.sessions import PREFIX
 from session_projector.worker import registry
 from session_projector.worker.errors import BadUsage, Finding
 from session_projector.worker.operations import event_check as foldable

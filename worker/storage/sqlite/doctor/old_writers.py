@@ -4,10 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from session_projector.projections.event import MAX_EVENT_BYTES, SESSION_EVENTS, LogRow, keys_of
-from session_projector.projections.fold import read, restore
+from session_projector.projections.event import (
+    MAX_EVENT_BYTES,
+    PREFIX,
+    SESSION_EVENTS,
+    LogRow,
+    keys_of,
+)
+from session_projector.projections.fold import read
 from session_projector.projections.projection import Damaged
-from session_projector.projections.sessions import PREFIX, Sessions
+from session_projector.projections.rows import restore
+from session_projector.projections.sessions import Sessions
 from session_projector.worker.doctor.check import Checked
 from session_projector.worker.errors import quoted
 from session_projector.worker.operations.projections import fits_log
