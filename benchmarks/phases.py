@@ -20,7 +20,10 @@ WRAPPED: Final[dict[str, tuple[str, ...]]] = {
         "session_projector.worker.storage.sqlite.store:SqliteStore.read_events",
         "session_projector.worker.storage.sqlite.store:SqliteStore.load_views",
     ),
-    "fold": ("projections.fold:read", "projections.fold:fold"),
+    "fold": (
+        "session_projector.projections.fold:read",
+        "session_projector.projections.fold:fold",
+    ),
     "commit": ("session_projector.worker.storage.sqlite.store:SqliteStore.commit",),
     "setup": ("session_projector.worker.storage.sqlite.schema.migrate:setup",),
     "migration": ("session_projector.worker.storage.sqlite.schema.migrate:_migrate",),
