@@ -53,7 +53,7 @@ def fold(
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     skipped: list[str] = []
-    trusted = projection.trusted
+    built_in = projection.built_in
     for event in events:
         if event.type is not None and event.type not in projection.events:
             skipped.append(event.type)
@@ -66,10 +66,10 @@ def fold(
             if key is None:
                 skipped.append(event.type)
                 continue
-            if not trusted:
+            if not built_in:
                 require_key(key)
             view = projection.fold(changed.get(key, views.get(key)), event)
-            if not trusted:
+            if not built_in:
                 require_row(projection, key, projection.to_row(view))
             changed[key] = view
         except (Exception, SystemExit) as error:
@@ -99,7 +99,7 @@ def runs_of(events: Iterable[Event | Rejected]) -> Runs:
 def fold_runs(
     projection: Projection, views: Mapping[str, Any | None], runs: Iterable[Sequence[Event]]
 ) -> Folded:
-    """`fold` for a trusted projection, each run at once; if that fails, event by event."""
+    """`fold` for a built-in projection, each run at once; if that fails, event by event."""
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     for run in runs:
@@ -118,7 +118,7 @@ def touched(
 ) -> dict[str, int]:
     """The views to have at hand for some events, each with the seq of the first one; none for
     events of which the projection fails to say."""
-    if projection.trusted:
+    if projection.built_in:
         return {str(projection.key_of(run[0])): run[0].seq for run in runs.of.values()}
     first: dict[str, int] = {}
     for event in events:
@@ -141,7 +141,7 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
         return None
     try:
         key = projection.key_of(event)
-        if key is not None and not projection.trusted:
+        if key is not None and not projection.built_in:
             require_key(key)
     except (Exception, SystemExit) as error:
         _reason(error)

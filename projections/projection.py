@@ -42,7 +42,7 @@ class Table(msgspec.Struct, frozen=True):
         return self.prefix, self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
 
 
-class Damaged(Exception):
+class CorruptRow(Exception):
     """A row that no fold can have written; the text says what is wrong with it."""
 
 
@@ -59,9 +59,9 @@ class Projection:
     table: ClassVar[Table]
     events: ClassVar[Collection[str]] = SESSION_EVENTS
     """The types of event that it folds; those that are not ours come with an `Other` as body."""
-    trusted: ClassVar[bool] = False
-    """It keeps one view for each session, and that its keys and rows can be kept as they are need
-    not be looked at after each event."""
+    built_in: ClassVar[bool] = False
+    """For projections of projector's own: one view for each session, and keys and rows that need
+    not be checked after each event."""
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""
@@ -74,7 +74,7 @@ class Projection:
     def fold_all(self, view: Any | None, events: Sequence[Event]) -> Any:
         """The view after several events (at least one) of one session; raises as `fold` does.
 
-        Only where `trusted`, as nothing is looked at in between.
+        Only where `built_in`, as nothing is looked at in between.
         """
         raise NotImplementedError
 
@@ -84,7 +84,7 @@ class Projection:
         return row
 
     def from_row(self, row: tuple[Any, ...]) -> Any:
-        """The view that a row keeps; raises `Damaged`."""
+        """The view that a row keeps; raises `CorruptRow`."""
         return row
 
     def settled(self, view: Any) -> Any:

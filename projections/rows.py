@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from session_projector.projections.event import Unfoldable, is_utf8
-from session_projector.projections.projection import FAULT, Damaged, Projection
+from session_projector.projections.projection import FAULT, CorruptRow, Projection
 
 MAX_ROW_BYTES: Final = 256 * 1024 * 1024
 """The texts and BLOBs of one row."""
@@ -45,9 +45,9 @@ def fits(kind: str, value: Any) -> bool:
 
 
 def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
-    """The view that a row keeps; raises `Damaged`."""
+    """The view that a row keeps; raises `CorruptRow`."""
     for (name, kind), value in zip(projection.table.columns.items(), row, strict=True):
         odd = isinstance(value, str) and not is_utf8(value)
-        if odd or not (projection.trusted or fits(kind, value)):
-            raise Damaged(f"{name} is not {kind} as a fold would write it")
+        if odd or not (projection.built_in or fits(kind, value)):
+            raise CorruptRow(f"{name} is not {kind} as a fold would write it")
     return projection.from_row(row)

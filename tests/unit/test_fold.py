@@ -14,7 +14,7 @@ from session_projector.projections import BUILT_IN
 from session_projector.projections import fold as folding
 from session_projector.projections import sessions as sessions_module
 from session_projector.projections.event import LogRow
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
 from session_projector.worker.folding.cooperative import fold_in_slices
@@ -130,10 +130,10 @@ def test_an_event_that_would_make_a_view_too_large_is_quarantined(
         (5, "soon"),
     ],
 )
-def test_a_row_that_no_fold_has_written_is_found_damaged(column: int, value: Any) -> None:
+def test_a_row_that_no_fold_has_written_is_found_corrupt(column: int, value: Any) -> None:
     created = (1, "e1", "A-1", '{"type":"session_created","data":{"project":"A"}}', 5)
     (row,) = fold_batches([[created]])[0].values()
-    damaged = (*row[:column], value, *row[column + 1 :])
+    corrupt = (*row[:column], value, *row[column + 1 :])
 
-    with pytest.raises(Damaged):
-        SESSIONS.from_row(damaged)
+    with pytest.raises(CorruptRow):
+        SESSIONS.from_row(corrupt)

@@ -6,7 +6,7 @@ from typing import Any
 
 from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Rejected, fold, key_of, read
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.rows import restore
 from session_projector.projections.session_index import SessionIndex
 from session_projector.worker.errors import ProjectorError
@@ -50,7 +50,7 @@ def _standing(client: Client, projection: Projection, event: Event, key: str) ->
     if projection.name == SESSIONS.name:
         return folded(client, event.session_id)
     table = projection.table
-    with suppress(ProjectorError, Damaged):  # where it never ran there is no table
+    with suppress(ProjectorError, CorruptRow):  # where it never ran there is no table
         for row in client.rows(
             f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE {table.key} = ?", (key,)
         ):

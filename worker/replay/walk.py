@@ -25,7 +25,7 @@ import msgspec
 from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow, is_utf8
 from session_projector.projections.fold import Rejected, Runs
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.rows import restore
 from session_projector.worker.errors import LostRace, Unavailable
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
@@ -479,7 +479,7 @@ class Walk:
             kind, differing = "stale", fields([*projection.table.columns], standing, row)
             try:
                 restore(projection, standing)
-            except Damaged:
+            except CorruptRow:
                 kind = "damaged"
         return Difference(projection.name, "view", kind, key, differing)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from session_projector.projections.decode import created_ms
 from session_projector.projections.event import PREFIX, Unfoldable, is_utf8, keys_of
 from session_projector.projections.messagepack import Malformed, decode_exact
-from session_projector.projections.projection import Damaged
+from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
 from session_projector.projections.session_index import Entry, SessionIndex
 from session_projector.worker import linux as proc
@@ -87,7 +87,7 @@ def session(client: Client, session_id: str) -> dict[str, Any]:
     try:
         restore(SESSIONS, row)
         view: dict[str, Any] = decode_exact(row[2])
-    except (Damaged, Malformed):
+    except (CorruptRow, Malformed):
         view = {"messages": [None]}
     if not all(isinstance(message, dict) for message in view["messages"]):
         path = quoted(client.path)

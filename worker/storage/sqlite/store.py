@@ -434,7 +434,7 @@ class SqliteStore:
                 "raise the version where columns are added; where they change otherwise, also give"
                 " the table another name",
             ) from None
-        if standing and not projection.trusted:
+        if standing and not projection.built_in:
             self._require_own(connection, projection, known=bool(rows))
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if not rows:

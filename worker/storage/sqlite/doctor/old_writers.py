@@ -12,7 +12,7 @@ from session_projector.projections.event import (
     keys_of,
 )
 from session_projector.projections.fold import read
-from session_projector.projections.projection import Damaged
+from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
 from session_projector.projections.sessions import Sessions
 from session_projector.worker.doctor.check import Checked
@@ -103,7 +103,7 @@ def _fault(client: Client, row: tuple[Any, ...], position: int) -> str:
     """What no fold up to the position can have written."""
     try:
         restore(_SESSIONS, row)
-    except Damaged as error:
+    except CorruptRow as error:
         return str(error)
     named = row[3]
     seqs = _newest_events(client, row[1].removeprefix(PREFIX), position)
