@@ -10,6 +10,7 @@ MAX_ROW_BYTES: Final = 256 * 1024 * 1024
 
 
 def require_key(key: Any) -> None:
+    """Raises `Unfoldable` unless a row can have this key."""
     if not isinstance(key, str) or not is_utf8(key):
         raise Unfoldable(f"{FAULT}key_of gave no text in UTF-8")
 
@@ -32,6 +33,7 @@ def require_row(projection: Projection, key: str, row: Any) -> None:
 
 
 def fits(kind: str, value: Any) -> bool:
+    """Whether a column of this SQL type gives the value back as it is."""
     if value is None:
         return True
     match kind:

@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
     last_seq: int
 
 
-class SessionIndex(PerSession):
+class SessionIndex(PerSession[Entry]):
     """Folds every event of a session into a few plain columns."""
 
     name = "session_index"

@@ -45,7 +45,7 @@ class Session(msgspec.Struct, frozen=True):
     chunks: _Chunks
 
 
-class Sessions(PerSession):
+class Sessions(PerSession[Session]):
     """Folds every event of a session into its row."""
 
     name = "sessions"
