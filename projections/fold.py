@@ -72,6 +72,8 @@ def fold(
             if not built_in:
                 require_row(projection, key, projection.to_row(view))
             changed[key] = view
+        except MemoryError:  # says nothing of the event
+            raise
         except (Exception, SystemExit) as error:
             quarantined.append(Rejected(event.seq, _reason(error), event.type))
     return Folded(changed, quarantined, skipped)
@@ -131,6 +133,8 @@ def touched(
 def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
     try:
         return decode(row, others)
+    except MemoryError:
+        raise
     except Exception as error:
         return Rejected(row.seq, _reason(error), getattr(error, "type", None))
 
@@ -143,17 +147,15 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
         key = projection.key_of(event)
         if key is not None and not projection.built_in:
             require_key(key)
-    except (Exception, SystemExit) as error:
-        _reason(error)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit):
         return None
     return key
 
 
 def _reason(error: BaseException) -> str:
-    """Why an event goes to quarantine. A fault in the code is no reason to stop the feed either;
-    only a lack of memory is, because it says nothing of the event."""
-    if isinstance(error, MemoryError):
-        raise error
+    """Why an event goes to quarantine; a fault in the code is no reason to stop the feed either."""
     if isinstance(error, Unfoldable):
         return str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
     return f"{FAULT}{type(error).__name__}"

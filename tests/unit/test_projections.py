@@ -8,9 +8,11 @@ from support import Database
 from support.extensions import CreatedPerDay
 
 from session_projector.projections import BUILT_IN
+from session_projector.projections import fold as folding
 from session_projector.projections.event import (
     SESSION_EVENTS,
     Event,
+    LogRow,
     Other,
     SessionCreated,
     Unfoldable,
@@ -237,6 +239,33 @@ def test_the_kit_catches_a_projection_that_raises() -> None:
 
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         given(created("A-1")).expect(Raising(), {})
+
+
+@pytest.mark.parametrize("place", ["key_of", "fold", "to_row"])
+def test_a_lack_of_memory_is_no_fault_of_an_event(place: str) -> None:
+    class Greedy(CreatedPerDay):
+        pass
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    setattr(Greedy, place, fail)
+    events = folding.read(given(created("A-1")).rows())
+
+    with pytest.raises(MemoryError):
+        folding.fold(Greedy(), {}, events)
+    if place == "key_of":
+        with pytest.raises(MemoryError):
+            folding.key_of(Greedy(), events[0])
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_row() -> None:
+    class Large(str):
+        def encode(self, *_: Any) -> bytes:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        folding.read([LogRow(1, "e1", "A-1", Large("{}"), T0)])
 
 
 class TokensPerSession(PerSession):
