@@ -23,8 +23,8 @@ import msgspec
 from session_projector.projections import BUILT_IN
 from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow
-from session_projector.projections.fold import FAULT, Rejected
-from session_projector.projections.projection import Projection
+from session_projector.projections.fold import Rejected
+from session_projector.projections.projection import FAULT, Projection
 
 T0: Final = 1_700_000_000_000
 FORGET_EVENTS: Final = 4000

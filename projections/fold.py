@@ -6,22 +6,13 @@ from typing import Any, Final
 
 import msgspec
 
-from session_projector.projections.event import (
-    SESSION_EVENTS,
-    Event,
-    LogRow,
-    Unfoldable,
-    decode,
-    is_utf8,
-    plain,
-)
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.decode import decode, plain
+from session_projector.projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable
+from session_projector.projections.projection import FAULT, Projection
+from session_projector.projections.rows import require_key, require_row
 
-FAULT: Final = "a fault in the code of the projection: "
 MAX_REASON: Final = 1000
 """Characters of a reason in the quarantine."""
-MAX_ROW_BYTES: Final = 256 * 1024 * 1024
-"""The texts and BLOBs of one row."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -62,7 +53,7 @@ def fold(
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     skipped: list[str] = []
-    trusted = projection.trusted
+    built_in = projection.built_in
     for event in events:
         if event.type is not None and event.type not in projection.events:
             skipped.append(event.type)
@@ -75,12 +66,14 @@ def fold(
             if key is None:
                 skipped.append(event.type)
                 continue
-            if not trusted:
-                _require_key(key)
+            if not built_in:
+                require_key(key)
             view = projection.fold(changed.get(key, views.get(key)), event)
-            if not trusted:
+            if not built_in:
                 require_row(projection, key, projection.to_row(view))
             changed[key] = view
+        except MemoryError:  # says nothing of the event
+            raise
         except (Exception, SystemExit) as error:
             quarantined.append(Rejected(event.seq, _reason(error), event.type))
     return Folded(changed, quarantined, skipped)
@@ -108,7 +101,7 @@ def runs_of(events: Iterable[Event | Rejected]) -> Runs:
 def fold_runs(
     projection: Projection, views: Mapping[str, Any | None], runs: Iterable[Sequence[Event]]
 ) -> Folded:
-    """`fold` for a trusted projection, each run at once; if that fails, event by event."""
+    """`fold` for a built-in projection, each run at once; if that fails, event by event."""
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     for run in runs:
@@ -127,7 +120,7 @@ def touched(
 ) -> dict[str, int]:
     """The views to have at hand for some events, each with the seq of the first one; none for
     events of which the projection fails to say."""
-    if projection.trusted:
+    if projection.built_in:
         return {str(projection.key_of(run[0])): run[0].seq for run in runs.of.values()}
     first: dict[str, int] = {}
     for event in events:
@@ -140,52 +133,10 @@ def touched(
 def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
     try:
         return decode(row, others)
+    except MemoryError:
+        raise
     except Exception as error:
         return Rejected(row.seq, _reason(error), getattr(error, "type", None))
-
-
-def _require_key(key: Any) -> None:
-    if not isinstance(key, str) or not is_utf8(key):
-        raise Unfoldable(f"{FAULT}key_of gave no text in UTF-8")
-
-
-def require_row(projection: Projection, key: str, row: Any) -> None:
-    """Raises `Unfoldable` where its table would not keep a row as it is, under this key."""
-    columns = projection.table.columns
-    if not isinstance(row, tuple) or len(row) != len(columns):
-        raise Unfoldable(f"{FAULT}a row is no tuple of {len(columns)} columns")
-    size = 0
-    for (name, kind), value in zip(columns.items(), row, strict=True):
-        if not _fits(kind, value):
-            what = type(value).__name__
-            raise Unfoldable(f"{FAULT}the column {name} is {kind} and cannot keep this {what}")
-        if name == projection.table.key and value != key:
-            raise Unfoldable(f"{FAULT}the column {name} is not what key_of says")
-        size += len(value) if isinstance(value, str | bytes) else 0
-    if size > MAX_ROW_BYTES:
-        raise Unfoldable(f"the view would be larger than {MAX_ROW_BYTES} bytes")
-
-
-def _fits(kind: str, value: Any) -> bool:
-    if value is None:
-        return True
-    match kind:
-        case "TEXT":
-            return type(value) is str and is_utf8(value)
-        case "INTEGER":
-            return type(value) is int and -(2**63) <= value < 2**63
-        case "REAL":
-            return type(value) is float and value == value  # SQLite keeps NaN as NULL
-    return type(value) is bytes
-
-
-def restore(projection: Projection, row: tuple[Any, ...]) -> Any:
-    """The view that a row keeps; raises `Damaged`."""
-    for (name, kind), value in zip(projection.table.columns.items(), row, strict=True):
-        odd = isinstance(value, str) and not is_utf8(value)
-        if odd or not (projection.trusted or _fits(kind, value)):
-            raise Damaged(f"{name} is not {kind} as a fold would write it")
-    return projection.from_row(row)
 
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
@@ -194,19 +145,17 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
         return None
     try:
         key = projection.key_of(event)
-        if key is not None and not projection.trusted:
-            _require_key(key)
-    except (Exception, SystemExit) as error:
-        _reason(error)
+        if key is not None and not projection.built_in:
+            require_key(key)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit):
         return None
     return key
 
 
 def _reason(error: BaseException) -> str:
-    """Why an event goes to quarantine. A fault in the code is no reason to stop the feed either;
-    only a lack of memory is, because it says nothing of the event."""
-    if isinstance(error, MemoryError):
-        raise error
+    """Why an event goes to quarantine; a fault in the code is no reason to stop the feed either."""
     if isinstance(error, Unfoldable):
         return str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
     return f"{FAULT}{type(error).__name__}"

@@ -1,7 +1,7 @@
 """What a projection is: which events concern which view, how a view folds, how it is kept."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, cast
 
 import msgspec
 
@@ -15,6 +15,18 @@ from session_projector.projections.event import (
     keys_of,
     session_of,
 )
+
+if TYPE_CHECKING:  # a default needs Python 3.13; type checkers know it for every version
+    from typing_extensions import TypeVar
+
+    View = TypeVar("View", default=Any)
+else:
+    from typing import TypeVar
+
+    View = TypeVar("View")
+
+FAULT: Final = "a fault in the code of the projection: "
+"""How the reason begins where an event is quarantined for no fault of its own."""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -39,15 +51,16 @@ class Table(msgspec.Struct, frozen=True):
         return self.prefix, self.prefix[:-1] + chr(ord(self.prefix[-1]) + 1)
 
 
-class Damaged(Exception):
+class CorruptRow(Exception):
     """A row that no fold can have written; the text says what is wrong with it."""
 
 
-class Projection:
+class Projection(Generic[View]):
     """Pure: the same events give the same rows, in whatever batches.
 
     What must be given: `name`, `version`, `table`, `key_of` and `fold`. A view is then its own
     row, a tuple in the order of `table.columns`; `to_row` and `from_row` let it be more.
+    `Projection[View]` tells a type checker what a view is; `Projection` alone leaves it open.
     """
 
     name: ClassVar[str]
@@ -56,35 +69,34 @@ class Projection:
     table: ClassVar[Table]
     events: ClassVar[Collection[str]] = SESSION_EVENTS
     """The types of event that it folds; those that are not ours come with an `Other` as body."""
-    trusted: ClassVar[bool] = False
-    """It keeps one view for each session, and that its keys and rows can be kept as they are need
-    not be looked at after each event."""
+    built_in: ClassVar[bool] = False
+    """For projections of projector's own: one view for each session, and keys and rows that need
+    not be checked after each event."""
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""
         raise NotImplementedError
 
-    def fold(self, view: Any | None, event: Event) -> Any:
+    def fold(self, view: View | None, event: Event) -> View:
         """The view after the event, the one before left as it was; raises `Unfoldable`."""
         raise NotImplementedError
 
-    def fold_all(self, view: Any | None, events: Sequence[Event]) -> Any:
+    def fold_all(self, view: View | None, events: Sequence[Event]) -> View:
         """The view after several events (at least one) of one session; raises as `fold` does.
 
-        Only where `trusted`, as nothing is looked at in between.
+        Only where `built_in`, as nothing is looked at in between.
         """
         raise NotImplementedError
 
-    def to_row(self, view: Any) -> tuple[Any, ...]:
+    def to_row(self, view: View) -> tuple[Any, ...]:
         """The row that keeps a view."""
-        row: tuple[Any, ...] = view
-        return row
+        return cast("tuple[Any, ...]", view)
 
-    def from_row(self, row: tuple[Any, ...]) -> Any:
-        """The view that a row keeps; raises `Damaged`."""
-        return row
+    def from_row(self, row: tuple[Any, ...]) -> View:
+        """The view that a row keeps; raises `CorruptRow`."""
+        return cast("View", row)
 
-    def settled(self, view: Any) -> Any:
+    def settled(self, view: View) -> View:
         """The same view in the form that is the cheapest to keep, and to fold on."""
         return view
 
@@ -99,18 +111,18 @@ class Projection:
         return None
 
 
-class PerSession(Projection):
+class PerSession(Projection[View]):
     """One view for each session, from its creation on; give `created` and `changed`."""
 
-    def created(self, event: Event, body: SessionCreated) -> Any:
+    def created(self, event: Event, body: SessionCreated) -> View:
         """The view of a new session."""
         raise NotImplementedError
 
-    def changed(self, view: Any, event: Event) -> Any:
+    def changed(self, view: View, event: Event) -> View:
         """The view after any other event of the session."""
         raise NotImplementedError
 
-    def appended(self, view: Any, last: Event, added: Sequence[Messages]) -> Any:
+    def appended(self, view: View, last: Event, added: Sequence[Messages]) -> View:
         """The view after some events in a row that append; `last` is the last of them."""
         raise NotImplementedError
 
@@ -123,7 +135,7 @@ class PerSession(Projection):
     def log_keys(self, key: str) -> tuple[str, ...]:
         return keys_of(key.removeprefix(self.table.prefix))
 
-    def fold(self, view: Any | None, event: Event) -> Any:
+    def fold(self, view: View | None, event: Event) -> View:
         if isinstance(event.body, SessionCreated):
             if view is not None:
                 raise Unfoldable("the session is there already: session_created came twice")
@@ -132,7 +144,7 @@ class PerSession(Projection):
             raise Unfoldable(f"{event.type} for a session that was never created")
         return self.changed(view, event)
 
-    def fold_all(self, view: Any | None, events: Sequence[Event]) -> Any:
+    def fold_all(self, view: Any, events: Sequence[Event]) -> Any:
         added: list[Messages] = []
         for event in events:
             if type(event.body) is MessagesAppended and view is not None:

@@ -13,7 +13,7 @@ from session_projector.projections.event import (
     SessionCreated,
     SessionUpdated,
 )
-from session_projector.projections.projection import Damaged, PerSession, Table
+from session_projector.projections.projection import CorruptRow, PerSession, Table
 
 TITLE_LENGTH: Final = 80
 """Characters, the ellipsis included."""
@@ -39,12 +39,12 @@ class Entry(msgspec.Struct, frozen=True):
     last_seq: int
 
 
-class SessionIndex(PerSession):
+class SessionIndex(PerSession[Entry]):
     """Folds every event of a session into a few plain columns."""
 
     name = "session_index"
     version = 1
-    trusted = True
+    built_in = True
     table = Table(
         name="session_index",
         columns={
@@ -101,7 +101,7 @@ class SessionIndex(PerSession):
         try:
             return msgspec.convert(dict(zip(self.table.columns, row, strict=True)), Entry)
         except msgspec.ValidationError as error:
-            raise Damaged(str(error)) from None
+            raise CorruptRow(str(error)) from None
 
 
 def _changed(

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.event import (
+    PREFIX,
     Event,
     Messages,
     MessagesAppended,
@@ -19,11 +20,10 @@ from session_projector.projections.messagepack import (
     list_header,
     split_list,
 )
-from session_projector.projections.projection import Damaged, PerSession, Table
+from session_projector.projections.projection import CorruptRow, PerSession, Table
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
 """The largest `view.data`."""
-PREFIX: Final = "session:"
 MOST_CHUNKS: Final = 32
 """Of a view that is kept at hand; more are joined, which copies all of them."""
 
@@ -45,12 +45,12 @@ class Session(msgspec.Struct, frozen=True):
     chunks: _Chunks
 
 
-class Sessions(PerSession):
+class Sessions(PerSession[Session]):
     """Folds every event of a session into its row."""
 
     name = "sessions"
     version = 1
-    trusted = True
+    built_in = True
     table = Table(
         name="view",
         columns={
@@ -122,9 +122,9 @@ class Sessions(PerSession):
             count, body = split_list(fields.messages)
             messages = _messages(fields.messages)
         except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, Malformed) as error:
-            raise Damaged(f"data is not a session: {error}") from None
+            raise CorruptRow(f"data is not a session: {error}") from None
         if not all(isinstance(message, dict) for message in messages):
-            raise Damaged("a message is not a map")
+            raise CorruptRow("a message is not a map")
         session = Session(
             id=fields.id,
             project=fields.project,
@@ -137,7 +137,7 @@ class Sessions(PerSession):
             chunks=(None, body),
         )
         if not isinstance(last_event_id, str) or self.to_row(session) != row:
-            raise Damaged("its columns disagree with its data")
+            raise CorruptRow("its columns disagree with its data")
         return session
 
 

@@ -17,7 +17,8 @@ import msgspec
 
 from session_projector.projections import fold as folding
 from session_projector.projections.event import LogRow, Unfoldable
-from session_projector.projections.projection import Projection
+from session_projector.projections.projection import FAULT, Projection
+from session_projector.projections.rows import require_row
 
 T0: Final = 1_700_000_000_000
 """The time of the first event, in milliseconds; each further one is a second later."""
@@ -120,7 +121,7 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
         rows_made = {key: projection.to_row(view) for key, view in folded.views.items()}
         for key, row in rows_made.items():
             _require_row(projection, key, row)
-        faults = [r for r in folded.quarantined if r.reason.startswith(folding.FAULT)]
+        faults = [r for r in folded.quarantined if r.reason.startswith(FAULT)]
         assert not faults, f"{projection.name} raised: {faults}"
         standing |= rows_made
         quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
@@ -131,7 +132,7 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
 
 def _require_row(projection: Projection, key: str, row: tuple[Any, ...]) -> None:
     try:
-        folding.require_row(projection, key, row)
+        require_row(projection, key, row)
     except Unfoldable as error:
         raise AssertionError(f"{projection.name}: {error}") from None
 

@@ -1,5 +1,6 @@
 """Which projections there are for a program: built in, installed, and named on the command line."""
 
+import os
 import re
 import sqlite3
 import sys
@@ -32,6 +33,8 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
     stop the others; for one that is named, raises `BadUsage`.
     """
     found = [*BUILT_IN]
+    # Loaded first, so that an installed package of the same name is not in the way.
+    own = [_named(spec) for spec in named]
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
         try:
             module, _, name = point.value.partition(" ")[0].partition(":")
@@ -39,8 +42,8 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
         except BadUsage as error:
             package = point.dist.name if point.dist else None
             log.error("projection_not_loaded", package=package, why=str(error), hint=error.hint)
-    for spec in named:
-        _add(found, _named(spec))
+    for projection in own:
+        _add(found, projection)
     return found
 
 
@@ -68,8 +71,17 @@ def _named(spec: str) -> Any:
     if not module or not name:
         raise BadUsage(f"{spec} is not a projection's place", "give module:Name")
     if "." not in sys.path:
-        sys.path.append(".")  # last, so that nothing of ours is taken from the working folder
+        sys.path.insert(_behind_standard_library(), ".")
     return _load(module, name)
+
+
+def _behind_standard_library() -> int:
+    """Where the working folder stands in `sys.path`: a project's own modules come before packages
+    that are installed, and none of them comes before one of Python's own."""
+    standard = os.path.dirname(os.__file__)
+    of_python = (standard, os.path.join(standard, "lib-dynload"))
+    found = [index for index, path in enumerate(sys.path, 1) if path in of_python]
+    return max(found, default=len(sys.path))
 
 
 def _load(module: str, name: str) -> Any:

@@ -8,11 +8,10 @@ An agent writes, after each call of its model, under the key of its session:
 from datetime import UTC, datetime
 from typing import Any
 
-from session_projector.projections.event import Event, Other, Unfoldable
-from session_projector.projections.projection import Projection, Table
+from session_projector import Event, Other, Projection, Table, Unfoldable
 
 
-class TokensPerDay(Projection):
+class TokensPerDay(Projection[tuple[Any, ...]]):
     """One row for each project and day (UTC) on which it used any."""
 
     name = "tokens_per_day"
@@ -34,7 +33,7 @@ class TokensPerDay(Projection):
     def key_of(self, event: Event) -> str | None:
         return f"{_day(event)}/{_data(event, 'project', str)}"
 
-    def fold(self, view: Any | None, event: Event) -> Any:
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
         key, day, project = self.key_of(event), _day(event), _data(event, "project", str)
         *_, read, written = view or (key, day, project, 0, 0)
         read += _data(event, "input", int)

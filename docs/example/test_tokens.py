@@ -2,7 +2,7 @@
 
 from projector_tokens import TokensPerDay
 
-from session_projector.projections.testing import created, event, given
+from session_projector.testing import created, event, given
 
 
 def used(project: str, read: int, written: int) -> dict[str, object]:

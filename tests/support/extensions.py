@@ -76,7 +76,7 @@ class Widened(PerProject):
 class Broken(PerProject):
     """A projection that fails without an event being at fault."""
 
-    trusted = True
+    built_in = True
 
     def to_row(self, view: Any) -> Any:
         raise ZeroDivisionError
@@ -94,7 +94,7 @@ class Faulty(PerProject):
 class Hopeless(Slower):
     """A later version that fails without an event being at fault."""
 
-    trusted = True
+    built_in = True
 
     def to_row(self, view: Any) -> Any:
         raise ZeroDivisionError

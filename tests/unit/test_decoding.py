@@ -11,7 +11,7 @@ from support import T0, event, oracle
 
 from session_projector.projections import fold as folding
 from session_projector.projections import messagepack
-from session_projector.projections.event import MAX_EVENT_BYTES, LogRow
+from session_projector.projections.event import MAX_EVENT_BYTES, LogRow, keys_of, session_of
 from session_projector.projections.sessions import Sessions
 
 SESSIONS = Sessions()
@@ -152,6 +152,33 @@ def test_created_at_is_seconds_or_milliseconds_by_its_size(
     assert folded.views["session:A-1"].updated_at == milliseconds
 
 
+@pytest.mark.parametrize("more", [{}, {"unknown": 1}], ids=["plain", "exact"])
+@pytest.mark.parametrize(("created_at", "updated_at"), [(0, T0), (T0, 0)])
+def test_a_time_of_0_is_a_time(more: Any, created_at: int, updated_at: int) -> None:
+    """Both ways of decoding: one takes events with nothing unknown in them, the other any."""
+    data = {"project": "A", "createdAt": created_at, **more}
+    created = {"type": "session_created", "data": data, "timestamp": updated_at}
+
+    (view,) = agree([(1, "e1", "A-1", msgpack.packb(created), 5)]).views.values()
+
+    assert (view.created_at, view.updated_at) == (created_at, updated_at)
+
+
+@pytest.mark.parametrize(
+    ("session_id", "keys"),
+    [
+        ("A-1", ("A-1", "session:A-1")),
+        ("session:A-1", ("session:session:A-1",)),
+        ("sessions", ("sessions", "session:sessions")),
+    ],
+)
+def test_a_session_has_the_keys_that_name_it_and_no_other(
+    session_id: str, keys: tuple[str, ...]
+) -> None:
+    assert keys_of(session_id) == keys
+    assert {session_of(key) for key in keys} == {session_id}
+
+
 @pytest.mark.parametrize("kind", ["task_created", "project_created", "", "session_deleted"])
 def test_other_types_are_skipped_and_counted_whatever_else_they_say(kind: str) -> None:
     folded = after_creation({"type": kind, "sessionId": 5, "timestamp": "x"}, key=None, id=None)
@@ -256,6 +283,14 @@ def test_16_mib_are_the_most(text: bool) -> None:
     assert len(sized(MAX_EVENT_BYTES)) == MAX_EVENT_BYTES
     assert not after_creation(sized(MAX_EVENT_BYTES)).quarantined
     assert "larger than" in reason(sized(MAX_EVENT_BYTES + 1))
+
+
+@pytest.mark.parametrize("count", [0, 15, 16, 65_535, 65_536])
+def test_a_list_of_any_length_begins_as_another_library_says(count: int) -> None:
+    header = messagepack.list_header(count)
+
+    assert header == msgpack.Packer().pack_array_header(count)
+    assert messagepack.split_list(header + b"\xc0" * count) == (count, b"\xc0" * count)
 
 
 values = st.recursive(

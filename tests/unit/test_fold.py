@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import logs, oracle
+from support.extensions import CreatedPerDay
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections import fold as folding
 from session_projector.projections import sessions as sessions_module
 from session_projector.projections.event import LogRow
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
 from session_projector.worker.folding.cooperative import fold_in_slices
@@ -109,11 +110,12 @@ def test_an_event_that_would_make_a_view_too_large_is_quarantined(
 
     for size in (2999, 3000, 3001):
         rows = [created, append(2, size), append(3, 1)]
-        views, quarantined, _ = fold_batches([rows])
         expected = oracle.fold(rows)
-        assert views == expected.views
-        assert quarantined.keys() == expected.quarantine.keys()
-        assert (2 in quarantined) == (size > 3000)
+        for batches in ([rows], [[row] for row in rows]):
+            views, quarantined, _ = fold_batches(batches)
+            assert views == expected.views
+            assert quarantined.keys() == expected.quarantine.keys()
+            assert (2 in quarantined) == (size > 3000)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +132,35 @@ def test_an_event_that_would_make_a_view_too_large_is_quarantined(
         (5, "soon"),
     ],
 )
-def test_a_row_that_no_fold_has_written_is_found_damaged(column: int, value: Any) -> None:
+def test_a_row_that_no_fold_has_written_is_found_corrupt(column: int, value: Any) -> None:
     created = (1, "e1", "A-1", '{"type":"session_created","data":{"project":"A"}}', 5)
     (row,) = fold_batches([[created]])[0].values()
-    damaged = (*row[:column], value, *row[column + 1 :])
+    corrupt = (*row[:column], value, *row[column + 1 :])
 
-    with pytest.raises(Damaged):
-        SESSIONS.from_row(damaged)
+    with pytest.raises(CorruptRow):
+        SESSIONS.from_row(corrupt)
+
+
+@pytest.mark.parametrize("projection", [*BUILT_IN, CreatedPerDay()], ids=lambda p: p.name)
+def test_a_batch_touches_each_view_from_its_first_event_on(projection: Projection) -> None:
+    def created(seq: int, session: str, project: str) -> LogRow:
+        data = f'{{"type":"session_created","data":{{"project":"{project}"}}}}'
+        return LogRow(seq, f"e{seq}", session, data, 5)
+
+    log = [
+        created(3, "A-1", "A"),
+        LogRow(4, "e4", "A-1", '{"type":"task_created"}', 5),
+        LogRow(5, "e5", "B-1", "not JSON", 5),
+        created(6, "B-1", "B"),
+        created(7, "A-2", "A"),
+        created(8, "A-1", "A"),
+    ]
+    events = folding.read(log)
+
+    touched = folding.touched(projection, events, folding.runs_of(events))
+
+    if projection.built_in:
+        prefix = projection.table.prefix
+        assert touched == {f"{prefix}A-1": 3, f"{prefix}B-1": 6, f"{prefix}A-2": 7}
+    else:
+        assert touched == {"A/0": 3, "B/0": 6}

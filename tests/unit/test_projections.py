@@ -1,5 +1,6 @@
 """Each projection as given, when, then; and the kit that says it, on projections that are wrong."""
 
+from math import inf, nan
 from typing import Any
 
 import anyio
@@ -9,14 +10,16 @@ from support.extensions import CreatedPerDay
 from support.folding import run_once
 
 from session_projector.projections import BUILT_IN
+from session_projector.projections import fold as folding
 from session_projector.projections.event import (
     SESSION_EVENTS,
     Event,
+    LogRow,
     Other,
     SessionCreated,
     Unfoldable,
 )
-from session_projector.projections.projection import PerSession, Projection, Table
+from session_projector.projections.projection import FAULT, PerSession, Projection, Table
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
 from session_projector.projections.testing import T0, appended, created, event, given, updated
@@ -95,6 +98,19 @@ def test_the_title_is_the_first_user_message_in_a_line(messages: Any, title: str
         log.expect(SessionIndex(), {"A-1": {"title": title, "message_count": len(messages)}})
 
 
+def test_a_title_without_words_stays_when_more_messages_come() -> None:
+    image = {"role": "user", "content": [{"type": "image"}]}
+    given(created("A-1", image)).when(appended("A-1", USER)).expect(
+        SessionIndex(), {"A-1": {"title": "", "message_count": 2}}
+    )
+
+
+def test_an_update_without_messages_leaves_none_of_what_was_said() -> None:
+    given(created("A-1", USER, AGENT)).when(updated("A-1", messages=[])).expect(
+        SessionIndex(), {"A-1": {"title": None, "message_count": 0, "last_role": None}}
+    )
+
+
 @pytest.mark.parametrize("projection", BUILT_IN, ids=lambda p: p.name)
 def test_what_no_session_can_be_is_quarantined(projection: Projection) -> None:
     key = f"{projection.table.prefix}A-1"
@@ -106,6 +122,33 @@ def test_what_no_session_can_be_is_quarantined(projection: Projection) -> None:
         quarantined={1: "never created", 3: "came twice", 5: "messages is empty"},
         skipped=1,
     )
+
+
+class Ratios(Projection[tuple[str, float]]):
+    """Keeps a number as it was written."""
+
+    name = "ratios"
+    version = 1
+    events = frozenset({"ratio"})
+    table = Table(name="ratios", columns={"id": "TEXT", "ratio": "REAL"}, key="id")
+
+    def key_of(self, event: Event) -> str:
+        return event.session_id
+
+    def fold(self, view: tuple[str, float] | None, event: Event) -> tuple[str, float]:
+        assert isinstance(event.body, Other)
+        return event.session_id, event.body.data["ratio"]
+
+
+def test_what_is_no_number_is_quarantined_as_sqlite_would_keep_null() -> None:
+    log = given(*(event("ratio", f"A-{x}", {"ratio": x}) for x in (0.5, inf, nan)))
+
+    folded = folding.fold(Ratios(), {}, folding.read(log.rows(), [Ratios()]))
+
+    assert folded.views == {"A-0.5": ("A-0.5", 0.5), "A-inf": ("A-inf", inf)}
+    assert [(one.seq, one.reason) for one in folded.quarantined] == [
+        (3, f"{FAULT}the column ratio is REAL and cannot keep this float")
+    ]
 
 
 DAY = T0 // 86_400_000
@@ -237,6 +280,33 @@ def test_the_kit_catches_a_projection_that_raises() -> None:
 
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         given(created("A-1")).expect(Raising(), {})
+
+
+@pytest.mark.parametrize("place", ["key_of", "fold", "to_row"])
+def test_a_lack_of_memory_is_no_fault_of_an_event(place: str) -> None:
+    class Greedy(CreatedPerDay):
+        pass
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    setattr(Greedy, place, fail)
+    events = folding.read(given(created("A-1")).rows())
+
+    with pytest.raises(MemoryError):
+        folding.fold(Greedy(), {}, events)
+    if place == "key_of":
+        with pytest.raises(MemoryError):
+            folding.key_of(Greedy(), events[0])
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_row() -> None:
+    class Large(str):
+        def encode(self, *_: Any) -> bytes:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        folding.read([LogRow(1, "e1", "A-1", Large("{}"), T0)])
 
 
 class TokensPerSession(PerSession):

@@ -161,7 +161,7 @@ class _Told:
                 " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
                 " code, try it with projections.testing"
             )
-        elif tally.rows and not tally.trusted:
+        elif tally.rows and not tally.built_in:
             print(
                 "  if nobody else touched these rows, its code is not deterministic (a clock, the"
                 " order of a set?),\n  or was changed and its version not raised"

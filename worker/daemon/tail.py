@@ -17,7 +17,8 @@ import structlog
 from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Folded, Rejected, Runs
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
+from session_projector.projections.rows import restore
 from session_projector.worker.clock import wait
 from session_projector.worker.daemon.view_cache import Hot
 from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
@@ -217,7 +218,7 @@ class Tail:
         batch = await self._fold(rows, read)
         left = rows[len(batch.events) :]
         ahead = _Ahead(rows[-1].seq, until, self._projections())
-        quick = all(member.projection.trusted for member in self.members)
+        quick = all(member.projection.built_in for member in self.members)
         if more:
             growth = min(SHORT_BATCH_S / (time.perf_counter() - started), MOST_GROWTH)
             growth = max(growth, LEAST_GROWTH if quick else 0)
@@ -409,7 +410,7 @@ class _Part(msgspec.Struct, frozen=True):
     def keep(self) -> None:
         """Once it is committed. What others wrote may be less than it seems, so that their views
         are only kept as rows."""
-        if self.member.projection.trusted:
+        if self.member.projection.built_in:
             self.member.hot.forget(self.change.removed)
             self.member.hot.keep(self.views, map(size_of, self.change.rows))
 
@@ -498,8 +499,8 @@ async def _views(
     suspect: set[str] = set()
     for key in standing.keys() & views.keys():
         try:
-            views[key] = folding.restore(projection, standing[key])
-        except Damaged as error:
+            views[key] = restore(projection, standing[key])
+        except CorruptRow as error:
             log.warning("damaged_view_found", projection=projection.name, key=key, why=str(error))
             suspect.add(key)
     absent = {

@@ -42,7 +42,7 @@ async def fold_in_slices(
     runs: Runs | None = None,
 ) -> Folded:
     """`fold`, and the other tasks' turn whenever it took so long; `runs`: of the same events."""
-    if projection.trusted:
+    if projection.built_in:
         return await _fold_runs(projection, views, runs or folding.runs_of(events))
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []

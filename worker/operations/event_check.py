@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import msgspec
 
-from session_projector.projections.event import Event, LogRow, session_of
-from session_projector.projections.fold import Rejected, fold, key_of, read, restore
+from session_projector.projections.event import PREFIX, Event, LogRow, session_of
+from session_projector.projections.fold import Rejected, fold, key_of, read
 from session_projector.projections.messagepack import Malformed, decode_exact
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
+from session_projector.projections.rows import restore
 from session_projector.projections.session_index import SessionIndex
-from session_projector.projections.sessions import PREFIX
 from session_projector.worker import registry
 from session_projector.worker.errors import Finding, ProjectorError
 from session_projector.worker.sessions.timeline import SESSIONS, folded
@@ -53,7 +53,7 @@ def _standing(store: Store, projection: Projection, event: Event, key: str) -> A
     """The view that an event is about: of a session as the log has it, of others as it stands."""
     if projection.name == SESSIONS.name:
         return folded(store, event.session_id)
-    with suppress(ProjectorError, Damaged):  # where it never ran there is no table
+    with suppress(ProjectorError, CorruptRow):  # where it never ran there is no table
         if row := store.views.row(projection, key):
             return restore(projection, row)
     return None

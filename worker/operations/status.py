@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from session_projector.projections.event import Unfoldable, created_ms
+from session_projector.projections.decode import created_ms
+from session_projector.projections.event import Unfoldable
 from session_projector.worker.folding.checkpoints import fits_log
 from session_projector.worker.operations.projections import ProjectionInfo, listing
 from session_projector.worker.storage.port import (

@@ -99,7 +99,7 @@ async def compare(
     until = newest if dry_run and not (fit and checkpoint.position) else None
     walk = Walk(thread, projection, checkpoint, until=until, only=only, pages=pages)
     gathers = projection.log_keys("") is None
-    left = 0 if projection.trusted else 1 if gathers else FOLDED_TWICE
+    left = 0 if projection.built_in else 1 if gathers else FOLDED_TWICE
     async for step in walk.steps():
         differences = [*step.differences]
         for number, difference in enumerate(differences):

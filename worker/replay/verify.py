@@ -30,7 +30,7 @@ class Tally:
 
     def __init__(self, projection: Projection, position: int, total: int) -> None:
         self.projection = projection.name
-        self.trusted = projection.trusted
+        self.built_in = projection.built_in
         self.position = position
         self.total = total
         """Events that the walk is about to read, for the time that is left."""

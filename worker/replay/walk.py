@@ -25,7 +25,8 @@ import msgspec
 from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow, is_utf8
 from session_projector.projections.fold import Rejected, Runs
-from session_projector.projections.projection import Damaged, Projection
+from session_projector.projections.projection import CorruptRow, Projection
+from session_projector.projections.rows import restore
 from session_projector.worker.errors import LostRace, Unavailable
 from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
@@ -488,8 +489,8 @@ class Walk:
         else:
             kind, differing = "stale", fields([*projection.table.columns], standing, row)
             try:
-                folding.restore(projection, standing)
-            except Damaged:
+                restore(projection, standing)
+            except CorruptRow:
                 kind = "damaged"
         return Difference(projection.name, "view", kind, key, differing)
 

@@ -5,12 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from session_projector.projections.event import is_utf8, keys_of
-from session_projector.projections.fold import restore
+from session_projector.projections.event import PREFIX, is_utf8, keys_of
 from session_projector.projections.messagepack import Malformed, decode_exact
-from session_projector.projections.projection import Damaged
+from session_projector.projections.projection import CorruptRow
+from session_projector.projections.rows import restore
 from session_projector.projections.session_index import Entry, SessionIndex
-from session_projector.projections.sessions import PREFIX
 from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.sessions.timeline import SESSIONS, no_session
 from session_projector.worker.storage.port import Store
@@ -62,7 +61,7 @@ def session(store: Store, session_id: str) -> dict[str, Any]:
     try:
         restore(SESSIONS, row)
         view: dict[str, Any] = decode_exact(row[2])
-    except (Damaged, Malformed):
+    except (CorruptRow, Malformed):
         view = {"messages": [None]}
     if not all(isinstance(message, dict) for message in view["messages"]):
         adopted = not any(s.checkpoint.position for s in store.checkpoints.all().values())

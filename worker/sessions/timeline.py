@@ -6,18 +6,19 @@ from typing import Any, Final
 
 import msgspec
 
+from session_projector.projections.decode import time_of
 from session_projector.projections.event import (
     MAX_EVENT_BYTES,
+    PREFIX,
     Event,
     LogRow,
     Unfoldable,
     is_utf8,
     keys_of,
-    time_of,
 )
 from session_projector.projections.fold import Rejected, fold, read
 from session_projector.projections.messagepack import Malformed, decode, decode_partly
-from session_projector.projections.sessions import PREFIX, Session, Sessions
+from session_projector.projections.sessions import Session, Sessions
 from session_projector.worker.errors import Finding
 from session_projector.worker.storage.port import Store
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from session_projector.projections.event import LogRow, Unfoldable, decode, keys_of
-from session_projector.projections.sessions import PREFIX
+from session_projector.projections.decode import decode
+from session_projector.projections.event import PREFIX, LogRow, Unfoldable, keys_of
 from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import BadUsage, Finding
 from session_projector.worker.sessions.timeline import exists

@@ -229,7 +229,11 @@ class Log(Protocol):
         """How far a batch of `events` from `start` comes; None where it may load all its views."""
 
     def append(self, row: LogRow) -> int:
-        """Write an event as any process does, its `seq` aside; returns its position."""
+        """Write an event as any process does, its `seq` aside; returns its position.
+
+        The same event under a known id is there already: its position is returned. Raises
+        `BadUsage` where another event has the id.
+        """
 
     def highest_number(self, prefix: str) -> int:
         """The highest number that follows `prefix` in a session id, 0 where there is none."""

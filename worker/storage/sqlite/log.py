@@ -8,6 +8,7 @@ from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
+from session_projector.worker.errors import BadUsage
 from session_projector.worker.storage.port import (
     ANY_POSITION,
     BatchReach,
@@ -128,12 +129,25 @@ class SqliteLog:
         return None
 
     def append(self, row: LogRow) -> int:
+        known = "SELECT seq FROM event_log WHERE id = ?"
         with self._connection.errors():
-            cursor = self._connection.raw.execute(
-                "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)",
-                (row.id, row.key, row.data, row.created_at),
-            )
-        return cursor.lastrowid or 0
+            try:
+                cursor = self._connection.raw.execute(
+                    "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)",
+                    (row.id, row.key, row.data, row.created_at),
+                )
+            except sqlite3.IntegrityError:
+                if (seq := self._connection.value(known, (row.id,))) is None:
+                    raise
+                raise BadUsage(
+                    f"the id {row.id} is that of another event: position {seq} in"
+                    f" {self._connection.path} has another session, type or data",
+                    "nothing was written; a new event needs a new id",
+                ) from None
+        # The log ignores an event that it has already.
+        return int(
+            cursor.lastrowid or 0 if cursor.rowcount else self._connection.value(known, (row.id,))
+        )
 
     def highest_number(self, prefix: str) -> int:
         highest = 0

@@ -181,7 +181,7 @@ class SqliteViews:
                 "raise the version where columns are added; where they change otherwise, also give"
                 " the table another name",
             ) from None
-        if present and not projection.trusted:
+        if present and not projection.built_in:
             self._require_own(projection, known=row is not None)
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if row is None:

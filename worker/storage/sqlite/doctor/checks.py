@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from session_projector import migrations
-from session_projector.projections.event import LogRow, Unfoldable, created_ms
+from session_projector.projections.decode import created_ms
+from session_projector.projections.event import LogRow, Unfoldable
 from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check, digest

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from session_projector.projections.event import SESSION_EVENTS, keys_of
-from session_projector.projections.fold import read, restore
-from session_projector.projections.projection import Damaged
-from session_projector.projections.sessions import PREFIX, Sessions
+from session_projector.projections.event import PREFIX, SESSION_EVENTS, keys_of
+from session_projector.projections.fold import read
+from session_projector.projections.projection import CorruptRow
+from session_projector.projections.rows import restore
+from session_projector.projections.sessions import Sessions
 from session_projector.worker.storage.port import Check
 from session_projector.worker.storage.sqlite.doctor.checks import event, fits_log, reading
 
@@ -84,7 +85,7 @@ def _fault(db: sqlite3.Connection, row: tuple[Any, ...], position: int) -> str:
     """What in a row no fold up to the position can have written, or ''."""
     try:
         restore(_SESSIONS, row)
-    except Damaged as error:
+    except CorruptRow as error:
         return str(error)
     named = row[3]
     seqs = _newest_events(db, row[1].removeprefix(PREFIX), position)
