@@ -2,7 +2,6 @@
 
 import os
 import re
-import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -15,7 +14,7 @@ from session_projector import migrations
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import PerSession, Projection, Table
 from session_projector.worker.errors import BadUsage
-from session_projector.worker.storage.sqlite import tables
+from session_projector.worker.storage.open import table_fault
 
 GROUP: Final = "projector.projections"
 """The entry points by which a package offers its projections."""
@@ -152,10 +151,8 @@ def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
     name = table.name.lower()
     if name in taken | _ours() or name.startswith(("sqlite_", "pragma_", "json_")):
         yield f"the table {table.name} is somebody else's"
-    try:
-        tables.check(table)
-    except sqlite3.Error as error:
-        yield f"SQLite cannot make its table: {error}"
+    if fault := table_fault(table):
+        yield fault
 
 
 def _ours() -> set[str]:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from session_projector.projections.projection import Table
 from session_projector.worker.errors import BadUsage
 from session_projector.worker.storage.port import Database, Limits
 
@@ -21,3 +22,10 @@ def database(url: str, limits: Limits | None = None) -> Database:
     from session_projector.worker.storage.sqlite.database import SqliteDatabase
 
     return SqliteDatabase(resolved, limits)
+
+
+def table_fault(table: Table) -> str:
+    """Why a projection cannot have a table, '' where it can; all engines take what SQLite takes."""
+    from session_projector.worker.storage.sqlite import tables
+
+    return tables.fault(table)

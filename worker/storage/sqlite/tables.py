@@ -56,12 +56,16 @@ def changes(
     return statements(table, indexes)
 
 
-def check(table: Table) -> None:
-    """Raises sqlite3.Error where SQLite would not have such a table."""
+def fault(table: Table) -> str:
+    """Why SQLite would not have such a table, '' where it would."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        for statement in statements(table):
-            connection.execute(statement)
-        connection.execute(
-            f"SELECT {', '.join(f'v.{name}' for name in table.columns)} FROM {table.name} AS v"
-            f" WHERE {table.key} = '' ORDER BY {table.key}"
-        )
+        try:
+            for statement in statements(table):
+                connection.execute(statement)
+            connection.execute(
+                f"SELECT {', '.join(f'v.{name}' for name in table.columns)} FROM {table.name} AS v"
+                f" WHERE {table.key} = '' ORDER BY {table.key}"
+            )
+        except sqlite3.Error as error:
+            return f"SQLite cannot make its table: {error}"
+    return ""
