@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from session_projector.projections.projection import Table
 from session_projector.worker.errors import BadUsage
-from session_projector.worker.storage.port import Database, Limits
+
+if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
+    from session_projector.projections.projection import Table
+    from session_projector.worker.storage.port import Database, Limits
 
 
-def database(url: str, limits: Limits | None = None) -> Database:
+def database(url: str, limits: "Limits | None" = None) -> "Database":
     """The database of a path or `sqlite:` URL, its path resolved; raises `BadUsage`."""
     scheme, colon, rest = url.partition("://")
     if colon and scheme != "sqlite":
@@ -24,7 +27,7 @@ def database(url: str, limits: Limits | None = None) -> Database:
     return SqliteDatabase(resolved, limits)
 
 
-def table_fault(table: Table) -> str:
+def table_fault(table: "Table") -> str:
     """Why a projection cannot have a table, '' where it can; all engines take what SQLite takes."""
     from session_projector.worker.storage.sqlite import tables
 
