@@ -75,8 +75,8 @@ def _named(spec: str) -> Any:
 
 
 def _behind_standard_library() -> int:
-    """Where the working folder stands in `sys.path`: a project's own modules come before packages
-    that are installed, and none of them comes before one of Python's own."""
+    """Where the working folder goes in `sys.path`: a project's own modules come before installed
+    packages, and none of them hides a module of Python's own."""
     standard = os.path.dirname(os.__file__)
     of_python = (standard, os.path.join(standard, "lib-dynload"))
     found = [index for index, path in enumerate(sys.path, 1) if path in of_python]
@@ -107,12 +107,12 @@ def _add(found: list[Projection], projection: Any) -> None:
             wrong = f"{type(error).__name__}: {error}"
         if wrong:
             of = f"{type(projection).__module__}:{type(projection).__qualname__}"
-            raise BadUsage(f"the projection {of} cannot be used: {wrong}", "mend its code")
+            raise BadUsage(f"the projection {of} cannot be used: {wrong}", "fix its code")
         found.append(projection)
 
 
 def _faults(projection: Any, others: Sequence[Projection]) -> Iterator[str]:
-    """What is wrong with a projection that somebody else wrote."""
+    """What is wrong with a projection of another package."""
     if not isinstance(projection, Projection):
         yield f"it is a {type(projection).__name__}, not a Projection"
     missing = [a for a in ("name", "version", "table") if not hasattr(projection, a)]

@@ -159,7 +159,7 @@ class _Told:
             print(
                 f"  {tally.projection} is not deterministic: folded twice, the same events gave two"
                 " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
-                " code, try it with projections.testing"
+                " code, test it with session_projector.testing"
             )
         elif tally.rows and not tally.built_in:
             print(

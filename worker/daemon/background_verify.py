@@ -112,7 +112,8 @@ class _Rounds:
             kind=difference.kind,
             key=difference.key,
             fields=[field.field for field in difference.fields][:10],
-            hint="the code of the projection is not deterministic: try it with projections.testing"
+            hint="the code of the projection is not deterministic:"
+            " test it with session_projector.testing"
             if difference.kind == "nondeterministic"
             else "projector verify says what differs, projector replay mends it",
         )

@@ -20,5 +20,5 @@ def faults_of(projection: Projection) -> Iterator[None]:
         raise ProjectionFailed(
             projection.name,
             f"{type(error).__name__} in {frame.filename}, line {frame.lineno}",
-            "a fault in its code; `projections.testing` helps to find it",
+            "a fault in its code; `session_projector.testing` helps to find it",
         ) from error
