@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def decode(row: LogRow, others: Collection[str] = ()) -> Event:
-    """The event of a row; raises `Unfoldable`. `others`: further types that somebody folds."""
+    """The event of a row; raises `Unfoldable`. `others`: further types that are folded."""
     return plain(row) or _any(row, others)
 
 

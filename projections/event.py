@@ -34,7 +34,7 @@ class Unfoldable(Exception):
 
 
 class LogRow(msgspec.Struct, frozen=True, gc=False):
-    """A row of `event_log` as it stands; text that is not UTF-8 carries lone surrogates."""
+    """A row of `event_log` as stored; text that is not UTF-8 carries lone surrogates."""
 
     seq: int
     id: Any
@@ -44,16 +44,16 @@ class LogRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Messages(msgspec.Struct, frozen=True, gc=False):
-    """So many messages as the writer encoded them: `body` is MessagePack maps, end to end."""
+    """Messages as their writer encoded them: `body` is `count` maps in MessagePack, end to end."""
 
     count: int
     body: bytes
 
     @property
     def values(self) -> list[dict[Any, Any]]:
-        """The same, decoded whenever it is asked for.
+        """The same, decoded at each access.
 
-        As an extension type, msgspec's or ours, stands what is none of Python's types.
+        A value that has no type in Python is an extension type, msgspec's or ours.
         """
         values: list[dict[Any, Any]] = messagepack.decode(
             messagepack.list_header(self.count) + self.body
@@ -62,7 +62,7 @@ class Messages(msgspec.Struct, frozen=True, gc=False):
 
 
 class SessionCreated(msgspec.Struct, frozen=True, gc=False):
-    """`created_at` in milliseconds."""
+    """The body of `session_created`; `created_at` in Unix milliseconds."""
 
     project: str
     messages: Messages
@@ -71,13 +71,13 @@ class SessionCreated(msgspec.Struct, frozen=True, gc=False):
 
 
 class MessagesAppended(msgspec.Struct, frozen=True, gc=False):
-    """Of `session_append` and `session_append_messages` alike."""
+    """The body of `session_append` and `session_append_messages`."""
 
     messages: Messages
 
 
 class SessionUpdated(msgspec.Struct, frozen=True, gc=False):
-    """Of `session_updated` and `session_status_update`; None leaves a field as it is."""
+    """The body of `session_updated` and `session_status_update`; None leaves a field as it is."""
 
     messages: Messages | None
     status: str | None
@@ -85,7 +85,7 @@ class SessionUpdated(msgspec.Struct, frozen=True, gc=False):
 
 
 class Other(msgspec.Struct, frozen=True):
-    """Of a type that is not ours and that a projection folds: the event's own `data`, decoded."""
+    """The body of any other type that a projection folds: the event's own `data`, decoded."""
 
     data: dict[Any, Any]
 
@@ -94,8 +94,10 @@ Body = SessionCreated | MessagesAppended | SessionUpdated | Other
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """`time` in milliseconds; `body` is None, and `type` and `seq` all that counts, for types
-    that nobody here folds."""
+    """One decoded event; `time` in Unix milliseconds.
+
+    For types that no projection here folds `body` is None, and only `type` and `seq` count.
+    """
 
     seq: int
     id: str

@@ -118,8 +118,8 @@ def fold_runs(
 def touched(
     projection: Projection, events: Sequence[Event | Rejected], runs: Runs
 ) -> dict[str, int]:
-    """The views to have at hand for some events, each with the seq of the first one; none for
-    events of which the projection fails to say."""
+    """The views that some events concern, each with the seq of its first event; none for events
+    whose view the projection fails to name."""
     if projection.built_in:
         return {str(projection.key_of(run[0])): run[0].seq for run in runs.of.values()}
     first: dict[str, int] = {}
@@ -140,7 +140,7 @@ def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
 
 
 def key_of(projection: Projection, event: Event | Rejected) -> str | None:
-    """The view to have at hand for an event; none where the projection fails to say."""
+    """The view that an event concerns; None if there is none or the projection fails to name it."""
     if isinstance(event, Rejected) or event.type not in projection.events:
         return None
     try:

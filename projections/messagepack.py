@@ -229,7 +229,7 @@ class _PartReader(_Reader):
 
 
 class Extension(msgspec.Struct, frozen=True):
-    """An extension type as it stands."""
+    """An extension type as stored."""
 
     code: int
     data: bytes

@@ -23,9 +23,9 @@ from session_projector.projections.messagepack import (
 from session_projector.projections.projection import CorruptRow, PerSession, Table
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
-"""The largest `view.data`."""
+"""The largest `view.data` that a fold may make."""
 MOST_CHUNKS: Final = 32
-"""Of a view that is kept at hand; more are joined, which copies all of them."""
+"""The most chunks of a cached view; more are joined, which copies all of them."""
 
 _Chunks = tuple["_Chunks", bytes] | None
 """Encoded messages, newest chunk outermost: adding one copies nothing and shares the rest."""

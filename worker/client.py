@@ -1,7 +1,7 @@
 """A client for other Python programs: append an event, wait until it is folded, read the view.
 
-Each call opens the database, does its one thing and closes it again. A database that is locked by
-another process is waited for, for 5 seconds. `database` is a path or a `sqlite:` URL.
+Each call opens the database and closes it again. It waits up to 5 seconds for a lock that another
+process holds. `database` is a path or a `sqlite:` URL.
 """
 
 import os
@@ -38,7 +38,7 @@ def append(
 
     With an `id` of your own the call may be repeated: as long as session and event are the same,
     it returns the position of the event that is there. `timestamp` is the event's time in Unix
-    milliseconds; the time of the call counts where there is none.
+    milliseconds, by default the time of the call.
 
     Raises `BadUsage` for an event that would not fold whatever the session says, and for an
     `id` that another event has.
@@ -83,11 +83,11 @@ def wait(
 
 
 def read(database: _Database, session_id: str) -> dict[str, Any] | None:
-    """Return the view of a session, None where there is none (yet).
+    """Return the view of a session, or None if there is none yet.
 
     It has `id`, `project`, `messages`, `status`, `createdAt` and `updatedAt`; times are integers in
-    Unix milliseconds. In a message stands what its writer put there; an extension type of
-    MessagePack has a `code` and its `data`.
+    Unix milliseconds. Messages are as their writer encoded them; an extension type of MessagePack
+    is an object with `code` and `data`.
     """
     with _opened(database) as (_, store):
         try:
