@@ -11,6 +11,7 @@ from support.interrupted import Interrupted
 from support.laws import COUNTED, append, change, elsewhere, later, said
 
 from session_projector.worker.errors import LostRace, NeedsPerson, Unavailable
+from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Checkpoint, Database, Store, Thread
 
 
@@ -113,7 +114,7 @@ async def test_what_was_begun_ends_before_the_cancellation_is_felt(thread: Threa
 
 
 async def test_a_thread_ends_with_its_block_also_where_it_could_not_open(
-    database: Database, outside: Outsider
+    database: Database, url: str
 ) -> None:
     before = {*threading.enumerate()}
     async with database.open_thread() as thread:
@@ -123,12 +124,24 @@ async def test_a_thread_ends_with_its_block_also_where_it_could_not_open(
         await thread.run(
             lambda store: store.commit([change(COUNTED, checkpoint, after, rows)], bulk=True)
         )
-    outside.sql("DROP TABLE quarantine")
-    with pytest.raises(NeedsPerson, match="lacks quarantine"):
-        await database.open_thread().__aenter__()
+    with pytest.raises(NeedsPerson, match="there is no database"):
+        await storage.database(f"{url}-absent").open_thread().__aenter__()
 
     for left in {*threading.enumerate()} - before:
         left.join()
+
+
+def test_a_thread_that_could_not_open_has_nothing_to_say_when_the_event_loop_has_ended(
+    url: str,
+) -> None:
+    database = storage.database(url)  # which is not there
+
+    async def enter() -> None:
+        await database.open_thread().__aenter__()
+
+    for _ in range(30):
+        with pytest.raises(NeedsPerson):
+            anyio.run(enter)
 
 
 async def test_two_threads_at_one_database_see_what_the_other_commits(
