@@ -1,22 +1,19 @@
 """The daemon's way through a real database: batches, checkpoint, quarantine, races, repairs."""
 
 import shutil
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import anyio
-import msgspec
 import pytest
 from hypothesis import given, settings
 from support import Database, copy, daemon, event, logs, oracle
-from support.folding import catch_up, checkpoint, opened, refolded, run_once
+from support.folding import catch_up, opened, refolded
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.daemon.tail import Tail, load
-from session_projector.worker.errors import LostRace, NeedsPerson, RetryLater
-from session_projector.worker.storage.port import Change, Limits
+from session_projector.worker.errors import NeedsPerson, RetryLater
+from session_projector.worker.storage.port import Limits
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 SESSIONS, INDEX = BUILT_IN
@@ -89,61 +86,6 @@ def test_rows_of_view_under_other_keys_are_never_touched(database: Database) -> 
 
     assert database.sql("SELECT * FROM view WHERE key NOT LIKE 'session:%' ORDER BY id") == others
     assert len(database.views()) == 1
-
-
-async def test_a_batch_folded_twice_changes_nothing(database: Database) -> None:
-    """As after a crash between fold and commit, or beside another daemon."""
-    database.created("A-1", "one")
-    await run_once(database.path)
-    async with opened(database.path) as thread:
-        before = await checkpoint(thread, SESSIONS)
-        database.appended("A-1", "two")
-        await run_once(database.path)
-        standing = database.everything()
-        stale = Change(SESSIONS.table, before, before, rows=[("x", "session:x", b"", "e", 1, 1)])
-
-        with pytest.raises(LostRace):
-            await thread.run(lambda store: store.commit([stale]))
-
-        assert database.everything() == standing
-
-
-async def test_a_commit_is_whole_or_not_at_all(database: Database) -> None:
-    database.created("A-1", "one")
-    async with opened(database.path) as thread:
-        before = await checkpoint(thread, SESSIONS)
-        after = msgspec.structs.replace(before, position=1)
-        standing = database.everything()
-        rows = [
-            ("session:x", "session:x", b"", "e", 1, 1),
-            ("session:y", "session:y", None, "e", 1, 1),  # breaks a constraint of the table
-        ]
-        change = Change(SESSIONS.table, before, after, rows)
-
-        with pytest.raises(NeedsPerson):
-            await thread.run(lambda store: store.commit([change]))
-
-        assert database.everything() == standing
-        database.appended("A-1", "two")  # and no lock is left behind
-
-
-async def test_a_cancelled_commit_locks_nobody_out(database: Database) -> None:
-    """Cancelling does not take back the BEGIN that waits for the lock in the database thread."""
-    database.created("A-1", "one")
-    async with opened(database.path) as thread:
-        before = await checkpoint(thread, SESSIONS)
-        change = Change(SESSIONS.table, before, msgspec.structs.replace(before, position=1))
-        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(thread.run, lambda store: store.commit([change]))
-                await anyio.wait_all_tasks_blocked()
-                tasks.cancel_scope.cancel()
-                other.execute("ROLLBACK")
-
-            other.execute("PRAGMA busy_timeout = 1000")
-            other.execute("BEGIN IMMEDIATE")
-            other.execute("ROLLBACK")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from session_projector.projections.projection import Projection, Table
 BATCH_EVENTS: Final = 8192
 """The most events of one batch: what falls into it for one view is one write."""
 ANY_POSITION: Final = 2**63 - 1
+BUSY_TIMEOUT_S: Final = 5.0
 T = TypeVar("T")
 
 
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How much one call reads at most."""
+    """How much one call reads at most, and how long it waits for a lock of another process."""
 
     page_events: int = 4000
     """Events of a page of a walk; the tail says itself how many it takes."""
@@ -39,6 +40,7 @@ class Limits(msgspec.Struct, frozen=True):
     page_keys: int = 500
     view_bytes: int = 24 * 1024 * 1024
     """What one batch may load of views, and so about what it writes while it holds the lock."""
+    busy_timeout_s: float = BUSY_TIMEOUT_S
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

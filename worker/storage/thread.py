@@ -40,21 +40,29 @@ async def opened(
     """A thread for as long as the block lasts; `open_store` runs in it, and gives the store and the
     connection under it."""
     stores: list[Store] = []
+    failures: list[BaseException] = []
 
     def connect() -> sqlite3.Connection:
-        store, connection = open_store()
+        try:
+            store, connection = open_store()
+        except BaseException as error:
+            # aiosqlite would leave its thread to itself, and that outlive the event loop.
+            failures.append(error)
+            return sqlite3.connect(":memory:")
         stores.append(store)
         return connection
 
     connection = aiosqlite.Connection(connect, iter_chunk_size=64)
     with anyio.CancelScope(shield=True):
         await connection
-    thread = StoreThread(connection, stores[0])
     try:
-        yield thread
+        for error in failures:
+            raise error
+        yield StoreThread(connection, stores[0])
     finally:
         with anyio.CancelScope(shield=True):
             try:
-                await thread.run(lambda store: store.close())
+                for store in stores:
+                    await connection._execute(store.close)  # type: ignore[no-untyped-call]
             finally:
                 await connection.close()

@@ -355,3 +355,14 @@ def test_a_killed_set_up_leaves_its_backup_under_its_name_and_no_other_copies(
     names = sorted(path.name for path in kanbatte.path.parent.glob("kanbatte.db.*"))
     assert len(names) == 1
     assert names[0].startswith("kanbatte.db.before-projector-")
+
+
+def test_a_copy_that_another_set_up_is_making_is_left_to_it(kanbatte: Database) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
+        copying = kanbatte.path.with_name(f"kanbatte.db.copying-{alive.pid}")
+        copying.write_bytes(b"of a set-up that goes on")
+
+        schema.setup(kanbatte.path)
+
+        assert copying.read_bytes() == b"of a set-up that goes on"
+        alive.kill()

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from session_projector.projections.event import MAX_EVENT_BYTES
 from session_projector.worker.errors import NeedsPerson, RetryLater
+from session_projector.worker.storage.port import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite.errors import translated
 
-BUSY_TIMEOUT_S: Final = 5.0
 # An oversized event is quarantined by its size alone, so no more of it is read.
 EVENT_COLUMNS: Final = (
     f"seq, id, key, CASE WHEN length(data) > {MAX_EVENT_BYTES}"

@@ -17,11 +17,7 @@ from session_projector.worker.storage.port import (
     Thread,
     Wakeup,
 )
-from session_projector.worker.storage.sqlite.connection import (
-    BUSY_TIMEOUT_S,
-    FileIdentity,
-    connect,
-)
+from session_projector.worker.storage.sqlite.connection import FileIdentity, connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
@@ -36,7 +32,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
         self.path = path
-        self._limits = limits
+        self._limits = limits or Limits()
         self.file = path
         self.name = str(path)
 
@@ -50,11 +46,8 @@ class SqliteDatabase:
         return migrate.status(self.path)
 
     @contextmanager
-    def open(
-        self, *, writable: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S
-    ) -> Iterator[Store]:
-        store = SqliteStore.open(self.path, writable=writable, busy_timeout_s=busy_timeout_s)
-        with closing(store):
+    def open(self, *, writable: bool = False) -> Iterator[Store]:
+        with closing(SqliteStore.open(self.path, self._limits, writable=writable)) as store:
             yield store
 
     @asynccontextmanager
@@ -62,7 +55,7 @@ class SqliteDatabase:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> tuple[Store, sqlite3.Connection]:
-            store = SqliteStore.open(self.path, limits=self._limits, for_daemon=True)
+            store = SqliteStore.open(self.path, self._limits, for_daemon=True)
             return store, store.connection.raw
 
         async with thread.opened(open_store) as opened:

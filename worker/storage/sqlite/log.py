@@ -168,7 +168,7 @@ class SqliteLog:
         return highest
 
     def _page(self, selects: Sequence[str], values: dict[str, Any]) -> list[LogRow]:
-        return [*starmap(LogRow, self.rows(selects, values, self._limits.page_events + 1))]
+        return [*starmap(LogRow, self.rows(selects, values, self._limits.page_events))]
 
     def rows(
         self, selects: Sequence[str], values: dict[str, Any], most: int

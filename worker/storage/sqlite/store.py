@@ -10,7 +10,6 @@ from session_projector.worker.storage.port import Change, CommitStats, Limits
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
 from session_projector.worker.storage.sqlite.connection import (
-    BUSY_TIMEOUT_S,
     Connection,
     FileIdentity,
     connect,
@@ -51,10 +50,9 @@ class SqliteStore:
     def open(
         cls,
         path: Path,
+        limits: Limits,
         *,
         writable: bool = False,
-        limits: Limits | None = None,
-        busy_timeout_s: float = BUSY_TIMEOUT_S,
         for_daemon: bool = False,
     ) -> Self:
         """A store on a database whose schema is this program's; raises `ProjectorError`.
@@ -63,7 +61,7 @@ class SqliteStore:
         """
         mode = "rw" if writable or for_daemon else "ro"
         identity = FileIdentity(path)  # of before: a file that is put there meanwhile is another
-        opened = connect(path, mode=mode, busy_timeout_s=busy_timeout_s)
+        opened = connect(path, mode=mode, busy_timeout_s=limits.busy_timeout_s)
         try:
             connection = Connection(opened, path)
             with connection.errors():
@@ -72,7 +70,7 @@ class SqliteStore:
                     migrate.use_wal(opened, path)
             for pragma in _DAEMON_PRAGMAS if for_daemon else ():
                 connection.rows(pragma)
-            return cls(connection, limits or Limits(), identity)
+            return cls(connection, limits, identity)
         except BaseException:
             opened.close()
             raise

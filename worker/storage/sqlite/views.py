@@ -41,8 +41,6 @@ class SqliteViews:
         self._connection = connection
         self._limits = limits
         self._checkpoints = checkpoints
-        self._present: dict[str, frozenset[str]] = {}
-        """The columns that each projection's table has."""
 
     def prepare(self, projection: Projection) -> Checkpoint:
         if self._lacking(projection):
@@ -52,19 +50,29 @@ class SqliteViews:
             ):
                 for statement, values in self._lacking(projection):
                     self._connection.raw.execute(statement, values)
-            self._present.clear()
         found = self._checkpoints.get(projection.name)
         if found is None:
             raise LostRace  # another process dropped it at once
         return found
 
     def load(self, projection: Projection, keys: Sequence[str]) -> LoadedViews:
+        columns = [*projection.table.columns]
+        try:
+            return self._load(projection, columns, keys)
+        except ProjectionFailed:
+            # In a dry run of a newer version those that it adds are not there yet.
+            present = self._columns(projection.table)
+            columns = [column if column in present else "NULL" for column in columns]
+            return self._load(projection, columns, keys)
+
+    def _load(
+        self, projection: Projection, columns: Sequence[str], keys: Sequence[str]
+    ) -> LoadedViews:
         table, name = projection.table, projection.name
-        if name not in self._present:
-            self._present[name] = frozenset(self._columns(table))
-        # Those that a newer version adds are not there yet in a dry run.
-        columns = ", ".join(c if c in self._present[name] else "NULL" for c in table.columns)
-        select = f"SELECT {columns} FROM {table.name} WHERE {owned(table)} AND {table.key} = ?"
+        select = (
+            f"SELECT {', '.join(columns)} FROM {table.name}"
+            f" WHERE {owned(table)} AND {table.key} = ?"
+        )
         execute = self._connection.raw.execute
         # The rows are of the same moment as the checkpoint.
         with self._connection.reading(), self._connection.errors(name):

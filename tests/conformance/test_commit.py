@@ -1,0 +1,387 @@
+"""A commit: all of it or nothing, and only where the checkpoint is the one that was read."""
+
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from conformance.engines import Outsider
+from support.laws import COUNTED, append, change, keep, later
+
+from session_projector.projections import BUILT_IN
+from session_projector.projections.fold import Rejected
+from session_projector.worker.errors import LostRace, ProjectionFailed
+from session_projector.worker.storage.port import (
+    Checkpoint,
+    ProjectionStatus,
+    QuarantineEntry,
+    Store,
+)
+
+SESSIONS, INDEX = BUILT_IN
+REBUILDING = ProjectionStatus("rebuilding", 2, "", 10, 20, 1000, 2000)
+
+
+@pytest.fixture
+def before(store: Store) -> Checkpoint:
+    return store.views.prepare(COUNTED)
+
+
+def session_row(name: str, data: bytes = b"\x80", **columns: Any) -> tuple[Any, ...]:
+    key = f"session:{name}"
+    return (columns.get("id", key), key, data, "e", 1, 1)
+
+
+def standing(store: Store) -> list[Any]:
+    """Everything that a commit may change."""
+    views = store.views
+    return [
+        [views.row(one, key) for one in (COUNTED, SESSIONS) for key in views.keys(one, after=None)],
+        store.checkpoints.all(),
+        store.checkpoints.reports(),
+        store.quarantine.entries(),
+    ]
+
+
+def test_a_commit_writes_rows_checkpoint_and_quarantine_together(
+    store: Store, before: Checkpoint
+) -> None:
+    second, third = append(store, "e1", "e2", "e3")[1:]
+    rows = [("a", 1, b"one"), ("b", 2, None)]
+    bad = [Rejected(second, "bad"), Rejected(third, "worse")]
+
+    middle = later(before, position=second, digest="d", skipped=1)
+    store.commit([change(COUNTED, before, middle, rows, quarantined=bad)])
+    after = later(middle, position=third)
+    changed = [("a", 10, None), ("c", 3, None)]
+    store.commit([change(COUNTED, middle, after, changed, removed=["b", "no"], cleared=[second])])
+
+    assert store.checkpoints.get("counted") == after
+    assert store.views.keys(COUNTED, after=None) == ["a", "c"]
+    assert [store.views.row(COUNTED, key) for key in "abc"] == [changed[0], None, changed[1]]
+    assert store.quarantine.entries() == [
+        QuarantineEntry("counted", third, "e3", "session:A", "worse", None)
+    ]
+
+
+def test_many_rows_of_any_size_are_written_by_one_commit(store: Store, before: Checkpoint) -> None:
+    rows = [(f"{n:04}", n, b"x" * (n * n % 50_000)) for n in range(700)]
+
+    store.commit([change(COUNTED, before, rows=rows)])
+
+    assert [store.views.row(COUNTED, row[0]) for row in rows] == rows
+    assert store.views.count(COUNTED.table) == 700
+
+
+def test_an_event_in_quarantine_is_recorded_once_with_its_newest_reason(
+    store: Store, before: Checkpoint
+) -> None:
+    (first,) = append(store, "e1")
+    for reason in ("old", "new"):
+        after = later(before)
+        bad = [Rejected(first, reason), Rejected(first + 1, "there is no such event")]
+        store.commit([change(COUNTED, before, after, quarantined=bad)])
+        before = after
+
+    assert [(entry.seq, entry.reason) for entry in store.quarantine.entries()] == [(first, "new")]
+
+
+# All or nothing
+
+
+def test_of_several_changes_all_are_committed_or_none(store: Store, before: Checkpoint) -> None:
+    sessions = store.views.prepare(SESSIONS)
+    (first,) = append(store, "e1")
+    counted = change(COUNTED, before, rows=[("a", 1, None)], quarantined=[Rejected(first, "bad")])
+    store.checkpoints.report("counted", REBUILDING)
+    stood = standing(store)
+
+    with pytest.raises(LostRace):
+        store.commit([counted, change(SESSIONS, later(sessions), rows=[session_row("A")])])
+    stood_then = standing(store)
+    store.commit([counted, change(SESSIONS, sessions, rows=[session_row("A")])])
+
+    assert stood_then == stood
+    assert store.views.row(COUNTED, "a") == ("a", 1, None)
+    assert store.views.row(SESSIONS, "session:A") == session_row("A")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [session_row("A"), (None, None, None, None, None, None)],
+        [session_row("A"), (*session_row("B")[:4], 2**63, 1)],
+        [session_row("A"), session_row("B", data=None)],  # type: ignore[arg-type]
+    ],
+    ids=["nothing in it", "a number that is too large", "a column that may not be empty"],
+)
+def test_rows_that_the_table_does_not_take_are_a_fault_of_that_projection_alone(
+    store: Store, before: Checkpoint, rows: list[tuple[Any, ...]]
+) -> None:
+    sessions = store.views.prepare(SESSIONS)
+    stood = standing(store)
+
+    with pytest.raises(ProjectionFailed) as failed:
+        store.commit(
+            [change(COUNTED, before, rows=[("a", 1, None)]), change(SESSIONS, sessions, rows=rows)]
+        )
+
+    assert failed.value.projection == "sessions"
+    assert standing(store) == stood
+    store.commit([change(COUNTED, before)])  # no transaction is left open
+
+
+# Compare and set
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [
+        {"version": 2},
+        {"version": -1},
+        {"position": 0},
+        {"position": 2},
+        {"generation": 0},
+        {"generation": 2},
+        {"digest": "another"},
+        {"name": "absent"},
+    ],
+    ids=str,
+)
+def test_a_commit_is_refused_where_any_part_of_its_checkpoint_differs(
+    store: Store, before: Checkpoint, differing: dict[str, Any]
+) -> None:
+    now = later(before, position=1, digest="d")
+    store.commit([change(COUNTED, before, now)])
+    stood = standing(store)
+    assumed = msgspec.structs.replace(now, **differing)
+
+    with pytest.raises(LostRace):
+        store.commit([change(COUNTED, assumed, rows=[("a", 1, None)])])
+
+    assert standing(store) == stood
+
+
+def test_of_two_stores_that_read_the_same_checkpoint_one_commits(
+    store: Store, other: Store, before: Checkpoint
+) -> None:
+    store.commit([change(COUNTED, before, rows=[("a", 1, None)])])
+
+    with pytest.raises(LostRace):
+        other.commit([change(COUNTED, before, rows=[("a", 2, None)])])
+
+    assert store.views.row(COUNTED, "a") == ("a", 1, None)
+
+
+def test_what_a_projection_says_of_itself_ends_when_its_checkpoint_moves(
+    store: Store, before: Checkpoint
+) -> None:
+    store.checkpoints.report("counted", REBUILDING)
+    store.checkpoints.report("sessions", REBUILDING)
+
+    raised = later(before)
+    store.commit([change(COUNTED, before, raised)])
+    kept = store.checkpoints.reports()
+    store.commit([change(COUNTED, raised, later(raised, position=5))])
+
+    assert kept.keys() == {"counted", "sessions"}
+    assert store.checkpoints.reports().keys() == {"sessions"}
+
+
+# A table that others keep rows in too
+
+
+def test_rows_under_other_keys_are_never_touched(store: Store, outside: Outsider) -> None:
+    others = [("1", "project:A"), ("2", "project:A"), ("3", "session"), ("4", "session;")]
+    for row_id, key in others:
+        outside.insert(
+            "view", id=row_id, key=key, data=b"x", last_offset_id="e", created_at=1, updated_at=1
+        )
+    stood = outside.sql("SELECT id, key, data FROM view ORDER BY id")
+
+    before = keep(store, SESSIONS, session_row("A"), session_row("B"))
+    removed = ["session:A", *(key for _, key in others)]
+    store.commit([change(SESSIONS, before, rows=[session_row("B", b"new")], removed=removed)])
+
+    assert store.views.keys(SESSIONS, after=None) == ["session:B"]
+    assert store.views.count(SESSIONS.table) == 1
+    assert [store.views.row(SESSIONS, key) for _, key in others] == [None] * 4
+    store.views.drop("sessions")
+    assert outside.sql("SELECT id, key, data FROM view ORDER BY id") == stood
+
+
+def test_a_row_is_written_also_where_a_damaged_row_has_its_id(store: Store) -> None:
+    before = keep(store, SESSIONS, session_row("A", id="session:B"), session_row("C"))
+
+    store.commit([change(SESSIONS, before, rows=[session_row("B"), session_row("C", b"new")])])
+
+    assert store.views.row(SESSIONS, "session:B") == session_row("B")
+    assert store.views.row(SESSIONS, "session:C") == session_row("C", b"new")
+    assert store.views.row(SESSIONS, "session:A") == session_row("A")
+
+
+def test_a_row_of_another_program_with_the_id_of_ours_is_named_and_left(
+    store: Store, outside: Outsider
+) -> None:
+    outside.insert(
+        "view",
+        id="session:A",
+        key="project:A",
+        data=b"x",
+        last_offset_id="e",
+        created_at=1,
+        updated_at=1,
+    )
+    before = store.views.prepare(SESSIONS)
+
+    with pytest.raises(ProjectionFailed, match="another program's row"):
+        store.commit([change(SESSIONS, before, rows=[session_row("A")])])
+
+    assert outside.sql("SELECT key FROM view") == [("project:A",)]
+    assert store.checkpoints.get("sessions") == before
+
+
+# Beside others
+
+
+def test_a_commit_says_whether_another_connection_committed_since_the_one_before(
+    store: Store, other: Store, before: Checkpoint
+) -> None:
+    said = []
+    for others in (False, False, True, False):
+        if others:
+            append(other, "e1")
+        after = later(before)
+        stats = store.commit([change(COUNTED, before, after)])
+        said.append(stats.others_wrote)
+        assert stats.waited_s >= 0
+        assert stats.held_s > 0
+        before = after
+
+    assert said == [False, False, True, False]
+
+
+def test_an_empty_commit_does_no_harm(store: Store) -> None:
+    keep(store, COUNTED, ("a", 1, None))
+    stood = standing(store)
+
+    store.commit([])
+
+    assert standing(store) == stood
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_commit_is_seen_at_once_by_whoever_reads_next(
+    store: Store, other: Store, before: Checkpoint, bulk: bool
+) -> None:
+    for number in range(5):
+        after = later(before)
+        store.commit([change(COUNTED, before, after, [("a", number, b"x" * 50_000)])], bulk=bulk)
+        before = after
+
+        assert other.views.load(COUNTED, ["a"]).rows["a"][1] == number
+
+
+# Transactions and snapshots
+
+
+def test_a_transaction_keeps_nothing_where_its_block_fails(store: Store) -> None:
+    append(store, "e1")
+
+    def work() -> None:
+        with store.transaction():
+            append(store, "e2")
+            store.quarantine.dismiss(1, "looked at")
+            assert store.log.count() == 2  # it sees what it wrote
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+
+    assert store.log.count() == 1
+    append(store, "e3")
+    assert store.log.count() == 2
+
+
+def test_a_transaction_that_reads_first_can_write_though_another_process_wants_to(
+    store: Store, outside: Outsider
+) -> None:
+    with store.transaction():
+        counted = store.log.count()
+        with suppress(outside.error):  # it has to wait, or it may write: either is well
+            outside.sql("DELETE FROM dismissed", patience_s=0)
+        append(store, "e1")
+
+    assert counted == 0
+    assert store.log.count() == 1
+
+
+def test_what_is_written_in_a_transaction_is_seen_by_others_when_it_ends(
+    store: Store, other: Store
+) -> None:
+    with store.transaction():
+        append(store, "e1", "e2")
+        seen = other.log.count()
+
+    assert seen == 0
+    assert other.log.count() == 2
+
+
+def test_a_snapshot_sees_one_moment(store: Store, other: Store, before: Checkpoint) -> None:
+    append(store, "e1")
+    with store.snapshot():
+        seen = [store.log.count()]
+        append(other, "e2")
+        other.commit([change(COUNTED, before, rows=[("a", 1, None)])])
+        seen.append(store.log.count())
+        assert store.checkpoints.get("counted") == before
+        assert store.views.row(COUNTED, "a") is None
+
+    assert seen == [1, 1]
+    assert store.log.count() == 2
+    assert store.checkpoints.get("counted") == later(before)
+
+
+def test_a_snapshot_that_fails_ends(store: Store, other: Store) -> None:
+    with pytest.raises(ZeroDivisionError), store.snapshot():
+        raise ZeroDivisionError(store.log.count())
+    append(other, "e1")
+
+    assert store.log.count() == 1
+
+
+# Has anybody written?
+
+
+def test_another_connections_commit_is_told_once(store: Store, other: Store) -> None:
+    told = [store.changed()]
+    append(other, "e1")
+    told += [store.changed(), store.changed()]
+
+    assert told == [False, True, False]
+
+
+def test_another_processs_commit_is_told(store: Store, outside: Outsider) -> None:
+    store.changed()
+    outside.insert("event_log", id="e1", key="A", data=b"\x80", created_at=1)
+
+    assert store.changed()
+
+
+def test_a_commit_of_ones_own_is_not_told(store: Store, before: Checkpoint) -> None:
+    store.changed()
+    append(store, "e1")
+    store.commit([change(COUNTED, before)])
+    store.checkpoints.report("counted", REBUILDING)
+
+    assert not store.changed()
+
+
+def test_a_commit_between_the_question_and_the_reading_is_told_by_the_next_question(
+    store: Store, other: Store
+) -> None:
+    store.changed()
+    append(other, "e1")
+    store.log.newest()
+
+    assert store.changed()

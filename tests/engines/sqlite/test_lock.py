@@ -1,0 +1,33 @@
+"""The lock file beside the database, which is what makes a daemon the leader."""
+
+import fcntl
+from pathlib import Path
+
+import pytest
+from support import Database
+
+from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
+
+
+@pytest.fixture
+def lock_file(database: Database) -> Path:
+    return database.path.with_name(database.path.name + LOCK_SUFFIX)
+
+
+def test_whoever_asks_who_leads_is_not_taken_for_the_leader(
+    database: Database, lock_file: Path
+) -> None:
+    with open(lock_file, "w") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+
+        assert DaemonLock(database.path).leader() is None
+
+
+def test_the_file_holds_nothing_of_whoever_led_before(database: Database, lock_file: Path) -> None:
+    for running in ({f"projection_{n}": n for n in range(50)}, {"one": 1}):
+        lock = DaemonLock(database.path, running)
+        lock.acquire()
+        told = lock_file.read_text().split()[1:]
+        lock.release()
+
+        assert told == [f"{name}={version}" for name, version in running.items()]
