@@ -85,7 +85,8 @@ def test_looking_back_agrees_with_the_daemon_and_with_the_fold_of_the_prefix(
             newest = history.folded(store, session_id)
             row = newest and history.SESSIONS.to_row(newest)
             assert row == database.views().get(key)
-            reasons |= {s.seq: s.reason for s in history.steps(store, session_id) if s.reason}
+            found = history.timeline(store, session_id)
+            reasons |= {entry.seq: entry.reason for entry in found if entry.reason}
             check_diff(store, session_id, [views[min(at, len(rows))] for at in pair], pair)
 
     quarantine = dict(
@@ -201,7 +202,7 @@ def test_what_an_event_says_never_moves_the_terminal(database: Database) -> None
 
 def test_a_session_that_is_being_folded_pins_no_write_ahead_log(session: Database) -> None:
     with target(session.path).open() as store:
-        steps = history.steps(store, "A-1")
+        steps = history.timeline(store, "A-1")
         next(steps)
         session.appended("A-1", "meanwhile")
         ((busy, _, _),) = session.sql("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -165,9 +165,9 @@ def session_view(
 def session_history(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
     """List a session's events, and why one is quarantined."""
     with storage.database(database).open() as store:
-        steps = timeline.listing(store, session_id)
+        entries = timeline.listing(store, session_id)
     headers = ("seq", "time", "type", "bytes", "id", "quarantined")
-    found = [(s.seq, s.time, s.type, s.size_bytes, s.id, s.reason) for s in steps]
+    found = [(e.seq, e.time, e.type, e.size_bytes, e.id, e.reason) for e in entries]
     if json:
         print(output.to_json([dict(zip(headers, row, strict=True)) for row in found]))
         return

@@ -34,7 +34,7 @@ class Moment(msgspec.Struct, frozen=True):
     view: Session
 
 
-class Step(msgspec.Struct, frozen=True):
+class TimelineEntry(msgspec.Struct, frozen=True):
     """An event of a session, `id` as it stands.
 
     `type` and `time` (milliseconds) are None where nothing tells them. One that goes to
@@ -50,7 +50,7 @@ class Step(msgspec.Struct, frozen=True):
     moment: Moment | None
 
 
-def steps(store: Store, session_id: str) -> Iterator[Step]:
+def timeline(store: Store, session_id: str) -> Iterator[TimelineEntry]:
     """A session's events in log order, up to the newest one when this begins."""
     key = PREFIX + session_id
     view: Session | None = None
@@ -65,13 +65,14 @@ def steps(store: Store, session_id: str) -> Iterator[Step]:
                 view = folded.views[key]
                 moment = Moment(event, view)
             reason = folded.quarantined[0].reason if folded.quarantined else None
-            size_bytes = _size(store, row)
-            yield Step(row.seq, row.id, size_bytes, *_type_and_time(row, event), reason, moment)
+            yield TimelineEntry(
+                row.seq, row.id, _size(store, row), *_type_and_time(row, event), reason, moment
+            )
 
 
-def listing(store: Store, session_id: str) -> list[Step]:
+def listing(store: Store, session_id: str) -> list[TimelineEntry]:
     """A session's events without what they hold; raises `Finding` where there are none."""
-    found = [msgspec.structs.replace(step, moment=None) for step in steps(store, session_id)]
+    found = [msgspec.structs.replace(entry, moment=None) for entry in timeline(store, session_id)]
     if not found:
         raise no_session(store, session_id)
     return found
@@ -80,11 +81,11 @@ def listing(store: Store, session_id: str) -> list[Step]:
 def moments(store: Store, session_id: str) -> Iterator[Moment]:
     """Each event that folds, and the view after it; raises `Finding` where there is none."""
     known = begun = False
-    for step in steps(store, session_id):
+    for entry in timeline(store, session_id):
         known = True
-        if step.moment is not None:
+        if entry.moment is not None:
             begun = True
-            yield step.moment
+            yield entry.moment
     if not known:
         raise no_session(store, session_id)
     if not begun:
@@ -97,13 +98,13 @@ def moments(store: Store, session_id: str) -> Iterator[Moment]:
 def folded(store: Store, session_id: str) -> Session | None:
     """The session as all of its events leave it."""
     view = None
-    for step in steps(store, session_id):
-        view = step.moment.view if step.moment else view
+    for entry in timeline(store, session_id):
+        view = entry.moment.view if entry.moment else view
     return view
 
 
 def exists(store: Store, session_id: str) -> bool:
-    return any(step.moment for step in steps(store, session_id))
+    return any(entry.moment for entry in timeline(store, session_id))
 
 
 def no_session(store: Store, session_id: str) -> Finding:
