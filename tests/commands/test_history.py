@@ -257,11 +257,13 @@ def test_a_session_of_which_nothing_folds_has_a_history_and_no_view(database: Da
 
         assert [step.reason is None for step in listed] == [True, False]
         for look in look_backs(store):
-            with pytest.raises(Finding, match="none of them folds") as raised:
+            with pytest.raises(Finding, match="none of the events of session A-1") as raised:
                 look()
             hint = naming(str(database.path), raised.value.hint)
             assert f"`projector session history A-1 -d {database.path}`" in hint
-    assert "none of them folds" in refused(database, "view", "A-1", "--at", "9", code=1)
+    assert "none of the events of session A-1" in refused(
+        database, "view", "A-1", "--at", "9", code=1
+    )
 
 
 # view --at
