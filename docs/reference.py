@@ -16,6 +16,7 @@ from typing import Any
 import typer
 from typer.models import OptionInfo
 
+from session_projector.worker.cli.commands import HELP, load
 from session_projector.worker.cli.main import app
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -31,7 +32,7 @@ _PLAIN = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 
 def reference() -> str:
     """The page as it should be."""
-    found = dict(sorted(commands(app, "projector")))
+    found = dict(sorted(commands()))
     contents = [
         _item(f"[`{name}`](#{name.replace(' ', '-')})", _about(name, does))
         for name, does in found.items()
@@ -41,17 +42,18 @@ def reference() -> str:
     )
 
 
-def commands(group: typer.Typer, name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Each command by its whole name, and the function behind it."""
-    if group.registered_callback and group.registered_callback.callback:
-        yield name, group.registered_callback.callback
-    for command in group.registered_commands:
-        if command.callback and not command.hidden:
-            own = command.name or command.callback.__name__.replace("_", "-")
-            yield f"{name} {own}", command.callback
-    for inner in group.registered_groups:
-        if inner.typer_instance:
-            yield from commands(inner.typer_instance, f"{name} {inner.name}")
+    if app.registered_callback and app.registered_callback.callback:
+        yield "projector", app.registered_callback.callback
+    for name in HELP:
+        loaded = load(name)
+        if not isinstance(loaded, typer.Typer):
+            yield f"projector {name}", loaded
+            continue
+        for command in loaded.registered_commands:
+            if command.callback and not command.hidden:
+                yield f"projector {name} {command.name}", command.callback
 
 
 def options(parameter: inspect.Parameter, info: OptionInfo) -> list[str]:

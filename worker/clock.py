@@ -1,4 +1,4 @@
-"""The wall clock, times as text, and waiting that a stop ends."""
+"""The wall clock, times as text, and an interruptible wait."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ def now_ms() -> int:
 
 
 def when(milliseconds: int) -> str:
-    """ISO 8601 in UTC; the plain number where no calendar reaches."""
+    """A time as ISO 8601 in UTC, or as a plain number if it is beyond the calendar."""
     try:
         return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds")
     except OverflowError:
@@ -25,8 +25,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def wait(seconds: float, stop: "anyio.Event") -> None:
-    """Wait until `stop`, at most for so many seconds."""
-    import anyio  # commands that only read the clock go without it
+    """Wait for a number of seconds, or until `stop`."""
+    import anyio  # commands that only read the clock do not need it
 
     with anyio.move_on_after(seconds):
         await stop.wait()

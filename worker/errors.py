@@ -1,4 +1,4 @@
-"""Everything a user can cause: what happened, to which file or event, and what fixes it."""
+"""The errors that a user can cause: what happened, to which file or event, and what fixes it."""
 
 import re
 import shlex
@@ -7,9 +7,9 @@ from typing import ClassVar, Final
 
 
 class ProjectorError(Exception):
-    """Ends a command with one line, a hint and its exit code, never with a traceback.
+    """Base of the errors that end a command with one line, a hint and an exit code, no traceback.
 
-    A hint names commands of this program in backticks and without the database, `projector status`;
+    A hint has this program's commands in backticks and without the database, `projector status`;
     the command line, which knows the database, adds it.
     """
 
@@ -21,33 +21,34 @@ class ProjectorError(Exception):
 
 
 class Finding(ProjectorError):
-    """The answer is no: no such session, an event that would not fold."""
+    """Exit code 1: the answer is no, such as no such session, or an event that would not fold."""
 
 
 class BadUsage(ProjectorError):
-    """The call's words are off."""
+    """Exit code 2: the command or the call is wrong, such as an invalid value."""
 
     exit_code = 2
 
 
 class RetryLater(ProjectorError):
-    """A retry may mend it: the database is locked, the disk full, the file replaced."""
+    """Exit code 3: transient, safe to retry: database locked, disk full, file replaced."""
 
     exit_code = 3
 
 
 class Unavailable(RetryLater):
-    """The database may not be written or read just now; a daemon waits and goes on."""
+    """Exit code 3: the database cannot be written or read for now; a daemon waits and continues."""
 
 
 class NeedsPerson(ProjectorError):
-    """No retry mends it: unknown layout, newer schema, corrupt file, a log that does not fit."""
+    """Exit code 4: permanent, needs an operator: no database, unknown layout, newer schema, corrupt
+    file, or a log that does not match its checkpoint."""
 
     exit_code = 4
 
 
 class ProjectionFailed(NeedsPerson):
-    """One projection cannot go on; a daemon sets it aside, and goes on with the others."""
+    """Exit code 4: one projection cannot continue; a daemon sets it aside and runs the others."""
 
     def __init__(self, projection: str, message: str, hint: str) -> None:
         super().__init__(f"{projection}: {message}", hint)
@@ -55,16 +56,16 @@ class ProjectionFailed(NeedsPerson):
 
 
 class LostRace(Exception):
-    """Somebody else moved the checkpoint: drop what is remembered of it and read again."""
+    """Another process moved the checkpoint: drop what is remembered of it and read it again."""
 
 
 def quoted(path: Path) -> str:
-    """A path as it can be pasted into a shell."""
+    """A path, quoted for a shell."""
     return shlex.quote(str(path))
 
 
 def naming(database: str, hint: str) -> str:
-    """A hint whose commands of this program, in backticks, name a database, safe to paste."""
+    """Add `-d DATABASE`, quoted for a shell, to this program's commands in a hint."""
     option = f" -d {shlex.quote(database)}"
     return _QUOTED.sub(
         lambda quoted: _COMMAND.sub(lambda command: command[0] + option, quoted[0]), hint

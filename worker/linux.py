@@ -1,4 +1,4 @@
-"""What /proc says of other processes: which files they have open, and which they have locked."""
+"""Other processes as seen in /proc: the files that they have open or locked."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -10,42 +10,43 @@ PROC: Final = Path("/proc")
 
 
 def is_there() -> bool:
-    """Whether this system has such a /proc at all."""
+    """Whether this system has a Linux /proc."""
     return (PROC / "self" / "fd").is_dir()
 
 
 def openers(files: Iterable[Path]) -> list[int]:
-    """The other processes that have one of the files open, by device and inode.
+    """The other processes that have one of the files open, compared by device and inode.
 
-    Only root sees what another user's processes have open.
+    Only root sees the open files of another user's processes.
     """
     wanted = {file.name: identity for file in files if (identity := _identity(file))}
     found = []
     for pid in _pids():
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended or belongs to another user
             if pid != os.getpid() and any(_is_open(pid, wanted)):
                 found.append(pid)
     return found
 
 
 def running(called: str) -> list[int]:
-    """The processes of that name."""
+    """The processes with a name."""
     return [pid for pid in _pids() if name(pid) == called]
 
 
 def named(pids: Iterable[int]) -> str:
-    """Processes by number and name, without their arguments, which may hold secrets."""
+    """Processes by number and name as text, without their arguments, which may contain secrets."""
     return ", ".join(f"{pid} ({name(pid)})" for pid in sorted(pids))
 
 
 def name(pid: int) -> str:
+    """The name of a process, `?` if it has ended."""
     with suppress(OSError):
         return (PROC / str(pid) / "comm").read_text(errors="replace").strip()
     return "?"
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has suspended a process."""
+    """Whether a process is suspended, by a signal or a debugger."""
     with suppress(OSError, IndexError):
         stat = (PROC / str(pid) / "stat").read_text(errors="replace")
         return stat.rpartition(")")[2].split()[0] in ("T", "t")
@@ -53,7 +54,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def locks(file: Path, kind: str = "POSIX") -> Iterator[tuple[int, str, int]]:
-    """Process, READ or WRITE, and first byte of each lock of a kind on a file."""
+    """Yield process, READ or WRITE, and first byte of each lock of a kind on a file."""
     identity = _identity(file)
     try:
         lines = (PROC / "locks").read_text(errors="replace").splitlines()
@@ -69,10 +70,10 @@ def locks(file: Path, kind: str = "POSIX") -> Iterator[tuple[int, str, int]]:
 
 
 def holds(pid: int, file: Path) -> int | None:
-    """The process, by its number here, that called itself `pid` and has a whole file locked.
+    """The number, seen from here, of the process that calls itself `pid` and has locked a file.
 
-    In a container it may have called itself otherwise. None where no such process is to be seen;
-    where there is no such /proc, its word is taken.
+    The two differ if it runs in a container. None if no such process can be seen; without a Linux
+    /proc, `pid` is believed.
     """
     if not is_there():
         return pid
@@ -80,7 +81,7 @@ def holds(pid: int, file: Path) -> int | None:
     for seen in sorted(locking, key=lambda seen: seen != pid):
         if _own_number(seen) == pid:
             return seen
-    # /proc/locks does not name the file as stat does on every file system.
+    # On some filesystems /proc/locks and stat name the file differently.
     identity = _identity(file)
     with suppress(OSError):
         if not locking and identity and any(_is_open(pid, {file.name: identity})):
@@ -89,7 +90,7 @@ def holds(pid: int, file: Path) -> int | None:
 
 
 def _own_number(pid: int) -> int:
-    """The number of a process in its own namespace."""
+    """The number of a process in its own PID namespace."""
     with suppress(OSError):
         for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):
@@ -98,7 +99,7 @@ def _own_number(pid: int) -> int:
 
 
 def user(pid: int) -> int | None:
-    """The effective user of a process; None where it has ended."""
+    """The effective user of a process, None if it has ended."""
     with suppress(OSError):
         return (PROC / str(pid)).stat().st_uid
     return None
@@ -110,12 +111,12 @@ def _pids() -> Iterator[int]:
 
 
 def _is_open(pid: int, wanted: dict[str, tuple[int, int]]) -> Iterator[bool]:
-    """Whether each file that a process has open is wanted."""
+    """Yield for each open file of a process whether it is wanted."""
     folder = PROC / str(pid) / "fd"
     for descriptor in os.listdir(folder):
         link = folder / descriptor
         with suppress(FileNotFoundError):
-            # By its name first: a stat of anything on a dead network file system never returns.
+            # By name first: a stat on a dead network filesystem never returns.
             called = os.path.basename(os.readlink(link))
             yield called in wanted and _identity(link) == wanted[called]
 

@@ -1,4 +1,4 @@
-"""Which projections there are for a program: built in, installed, and named on the command line."""
+"""The projections that are available: built in, installed, or named on the command line."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from session_projector.worker.errors import BadUsage
 from session_projector.worker.storage.open import table_fault
 
 GROUP: Final = "projector.projections"
-"""The entry points by which a package offers its projections."""
+"""The entry point group under which packages offer projections."""
 _NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _INDEX: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*(, [A-Za-z_][A-Za-z0-9_]*)*")
 _KINDS: Final = {"TEXT", "INTEGER", "REAL", "BLOB"}
@@ -28,11 +28,11 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 def known(named: Iterable[str] = ()) -> list[Projection]:
     """The built-in projections, the installed ones and those named as `module:Name`, in this order.
 
-    One that is installed and of no use is told of on the log and left out, so that it does not
-    stop the others; for one that is named, raises `BadUsage`.
+    An installed projection that cannot be used is logged and left out, so that it does not stop the
+    others. A named one raises `BadUsage`.
     """
     found = [*BUILT_IN]
-    # Loaded first, so that an installed package of the same name is not in the way.
+    # Loaded first, so that an installed package of the same name does not shadow them.
     own = [_named(spec) for spec in named]
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
         try:
@@ -47,7 +47,7 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
 
 
 def chosen(name: str | None) -> list[Projection]:
-    """All of `known`; or the one of that name, or that is named as `module:Name`."""
+    """All of `known`, or the one with a name, which may be `module:Name`."""
     if name is None:
         return known()
     if ":" in name:
@@ -60,15 +60,15 @@ def chosen(name: str | None) -> list[Projection]:
             return [projection]
     raise BadUsage(
         f"there is no projection {name}",
-        f"there are {', '.join(p.name for p in projections)}; one that is not installed is named"
-        " as module:Name",
+        f"there are {', '.join(p.name for p in projections)}; give one that is not installed as"
+        " module:Name",
     )
 
 
 def _named(spec: str) -> Any:
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise BadUsage(f"{spec} is not a projection's place", "give module:Name")
+        raise BadUsage(f"{spec} does not name a projection", "give module:Name")
     if "." not in sys.path:
         sys.path.insert(_behind_standard_library(), ".")
     return _load(module, name)
@@ -97,7 +97,7 @@ def _load(module: str, name: str) -> Any:
 
 
 def _add(found: list[Projection], projection: Any) -> None:
-    """Add one, unless it is there; raises `BadUsage`."""
+    """Add a projection unless it is there already; raises `BadUsage` if it cannot be used."""
     name = getattr(projection, "name", None)
     same = [p for p in found if type(p) is type(projection) and p.name == name]
     if not same:
@@ -125,12 +125,12 @@ def _faults(projection: Any, others: Sequence[Projection]) -> Iterator[str]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         yield f"its name is {name!r}, not a word of letters, digits and _"
     if type(version) is not int or not 1 <= version < 2**31:
-        yield f"its version is {version!r}, not a number from 1 on"
+        yield f"its version is {version!r}, not an integer of 1 or more"
     sets = (list, tuple, set, frozenset)
     if not isinstance(events, sets) or not all(isinstance(kind, str) for kind in events):
-        yield "its events are not a set, list or tuple of texts"
+        yield "its events are not a set, list or tuple of strings"
     if name in {other.name for other in others}:
-        yield f"another one is called {name} too"
+        yield f"another projection is called {name}, too"
     yield from _table_faults(projection.table, {p.table.name.lower() for p in others})
 
 
@@ -145,20 +145,20 @@ def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
     if table.columns.get(table.key) != "TEXT":
         yield f"its key {table.key!r} is not a column of type TEXT"
     if table.prefix:
-        yield "a table with a prefix is for projector's own views"
+        yield "only projector's own tables have a prefix"
     if odd := [index for index in table.indexes if not _INDEX.fullmatch(index)]:
         yield f"the index {odd[0]!r} is not a list of columns such as 'day, project'"
     name = table.name.lower()
     if name in taken | _ours() or name.startswith(("sqlite_", "pragma_", "json_")):
-        yield f"the table {table.name} is somebody else's"
+        yield f"the table {table.name} belongs to another program or projection"
     if fault := table_fault(table):
         yield fault
 
 
 def _ours() -> set[str]:
-    """The tables that are projector's own and not a projection's."""
+    """The names that projector's own tables and statements use."""
     sql = " ".join(migrations.load().values())
     names = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)
-    # What our own statements call something else, too.
+    # Names that our statements give to other things.
     meant = {"excluded", "gathered", "temp", "main", "new", "old", "rowid"}
     return {"schema_migrations", "umzug_meta", *meant, *(name.lower() for name in names)}

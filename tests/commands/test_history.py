@@ -85,7 +85,8 @@ def test_looking_back_agrees_with_the_daemon_and_with_the_fold_of_the_prefix(
             newest = history.folded(store, session_id)
             row = newest and history.SESSIONS.to_row(newest)
             assert row == database.views().get(key)
-            reasons |= {s.seq: s.reason for s in history.steps(store, session_id) if s.reason}
+            found = history.timeline(store, session_id)
+            reasons |= {entry.seq: entry.reason for entry in found if entry.reason}
             check_diff(store, session_id, [views[min(at, len(rows))] for at in pair], pair)
 
     quarantine = dict(
@@ -201,7 +202,7 @@ def test_what_an_event_says_never_moves_the_terminal(database: Database) -> None
 
 def test_a_session_that_is_being_folded_pins_no_write_ahead_log(session: Database) -> None:
     with target(session.path).open() as store:
-        steps = history.steps(store, "A-1")
+        steps = history.timeline(store, "A-1")
         next(steps)
         session.appended("A-1", "meanwhile")
         ((busy, _, _),) = session.sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -256,11 +257,13 @@ def test_a_session_of_which_nothing_folds_has_a_history_and_no_view(database: Da
 
         assert [step.reason is None for step in listed] == [True, False]
         for look in look_backs(store):
-            with pytest.raises(Finding, match="none of them folds") as raised:
+            with pytest.raises(Finding, match="none of the events of session A-1") as raised:
                 look()
             hint = naming(str(database.path), raised.value.hint)
             assert f"`projector session history A-1 -d {database.path}`" in hint
-    assert "none of them folds" in refused(database, "view", "A-1", "--at", "9", code=1)
+    assert "none of the events of session A-1" in refused(
+        database, "view", "A-1", "--at", "9", code=1
+    )
 
 
 # view --at

@@ -340,7 +340,7 @@ def test_another_log_that_is_far_ahead_is_refused_as_any_other(database: Databas
 
     said = projector("run", "--once", "-d", database.path, check=4).stderr
 
-    assert "the log does not fit the checkpoint" in said
+    assert "truncated or replaced: checkpoint" in said
     assert database.views() == before
 
 
@@ -570,9 +570,9 @@ def test_an_event_that_others_folded_is_not_appended_again(database: Database) -
         ("support.extensions:Absent", "AttributeError"),
         ("support.extensions:PROGRAM", "it is a list, not a Projection"),
         ("support.extensions:Nameless", "it lacks name, version, table, key_of, fold"),
-        ("support.extensions:Thief", "the table Event_Log is somebody else's"),
+        ("support.extensions:Thief", "the table Event_Log belongs to another program"),
         ("support.extensions:Worded", 'SQLite cannot make its table: near "group": syntax error'),
-        ("support.extensions:Twin", "another one is called sessions too"),
+        ("support.extensions:Twin", "another projection is called sessions, too"),
     ],
 )
 def test_what_is_no_projection_is_refused(database: Database, spec: str, words: str) -> None:

@@ -132,7 +132,7 @@ def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
     assert absent == f"no daemon is alive: start one: `projector run -d {database.path}`\n"
     assert well == f"process {running.process.pid}, position 1, newest event 1\n"
     pid = running.process.pid
-    assert stuck == f"the daemon (process {pid}) was stopped by a signal: kill -CONT {pid}\n"
+    assert stuck == f"the daemon (process {pid}) is suspended (SIGSTOP): kill -CONT {pid}\n"
 
 
 def test_health_says_what_is_wrong_with_what_is_no_database(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_health_says_what_is_wrong_with_what_is_no_database(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("state", "minutes_ago", "said"),
     [
-        ("failed", 0, "a projection fails, sessions: it is odd: "),
-        ("rebuilding", 6, "the rebuild of sessions has not moved for 36"),
+        ("failed", 0, "a projection is failing: sessions: it is odd: "),
+        ("rebuilding", 6, "the rebuild of sessions made no progress for 36"),
         ("rebuilding", 0, "all views are being rebuilt"),
     ],
 )
@@ -183,4 +183,4 @@ def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
         projector("wait", "--projection", "sessions", "-d", database.path)
         said = projector("health", "-d", database.path, check=1).stdout
 
-    assert "a projection fails, per_project: ZeroDivisionError" in said
+    assert "a projection is failing: per_project: ZeroDivisionError" in said

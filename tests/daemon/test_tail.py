@@ -185,12 +185,12 @@ def test_a_rewound_log_is_refused_with_the_command_that_mends_it(
     for row in checkpoint:
         rewound.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
 
-    with pytest.raises(NeedsPerson, match="does not fit the checkpoint") as refused:
+    with pytest.raises(NeedsPerson, match="checkpoint sessions@2 does not match") as refused:
         catch_up(rewound)
     assert "projector replay" in refused.value.hint
 
     rewound.insert("A-1", event("session_append", {"messages": [{}]}), id="another second event")
-    with pytest.raises(NeedsPerson, match="does not fit the checkpoint"):
+    with pytest.raises(NeedsPerson, match="checkpoint sessions@2 does not match"):
         catch_up(rewound)
 
 

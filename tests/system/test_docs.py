@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
 from support import Database, projector
 from typer.main import get_command
 
+from session_projector.worker.cli.commands import HELP, command
 from session_projector.worker.cli.main import app
 from session_projector.worker.telemetry.metrics import StateCollector
 from session_projector.worker.telemetry.state import DaemonState
@@ -39,7 +40,7 @@ def test_the_reference_names_every_option_as_the_program_takes_it() -> None:
             if isinstance(info, REFERENCE["OptionInfo"])
             for spelling in REFERENCE["options"](parameter, info)
         }
-        for name, does in REFERENCE["commands"](app, "projector")
+        for name, does in REFERENCE["commands"]()
     }
 
     assert told == _taken()
@@ -47,15 +48,16 @@ def test_the_reference_names_every_option_as_the_program_takes_it() -> None:
 
 def _taken() -> dict[str, set[str]]:
     """Of every command, its options by what the command line itself says."""
-    found, rest = {}, [("", get_command(app))]
-    while rest:
-        name, command = rest.pop()
-        inner = getattr(command, "commands", {})
-        rest += [(f"{name} {word}".strip(), one) for word, one in inner.items()]
-        if not inner or not name:
-            options = {one for p in command.params for one in p.opts if one.startswith("-")}
-            found[name] = options - {"--help", "--install-completion", "--show-completion"}
-    return found
+    taken = {"": get_command(app)}
+    for name in HELP:
+        loaded = command(name)
+        inner = getattr(loaded, "commands", None)
+        taken |= {f"{name} {word}": one for word, one in inner.items()} if inner else {name: loaded}
+    return {
+        name: {one for p in taken[name].params for one in p.opts if one.startswith("-")}
+        - {"--help", "--install-completion", "--show-completion"}
+        for name in taken
+    }
 
 
 def test_the_script_writes_the_page_wherever_it_is_run(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+
+import typer
 
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
@@ -23,8 +25,12 @@ AGENTS: Final = 3
 AGENT: Final = "session_projector.worker.storage.sqlite.demo_agent"
 
 
-def run(seconds: float | None) -> None:
-    """Until Ctrl-C, SIGTERM or the end of `seconds`; then says where the database is."""
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option(help="End by itself; else Ctrl-C ends it.", min=1)
+    ] = None,
+) -> None:
+    """Watch a daemon fold what a few agents write, in a scratch database."""
     path = Path(tempfile.mkdtemp(prefix="projector-demo-")) / "local.db"
     scratch = database(str(path))
     scratch.setup()
@@ -32,9 +38,13 @@ def run(seconds: float | None) -> None:
         signal.signal(ending, signal.default_int_handler)
     try:
         with ExitStack() as stack:
-            daemon = stack.enter_context(_process("run", "-d", str(path), "--log-level", "warning"))
-            for agent in range(AGENTS):
-                stack.enter_context(_agent(path, agent, daemon.pid))
+            quiet = ("--log-level", "warning")
+            daemon = stack.enter_context(
+                _python("session_projector", "run", "-d", str(path), *quiet)
+            )
+            for number in range(AGENTS):
+                of = (str(path), str(number), str(AGENTS), str(daemon.pid))
+                stack.enter_context(_python(AGENT, *of))
             _show(scratch, daemon, seconds)
     except KeyboardInterrupt:
         pass
@@ -51,23 +61,11 @@ def run(seconds: float | None) -> None:
 
 
 @contextmanager
-def _process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`projector …` as its own process, out of reach of the terminal's Ctrl-C, ended with us."""
-    with _python("-m", "session_projector", *arguments) as process:
-        yield process
-
-
-@contextmanager
-def _agent(path: Path, number: int, daemon: int) -> Iterator[subprocess.Popen[bytes]]:
-    arguments = (str(path), str(number), str(AGENTS), str(daemon))
-    with _python("-m", AGENT, *arguments) as process:
-        yield process
-
-
-@contextmanager
-def _python(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    # -P: a folder named `worker` where the demo is started is not ours.
-    process = subprocess.Popen([sys.executable, "-P", *arguments], start_new_session=True)
+def _python(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own, out of reach of the terminal's Ctrl-C, ended with us."""
+    # -P: a folder named `session_projector` where the demo is started is not ours.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         yield process
     finally:

@@ -1,18 +1,16 @@
 """`projector doctor`: what is wrong, and the command that fixes it."""
 
+import msgspec
 import typer
 
+from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.doctor.examine import examine
 from session_projector.worker.storage import open as storage
 
 
 def doctor(database: Database = "local.db", json: Json = False) -> None:
     """Check a database and all around it; exit 1 if something is wrong."""
-    import msgspec
-
-    from session_projector.worker.cli import output
-    from session_projector.worker.doctor.examine import examine
-
     found = [
         msgspec.structs.replace(one, found=pasteable(one.found), fix=pasteable(one.fix))
         for one in examine(storage.database(database))

@@ -4,9 +4,10 @@ import logging
 import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
+from enum import StrEnum
 from typing import Any, TextIO, cast
 
-from session_projector.worker.cli.options import LogFormat, LogLevel, pasteable
+from session_projector.worker.cli.options import pasteable
 from session_projector.worker.cli.output import printable
 
 # structlog loads rich where there is one, as typer brings it, to draw tracebacks. We log none, and
@@ -19,6 +20,19 @@ finally:
     del sys.modules["rich"]
     if _rich:
         sys.modules["rich"] = _rich
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    AUTO = "auto"
+    JSON = "json"
+    CONSOLE = "console"
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:

@@ -56,7 +56,7 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 def _cell(value: object) -> str:
     """Exactly what stands there, so that an id can be copied, but on one line."""
-    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+    return "" if value is None else printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def session_markdown(view: Mapping[str, Any]) -> str:

@@ -3,15 +3,19 @@
 from typing import Annotated, Final
 
 import typer
+from msgspec.structs import asdict
 
-from session_projector.worker.cli.options import SETTINGS, Database, Json, read_stdin
+from session_projector.worker.cli import output
+from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.options import Database, Json, read_stdin
 from session_projector.worker.errors import BadUsage
+from session_projector.worker.operations import quarantine as events
 from session_projector.worker.storage import open as storage
 
 HEX_BYTES: Final = 1024
 """How much of an event is shown as hex."""
 
-quarantine = typer.Typer(help="Events that could not be folded, and the way back.", **SETTINGS)
+quarantine = typer.Typer(help=HELP["quarantine"], **SETTINGS)
 
 Seq = Annotated[
     int,
@@ -22,10 +26,6 @@ Seq = Annotated[
 @quarantine.command("list")
 def quarantine_list(database: Database = "local.db", json: Json = False) -> None:
     """List the events that could not be folded, and why."""
-    from msgspec.structs import asdict
-
-    from session_projector.worker.cli import output
-
     with storage.database(database).open() as store:
         found = [asdict(entry) for entry in store.quarantine.entries()]
     if json:
@@ -34,16 +34,12 @@ def quarantine_list(database: Database = "local.db", json: Json = False) -> None
         print("nothing is quarantined")
     else:
         headers = ("seq", "projection", "id", "key", "reason", "dismissed")
-        rows = [["" if row[h] is None else row[h] for h in headers] for row in found]
-        print(output.table(headers, rows))
+        print(output.table(headers, [[row[h] for h in headers] for row in found]))
 
 
 @quarantine.command("show")
 def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
     """Print an event as far as it decodes, its bytes, and why it is in quarantine."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.operations import quarantine as events
-
     with storage.database(database).open() as store:
         shown = events.show(store, seq)
     row = shown.row
@@ -80,8 +76,6 @@ def quarantine_resubmit(
     database: Database = "local.db",
 ) -> None:
     """Append the event again, mended or as it was; prints the position of the new one."""
-    from session_projector.worker.operations import quarantine as events
-
     try:
         data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
     except UnicodeEncodeError:
@@ -97,8 +91,6 @@ def quarantine_dismiss(
     database: Database = "local.db",
 ) -> None:
     """Take an event off the count that `status` warns of."""
-    from session_projector.worker.operations import quarantine as events
-
     if not note.strip():
         raise BadUsage("the note is empty", "say why the event may stay: --note TEXT")
     with storage.database(database).open(writable=True) as store:

@@ -5,16 +5,21 @@ import os
 import re
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import anyio
 import typer
 
-from session_projector.worker.cli.options import Database, LogFormat, LogLevel
+from session_projector.worker import registry
+from session_projector.worker.cli import logging
+from session_projector.worker.cli.logging import LogFormat, LogLevel
+from session_projector.worker.cli.options import Database
+from session_projector.worker.daemon import service
 from session_projector.worker.errors import BadUsage
+from session_projector.worker.operations import projections as catalog
 from session_projector.worker.storage import open as storage
-
-if TYPE_CHECKING:
-    from session_projector.worker.telemetry.systemd import Notifier
+from session_projector.worker.telemetry.state import DaemonState
+from session_projector.worker.telemetry.systemd import Notifier
 
 _NUMBER = re.compile("[1-9][0-9]{0,17}")
 
@@ -66,14 +71,6 @@ def run(
     ] = LogFormat.AUTO,
 ) -> None:
     """Fold the log into views, and go on as events come."""
-    import anyio
-
-    from session_projector.worker import registry
-    from session_projector.worker.cli import logging  # before whatever else logs
-    from session_projector.worker.daemon import service
-    from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.telemetry.state import DaemonState
-
     if verify_every is not None and not math.isfinite(verify_every):
         raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
     target = storage.database(database)
@@ -90,7 +87,7 @@ def run(
         return
     state = DaemonState(_notifier().notify)
     with ExitStack() as stack:
-        if http is not None:
+        if http is not None:  # else it starts without prometheus_client, which takes long to import
             from session_projector.worker.telemetry.http import served
             from session_projector.worker.telemetry.metrics import StateCollector
             from session_projector.worker.telemetry.probes import BUSY_TIMEOUT_S
@@ -101,10 +98,8 @@ def run(
         anyio.run(partial(service.run, target, projections, state, verify_every_s=verify_every))
 
 
-def _notifier() -> "Notifier":
+def _notifier() -> Notifier:
     """As systemd asks for it; a watchdog that is another process's is none of ours."""
-    from session_projector.worker.telemetry.systemd import Notifier
-
     every_us = os.environ.get("WATCHDOG_USEC", "")
     ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     watchdog_s = int(every_us) / 1_000_000 if _NUMBER.fullmatch(every_us) and ours else None

@@ -1,139 +1,147 @@
 """`projector session …`, in the verbs that Kanbatte's users know."""
 
+from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import typer
+from msgspec.structs import asdict, astuple
 
-from session_projector.worker.cli.options import SETTINGS, Database, Format, Json, Wait, read_stdin
+from session_projector.projections import BUILT_IN
+from session_projector.projections.session_index import Entry
+from session_projector.worker.cli import output
+from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.options import Database, Json, read_stdin
 from session_projector.worker.clock import when
 from session_projector.worker.errors import BadUsage, Finding, NeedsPerson, ProjectorError
+from session_projector.worker.operations.wait import wait as wait_for
+from session_projector.worker.sessions import read, time_travel, timeline, write
 from session_projector.worker.storage import open as storage
+from session_projector.worker.storage import port
 
-session = typer.Typer(help="Read sessions, and write events about them.", **SETTINGS)
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+
+
+def _utf8(text: str | None) -> str | None:
+    """An argument as it was typed; bytes that are not UTF-8 cannot go into an event."""
+    try:
+        if text:
+            text.encode()
+    except UnicodeEncodeError:
+        raise BadUsage("an argument is not UTF-8", "set a UTF-8 locale, or mend it") from None
+    return text
+
+
+session = typer.Typer(help=HELP["session"], **SETTINGS)
 
 _POINT: Final = "a seq, or an ISO 8601 time (UTC without an offset)"
+_KEYS: Final = (
+    *("id", "project", "status", "title", "messages", "lastRole"),
+    *("createdAt", "updatedAt", "lastEventId", "lastSeq"),
+)
+"""A session's entry in JSON, field by field."""
+Id = Annotated[str, typer.Argument(metavar="ID", callback=_utf8)]
+Only = Annotated[str | None, typer.Option("-p", "--project", help="Only this project's.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Until the views hold it, 30 s at most.")]
 
 
 @session.command("queue")
 def session_queue(
-    message: Annotated[str, typer.Argument(help="The first user message.")],
-    project: Annotated[str, typer.Option("-p", "--project", help="The project's name.")],
+    message: Annotated[str, typer.Argument(help="The first user message.", callback=_utf8)],
+    project: Annotated[
+        str, typer.Option("-p", "--project", help="The project's name.", callback=_utf8)
+    ],
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
     """Start a session with its first message; prints the new id."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import write as writers
-
     target = storage.database(database)
     with target.open(writable=True) as store:
-        session_id, seq = writers.queue(store, _utf8(project), _utf8(message))
+        session_id, seq = write.queue(store, project, message)
         print(output.printable(session_id), flush=True)
         _wait(target, store, seq, wait)
 
 
 @session.command("append")
 def session_append(
-    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    session_id: Id,
     messages: Annotated[
-        str, typer.Option("-m", "--messages", help="A JSON list of messages; - reads stdin.")
+        str,
+        typer.Option(
+            "-m", "--messages", help="A JSON list of messages; - reads stdin.", callback=_utf8
+        ),
     ],
     stop: Annotated[bool, typer.Option("--stop", help="Also set the status ready.")] = False,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
     """Add messages at the end of a session; prints the position of the event."""
-    from session_projector.worker.sessions import write as writers
-
-    data = read_stdin() if messages == "-" else _utf8(messages).encode()
+    data = read_stdin() if messages == "-" else messages.encode()
     target = storage.database(database)
     with target.open(writable=True) as store:
-        seq = writers.append(store, _utf8(session_id), data, stop=stop)
+        seq = write.append(store, session_id, data, stop=stop)
         print(seq, flush=True)
         _wait(target, store, seq, wait)
 
 
 @session.command("status")
 def session_status(
-    session_id: Annotated[str, typer.Argument(metavar="ID")],
-    new_status: Annotated[str | None, typer.Argument(metavar="STATUS")] = None,
+    session_id: Id,
+    new_status: Annotated[str | None, typer.Argument(metavar="STATUS", callback=_utf8)] = None,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
     """Print the status of a session; or set it, and print the position of the event."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.operations import wait as waiting
-    from session_projector.worker.sessions import read as readers
-    from session_projector.worker.sessions import timeline
-    from session_projector.worker.sessions import write as writers
-
     target = storage.database(database)
     with target.open(writable=new_status is not None) as store:
         if new_status is not None:
-            seq = writers.set_status(store, _utf8(session_id), _utf8(new_status))
+            seq = write.set_status(store, session_id, new_status)
             print(seq, flush=True)
             _wait(target, store, seq, wait)
             return
         if wait:
-            waiting.wait(target, store, names=[timeline.SESSIONS.name])
-        print(output.one_line(readers.session(store, _utf8(session_id))["status"]))
+            wait_for(target, store, names=[timeline.SESSIONS.name])
+        print(output.one_line(read.session(store, session_id)["status"]))
 
 
 @session.command("list")
 def session_list(
     database: Database = "local.db",
-    project: Annotated[
-        str | None, typer.Option("-p", "--project", help="Only this project's.")
-    ] = None,
+    project: Only = None,
     statuses: Annotated[
         str | None, typer.Option("-s", "--status", help="Only these, such as ready,in-progress.")
     ] = None,
     form: Annotated[Format, typer.Option("-f", "--format")] = Format.TABLE,
 ) -> None:
     """List sessions, oldest first."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import read as readers
-
     wanted = None if statuses is None else statuses.split(",")
     with storage.database(database).open() as store:
-        found = list(readers.sessions(store, project=project, statuses=wanted))
+        found = list(read.sessions(store, project=project, statuses=wanted))
     if form is Format.JSON:
         print(output.to_json([_summary(entry) for entry in found]))
         return
     headers = ("id", "project", "status", "messages", "updated", "title")
     rows = [
-        (
-            entry.session_id,
-            entry.project,
-            entry.status,
-            entry.message_count,
-            when(entry.updated_at),
-            entry.title or "",
-        )
-        for entry in found
+        (e.session_id, e.project, e.status, e.message_count, when(e.updated_at), e.title)
+        for e in found
     ]
     print((output.table if form is Format.TABLE else output.markdown_table)(headers, rows))
 
 
 @session.command("watch")
-def session_watch(
-    database: Database = "local.db",
-    project: Annotated[
-        str | None, typer.Option("-p", "--project", help="Only this project's.")
-    ] = None,
-) -> None:
+def session_watch(database: Database = "local.db", project: Only = None) -> None:
     """Print a JSON line for each change of a session as it becomes visible."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import read as readers
-
     with storage.database(database).open() as store:
-        for entry in readers.watch(store, project):
+        for entry in read.watch(store, project):
             print(output.to_json(_summary(entry), indent=None), flush=True)
 
 
 @session.command("view")
 def session_view(
-    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    session_id: Id,
     database: Database = "local.db",
     form: Annotated[Format, typer.Option("-f", "--format")] = Format.MARKDOWN,
     at: Annotated[
@@ -141,16 +149,12 @@ def session_view(
     ] = None,
 ) -> None:
     """Print a session with all its messages."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import read as readers
-    from session_projector.worker.sessions import time_travel as look_back
-
-    point = None if at is None else look_back.point(at)
+    point = None if at is None else time_travel.point(at)
     with storage.database(database).open() as store:
         if point is None:
-            view = readers.session(store, _utf8(session_id))
+            view = read.session(store, session_id)
         else:
-            view = look_back.view_at(store, _utf8(session_id), point)
+            view = time_travel.view_at(store, session_id, point)
     if form is Format.JSON:
         print(output.to_json(view))
     else:
@@ -158,46 +162,41 @@ def session_view(
 
 
 @session.command("history")
-def session_history(
-    session_id: Annotated[str, typer.Argument(metavar="ID")],
-    database: Database = "local.db",
-    json: Json = False,
-) -> None:
+def session_history(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
     """List a session's events, and why one is quarantined."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import timeline as history
-
     with storage.database(database).open() as store:
-        steps = history.listing(store, _utf8(session_id))
+        entries = timeline.listing(store, session_id)
+    headers = ("seq", "time", "type", "bytes", "id", "quarantined")
+    found = [(e.seq, e.time, e.type, e.size_bytes, e.id, e.reason) for e in entries]
     if json:
-        names = ("seq", "time", "type", "bytes", "id", "quarantined")
-        print(output.to_json([dict(zip(names, _listed(step), strict=True)) for step in steps]))
+        print(output.to_json([dict(zip(headers, row, strict=True)) for row in found]))
         return
-    rows = []
-    for step in steps:
-        seq, time, kind, size_bytes, event_id, reason = _listed(step)
-        time = "" if time is None else when(time)
-        kind = output.one_line(kind or "", 40)
-        event_id = "" if event_id is None else event_id
-        rows.append((seq, time, kind, size_bytes, event_id, output.one_line(reason or "")))
-    print(output.table(("seq", "time", "type", "bytes", "id", "quarantined"), rows))
+    rows = [
+        (
+            seq,
+            None if time is None else when(time),
+            output.one_line(kind or "", 40),
+            size_bytes,
+            event_id,
+            output.one_line(reason or ""),
+        )
+        for seq, time, kind, size_bytes, event_id, reason in found
+    ]
+    print(output.table(headers, rows))
 
 
 @session.command("diff")
 def session_diff(
-    session_id: Annotated[str, typer.Argument(metavar="ID")],
+    session_id: Id,
     start: Annotated[str, typer.Argument(metavar="A", help=f"From here: {_POINT}.")],
     end: Annotated[str, typer.Argument(metavar="B", help="To here, likewise.")],
     database: Database = "local.db",
     json: Json = False,
 ) -> None:
     """Say what changed in a session between two points."""
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import time_travel as look_back
-
-    points = look_back.point(start), look_back.point(end)
+    points = time_travel.point(start), time_travel.point(end)
     with storage.database(database).open() as store:
-        found = look_back.diff(store, _utf8(session_id), *points)
+        found = time_travel.diff(store, session_id, *points)
     changed = {
         "session": found.session,
         "from": found.start,
@@ -209,19 +208,10 @@ def session_diff(
 
 
 @session.command("why")
-def session_why(
-    session_id: Annotated[str, typer.Argument(metavar="ID")],
-    database: Database = "local.db",
-    json: Json = False,
-) -> None:
+def session_why(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
     """Say which event last set each field of a session, and brought each message."""
-    from msgspec.structs import asdict
-
-    from session_projector.worker.cli import output
-    from session_projector.worker.sessions import time_travel as look_back
-
     with storage.database(database).open() as store:
-        found = look_back.why(store, _utf8(session_id))
+        found = time_travel.why(store, session_id)
     if json:
         fields = [{"field": f, "value": v, **asdict(o)} for f, v, o in found.fields]
         runs = [{"first": a, "last": b, **asdict(o)} for a, b, o in found.messages]
@@ -240,43 +230,16 @@ def session_why(
     print(output.table(("field", "value", "seq", "time", "type", "id"), rows))
 
 
-def _listed(step: Any) -> tuple[Any, ...]:
-    return step.seq, step.time, step.type, step.size_bytes, step.id, step.reason
-
-
-def _wait(database: Any, store: Any, seq: int, wanted: bool) -> None:
+def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) -> None:
     """For the event at a position, which was written just now."""
-    from session_projector.projections import BUILT_IN
-    from session_projector.worker.operations import wait as waiting
-
     if wanted:
         try:
-            waiting.wait(database, store, seq, names=[projection.name for projection in BUILT_IN])
+            wait_for(database, store, seq, names=[projection.name for projection in BUILT_IN])
         except ProjectorError as error:
             # Not what a retry may mend: it would write the event twice.
             kind = NeedsPerson if isinstance(error, NeedsPerson) else Finding
             raise kind(f"event {seq} is written, but {error}", error.hint) from None
 
 
-def _summary(entry: Any) -> dict[str, Any]:
-    return {
-        "id": entry.session_id,
-        "project": entry.project,
-        "status": entry.status,
-        "title": entry.title,
-        "messages": entry.message_count,
-        "lastRole": entry.last_role,
-        "createdAt": entry.created_at,
-        "updatedAt": entry.updated_at,
-        "lastEventId": entry.last_event_id,
-        "lastSeq": entry.last_seq,
-    }
-
-
-def _utf8(text: str) -> str:
-    """An argument as it was typed; bytes that are not UTF-8 cannot go into an event."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadUsage("an argument is not UTF-8", "set a UTF-8 locale, or mend it") from None
-    return text
+def _summary(entry: Entry) -> dict[str, Any]:
+    return dict(zip(_KEYS, astuple(entry), strict=True))

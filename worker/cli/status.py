@@ -2,23 +2,20 @@
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from msgspec import to_builtins
+
+from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.operations import status as operations
+from session_projector.worker.operations.status import DaemonStatus, Progress, Status
 from session_projector.worker.storage import open as storage
-
-if TYPE_CHECKING:
-    from session_projector.worker.operations.status import DaemonStatus, Progress, Status
+from session_projector.worker.storage.port import ProjectionStatus
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
     """Position, lag, views, quarantine, and whether a daemon is alive."""
-    from msgspec import to_builtins
-
-    from session_projector.worker.cli import output
-    from session_projector.worker.operations import status
-
-    found = status.status(storage.database(database))
+    found = operations.status(storage.database(database))
     if json:
         print(output.to_json(to_builtins(found)))
         return
@@ -30,7 +27,7 @@ def status(database: Database = "local.db", json: Json = False) -> None:
         print(f"\n{output.printable(pasteable(advice))}")
 
 
-def _lines(found: "Status") -> Iterator[tuple[str, object]]:
+def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
     yield "database", found.database
     doing = "stopped by a signal" if daemon.suspended else "alive"
@@ -52,10 +49,8 @@ def _lines(found: "Status") -> Iterator[tuple[str, object]]:
         yield "  quarantined", f"{one.quarantined:,} events, {one.dismissed:,} of them dismissed"
 
 
-def _doing(one: "Progress", daemon: "DaemonStatus") -> str:
+def _doing(one: Progress, daemon: DaemonStatus) -> str:
     """What a projection is doing that is not tailing."""
-    from session_projector.worker.storage.port import ProjectionStatus
-
     if daemon.running and one.name not in daemon.running:
         return "the daemon that is alive does not run it"
     report = one.state
@@ -75,7 +70,7 @@ def _doing(one: "Progress", daemon: "DaemonStatus") -> str:
     )
 
 
-def _advice(found: "Status") -> Iterator[str]:
+def _advice(found: Status) -> Iterator[str]:
     if unfit := [one.name for one in found.projections if not one.fits_log]:
         yield (
             f"the log is not the one that was folded into {', '.join(unfit)}: it was rewound or\n"

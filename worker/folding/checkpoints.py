@@ -48,9 +48,8 @@ def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bo
 
 
 def does_not_fit(name: str, position: int) -> NeedsPerson:
-    """The log is not the one that was folded."""
+    """The error of a log that is not the one that was folded."""
     return NeedsPerson(
-        f"the log does not fit the checkpoint of {name}: it was at seq {position}, and the event"
-        " there is gone or another one",
-        "the log was rewound or replaced; fold it from the first event with `projector replay`",
+        f"event_log was truncated or replaced: checkpoint {name}@{position} does not match",
+        "fold it again from the first event: `projector replay`",
     )

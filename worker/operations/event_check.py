@@ -1,4 +1,4 @@
-"""Whether an event would fold, seen before it is written."""
+"""Whether an event would fold, checked before it is written."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,10 +21,10 @@ from session_projector.worker.storage.port import Database, Store
 def verdicts(
     store: Store | None, row: LogRow, projections: Iterable[Projection]
 ) -> dict[str, str | None]:
-    """By name, for each projection that an event concerns: why it would not fold, or None.
+    """For each projection that an event concerns, by name: why it would not fold, or None.
 
-    Without a store the event alone is looked at, not what it would be folded onto. The index goes
-    with the session view.
+    Without a store only the event is checked, not the view that it would change. The session index
+    is left out: the session view says the same.
     """
     (event,) = read([row], projections)
     return dict(_verdicts(store, event, projections))
@@ -43,24 +43,24 @@ def _verdicts(
             continue
         reason = None
         if store is not None:
-            view = _standing(store, projection, event, key)
+            view = _current_view(store, projection, event, key)
             rejected = fold(projection, {key: view}, [event]).quarantined
             reason = rejected[0].reason if rejected else None
         yield projection.name, reason
 
 
-def _standing(store: Store, projection: Projection, event: Event, key: str) -> Any | None:
-    """The view that an event is about: of a session as the log has it, of others as it stands."""
+def _current_view(store: Store, projection: Projection, event: Event, key: str) -> Any | None:
+    """The view that an event changes: a session's as folded from the log, others as stored."""
     if projection.name == SESSIONS.name:
         return folded(store, event.session_id)
-    with suppress(ProjectorError, CorruptRow):  # where it never ran there is no table
+    with suppress(ProjectorError, CorruptRow):  # without its table if it never ran
         if row := store.views.row(projection, key):
             return restore(projection, row)
     return None
 
 
 def check(database: Database, data: bytes) -> str:
-    """What would become of an event, MessagePack or JSON; raises `Finding` if it would not fold."""
+    """Say what a MessagePack or JSON event would do; raises `Finding` if it would not fold."""
     text = as_data(data)
     stated = stated_key(text)
     row = LogRow(0, "checked", stated or PREFIX + _UNSTATED, text, 0)
@@ -70,25 +70,26 @@ def check(database: Database, data: bytes) -> str:
             found = verdicts(store, row, known)
     else:
         found = verdicts(None, row, known)
-    require_foldable(found, "fix it, and check it again")
+    require_foldable(found, "fix it and check it again")
     if not found:
-        return "would be skipped: its type is none that a projection here folds"
+        return f"would be skipped: {NO_PROJECTION}"
     of = "the session that its row's key names" if stated is None else session_of(stated)
     return f"would fold into {', '.join(found)}: {of}"
 
 
 def require_foldable(found: Mapping[str, str | None], hint: str) -> None:
-    """Raises `Finding` for the first of `verdicts` that says no."""
+    """Raise `Finding` for the first of `verdicts` with a reason."""
     for name, reason in found.items():
         if reason is not None:
             raise Finding(f"would not fold into {name}: {reason}", hint)
 
 
+NO_PROJECTION: Final = "no projection here folds events of its type"
 _UNSTATED: Final = "\x00unstated"
 
 
 def as_data(data: bytes) -> str | bytes:
-    """What a writer would bind: JSON as a TEXT, MessagePack as a BLOB."""
+    """The value that a writer would bind: TEXT for JSON, BLOB for MessagePack."""
     try:
         return data.decode()  # no MessagePack map begins as UTF-8 does
     except UnicodeDecodeError:
@@ -96,7 +97,7 @@ def as_data(data: bytes) -> str | bytes:
 
 
 def stated_key(data: str | bytes) -> str | None:
-    """The key that an event's own `sessionId` gives its row."""
+    """The key that follows from an event's own `sessionId`, None if it has none."""
     try:
         event = msgspec.json.decode(data) if isinstance(data, str) else decode_exact(data)
         stated = event.get("sessionId")

@@ -1,4 +1,4 @@
-"""Which projections there are in a database."""
+"""The projections of a database."""
 
 from collections.abc import Iterable
 
@@ -15,9 +15,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class ProjectionInfo(msgspec.Struct, frozen=True):
-    """A projection as its checkpoint says, and what it keeps; version None: it never ran.
+    """A projection's checkpoint and what it stores; `version` is None if it never ran.
 
-    `code_version` is that of the code that is built in or installed here; None: there is none.
+    `code_version` is the version that is built in or installed here, None if there is none.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ProjectionInfo(msgspec.Struct, frozen=True):
 
 
 def listing(store: Store) -> list[ProjectionInfo]:
-    """Every projection that is built in, installed or has a checkpoint, in this order."""
+    """The projections that are built in, installed or have a checkpoint, in this order."""
     known = {projection.name: projection for projection in registry.known()}
     stored = store.checkpoints.all()
     found = []
@@ -61,7 +61,7 @@ def _info(
 
 
 def find(store: Store, name: str) -> ProjectionInfo:
-    """One of `listing`; raises `Finding`."""
+    """One of `listing`, by name; raises `Finding`."""
     known = listing(store)
     for info in known:
         if info.name == name:
@@ -73,20 +73,20 @@ def find(store: Store, name: str) -> ProjectionInfo:
 
 
 def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
-    """Say which projections this database has and nobody here has the code of."""
+    """Log which projections of the database have no code here."""
     known = {projection.name for projection in projections}
     for name in store.checkpoints.all():
         if name not in known:
             log.warning(
                 "projection_without_code",
                 projection=name,
-                hint="install its package or name it with --projection MODULE:NAME; if it is not"
-                f" wanted any more: `projector projection drop {name}`",
+                hint="install its package or name it with --projection MODULE:NAME; if it is no"
+                f" longer needed: `projector projection drop {name}`",
             )
 
 
 def refuse_newer_views(store: Store, projections: Iterable[Projection]) -> None:
-    """Raises `NeedsPerson` where a newer version of one of these made its views."""
+    """Raise `NeedsPerson` if a newer version of a projection made its views."""
     stored = store.checkpoints.all()
     for projection in projections:
         if projection.name in stored:

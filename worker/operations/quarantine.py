@@ -1,4 +1,4 @@
-"""The quarantine: what stands there, and the way back out of it."""
+"""The quarantine: showing, resubmitting and dismissing events."""
 
 import uuid
 from typing import Any, Final
@@ -17,7 +17,10 @@ from session_projector.worker.storage.port import QuarantineEntry, Store
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """An event in quarantine: its row, what of it decodes and where that ends, and why."""
+    """A quarantined event: its row, what decodes of it, and by projection the reasons.
+
+    `breaks_off` says why decoding stopped; `note` is that of a dismissal.
+    """
 
     row: LogRow
     decoded: Any
@@ -27,7 +30,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 def show(store: Store, seq: int) -> Shown:
-    """One event of the quarantine; raises `Finding`."""
+    """One quarantined event; raises `Finding` if it is not quarantined."""
     row, entries = _row(store, seq), _entries(store, seq)
     decoded, breaks_off = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
     reasons = {entry.projection: entry.reason for entry in entries}
@@ -35,10 +38,10 @@ def show(store: Store, seq: int) -> Shown:
 
 
 def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
-    """Append an event of the quarantine again, repaired or as it was, and dismiss the old one.
+    """Append a quarantined event again, fixed or unchanged, and dismiss the old one.
 
-    The new event's id is `resubmit-<seq>-…`; returns its position. Raises `Finding` where it
-    would not fold.
+    The new event's id is `resubmit-<seq>-…`; returns its position. Raises `Finding` if it would not
+    fold.
     """
     with store.transaction():
         row = _row(store, seq)
@@ -46,15 +49,15 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
         data = row.data if fixed is None else as_data(fixed)
         key = stated_key(data) if isinstance(data, str | bytes) else None
         event_id = f"resubmit-{seq}-{uuid.uuid4().hex[:12]}"
-        repaired = LogRow(0, event_id, row.key if key is None else key, data, now_ms())
-        _require_foldable(store, row, projections, repaired)
-        appended = store.log.append(repaired)
+        resubmitted = LogRow(0, event_id, row.key if key is None else key, data, now_ms())
+        _require_foldable(store, row, projections, resubmitted)
+        appended = store.log.append(resubmitted)
         store.quarantine.dismiss(seq, f"resubmitted as seq {appended}")
     return appended
 
 
 def dismiss(store: Store, seq: int, note: str) -> None:
-    """Take an event off the count that `status` warns of; raises `Finding`."""
+    """Leave an event out of the number that `status` warns about; raises `Finding`."""
     with store.transaction():
         _entries(store, seq)
         store.quarantine.dismiss(seq, note)
@@ -74,7 +77,7 @@ def _entries(store: Store, seq: int) -> list[QuarantineEntry]:
     return entries
 
 
-_LIST: Final = "see what is with `projector quarantine list`"
+_LIST: Final = "list what is: `projector quarantine list`"
 
 
 def _require_foldable(store: Store, old: LogRow, projections: list[str], new: LogRow) -> None:
@@ -83,12 +86,12 @@ def _require_foldable(store: Store, old: LogRow, projections: list[str], new: Lo
     folded = [p.name for p in known if p.name not in projections and key_of(p, event) is not None]
     if folded:
         raise Finding(
-            f"event {old.seq} is in quarantine for {', '.join(projections)} alone: appended again,"
-            f" it would count twice for {', '.join(folded)}",
-            "fix the code, raise its version and start the daemon again, or `projector replay`",
+            f"event {old.seq} is quarantined only for {', '.join(projections)}: appended again, it"
+            f" would count twice for {', '.join(folded)}",
+            "fix the code, raise its version and restart the daemon, or run `projector replay`",
         )
-    hint = "nothing was written; give the whole event, repaired: -m EVENT, or -m - for stdin"
+    hint = "nothing was written; give the whole event, fixed: -m EVENT, or -m - for stdin"
     found = event_check.verdicts(store, new, known)
     event_check.require_foldable(found, hint)
     if not found:
-        raise Finding("would be skipped: its type is none that a projection here folds", hint)
+        raise Finding(f"would be skipped: {event_check.NO_PROJECTION}", hint)

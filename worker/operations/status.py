@@ -1,4 +1,4 @@
-"""How things stand: the daemon, the log, and each projection."""
+"""The status of a database: its daemon, its log, and each projection."""
 
 import time
 from contextlib import suppress
@@ -19,11 +19,11 @@ from session_projector.worker.storage.port import (
 )
 
 CLOCKS: Final = 100
-"""Of so many events that wait, one may have a time that is possible."""
+"""How many unfolded events are searched for a valid time."""
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """The daemon that leads; `pid` is None where there is none, 0 where it cannot be seen."""
+    """The leading daemon; `pid` is None if there is none, 0 if its process cannot be seen."""
 
     alive: bool
     pid: int | None
@@ -32,13 +32,13 @@ class DaemonStatus(msgspec.Struct, frozen=True):
 
 
 class TailingStatus(msgspec.Struct, frozen=True):
-    """A projection that says nothing of itself: it tails, or its views are of an older version."""
+    """A projection without a report: it tails, or an older version made its views."""
 
     state: Literal["tailing", "old"]
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """Where a projection stands; `lag_seconds` is None where no event says a possible time."""
+    """How far a projection is; `lag_seconds` is None if no event has a valid time."""
 
     name: str
     version: int | None
@@ -55,7 +55,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How things stand, true also when no daemon is alive."""
+    """The status of a database, whether or not a daemon is running."""
 
     database: str
     daemon: DaemonStatus
@@ -69,7 +69,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def status(database: Database) -> Status:
-    """Look at everything once."""
+    """Read the status of a database once."""
     with database.open() as store:
         newest, events = store.log.newest(), store.log.count()
         reports = store.checkpoints.reports()
@@ -115,10 +115,10 @@ def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | Non
 
 
 def _lag_seconds(store: Store, position: int) -> float | None:
-    """Since the oldest event that is not folded was written, by its writer's clock.
+    """The age of the oldest event that is not folded, by its writer's clock.
 
-    One whose clock is ahead, or says no time, says nothing: then those after it count, then the
-    last that was folded. None where none of them says it.
+    An event without a valid time, or with one in the future, is passed over: then the events after
+    it count, then the last one that was folded. None if none of them has a valid time.
     """
     waiting = store.log.page(start=position + 1, events=CLOCKS)[:CLOCKS]
     if not waiting:

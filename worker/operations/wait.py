@@ -1,4 +1,4 @@
-"""Waiting until views hold an event: for one's own write, whatever wrote it."""
+"""Waiting until the views include an event, whoever wrote it."""
 
 import time
 from collections.abc import Collection
@@ -24,9 +24,9 @@ def wait(
 ) -> int:
     """Wait until each projection has reached a position; returns the lowest.
 
-    `seq` None: the newest event there is now. `names` empty: all that the daemon runs, or that are
-    known here where none is alive. Raises `Finding` when it takes longer, and
-    `NeedsPerson` where the positions are of another log.
+    Without a `seq`, the position is that of the newest event now. Without `names`, it waits for the
+    projections that the daemon runs, or for all known ones if none is running. Raises `Finding`
+    after the timeout, and `NeedsPerson` if a checkpoint does not match the log.
     """
     if seq is None:
         seq = store.log.newest()
@@ -43,14 +43,14 @@ def wait(
             if reached >= seq:
                 return reached
             raise _too_late(database, store, seq, positions, timeout_s)
-        # A tenth more of the time at most, so that hundreds that wait long cost next to nothing.
+        # At most a tenth more of the time, so that hundreds of long waits cost almost nothing.
         poll_s = min(max(waited_s / 10, FIRST_POLL_S), LONGEST_POLL_S)
         time.sleep(min(poll_s, timeout_s - waited_s))
         store.check_identity()
 
 
 def require_known(store: Store, name: str) -> None:
-    """Raises `BadUsage` for a projection that never ran and is not known here either."""
+    """Raise `BadUsage` for a projection that never ran and is not known here either."""
     names = [*(p.name for p in registry.known()), *store.checkpoints.all()]
     if name not in names:
         raise BadUsage(
@@ -59,13 +59,13 @@ def require_known(store: Store, name: str) -> None:
 
 
 def _positions(store: Store, names: Collection[str]) -> dict[str, int]:
-    """As the checkpoints have them; 0 where nothing ran yet."""
+    """The checkpoints' positions; 0 for a projection that never ran."""
     stored = store.checkpoints.all()
     return {name: int(stored[name].checkpoint.position) if name in stored else 0 for name in names}
 
 
 def _require_fit(store: Store, names: Collection[str]) -> None:
-    """A position of another log says nothing of this one."""
+    """Raise `NeedsPerson` if a checkpoint does not match the log: its position means nothing."""
     for name, stored in store.checkpoints.all().items():
         if name in names and not fits_log(store, stored.checkpoint):
             raise does_not_fit(name, stored.checkpoint.position)
@@ -87,5 +87,5 @@ def _too_late(
     return Finding(
         f"position {seq} was not reached within {timeout_s:g} s: {', '.join(behind)}{ahead};"
         f" {alive}",
-        "see what it does: `projector status`" if leader else "start one: `projector run`",
+        "see why: `projector status`" if leader else "start one: `projector run`",
     )

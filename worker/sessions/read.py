@@ -1,4 +1,4 @@
-"""What commands read of sessions."""
+"""Reading sessions: the list, one view, and changes as they happen."""
 
 import shlex
 import time
@@ -25,9 +25,9 @@ def sessions(
     statuses: Sequence[str] | None = None,
     after: int | None = None,
 ) -> Iterator[Entry]:
-    """The sessions of a project and of some statuses, oldest first.
+    """The sessions of a project and with one of some statuses, oldest first.
 
-    With `after`: those changed by events after that position, in the order of the changes.
+    With `after`: only those that an event after that position changed, in the order of the changes.
     """
     where: dict[str, Sequence[str]] = {}
     if project is not None:
@@ -41,10 +41,10 @@ def sessions(
 
 
 def watch(store: Store, project: str | None) -> Iterator[Entry]:
-    """Each change of a session as it becomes visible, for ever."""
+    """Yield each change of a session as it becomes visible, without end."""
     seen = store.views.highest(_INDEX, "last_seq")
     while True:
-        # A log that was restored to fewer events goes on from where it is.
+        # After a restore the log may have fewer events.
         seen = min(seen, store.views.highest(_INDEX, "last_seq"))
         for entry in sessions(store, after=seen):
             seen = entry.last_seq
@@ -54,7 +54,7 @@ def watch(store: Store, project: str | None) -> Iterator[Entry]:
 
 
 def session(store: Store, session_id: str) -> dict[str, Any]:
-    """A session's view as it stands; raises `Finding` where there is none."""
+    """The stored view of a session; raises `Finding` if there is none."""
     row = store.views.row(SESSIONS, PREFIX + session_id)
     if row is None:
         raise no_session(store, session_id)
@@ -69,13 +69,13 @@ def session(store: Store, session_id: str) -> dict[str, Any]:
             f"the view of session {session_id} in {store.name} was not written by projector",
             "fold it from the log: `projector run`"
             if adopted
-            else f"repair it: `projector replay --session {shlex.quote(session_id)}`",
+            else f"fix it: `projector replay --session {shlex.quote(session_id)}`",
         )
     return view
 
 
 def require_known(store: Store, session_id: str) -> None:
-    """Raises `Finding` where neither the log nor a row names a session."""
+    """Raise `Finding` if neither the log nor a view has the session."""
     if is_utf8(session_id) and (
         store.log.present(keys_of(session_id))
         or store.views.row(SESSIONS, PREFIX + session_id)

@@ -1,4 +1,4 @@
-"""One session looked back at: as it was then, what changed, which event set what."""
+"""The past of one session: its view at a point, what changed, and which event set what."""
 
 import re
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Where to look back to: a position in the log, or a time in milliseconds."""
+    """A point in a session's past: a position in the log, or a time in milliseconds."""
 
     value: int
     is_time: bool
@@ -41,10 +41,11 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """What changed between two points.
+    """What changed in a session between two points.
 
-    `began` is the position where the session begins; `start` and `end` are those of the last
-    events folded at the points, None before the beginning. `messages`: added, removed, changed.
+    `began` is the position of the session's first event. `start` and `end` are the positions of
+    the last event folded at each point, None before the session began. `messages` has the keys
+    added, removed and changed.
     """
 
     session: str
@@ -56,7 +57,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """The event that something came with; `time` in milliseconds."""
+    """The event that set a field or added a message; `time` is in milliseconds."""
 
     seq: int
     time: int
@@ -65,9 +66,10 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class Origins(msgspec.Struct, frozen=True):
-    """Each field's name, value (of the messages: how many) and the event that last set it.
+    """Which events a view comes from.
 
-    `messages` are runs of them: the first and last number, and the event they came with.
+    `fields` has each field's name, its value (for `messages`, their number) and the event that last
+    set it. `messages` has runs of them: first number, last number, and the event that added them.
     """
 
     fields: list[tuple[str, Any, Origin]]
@@ -75,7 +77,7 @@ class Origins(msgspec.Struct, frozen=True):
 
 
 def point(text: str) -> Point:
-    """A position or an ISO 8601 time as it was typed; raises `BadUsage`."""
+    """Parse a position or an ISO 8601 time; raises `BadUsage`."""
     if text.isascii() and text.isdigit():
         if len(text) <= len(str(_MAX_SEQ)) and int(text) <= _MAX_SEQ:
             return Point(int(text), is_time=False)
@@ -93,8 +95,8 @@ def point(text: str) -> Point:
 
 
 def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
-    """A session's view as it was then; raises `Finding` before its beginning."""
-    begin, (moment,) = _look_back(store, session_id, [at])
+    """The view of a session at a point; raises `Finding` if it had not begun."""
+    begin, (moment,) = _at(store, session_id, [at])
     if moment is None:
         raise _not_begun(session_id, begin)
     view: dict[str, Any] = decode_exact(SESSIONS.to_row(moment.view)[2])
@@ -102,8 +104,8 @@ def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
 
 
 def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:
-    """What changed between two points; raises `Finding` where both are before the beginning."""
-    begin, (before, after) = _look_back(store, session_id, [start, end])
+    """What changed between two points; raises `Finding` if the session began after both."""
+    begin, (before, after) = _at(store, session_id, [start, end])
     if before is None and after is None:
         raise _not_begun(session_id, begin)
     one, other = _plain_fields(before), _plain_fields(after)
@@ -122,7 +124,7 @@ def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:
 
 
 def why(store: Store, session_id: str) -> Origins:
-    """The events that the view comes from; raises `Finding` where none folds."""
+    """The events that a session's view comes from; raises `Finding` if none can be folded."""
     origins: dict[str, Origin] = {}
     runs: list[tuple[int, int, Origin]] = []
     values: dict[str, Any] = {}
@@ -140,10 +142,10 @@ def why(store: Store, session_id: str) -> Origins:
     return Origins([(name, values[name], origins[name]) for name in _FIELDS], runs)
 
 
-def _look_back(
+def _at(
     store: Store, session_id: str, points: Sequence[Point]
 ) -> tuple[Event, list[Moment | None]]:
-    """The event that begins a session, and for each point the last that was folded by then."""
+    """The event that begins a session, and for each point the last moment up to it."""
     begin: Event | None = None
     found: list[Moment | None] = [None] * len(points)
     for moment in moments(store, session_id):
@@ -178,7 +180,7 @@ def _plain_fields(moment: Moment | None) -> dict[str, Any]:
 
 
 def _messages(moment: Moment | None) -> list[bytes]:
-    """Each message as it is encoded."""
+    """The encoded messages."""
     return items(fields(SESSIONS.to_row(moment.view)[2])["messages"]) if moment else []
 
 
@@ -203,7 +205,7 @@ def _numbered(messages: list[bytes], start: int) -> list[dict[str, Any]]:
 
 
 def _set_by(body: Body | None) -> tuple[str, ...]:
-    """The fields that an event sets, were it to what they were."""
+    """The fields that an event sets, even to the value they already have."""
     match body:
         case SessionCreated():
             return _FIELDS

@@ -1,4 +1,4 @@
-"""One session as the log has it: its events, and the view after each that folds."""
+"""The timeline of one session: its events, and the view after each one that can be folded."""
 
 import shlex
 from collections.abc import Iterator
@@ -28,17 +28,17 @@ _SEARCHED_BYTES: Final = 1024 * 1024
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """An event that folds, and the view after it."""
+    """A folded event, and the view after it."""
 
     event: Event
     view: Session
 
 
-class Step(msgspec.Struct, frozen=True):
-    """An event of a session, `id` as it stands.
+class TimelineEntry(msgspec.Struct, frozen=True):
+    """An event of a session; `id` is as stored.
 
-    `type` and `time` (milliseconds) are None where nothing tells them. One that goes to
-    quarantine has a `reason`, one that folds a `moment`, one of somebody else's type neither.
+    `type` and `time` (milliseconds) are None if they cannot be read. A quarantined event has a
+    `reason`, a folded one has a `moment`, and one of another program's types has neither.
     """
 
     seq: int
@@ -50,8 +50,8 @@ class Step(msgspec.Struct, frozen=True):
     moment: Moment | None
 
 
-def steps(store: Store, session_id: str) -> Iterator[Step]:
-    """A session's events in log order, up to the newest one when this begins."""
+def timeline(store: Store, session_id: str) -> Iterator[TimelineEntry]:
+    """Yield a session's events in log order, up to the event that is newest when this starts."""
     key = PREFIX + session_id
     view: Session | None = None
     after, newest = 0, store.log.newest()
@@ -65,61 +65,62 @@ def steps(store: Store, session_id: str) -> Iterator[Step]:
                 view = folded.views[key]
                 moment = Moment(event, view)
             reason = folded.quarantined[0].reason if folded.quarantined else None
-            size_bytes = _size(store, row)
-            yield Step(row.seq, row.id, size_bytes, *_type_and_time(row, event), reason, moment)
+            yield TimelineEntry(
+                row.seq, row.id, _size(store, row), *_type_and_time(row, event), reason, moment
+            )
 
 
-def listing(store: Store, session_id: str) -> list[Step]:
-    """A session's events without what they hold; raises `Finding` where there are none."""
-    found = [msgspec.structs.replace(step, moment=None) for step in steps(store, session_id)]
+def listing(store: Store, session_id: str) -> list[TimelineEntry]:
+    """A session's events without their contents; raises `Finding` if there are none."""
+    found = [msgspec.structs.replace(entry, moment=None) for entry in timeline(store, session_id)]
     if not found:
         raise no_session(store, session_id)
     return found
 
 
 def moments(store: Store, session_id: str) -> Iterator[Moment]:
-    """Each event that folds, and the view after it; raises `Finding` where there is none."""
+    """Yield each folded event and the view after it; raises `Finding` if there is none."""
     known = begun = False
-    for step in steps(store, session_id):
+    for entry in timeline(store, session_id):
         known = True
-        if step.moment is not None:
+        if entry.moment is not None:
             begun = True
-            yield step.moment
+            yield entry.moment
     if not known:
         raise no_session(store, session_id)
     if not begun:
         raise Finding(
-            f"session {session_id} has events in {store.name}, and none of them folds",
+            f"none of the events of session {session_id} in {store.name} can be folded",
             f"see why: `projector session history {shlex.quote(session_id)}`",
         )
 
 
 def folded(store: Store, session_id: str) -> Session | None:
-    """The session as all of its events leave it."""
+    """The view after all events of a session, None if none can be folded."""
     view = None
-    for step in steps(store, session_id):
-        view = step.moment.view if step.moment else view
+    for entry in timeline(store, session_id):
+        view = entry.moment.view if entry.moment else view
     return view
 
 
 def exists(store: Store, session_id: str) -> bool:
-    return any(step.moment for step in steps(store, session_id))
+    return any(entry.moment for entry in timeline(store, session_id))
 
 
 def no_session(store: Store, session_id: str) -> Finding:
     if is_utf8(session_id) and exists(store, session_id):
         return Finding(
-            f"session {session_id} is in the log, and not yet folded into a view",
+            f"session {session_id} is in the log but not yet folded into a view",
             "is a daemon running? `projector status`",
         )
     return Finding(
         f"there is no session {session_id} in {store.name}",
-        "see which there are with `projector session list`",
+        "list the sessions: `projector session list`",
     )
 
 
 def _size(store: Store, row: LogRow) -> int:
-    """The bytes of an event's data, of which a page has no more than an event may have."""
+    """The size of an event's data, which a page cuts at the limit."""
     data = row.data
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogateescape")
@@ -129,16 +130,16 @@ def _size(store: Store, row: LogRow) -> int:
 
 
 def _type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, int | None]:
-    """As the fold has them, or as far as the event can be read."""
+    """As folded, or as far as the event can be read."""
     if isinstance(event, Event) and event.body is not None:
         return event.type, event.time
-    told = _as_far_as_it_decodes(row.data)
-    kind = told.get("type")
-    return kind if isinstance(kind, str) else None, _time(told, row.created_at)
+    partial = _as_far_as_it_decodes(row.data)
+    kind = partial.get("type")
+    return kind if isinstance(kind, str) else None, _time(partial, row.created_at)
 
 
-def _time(told: dict[Any, Any], created_at: Any) -> int | None:
-    for stated in (told, {}):
+def _time(partial: dict[Any, Any], created_at: Any) -> int | None:
+    for stated in (partial, {}):
         try:
             return time_of(stated, created_at)
         except Unfoldable:
@@ -157,6 +158,6 @@ def _as_far_as_it_decodes(data: Any) -> dict[Any, Any]:
         pass
     if value is None and isinstance(data, bytes):
         value, _fault = decode_partly(data[:_SEARCHED_BYTES])
-        if isinstance(value, dict):  # what it breaks off in is "…"
+        if isinstance(value, dict):  # the value in which decoding stopped is "…"
             value = {name: item for name, item in value.items() if item != "…"}
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""What commands append to the log: exactly what any process would INSERT."""
+"""Writing sessions: appends to the log exactly what any process would INSERT."""
 
 import itertools
 import uuid
@@ -16,13 +16,15 @@ from session_projector.worker.storage.port import Store
 
 
 def queue(store: Store, project: str, message: str) -> tuple[str, int]:
-    """A new session with its first message: its id, which is the project's next free number, and
-    the position of the event."""
+    """Start a session with its first message; returns its id and the position of the event.
+
+    The id is the project's name and its next free number.
+    """
     if not project or not project.isprintable():
         raise BadUsage(
-            "the project is empty, or holds characters that cannot be seen", "name it: -p PROJECT"
+            "the project name is empty or has unprintable characters", "give a name: -p PROJECT"
         )
-    # Seen outside the write lock: a number to begin to try from.
+    # Read outside the write lock: only the number to start trying from.
     guess = store.log.highest_number(f"{project}-") + 1
     with store.transaction():
         numbers = itertools.count(guess)
@@ -37,26 +39,26 @@ def queue(store: Store, project: str, message: str) -> tuple[str, int]:
 
 
 def append(store: Store, session_id: str, messages: bytes, *, stop: bool) -> int:
-    """Messages at the end of a session, given as a JSON list; the position of the last event."""
-    said = _parse_messages(messages)
+    """Append messages, given as a JSON list; returns the position of the last event."""
+    parsed = _parse_messages(messages)
     _require_session(store, session_id)
     with store.transaction():
         now = now_ms()
-        seq = _append(store, session_id, "session_append", {"messages": said}, now)
+        seq = _append(store, session_id, "session_append", {"messages": parsed}, now)
         if stop:
             seq = _append(store, session_id, "session_status_update", {"status": "ready"}, now)
     return seq
 
 
 def set_status(store: Store, session_id: str, new_status: str) -> int:
-    """The position of the event."""
+    """Set the status of a session; returns the position of the event."""
     _require_session(store, session_id)
     with store.transaction():
         return _append(store, session_id, "session_status_update", {"status": new_status}, now_ms())
 
 
 def _append(store: Store, session_id: str, kind: str, data: Mapping[str, Any], now_ms: int) -> int:
-    """Exactly what a foreign process does, once it is known to fold."""
+    """Append what any other process would, once it is known to fold; returns the position."""
     event = {"type": kind, "sessionId": session_id, "data": data, "timestamp": now_ms}
     row = LogRow(0, uuid.uuid4().hex, PREFIX + session_id, msgspec.msgpack.encode(event), now_ms)
     try:
@@ -69,22 +71,22 @@ def _append(store: Store, session_id: str, kind: str, data: Mapping[str, Any], n
 def _parse_messages(data: bytes) -> list[Any]:
     wanted = 'a JSON list such as [{"role": "user", "content": "…"}]'
     try:
-        said = msgspec.json.decode(data)
-        msgspec.msgpack.encode(said)
+        messages = msgspec.json.decode(data)
+        msgspec.msgpack.encode(messages)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise BadUsage(f"the messages are not {wanted}: {error}") from None
-    if not isinstance(said, list) or not said:
+    if not isinstance(messages, list) or not messages:
         raise BadUsage(f"the messages are not {wanted}")
-    for number, message in enumerate(said):
+    for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadUsage(f"message {number} has no role", f"give {wanted}")
         if message.get("content") is None:
             raise BadUsage(f"message {number} has no content", f"give {wanted}")
-    return said
+    return messages
 
 
 def _require_session(store: Store, session_id: str) -> None:
-    """Outside the write lock, as it may take a while; in the log, what is there stays."""
+    """Checked outside the write lock, as it may take a while: a session never leaves the log."""
     if not session_id or not exists(store, session_id):
         raise Finding(
             f"there is no session {session_id} in {store.name}",

@@ -1,0 +1,76 @@
+"""Help and completion of the command line, which imports a command only when it is called."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from session_projector.worker.cli.commands import HELP, load
+
+SCRIPT = Path(sys.executable).parent / "projector"
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_the_list_of_commands_says_of_each_what_its_own_help_says(name: str) -> None:
+    loaded = load(name)
+
+    own = loaded.info.help if isinstance(loaded, typer.Typer) else inspect.getdoc(loaded)
+    assert own.split("\n")[0] == HELP[name]
+
+
+def imported(*arguments: str) -> set[str]:
+    """The modules that a command has imported when it ends."""
+    code = (
+        "import atexit, sys; from session_projector.__main__ import main;"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+    )
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    ours = {name for name in imported("--help") if name.startswith("session_projector.worker.")}
+
+    assert {name.removeprefix("session_projector.worker.") for name in ours} == {
+        "cli",
+        "cli.commands",
+        "cli.main",
+        "errors",
+    }
+
+
+def test_a_command_imports_no_other_and_nothing_that_draws_tracebacks() -> None:
+    found = imported("status", "--help")
+
+    commands = {name for name in HELP if f"session_projector.worker.cli.{name}" in found}
+    assert commands == {"status"}
+    assert not found & {"rich", "rich.console", "anyio", "prometheus_client"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("projector st", ["status"]),
+        ("projector session wa", ["watch"]),
+        ("projector run --log-", ["--log-level", "--log-format"]),
+        ("projector session list -f m", ["markdown"]),
+    ],
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: list[str]) -> None:
+    words = typed.split()
+    asked = {
+        "_PROJECTOR_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+
+    done = subprocess.run(
+        [SCRIPT], env=os.environ | asked, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == offered

@@ -1,0 +1,28 @@
+"""`projector event …`: single events, before they are written."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.options import Database, read_stdin
+from session_projector.worker.cli.output import one_line
+from session_projector.worker.errors import BadUsage
+from session_projector.worker.operations.event_check import check
+from session_projector.worker.storage import open as storage
+
+event = typer.Typer(help=HELP["event"], **SETTINGS)
+
+
+@event.command("check")
+def event_check(
+    file: Annotated[str, typer.Argument(help="MessagePack or JSON; - reads stdin.")] = "-",
+    database: Database = "local.db",
+) -> None:
+    """Say whether an event would fold, and why not."""
+    try:
+        data = read_stdin() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise BadUsage(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
+    print(one_line(check(storage.database(database), data)))

@@ -1,0 +1,65 @@
+"""`projector projection …`: what a database keeps for each projection."""
+
+from typing import Annotated
+
+import typer
+from msgspec.structs import asdict
+
+from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.cli.output import one_line, table, to_json
+from session_projector.worker.errors import Finding
+from session_projector.worker.operations import projections
+from session_projector.worker.storage import open as storage
+
+projection = typer.Typer(help=HELP["projection"], **SETTINGS)
+
+
+@projection.command("list")
+def projection_list(database: Database = "local.db", json: Json = False) -> None:
+    """List the projections: version, position, rows."""
+    with storage.database(database).open() as store:
+        found = [asdict(listed) for listed in projections.listing(store)]
+    if json:
+        print(to_json(found))
+        return
+    headers = (
+        "name",
+        "version",
+        "code_version",
+        "position",
+        "kept_in",
+        "rows",
+        "quarantined",
+        "skipped",
+    )
+    print(table(headers, [["-" if row[h] is None else row[h] for h in headers] for row in found]))
+
+
+@projection.command("drop")
+def projection_drop(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    database: Database = "local.db",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a projection's rows, quarantine and checkpoint, after saying what that is."""
+    target = storage.database(database)
+    with target.open(writable=True) as store:
+        listed = projections.find(store, name)
+        leader = target.leadership().leader()
+        if leader and (name in leader.running or (listed.code_version and leader.runs(name))):
+            raise Finding(
+                f"a daemon ({leader}) runs {name}, and would make it anew at once",
+                "stop it first",
+            )
+        if listed.version is None:
+            raise Finding(f"{one_line(name)} never ran here: there is nothing to drop")
+        print(
+            f"drops {listed.rows:,} rows of {listed.kept_in}, {listed.quarantined:,} of quarantine,"
+            f" and the checkpoint of {one_line(name)} at {listed.position:,};"
+            " the log stays as it is"
+        )
+        if not yes:
+            typer.confirm("Drop it?", abort=True)
+        store.views.drop(name)
+    print("dropped" + ("; the next run makes it anew" if listed.code_version else ""))
