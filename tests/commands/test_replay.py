@@ -33,8 +33,8 @@ from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import LostRace
+from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.replay import walk
 from session_projector.worker.storage.port import Change, Limits
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
@@ -115,7 +115,7 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
     expected = database.everything()
     with pytest.MonkeyPatch.context() as patch:
         limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
-        patch.setattr(walk, "CHUNK_CHANGES", page)
+        patch.setattr(fix, "CHUNK_CHANGES", page)
         assert differences(database, limits=limits) == {}
         with closing(sqlite3.connect(database.path, isolation_level=None)) as foreign:
             try:

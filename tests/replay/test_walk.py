@@ -13,8 +13,8 @@ from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import Projection
+from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.replay import walk
 from session_projector.worker.storage.port import Limits
 
 SESSIONS = BUILT_IN[0]
@@ -148,7 +148,7 @@ def test_rows_repaired_before_a_race_was_lost_are_reported(
         "CREATE TRIGGER race AFTER UPDATE ON view WHEN NEW.key = 'session:A-0' BEGIN"
         " UPDATE checkpoint SET generation = generation + 1 WHERE name = 'sessions'; END"
     )
-    monkeypatch.setattr(walk, "CHUNK_CHANGES", 1)
+    monkeypatch.setattr(fix, "CHUNK_CHANGES", 1)
 
     assert mend(database) == {"view damaged": 3}
     assert differences(database) == {}

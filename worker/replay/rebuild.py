@@ -16,7 +16,10 @@ from session_projector.worker.folding.checkpoints import (
     needs_rebuild,
 )
 from session_projector.worker.folding.history import refold
-from session_projector.worker.replay.walk import HoldOn, Pages, Step, Walk
+from session_projector.worker.replay.as_of import AsOfCheckpoint, AsOfPosition
+from session_projector.worker.replay.compare import Comparison
+from session_projector.worker.replay.fix import Fixer, HoldOn
+from session_projector.worker.replay.walk import Pages, Step, Walk
 from session_projector.worker.storage.port import (
     BATCH_EVENTS,
     Change,
@@ -96,8 +99,9 @@ async def compare(
             "`projector run` or `projector replay` makes them anew; `projector replay --dry-run`"
             " says what that changes",
         )
-    until = newest if dry_run and not (fit and checkpoint.position) else None
-    walk = Walk(thread, projection, checkpoint, until=until, only=only, pages=pages)
+    whole = dry_run and not (fit and checkpoint.position)
+    as_of = AsOfPosition(checkpoint, newest) if whole else AsOfCheckpoint(checkpoint)
+    walk = Walk(thread, projection, Comparison(thread, projection, as_of), pages, only)
     gathers = projection.log_keys("") is None
     left = 0 if projection.built_in else 1 if gathers else FOLDED_TWICE
     async for step in walk.steps():
@@ -105,7 +109,7 @@ async def compare(
         for number, difference in enumerate(differences):
             if left and difference.row == "view" and difference.kind != "ghost":
                 left -= 1
-                if not await _is_steady(thread, projection, str(difference.key), walk.until):
+                if not await _is_steady(thread, projection, str(difference.key), as_of.until):
                     kind = "nondeterministic"
                     differences[number] = msgspec.structs.replace(difference, kind=kind)
         yield msgspec.structs.replace(step, differences=differences)
@@ -127,7 +131,9 @@ async def mend(
     only: str | None = None,
 ) -> AsyncGenerator[Step, None]:
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
-    walk = Walk(thread, projection, checkpoint, mending=True, only=only, pages=pages)
+    as_of = AsOfCheckpoint(checkpoint)
+    fixer = Fixer(thread, projection.table, as_of)
+    walk = Walk(thread, projection, Comparison(thread, projection, as_of, fixer), pages, only)
     async for step in walk.steps():
         yield step
 
@@ -162,14 +168,10 @@ async def rebuild(
         return last
 
     last = await thread.run(claim)
-    walk = Walk(
-        *(thread, projection, claimed),
-        until=until,
-        mending=True,
-        pages=pages,
-        hold_on=hold_on,
-        brief=brief,
-    )
+    as_of = AsOfPosition(claimed, until)
+    fixer = Fixer(thread, projection.table, as_of, hold_on)
+    comparison = Comparison(thread, projection, as_of, fixer, brief=brief)
+    walk = Walk(thread, projection, comparison, pages)
     progress = ProjectionStatus("rebuilding", projection.version, "", 0, until, now_ms(), now_ms())
     await thread.run(lambda store: store.checkpoints.report(projection.name, progress))
     quarantined = removed = 0
