@@ -1,4 +1,4 @@
-"""Which walk a projection needs: compare, mend beside a daemon, or rebuild; and one view anew."""
+"""What a full scan is for, by projection: compare, mend beside a daemon, or rebuild."""
 
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -21,7 +21,6 @@ from session_projector.worker.replay.compare import Comparison
 from session_projector.worker.replay.fix import Fixer, HoldOn
 from session_projector.worker.replay.walk import Pages, Step, Walk
 from session_projector.worker.storage.port import (
-    BATCH_EVENTS,
     Change,
     Checkpoint,
     ProjectionStatus,
@@ -33,37 +32,10 @@ from session_projector.worker.storage.port import (
 PROGRESS_MS: Final = 1000
 """How often a rebuild says how far it is."""
 
-BATCH_COST_BYTES: Final = 10_000_000
-"""A batch that loads as many views as it may costs as much as a walk over so many bytes."""
-EVENT_COST_BYTES: Final = 600
-"""What an event costs a walk besides its own bytes."""
-
 FOLDED_TWICE: Final = 3
 """Views that differ and are folded twice in one walk, to know the code by that if not alike."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
-    """Whether `rebuild` is to bring the views to the newest event: it must, or it is quicker.
-
-    It is where batches in log order would each have few events, for all the views that these are
-    about, by a look at those in the middle; a walk reads the whole log. Not where only the events
-    tell which view they are about, as these are read twice.
-    """
-    if needs_rebuild(store, projection, checkpoint):
-        return True
-    newest = store.log.newest()
-    left = newest - checkpoint.position
-    if projection.log_keys("") is None or not left:
-        return False
-    reach = store.log.batch_reach(start=checkpoint.position + left // 2, events=BATCH_EVENTS)
-    if not reach:
-        return False
-    batches = left / reach.events
-    if batches * BATCH_COST_BYTES <= reach.database_bytes + newest * EVENT_COST_BYTES:
-        return False
-    return fits_log(store, checkpoint)  # where it does not, the tail says so
 
 
 async def compare(
