@@ -32,9 +32,10 @@ from support.folding import Heard, catch_up, checkpoint, differences, mend, open
 from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
+from session_projector.worker.errors import LostRace
+from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.replay import walk
-from session_projector.worker.storage.port import Limits
+from session_projector.worker.storage.port import Change, Limits
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 DAMAGES = {
@@ -114,7 +115,7 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
     expected = database.everything()
     with pytest.MonkeyPatch.context() as patch:
         limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
-        patch.setattr(walk, "CHUNK_CHANGES", page)
+        patch.setattr(fix, "CHUNK_CHANGES", page)
         assert differences(database, limits=limits) == {}
         with closing(sqlite3.connect(database.path, isolation_level=None)) as foreign:
             try:
@@ -299,12 +300,17 @@ async def test_a_batch_that_was_folded_before_a_replay_is_not_committed(
         sessions = BUILT_IN[0]
         await replay_all(target(database.path), BUILT_IN, Heard())
         before = await checkpoint(thread, sessions)
-        database.sql("DELETE FROM view")
+        [row] = database.views().values()
+        database.sql("UPDATE view SET data = x'80'")
         async for _ in replay.mend(thread, sessions, before):
             pass
 
         after = await checkpoint(thread, sessions)
         assert (after.position, after.generation) == (before.position, before.generation + 1)
+        batch = Change(sessions.table, before, before, rows=[(*row[:2], b"\x80", *row[3:])])
+        with pytest.raises(LostRace):
+            await thread.run(lambda store: store.commit([batch]))
+        assert [*database.views().values()] == [row]
 
 
 def test_a_view_is_compared_as_of_the_checkpoint(folded: Database) -> None:

@@ -26,8 +26,8 @@ from session_projector.worker.daemon import service
 from session_projector.worker.daemon.tail import Member, Tail, load
 from session_projector.worker.errors import Finding, LostRace, NeedsPerson
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
+from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.replay import walk
 from session_projector.worker.storage.port import (
     Change,
     CommitStats,
@@ -146,7 +146,7 @@ class Machine(RuleBasedStateMachine):
         limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
         self.target = target(self.path, limits)
         self.patch.setattr(replay, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
-        self.patch.setattr(walk, "CHUNK_CHANGES", page)
+        self.patch.setattr(fix, "CHUNK_CHANGES", page)
         self.write(first)
 
     # Writers

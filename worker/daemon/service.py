@@ -16,7 +16,8 @@ from session_projector.worker.errors import LostRace, ProjectionFailed, Projecto
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.difference import KINDS
-from session_projector.worker.replay.rebuild import is_walked, rebuild
+from session_projector.worker.replay.plan import is_walked
+from session_projector.worker.replay.rebuild import rebuild
 from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Turn, side_by_side
 from session_projector.worker.replay.verify import leader_rebuilds
 from session_projector.worker.replay.walk import Pages

@@ -17,7 +17,8 @@ from session_projector.worker.errors import LostRace, ProjectionFailed, Unavaila
 from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.cooperative import courteous
 from session_projector.worker.folding.faults import faults_of
-from session_projector.worker.replay.rebuild import is_walked, rebuild
+from session_projector.worker.replay.plan import is_walked
+from session_projector.worker.replay.rebuild import rebuild
 from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
 from session_projector.worker.replay.walk import Pages
 from session_projector.worker.storage.port import (

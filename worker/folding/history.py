@@ -1,22 +1,23 @@
 """Views folded again from their events in the log."""
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
 from session_projector.projections import fold as folding
-from session_projector.projections.event import LogRow
+from session_projector.projections.event import Event
+from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection
-from session_projector.worker.folding.cooperative import fold_in_slices
+from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
 from session_projector.worker.storage.port import Thread
 
 
 async def history(
-    thread: Thread, projection: Projection, keys: Iterable[str], *, after: int, until: int
-) -> AsyncIterator[list[LogRow]]:
+    thread: Thread, projection: Projection, keys: Iterable[str] | None, *, after: int, until: int
+) -> AsyncIterator[list[Event | Rejected]]:
     """The events after a position that may concern some views, page by page in log order: all
-    events, where only an event itself tells which view it concerns."""
-    log_keys = [projection.log_keys(key) for key in keys]
+    events for None, and where only an event itself tells which view it concerns."""
+    log_keys = [None] if keys is None else [projection.log_keys(key) for key in keys]
     asked = None if None in log_keys else [*chain.from_iterable(filter(None, log_keys))]
     while rows := await thread.run(
         lambda store: (
@@ -26,16 +27,24 @@ async def history(
         )
     ):
         after = rows[-1].seq
-        yield rows
+        yield await read_in_slices(rows, [projection])
 
 
 async def refold(
-    thread: Thread, projection: Projection, keys: Collection[str], *, until: int
+    thread: Thread,
+    projection: Projection,
+    keys: Collection[str],
+    *,
+    until: int,
+    after: int = 0,
+    onto: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Some views as the log has them at a position, those that an event made."""
-    views: dict[str, Any] = {}
-    async for rows in history(thread, projection, keys, after=0, until=until):
-        events = folding.read(rows, [projection])
+    """Some views as the log has them at a position, those that an event made.
+
+    `onto` has the views as of `after`, where they need not be folded from the first event.
+    """
+    views = {**(onto or {})}
+    async for events in history(thread, projection, keys, after=after, until=until):
         concerned = [event for event in events if folding.key_of(projection, event) in keys]
         views |= (await fold_in_slices(projection, views, concerned)).views
     return views

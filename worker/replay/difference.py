@@ -6,6 +6,8 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.messagepack import Malformed, decode_exact
+from session_projector.projections.projection import CorruptRow, Projection
+from session_projector.projections.rows import restore
 
 ABSENT: Final = "(absent)"
 KINDS: Final = ("missing", "ghost", "damaged", "stale", "nondeterministic")
@@ -34,7 +36,39 @@ class Difference(msgspec.Struct, frozen=True):
     fields: Sequence[Field]
 
 
-def fields(columns: Sequence[str], standing: Sequence[Any], row: Sequence[Any]) -> list[Field]:
+def of_view(
+    projection: Projection,
+    key: str,
+    standing: tuple[Any, ...] | None,
+    row: tuple[Any, ...] | None,
+    *,
+    brief: bool = False,
+) -> Difference:
+    """How a view's row differs, None where there is none; `brief`: not field by field."""
+    kind, found = "missing" if standing is None else "ghost" if row is None else "stale", []
+    if standing is not None and row is not None and not brief:
+        found = _fields([*projection.table.columns], standing, row)
+        try:
+            restore(projection, standing)
+        except CorruptRow:
+            kind = "damaged"
+    return Difference(projection.name, "view", kind, key, found)
+
+
+def of_quarantine(name: str, seq: int, standing: Any, reason: str | None) -> Difference:
+    """How the row of an event in the quarantine differs; `standing` is ... where there is none."""
+    kind = "missing" if standing is ... else "ghost" if reason is None else "stale"
+    differs = [Field("reason", standing, reason)] if kind == "stale" else []
+    return Difference(name, "quarantine", kind, seq, differs)
+
+
+def of_skipped(name: str, standing: int, expected: int) -> Difference:
+    """How the count of skipped events differs."""
+    differs = Field("skipped", standing, expected)
+    return Difference(name, "checkpoint", "stale", None, [differs])
+
+
+def _fields(columns: Sequence[str], standing: Sequence[Any], row: Sequence[Any]) -> list[Field]:
     """The columns that differ; of one that holds MessagePack, what differs within."""
     found: list[Field] = []
     for column, stands, log in zip(columns, standing, row, strict=True):

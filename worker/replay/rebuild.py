@@ -1,4 +1,4 @@
-"""Which walk a projection needs: compare, mend beside a daemon, or rebuild; and one view anew."""
+"""What a full scan is for, by projection: compare, mend beside a daemon, or rebuild."""
 
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -16,9 +16,11 @@ from session_projector.worker.folding.checkpoints import (
     needs_rebuild,
 )
 from session_projector.worker.folding.history import refold
-from session_projector.worker.replay.walk import HoldOn, Pages, Step, Walk
+from session_projector.worker.replay.as_of import AsOfCheckpoint, AsOfPosition
+from session_projector.worker.replay.compare import Comparison
+from session_projector.worker.replay.fix import Fixer, HoldOn
+from session_projector.worker.replay.walk import Pages, Step, Walk
 from session_projector.worker.storage.port import (
-    BATCH_EVENTS,
     Change,
     Checkpoint,
     ProjectionStatus,
@@ -30,37 +32,10 @@ from session_projector.worker.storage.port import (
 PROGRESS_MS: Final = 1000
 """How often a rebuild says how far it is."""
 
-BATCH_COST_BYTES: Final = 10_000_000
-"""A batch that loads as many views as it may costs as much as a walk over so many bytes."""
-EVENT_COST_BYTES: Final = 600
-"""What an event costs a walk besides its own bytes."""
-
 FOLDED_TWICE: Final = 3
 """Views that differ and are folded twice in one walk, to know the code by that if not alike."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
-    """Whether `rebuild` is to bring the views to the newest event: it must, or it is quicker.
-
-    It is where batches in log order would each have few events, for all the views that these are
-    about, by a look at those in the middle; a walk reads the whole log. Not where only the events
-    tell which view they are about, as these are read twice.
-    """
-    if needs_rebuild(store, projection, checkpoint):
-        return True
-    newest = store.log.newest()
-    left = newest - checkpoint.position
-    if projection.log_keys("") is None or not left:
-        return False
-    reach = store.log.batch_reach(start=checkpoint.position + left // 2, events=BATCH_EVENTS)
-    if not reach:
-        return False
-    batches = left / reach.events
-    if batches * BATCH_COST_BYTES <= reach.database_bytes + newest * EVENT_COST_BYTES:
-        return False
-    return fits_log(store, checkpoint)  # where it does not, the tail says so
 
 
 async def compare(
@@ -96,8 +71,9 @@ async def compare(
             "`projector run` or `projector replay` makes them anew; `projector replay --dry-run`"
             " says what that changes",
         )
-    until = newest if dry_run and not (fit and checkpoint.position) else None
-    walk = Walk(thread, projection, checkpoint, until=until, only=only, pages=pages)
+    whole = dry_run and not (fit and checkpoint.position)
+    as_of = AsOfPosition(checkpoint, newest) if whole else AsOfCheckpoint(checkpoint)
+    walk = Walk(thread, projection, Comparison(thread, projection, as_of), pages, only)
     gathers = projection.log_keys("") is None
     left = 0 if projection.built_in else 1 if gathers else FOLDED_TWICE
     async for step in walk.steps():
@@ -105,7 +81,7 @@ async def compare(
         for number, difference in enumerate(differences):
             if left and difference.row == "view" and difference.kind != "ghost":
                 left -= 1
-                if not await _is_steady(thread, projection, str(difference.key), walk.until):
+                if not await _is_steady(thread, projection, str(difference.key), as_of.until):
                     kind = "nondeterministic"
                     differences[number] = msgspec.structs.replace(difference, kind=kind)
         yield msgspec.structs.replace(step, differences=differences)
@@ -127,7 +103,9 @@ async def mend(
     only: str | None = None,
 ) -> AsyncGenerator[Step, None]:
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
-    walk = Walk(thread, projection, checkpoint, mending=True, only=only, pages=pages)
+    as_of = AsOfCheckpoint(checkpoint)
+    fixer = Fixer(thread, projection.table, as_of)
+    walk = Walk(thread, projection, Comparison(thread, projection, as_of, fixer), pages, only)
     async for step in walk.steps():
         yield step
 
@@ -162,14 +140,10 @@ async def rebuild(
         return last
 
     last = await thread.run(claim)
-    walk = Walk(
-        *(thread, projection, claimed),
-        until=until,
-        mending=True,
-        pages=pages,
-        hold_on=hold_on,
-        brief=brief,
-    )
+    as_of = AsOfPosition(claimed, until)
+    fixer = Fixer(thread, projection.table, as_of, hold_on)
+    comparison = Comparison(thread, projection, as_of, fixer, brief=brief)
+    walk = Walk(thread, projection, comparison, pages)
     progress = ProjectionStatus("rebuilding", projection.version, "", 0, until, now_ms(), now_ms())
     await thread.run(lambda store: store.checkpoints.report(projection.name, progress))
     quarantined = removed = 0

@@ -1,0 +1,154 @@
+"""A full scan while its database changes: events come, races are lost, backups are restored."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from support import Database, copy, event
+from support.extensions import CreatedPerDay
+from support.folding import Heard, catch_up, checkpoint, differences, mend, opened, run_once, target
+from support.folding import replay as replay_all
+
+from session_projector.projections import BUILT_IN
+from session_projector.projections.projection import Projection
+from session_projector.worker.replay import fix
+from session_projector.worker.replay import rebuild as replay
+from session_projector.worker.storage.port import Limits
+
+SESSIONS = BUILT_IN[0]
+
+
+class Meanwhile(Heard):
+    """A listener that does something once, after the step of a given number."""
+
+    def __init__(self, action: Callable[[], None], *, after: int) -> None:
+        super().__init__()
+        self._action = action
+        self._left = after
+
+    def step(self, tally: Any, step: Any) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._action()
+
+
+def replayed(
+    database: Database,
+    projections: tuple[Projection, ...],
+    listener: Meanwhile,
+    limits: Limits | None = None,
+) -> None:
+    anyio.run(replay_all, target(database.path, limits), projections, listener)
+
+
+async def repaired_while(
+    database: Database, projection: Projection, change: Callable[[], Any]
+) -> list[Any]:
+    """Repair while the events of `change` are folded after the first step; what it reports."""
+    found: list[Any] = []
+    async with opened(database.path) as thread:
+        steps = replay.mend(thread, projection, await checkpoint(thread, projection))
+        found += (await anext(steps)).differences
+        change()
+        await run_once(database.path, [projection])
+        async for step in steps:
+            found += step.differences
+    return found
+
+
+def test_a_view_is_folded_from_all_pages_of_its_events(database: Database) -> None:
+    database.created("A-1", "1")
+    for number in range(2, 7):
+        database.appended("A-1", str(number))
+    catch_up(database)
+    database.sql("UPDATE view SET data = x'80'")
+    database.appended("A-1", "7")
+
+    catch_up(database, limits=Limits(page_events=2))
+
+    assert database.contents("A-1") == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_a_backup_restored_during_a_repair_is_not_given_views_ahead_of_its_checkpoint(
+    database: Database, tmp_path: Path
+) -> None:
+    """Its log is the same one, so that only the position tells; the daemon would fold twice."""
+    for number in range(4):
+        database.created(f"A-{number}", "one")
+    catch_up(database)
+    for number in range(4):
+        database.appended(f"A-{number}", "two")
+    copy(database.path, tmp_path / "backup.db")
+    catch_up(database)
+
+    restore = Meanwhile(lambda: copy(tmp_path / "backup.db", database.path), after=1)
+    replayed(database, BUILT_IN, restore, Limits(page_events=2))
+
+    assert [database.contents(f"A-{number}") for number in range(4)] == [["one", "two"]] * 4
+    assert differences(database) == {}
+
+
+def test_rows_of_a_backup_restored_during_a_repair_are_not_taken_for_orphaned(
+    database: Database, tmp_path: Path
+) -> None:
+    """What was gathered from the log before says nothing of the log that is there now."""
+    projections = (CreatedPerDay(),)
+    other = Database(tmp_path / "backup.db")
+    target(other.path).setup()
+    for one, project in ((database, "P"), (other, "Q")):
+        one.created("A-1", project=project)
+        catch_up(one, projections)
+
+    restore = Meanwhile(lambda: copy(other.path, database.path), after=3)
+    replayed(database, projections, restore)
+
+    assert database.sql("SELECT project, count FROM created_per_day") == [("Q", 1)]
+
+
+@pytest.mark.parametrize("projection", [SESSIONS, CreatedPerDay()], ids=lambda one: str(one.name))
+async def test_a_view_that_is_new_since_the_scan_began_is_not_orphaned(
+    database: Database, projection: Projection
+) -> None:
+    database.created("A-1")
+    await run_once(database.path, [projection])
+
+    found = await repaired_while(database, projection, lambda: database.created("A-2", project="Q"))
+
+    assert found == []
+    assert len(database.sql(f"SELECT 1 FROM {projection.table.name}")) == 2
+
+
+async def test_the_skipped_count_is_repaired_as_of_where_the_checkpoint_is_by_then(
+    database: Database,
+) -> None:
+    database.created("A-1")
+    database.insert("A-1", event("task_created", {}))
+    await run_once(database.path)
+    database.sql("UPDATE checkpoint SET skipped = 9")
+
+    found = await repaired_while(
+        database, SESSIONS, lambda: database.insert("A-1", event("task_created", {}))
+    )
+
+    assert [difference.row for difference in found] == ["checkpoint"]
+    assert database.sql("SELECT skipped FROM checkpoint WHERE name = 'sessions'") == [(2,)]
+
+
+def test_rows_repaired_before_a_race_was_lost_are_reported(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint moves right after the first of three rows, each in its own transaction."""
+    for number in range(3):
+        database.created(f"A-{number}")
+    catch_up(database)
+    database.sql("UPDATE view SET data = x'80'")
+    database.sql(
+        "CREATE TRIGGER race AFTER UPDATE ON view WHEN NEW.key = 'session:A-0' BEGIN"
+        " UPDATE checkpoint SET generation = generation + 1 WHERE name = 'sessions'; END"
+    )
+    monkeypatch.setattr(fix, "CHUNK_CHANGES", 1)
+
+    assert mend(database) == {"view damaged": 3}
+    assert differences(database) == {}

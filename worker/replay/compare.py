@@ -1,0 +1,190 @@
+"""What is stored against what the log gives: rows, quarantine, orphaned rows, the skipped count."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from session_projector.projections import fold as folding
+from session_projector.projections.event import Event, LogRow, is_utf8
+from session_projector.projections.fold import Rejected
+from session_projector.projections.projection import Projection
+from session_projector.worker.errors import LostRace
+from session_projector.worker.folding.checkpoints import checkpoint_of
+from session_projector.worker.folding.history import history, refold
+from session_projector.worker.replay.as_of import AsOf
+from session_projector.worker.replay.difference import (
+    Difference,
+    of_quarantine,
+    of_skipped,
+    of_view,
+)
+from session_projector.worker.replay.fix import Fixer
+from session_projector.worker.storage.port import Checkpoint, Thread
+
+Views = dict[str, Any]
+
+
+class Comparison:
+    """One projection's rows against what was folded up to `as_of.until`.
+
+    Returns what differs, once `fixer` has replaced it, if there is one. The log never changes below
+    a position, so only the rows need care: each is read together with the checkpoint.
+    """
+
+    def __init__(
+        self,
+        thread: Thread,
+        projection: Projection,
+        as_of: AsOf,
+        fixer: Fixer | None = None,
+        *,
+        brief: bool = False,
+    ) -> None:
+        """`brief`: a row that is stored is not looked into to say how it differs."""
+        self.as_of = as_of
+        self._thread = thread
+        self._projection = projection
+        self._fixer = fixer
+        self._brief = brief
+        self._last: LogRow | None = None
+
+    async def begin(self) -> None:
+        """Remember the event at the position, to notice another log in its place."""
+        self._last = await self._event()
+
+    async def views(self, keys: Sequence[str], folded: Views) -> list[Difference]:
+        """Compare the views of some keys; `folded` has those that an event made."""
+        found: list[Difference] = []
+        until = position = self.as_of.until
+        while keys:
+            loaded = await self._thread.run(lambda store: store.views.load(self._projection, keys))
+            part = keys[: loaded.covered]
+            if (now := self.as_of.position(loaded.checkpoint)) > position:
+                folded |= await refold(
+                    *(self._thread, self._projection, {*part}),
+                    after=position,
+                    until=now,
+                    onto=folded,
+                )
+                position = now
+            rows = {k: self._projection.to_row(folded[k]) for k in part if k in folded}
+            done = differing = [k for k in part if rows.get(k) != loaded.rows.get(k)]
+            if differing:
+                await self._require_same_log(loaded.checkpoint)
+                if self._fixer:
+                    done = await self._fixer.replace(
+                        loaded.checkpoint, differing, rows, loaded.rows
+                    )
+            found += [self._of_view(k, loaded.rows.get(k), rows.get(k)) for k in done]
+            if len(done) == len(differing):  # else the same part again, by now of another moment
+                keys, position = keys[loaded.covered :], until
+        return found
+
+    async def quarantine(
+        self, seqs: Sequence[int], expected: Sequence[Rejected]
+    ) -> list[Difference]:
+        """Compare the quarantine of some events; up to a checkpoint only a full scan changes it."""
+        name = self._projection.name
+        wanted = {rejected.seq: rejected for rejected in expected}
+        stored = await self._thread.run(lambda store: store.quarantine.reasons(name, seqs))
+        differing = sorted(
+            seq
+            for seq in wanted.keys() | stored.keys()
+            if seq not in wanted or stored.get(seq) != wanted[seq].reason
+        )
+        await self._fix_quarantine(
+            [wanted[seq] for seq in differing if seq in wanted],
+            [seq for seq in differing if seq not in wanted],
+        )
+        return [
+            of_quarantine(
+                name, seq, stored.get(seq, ...), wanted[seq].reason if seq in wanted else None
+            )
+            for seq in differing
+        ]
+
+    async def orphaned(self) -> AsyncIterator[list[Difference]]:
+        """Rows that no event is about, page by page; those that some are about were compared."""
+        after: str | None = None
+        while keys := await self._thread.run(
+            lambda store: store.views.keys(self._projection, after=after)
+        ):
+            now = await self._checkpoint()
+            explained = await self._explained(keys, self.as_of.position(now))
+            done = orphaned = [key for key in keys if key not in explained]
+            if orphaned:
+                await self._require_same_log(now)
+                if self._fixer:
+                    done = await self._fixer.replace(now, orphaned, {})
+            if len(done) == len(orphaned):
+                after = keys[-1]
+            yield [self._of_view(key, (), None) for key in done]
+
+    async def strays(self) -> AsyncIterator[list[Difference]]:
+        """Rows of the quarantine for events that the log does not have, or not yet."""
+        name = self._projection.name
+        ahead = None if self.as_of.follows else self.as_of.until
+        while seqs := await self._thread.run(
+            lambda store: store.quarantine.strays(name, ahead=ahead)
+        ):
+            await self._fix_quarantine((), seqs)
+            yield [of_quarantine(name, seq, "", None) for seq in seqs]
+            if not self._fixer:
+                return
+
+    async def skipped(self, expected: int) -> list[Difference]:
+        """Compare the skipped count of a checkpoint that is followed, as of the beginning."""
+        stored = self.as_of.checkpoint.skipped
+        if not self.as_of.follows or stored == expected:
+            return []
+        while self._fixer:
+            now = await self._checkpoint()
+            await self._require_same_log(now)
+            since = [
+                folding.fold(self._projection, {}, events).skipped
+                async for events in self._since_begin(now.position)
+            ]
+            if await self._fixer.skipped(now, expected + sum(since)):
+                break
+        return [of_skipped(self._projection.name, stored, expected)]
+
+    def _of_view(
+        self, key: str, stored: tuple[Any, ...] | None, row: tuple[Any, ...] | None
+    ) -> Difference:
+        return of_view(self._projection, key, stored, row, brief=self._brief)
+
+    async def _fix_quarantine(self, added: Sequence[Rejected], cleared: Sequence[int]) -> None:
+        while self._fixer and (added or cleared):
+            now = await self._checkpoint()
+            await self._require_same_log(now)
+            added, cleared = await self._fixer.quarantine(now, added, cleared)
+
+    async def _checkpoint(self) -> Checkpoint:
+        return await self._thread.run(lambda store: checkpoint_of(store, self._projection))
+
+    async def _event(self) -> LogRow | None:
+        return await self._thread.run(lambda store: store.log.event(self.as_of.until))
+
+    async def _require_same_log(self, now: Checkpoint) -> None:
+        """Raises `LostRace` where the database was restored in place since the beginning."""
+        if await self._event() != self._last or self.as_of.position(now) < self.as_of.until:
+            raise LostRace
+
+    async def _explained(self, keys: Sequence[str], until: int) -> set[str | None]:
+        """Which of some views an event up to a position is about."""
+        keys = [key for key in keys if isinstance(key, str) and is_utf8(key)]
+        spellings = {key: self._projection.log_keys(key) for key in keys}
+        if None in spellings.values():
+            name = self._projection.name
+            found: set[str | None] = {
+                *await self._thread.run(lambda store: store.scratch.present(name, keys))
+            }
+            async for events in self._since_begin(until):
+                found.update(folding.key_of(self._projection, event) for event in events)
+            return found
+        asked = {s: key for key, ways in spellings.items() for s in ways or ()}
+        present = await self._thread.run(lambda store: store.log.present([*asked], until=until))
+        return {asked[spelling] for spelling in present}
+
+    def _since_begin(self, until: int) -> AsyncIterator[list[Event | Rejected]]:
+        """What came to the log meanwhile."""
+        return history(self._thread, self._projection, None, after=self.as_of.until, until=until)
