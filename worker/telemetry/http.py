@@ -1,4 +1,4 @@
-"""`projector run --http`: Prometheus' metrics and two health checks, in threads of their own."""
+"""The HTTP server of `projector run --http`: metrics and two health checks, in its own threads."""
 
 import errno
 import re
@@ -23,10 +23,10 @@ from session_projector.worker.telemetry.state import DaemonState
 
 _ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
 _CLIENTS: Final = 32
-"""Served at the same time; one more waits for `_PATIENCE_S`, then its connection is closed."""
+"""Clients served at the same time; another one waits `_PATIENCE_S`, then it is disconnected."""
 _PATIENCE_S: Final = 1.0
 _NO_DESCRIPTOR_S: Final = 0.1
-"""Between two attempts to accept a client for which the process has no file descriptor."""
+"""Pause before accepting a client again after the process had no file descriptor for it."""
 _TRANSIENT: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, socket.EAI_AGAIN}
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -37,23 +37,25 @@ Respond = Callable[[str, list[tuple[str, str]]], Any]
 def served(
     address: str, state: DaemonState, newest: Callable[[], int], metrics: Collector
 ) -> Iterator[None]:
-    """Serve on `host:port` for as long as the block lasts; raises `BadUsage`, `RetryLater`.
+    """Serve on `host:port` until the block ends; raises `BadUsage` and `RetryLater`.
 
-    `newest` reads the newest event from the database, for the health checks.
+    `newest` reads the newest position from the database, for the health checks.
     """
     parsed = _ADDRESS.fullmatch(address)
     if not parsed or int(parsed[3]) > 65535:
-        raise BadUsage(f"--http {address} is no address", "give host:port, such as 127.0.0.1:9187")
+        raise BadUsage(
+            f"--http {address} is not an address", "give host:port, such as 127.0.0.1:9187"
+        )
     host = parsed[1] or parsed[2]
     try:
         server = make_server(host, int(parsed[3]), _app(state, newest, metrics), _Server, _Handler)
     except OSError as error:
-        said = f"--http {address} cannot be listened on ({error.strerror})"
+        what = f"cannot listen on --http {address} ({error.strerror})"
         if error.errno in _TRANSIENT:
-            hint = "is another process there? give another port, or stop it"
-            raise RetryLater(said, hint) from None
+            hint = "another process may use the port: give another port, or stop that process"
+            raise RetryLater(what, hint) from None
         hint = "give an address of this machine, such as 127.0.0.1:9187, or a port above 1023"
-        raise BadUsage(said, hint) from None
+        raise BadUsage(what, hint) from None
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     named = f"[{host}]" if ":" in host else host
     log.info("serving_http", address=f"{named}:{server.server_port}")
@@ -76,7 +78,9 @@ class _Server(ThreadingWSGIServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(_NO_DESCRIPTOR_S)  # the client is still there: without a pause it would spin
+            time.sleep(
+                _NO_DESCRIPTOR_S
+            )  # the client is still waiting: without a pause this would spin
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -92,11 +96,11 @@ class _Server(ThreadingWSGIServer):
             self._slots.release()
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away or said nothing is no event of the daemon's."""
+        """A client that disconnected or sent nothing is not worth more than a debug line."""
         log.debug("http_failed", why=str(sys.exc_info()[1]))
 
     def server_bind(self) -> None:
-        """Without a DNS lookup of the machine's own name, which may take long."""
+        """Bind without a DNS lookup of the machine's own name, which may take long."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
@@ -135,8 +139,8 @@ def _app(
                 return _text(respond, "404 Not Found", "there are /metrics, /healthz and /readyz")
             case _:
                 allowed = ("Allow", "GET, HEAD")
-                said = "GET and HEAD are allowed"
-                return _text(respond, "405 Method Not Allowed", said, allowed)
+                text = "GET and HEAD are allowed"
+                return _text(respond, "405 Method Not Allowed", text, allowed)
         return _text(respond, "503 Service Unavailable" if wrong else "200 OK", wrong or "ok")
 
     return app

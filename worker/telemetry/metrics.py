@@ -1,5 +1,5 @@
-"""A daemon's state as Prometheus' metrics: read from memory, so that a scrape neither waits for the
-database nor slows the tail."""
+"""The metrics of a daemon for Prometheus, read from its state in memory, so that a scrape neither
+waits for the database nor slows down the tail."""
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
@@ -14,39 +14,39 @@ from prometheus_client.utils import floatToGoString
 from session_projector.worker.telemetry.state import DaemonState, Histogram
 
 _HELP: Final = {
-    "build": "The version of projector, and of what it runs on.",
-    "position": "The seq of the last event that a projection has folded, skipped or quarantined.",
-    "lag_events": "How far a projection's position is behind the newest event.",
-    "lag_seconds": "How old what a projection shows may be; 0 when it has caught up.",
-    "projection_failing": "1 while a projection is set aside because its code fails.",
-    "rebuild_progress_ratio": "How far the rebuild of a projection is; 1 while there is none.",
-    "verify_last_round_timestamp_seconds": "When --verify-every last ended a round; absent before.",
-    "events": "Events by what became of them: folded, skipped or quarantined.",
-    "verify_findings": "Rows that differ from the log, counted whenever --verify-every meets them.",
-    "busy_waits": "Turns put off because the database was locked for too long, or had no room.",
-    "batch_events": "Events in a committed batch.",
-    "batch_duration_seconds": "Time that a batch took, from read to commit.",
-    "lock_wait_seconds": "Time that a batch waited for the write lock.",
-    "lock_held_seconds": "Time that a batch held the write lock.",
-    "wakeup_to_commit_seconds": "From noticing events in a quiet log to their first commit.",
-    "newest_event": "The seq of the newest event of the log; absent until the log was looked at.",
-    "last_turn_timestamp_seconds": "When the tail last looked at the log: idle, every second.",
-    "standing_by": "1 while another daemon tails, and this one waits.",
-    "wal_bytes": "The size of the write-ahead log file.",
+    "build": "Versions of projector, Python and the database engine.",
+    "position": "Position of the last event that the projection folded, skipped or quarantined.",
+    "lag_events": "Events that the projection has yet to fold.",
+    "lag_seconds": "How outdated the projection's views may be; 0 when caught up.",
+    "projection_failing": "1 while the projection is failing and set aside.",
+    "rebuild_progress_ratio": "Progress of the projection's rebuild, 0 to 1; 1 without a rebuild.",
+    "verify_last_round_timestamp_seconds": "When --verify-every last finished a round.",
+    "events": "Events by outcome: folded, skipped or quarantined.",
+    "verify_findings": "Rows that --verify-every found to differ, counted again in each round.",
+    "busy_waits": "Iterations postponed because the database was locked or the disk full.",
+    "batch_events": "Events per committed batch.",
+    "batch_duration_seconds": "Duration of a batch, from read to commit.",
+    "lock_wait_seconds": "Time a batch waited for the write lock.",
+    "lock_held_seconds": "Time a batch held the write lock.",
+    "wakeup_to_commit_seconds": "From noticing events in a quiet log to their commit.",
+    "newest_event": "Position of the newest event in the log; absent until the first poll.",
+    "last_turn_timestamp_seconds": "When the tail last polled the log; when idle, every second.",
+    "standing_by": "1 while another daemon tails and this one stands by.",
+    "wal_bytes": "Size of the write-ahead log.",
 }
 
 
 class StateCollector(Collector):
-    """All metrics of a daemon, but for those of its process.
+    """The metrics of a daemon, except for those of its process.
 
-    The library's own instruments would be a second copy of the state, no two of one moment, and
-    they write files where the environment has PROMETHEUS_MULTIPROC_DIR.
+    The library's own instruments would be a second copy of the state, with values of different
+    moments, and would write files if the environment has PROMETHEUS_MULTIPROC_DIR.
     """
 
     def __init__(
         self, state: DaemonState, engine: Mapping[str, str], wal_bytes: Callable[[], int]
     ) -> None:
-        """`engine`: the name of the database engine and its version."""
+        """`engine` has the name of the database engine and its version."""
         self._state = state
         self._wal_bytes = wal_bytes
         ours = {"version": version("session-projector"), "python": platform.python_version()}
@@ -55,14 +55,14 @@ class StateCollector(Collector):
     def collect(self) -> Iterator[core.Metric]:
         yield core.InfoMetricFamily("projector_build", _HELP["build"], self._build)
         with self._state.lock:
-            of_one_moment = [*_families(self._state)]
-        yield from of_one_moment
+            consistent = [*_families(self._state)]
+        yield from consistent
         yield _gauge("wal_bytes", self._wal_bytes())
 
 
 def _families(state: DaemonState) -> Iterator[core.Metric]:
     newest, all_ = state.newest, sorted(state.progress.items())
-    placed = [] if state.standing_by else all_  # of one that stands by it is not known
+    placed = [] if state.standing_by else all_  # unknown while it stands by
     yield _by_projection("position", {name: at.position for name, at in placed})
     yield _by_projection("lag_events", {name: at.lag_events(newest) for name, at in placed})
     yield _by_projection("lag_seconds", {name: at.lag_s(newest) for name, at in placed})

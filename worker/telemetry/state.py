@@ -1,5 +1,5 @@
-"""What a daemon knows of itself, in memory: its tasks write it; `/metrics`, the health checks and
-the messages to systemd are made from it."""
+"""The state of a daemon in memory: its tasks update it, and `/metrics`, the health checks and the
+messages to systemd are made from it."""
 
 import time
 from bisect import bisect_left
@@ -18,7 +18,7 @@ _EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Histogram:
-    """How many values fell into each bucket, and their sum; a bound is part of its bucket."""
+    """The number of values in each bucket, and their sum; bounds are inclusive."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = (*bounds, float("inf"))
@@ -31,7 +31,7 @@ class Histogram:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """One committed batch; times in seconds, `last_ms` the time of its last event."""
+    """A committed batch; durations in seconds, `last_ms` is the time of its last event."""
 
     events: int
     outcomes: Outcomes
@@ -44,27 +44,27 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class ProjectionProgress(msgspec.Struct):
-    """How far a projection is, and what holds it up; moments are by the monotonic clock."""
+    """How far a projection is, and what holds it up; moments are those of the monotonic clock."""
 
     position: int = 0
-    """0 until its checkpoint is read, and while it is rebuilt."""
+    """0 until its checkpoint is read, and while it is being rebuilt."""
     last_ms: int | None = None
-    """The time of the last event folded, by its writer's clock."""
+    """The time of the last folded event, by its writer's clock."""
     caught_up: float | None = None
-    """When it last was at the newest event."""
+    """When it was last at the newest event."""
     moved: float = msgspec.field(default_factory=time.monotonic)
     since: float = msgspec.field(default_factory=time.monotonic)
     """When the daemon started or took over, or a rebuild began."""
     rebuild: tuple[int, int] | None = None
-    """Events read, and about how many there are to read."""
+    """Events read so far, and about how many there are."""
     failing: bool = False
     locked_out: bool = False
-    """True while it catches up by itself and the database is unavailable to it."""
+    """True while it catches up separately and the database is unavailable to it."""
     verified_at: float | None = None
-    """When a round of --verify-every last went through all of its views; Unix time."""
+    """When --verify-every last finished a round over all of its views; Unix time."""
 
     def start_again(self) -> None:
-        """Forget where it was, as a rebuild begins or the daemon takes over."""
+        """Forget its progress, as a rebuild starts or the daemon takes over."""
         self.position, self.last_ms, self.caught_up = 0, None, None
         self.moved = self.since = time.monotonic()
 
@@ -77,26 +77,28 @@ class ProjectionProgress(msgspec.Struct):
         return max(newest - self.position, 0)
 
     def lag_s(self, newest: int) -> float:
-        """How old a view may be: since the time of the last event folded, by its writer's clock,
-        but no longer than it is behind. An hour without events is no lag of the next one."""
+        """How outdated a view may be: the age of the last folded event, by its writer's clock.
+
+        At most as long as it has been behind, so that an hour without events is no lag.
+        """
         if not self.lag_events(newest):
             return 0.0
         now, ages = time.monotonic(), list[float]()
         if self.last_ms is not None and (age := time.time() - self.last_ms / 1000) >= 0:
-            ages.append(age)  # else that clock is ahead
+            ages.append(age)  # otherwise that clock is ahead
         if self.caught_up is not None:
             ages.append(now - self.caught_up)
         return min(ages, default=now - self.since)
 
 
 class DaemonState:
-    """The state of one daemon, told by its tasks; `listener` is called after each sign of life.
+    """The state of one daemon, updated by its tasks; `listener` is called after each sign of life.
 
-    An iteration of the tail that ends is a sign of life, whether or not it found events; so is
-    waiting for a lock, for disk space or for another daemon to end.
+    A sign of life is a finished iteration of the tail, whether or not it found events, and waiting
+    for a lock, for disk space or for another daemon to end.
 
-    All of it changes under `lock`. Another thread that holds it reads values of one moment; a
-    scrape does for about 0.1 ms.
+    It changes only under `lock`. A thread that holds the lock reads values of one moment; a scrape
+    holds it for about 0.1 ms.
     """
 
     def __init__(self, listener: Callable[["DaemonState"], None] | None = None) -> None:
@@ -110,13 +112,13 @@ class DaemonState:
         """True once the tail has been at the newest event."""
         self.newest = 0
         self.polls = 0
-        """How often the tail read the log; 0: `newest` is not known yet."""
+        """How often the tail has polled the log; while it is 0, `newest` is unknown."""
         self.progress: defaultdict[str, ProjectionProgress] = defaultdict(ProjectionProgress)
         self.unavailable = 0
         self.unavailable_now = False
         self.outcomes = Outcomes()
         self.findings: Counter[tuple[str, str]] = Counter()
-        """Differences found by --verify-every, by projection and kind."""
+        """Differences that --verify-every found, by projection and kind."""
         self.batch_events = Histogram(_EVENTS)
         self.batch_s = Histogram(_SECONDS)
         self.lock_wait_s = Histogram(_SECONDS)
@@ -124,7 +126,7 @@ class DaemonState:
         self.wakeup_s = Histogram(_SECONDS)
 
     def expect(self, projections: Sequence[Projection], kinds: Iterable[str]) -> None:
-        """Count from 0 what may become of events, so that a first one is seen as a change."""
+        """Start the counters at 0, so that the first event of a kind is seen as a change."""
         with self.lock:
             for projection in projections:
                 self.progress[projection.name] = ProjectionProgress()
@@ -132,8 +134,10 @@ class DaemonState:
                 self.findings.update({(projection.name, kind): 0 for kind in kinds})
 
     def polled(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
-        """A tail read the log; told before it folds, so that a lag shows also while it waits for a
-        lock. `leading`: it is the tail that the others join."""
+        """Record a poll of the log, before folding, so that a lag shows while waiting for a lock.
+
+        `leading`: it is the tail that the other ones join.
+        """
         with self.lock:
             if leading:
                 self.newest = newest
@@ -141,13 +145,13 @@ class DaemonState:
             self._place(positions)
 
     def checkpoint_read(self, name: str, position: int) -> None:
-        """A projection is at `position`, whether or not it will tail from there."""
+        """Record a projection's position, whether or not it will tail from there."""
         with self.lock:
             if not self.progress[name].rebuild:
                 self._place({name: position})
 
     def iterated(self, newest: int, positions: dict[str, int], *, leading: bool = True) -> None:
-        """A tail ended an iteration; only the leading one's is a sign of life."""
+        """Record a finished iteration of a tail; only that of the leading one is a sign of life."""
         now = time.monotonic()
         with self.lock:
             if leading:
@@ -163,8 +167,10 @@ class DaemonState:
             self._show_life()
 
     def waited_for_database(self, projection: str = "") -> None:
-        """A tail waits for a lock or for disk space; with `projection` it is one that catches up by
-        itself, which is no sign of life."""
+        """Record that a tail waits for a lock or for disk space.
+
+        With `projection` it is a tail that catches up separately, and this is no sign of life.
+        """
         with self.lock:
             self.unavailable += 1
             if projection:
@@ -175,13 +181,13 @@ class DaemonState:
             self._show_life()
 
     def database_available(self, projection: str = "") -> None:
-        """A wait is over; that of the leading tail ends with its next iteration."""
+        """Record the end of a wait; that of the leading tail ends with its next iteration."""
         if projection:
             with self.lock:
                 self.progress[projection].locked_out = False
 
     def stands_by(self) -> None:
-        """The daemon waits for another one to end."""
+        """Record that the daemon waits for another one to end."""
         with self.lock:
             self.standing_by = True
         self._show_life()
@@ -210,7 +216,7 @@ class DaemonState:
                 self.wakeup_s.observe(batch.wakeup_s)
 
     def refolded(self, outcomes: Outcomes) -> None:
-        """A rebuild folded events."""
+        """Count the events that a rebuild folded."""
         with self.lock:
             self.outcomes.update(outcomes)
 
@@ -226,11 +232,11 @@ class DaemonState:
         with self.lock:
             at = self.progress[name]
             if not at.rebuild:
-                at.start_again()  # where it was, another version's views are
+                at.start_again()  # its position was that of another version's views
             at.rebuild = (done, total)
 
     def rebuilt(self, name: str, position: int) -> None:
-        """A projection is rebuilt, by this daemon or another program."""
+        """Record that a projection has been rebuilt, by this daemon or another program."""
         with self.lock:
             self.progress[name].rebuild = None
             self._place({name: position})
@@ -245,7 +251,7 @@ class DaemonState:
             self.progress[name].failing = False
 
     def stuck(self) -> dict[str, float]:
-        """For how many seconds each projection that tails has been behind without moving."""
+        """For each tailing projection, how many seconds it has been behind without progress."""
         now = time.monotonic()
         return {
             name: now - max(at.moved, at.caught_up or at.moved)

@@ -1,4 +1,4 @@
-"""systemd's notify protocol: datagrams to the socket that it names (sd_notify(3))."""
+"""systemd's notify protocol, sd_notify(3): datagrams to the socket that it names."""
 
 import socket
 import time
@@ -9,14 +9,14 @@ from session_projector.worker.telemetry.state import DaemonState
 
 EVERY_S: Final = 1.0
 EXTEND_S: Final = 60
-"""How much longer a start may take, said again and again during a first catch-up."""
+"""How much longer a start may take; repeated during the first catch-up."""
 
 
 class Notifier:
-    """Tells systemd of a daemon's signs of life; nothing without `address`.
+    """Sends a daemon's signs of life to systemd; does nothing without `address`.
 
-    READY once the tail has caught up with the log or stands by, STATUS with the position and the
-    lag, WATCHDOG, at most every second or every half of `watchdog_s`.
+    READY once the tail has caught up or stands by, STATUS with position and lag, and WATCHDOG, at
+    most every second or every half of `watchdog_s`.
     """
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
@@ -31,7 +31,7 @@ class Notifier:
         if state.stopping:
             self._send(["STOPPING=1"])
             return
-        # Once said it stays so, also where one that stood by has to catch up when it takes over.
+        # READY is final, even if a daemon that stood by has to catch up when it takes over.
         ready = self._ready or state.standing_by or state.caught_up
         now = time.monotonic()
         if now - self._last < self._every_s and ready == self._ready:
@@ -52,7 +52,7 @@ class Notifier:
         if not self._address or not lines:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        # systemd may be gone, and that must not stop the folding.
+        # systemd may be gone, which must not stop the daemon.
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
             connection.setblocking(False)
             connection.sendto("\n".join(lines).encode(), address)
@@ -65,5 +65,5 @@ def _status(state: DaemonState) -> str:
     position = min((at.position for _, at in progress), default=0)
     lag = max(state.newest - position, 0)
     doing = [f"{name} is being rebuilt" for name, at in progress if at.rebuild]
-    doing += [f"{name} fails" for name, at in progress if at.failing]
+    doing += [f"{name} is failing" for name, at in progress if at.failing]
     return "; ".join([f"position {position}, lag {lag} events", *doing])
