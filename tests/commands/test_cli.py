@@ -311,8 +311,8 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         running.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, running.process.pid, os.WSTOPPED)
         readable = run(database, "status")
-        assert f"stopped by a signal, process {running.process.pid}" in readable
-        assert f"let it go on: kill -CONT {running.process.pid}" in readable
+        assert f"suspended (SIGSTOP), process {running.process.pid}" in readable
+        assert f"resume it: kill -CONT {running.process.pid}" in readable
 
 
 @pytest.mark.parametrize("odd", ["no time", None, 4_000_000_000_000])
@@ -324,7 +324,7 @@ def test_a_lag_is_the_age_of_the_first_event_that_has_one(database: Database, od
     beside = json.loads(run(database, "status", "--json"))["projections"][0]
 
     assert (alone["lag_events"], alone["lag_seconds"]) == (1, None)
-    assert "1 events, no time that can be" in readable
+    assert "1 events, no valid time" in readable
     assert beside["lag_events"] == 2
     assert beside["lag_seconds"] > 1_000_000
 
@@ -387,7 +387,8 @@ def test_status_says_when_the_log_is_not_the_one_that_was_folded(database: Datab
     fold(database)
     database.sql("UPDATE checkpoint SET position = 999")
 
-    assert "the log is not the one" in run(database, "status")
+    said = run(database, "status")
+    assert "truncated or replaced: checkpoints sessions@999, session_index@999 do not match" in said
 
 
 @pytest.mark.parametrize(
@@ -516,7 +517,7 @@ def test_dropping_what_is_not_there_or_in_use_is_refused(database: Database) -> 
         running.wait_for("started")
         database.created("A-1")
         running.wait_until_at(1)
-        assert "stop it first" in refused(
+        assert "stop the daemon first" in refused(
             database, "projection", "drop", "sessions", "--yes", code=1
         )
 

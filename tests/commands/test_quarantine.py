@@ -28,7 +28,7 @@ def test_show_decodes_as_far_as_it_goes(quarantined: Database) -> None:
 
     assert '"type": "session_append"' in said
     assert '"role": "user"' in said
-    assert f"breaks off: not MessagePack: cut short after {len(CUT_SHORT)} bytes" in said
+    assert f"decoding stopped: not MessagePack: cut short after {len(CUT_SHORT)} bytes" in said
     assert "000000  82 a4 74 79" in said
     assert "sessions: not MessagePack" in said
 

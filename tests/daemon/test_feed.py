@@ -226,7 +226,7 @@ def test_a_rebuild_that_was_cut_off_is_done_by_the_next_daemon_and_not_tailed_by
     shown = projector("status", "-d", database.path).stdout
 
     assert "were made by version 2" in once(database, "PerProject", check=4)
-    assert "a rebuild as version 2 was cut off; the next run does it" in shown
+    assert "a rebuild as version 2 was interrupted; the next run does it again" in shown
     hold.unlink()
     once(database, "Slower")
     assert per_project(database) == [("F", 300, "F-299")]

@@ -1,4 +1,4 @@
-"""Which commands there are. The help of all of them imports none: each is imported when called."""
+"""The list of commands. A command is imported when it is called, so that `--help` imports none."""
 
 from importlib import import_module
 from typing import Any, Final
@@ -10,38 +10,37 @@ from typer.main import get_group
 SETTINGS: Final[dict[str, Any]] = {"no_args_is_help": True, "rich_markup_mode": None}
 SECTIONS: Final = {
     "The daemon": {
-        "run": "Fold the log into views, and go on as events come.",
-        "health": "Say in a line whether a daemon keeps up; exit 1 if not.",
-        "status": "Position, lag, views, quarantine, and whether a daemon is alive.",
-        "wait": "Wait until views hold an event, the newest where no SEQ is given.",
+        "run": "Run the daemon: catch up, then follow the log.",
+        "health": "Check that a daemon keeps up, in one line; exit 1 if not.",
+        "status": "Show position, lag, views, quarantine and daemon.",
+        "wait": "Wait until the views include an event, by default the newest.",
     },
-    "Views against the log": {
-        "verify": "Fold the log again and say where views differ from it; changes nothing.",
-        "replay": "Fold the log again and mend what differs, while daemon, readers and writers go"
-        " on.",
-        "quarantine": "Events that could not be folded, and the way back.",
-        "projection": "The projections of a database.",
+    "Verify and rebuild views": {
+        "verify": "Fold the log again and report where views differ; changes nothing.",
+        "replay": "Fold the log again and fix what differs, while everything else keeps running.",
+        "quarantine": "List, show, resubmit or dismiss events that could not be folded.",
+        "projection": "List the projections of a database, or drop one.",
     },
     "Sessions and events": {
-        "session": "Read sessions, and write events about them.",
-        "event": "Look at single events.",
+        "session": "Read sessions and write events about them.",
+        "event": "Check an event before it is written.",
     },
     "The database": {
-        "doctor": "Check a database and all around it; exit 1 if something is wrong.",
-        "db": "Make, upgrade and look at a database.",
+        "doctor": "Check a database and its surroundings; exit 1 if a check fails.",
+        "db": "Create, upgrade or inspect a database.",
     },
-    "To begin with": {
+    "Getting started": {
         "demo": "Watch a daemon fold what a few agents write, in a scratch database.",
     },
 }
-"""The commands by what they are for, with the first line of each one's own help."""
+"""The commands by purpose, each with the first line of its own help."""
 HELP: Final = {name: line for lines in SECTIONS.values() for name, line in lines.items()}
 _ELSEWHERE: Final = {"verify": "replay"}
-"""The module of a command that has none of its own name."""
+"""The modules of commands that are not in a module of the same name."""
 
 
 class Commands(TyperGroup):
-    """The top level. A command stands in it by its name and help until it is called."""
+    """The top level, which knows only the names and help of commands until one is called."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -59,15 +58,15 @@ class Commands(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """The function of a command, or the Typer of a group of commands."""
-    from session_projector.worker.cli import logging  # noqa: F401  before whatever else logs
+    """Import a command: its function, or the Typer of a group of commands."""
+    from session_projector.worker.cli import logging  # noqa: F401  before structlog
 
     module = import_module(f"session_projector.worker.cli.{_ELSEWHERE.get(name, name)}")
     return getattr(module, name)
 
 
 def command(name: str) -> Any:
-    """A command or a group as click has it."""
+    """Import a command or a group, as a click command."""
     loaded, holder = load(name), typer.Typer(**SETTINGS)
     if isinstance(loaded, typer.Typer):
         holder.add_typer(loaded, name=name)

@@ -1,4 +1,4 @@
-"""`projector db …`: create and upgrade a database."""
+"""`projector db …`: create, upgrade or inspect a database."""
 
 from typing import Annotated
 
@@ -23,18 +23,18 @@ def db_setup(
         ),
     ] = None,
 ) -> None:
-    """Create a database, or upgrade one, Kanbatte's included."""
+    """Create a database, or upgrade one, including Kanbatte's."""
     target = storage.database(database)
     done = target.setup(group=group)
     name = printable(target.name)
     if done.backup:
-        print(f"copied the database as it was to {printable(done.backup)}")
+        print(f"copied the original database to {printable(done.backup)}")
     for migration in done.applied:
         print(f"applied {migration}")
     for key in done.doubled_keys:
-        print(f"repaired {one_line(key)}: it stood in several rows of view, the newest was kept")
+        print(f"repaired {one_line(key)}: kept the newest of its several rows in view")
     for restored in done.restored:
-        print(f"restored {restored}: it was gone or changed")
+        print(f"restored {restored}: it was missing or changed")
     if group:
         print(f"shared {name} and its folder with the group {printable(group)}")
     print(
@@ -46,7 +46,7 @@ def db_setup(
 
 @db.command("status")
 def db_status(database: Database = "local.db", json: Json = False) -> None:
-    """List the migrations, and which are applied."""
+    """List the migrations and which of them are applied."""
     found = storage.database(database).migrations()
     if json:
         print(to_json([{"name": name, "applied": applied} for name, applied in found]))

@@ -1,4 +1,4 @@
-"""`projector demo`: a scratch database, the real daemon, a few agents, and what they do to it."""
+"""`projector demo`: the real daemon and a few agents on a scratch database."""
 
 import shutil
 import signal
@@ -27,7 +27,7 @@ AGENT: Final = "session_projector.worker.storage.sqlite.demo_agent"
 
 def demo(
     seconds: Annotated[
-        float | None, typer.Option(help="End by itself; else Ctrl-C ends it.", min=1)
+        float | None, typer.Option(help="Stop after this time instead of on Ctrl-C.", min=1)
     ] = None,
 ) -> None:
     """Watch a daemon fold what a few agents write, in a scratch database."""
@@ -49,7 +49,7 @@ def demo(
     except KeyboardInterrupt:
         pass
     name = output.printable(str(path))
-    print(f"\nThe daemon and its writers have ended; the database is {name}. Try:\n")
+    print(f"\nThe daemon and the agents have stopped; the database is {name}. Try:\n")
     for command in (
         f"projector session list -d {name}",
         f"projector session view web-1 -d {name}",
@@ -62,8 +62,8 @@ def demo(
 
 @contextmanager
 def _python(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of its own, out of reach of the terminal's Ctrl-C, ended with us."""
-    # -P: a folder named `session_projector` where the demo is started is not ours.
+    """Run a process that ignores the terminal's Ctrl-C and ends with the block."""
+    # -P: not a `session_projector` in the working folder.
     command = [sys.executable, "-P", "-m", module, *arguments]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -79,7 +79,7 @@ def _show(scratch: Database, daemon: subprocess.Popen[bytes], seconds: float | N
     seen: dict[str, Entry] = {}
     while deadline is None or time.monotonic() < deadline:
         if daemon.poll() is not None:
-            raise RetryLater("the daemon of the demo has ended", "its last words stand above")
+            raise RetryLater("the daemon of the demo has ended", "its last log lines are above")
         with scratch.open() as store:
             entries = list(sessions(store))
         now = status(scratch)
@@ -97,7 +97,7 @@ def _show(scratch: Database, daemon: subprocess.Popen[bytes], seconds: float | N
 
 
 def _draw(head: str, name: str, entries: list[Entry]) -> None:
-    """The whole picture over the last one, each line cleared to its end, cut to the terminal."""
+    """Draw the picture over the last one, cut to the size of the terminal."""
     columns, height = shutil.get_terminal_size()
     newest = sorted(entries, key=lambda entry: entry.last_seq)[-max(height - 8, 1) :]
     now = time.time() * 1000
@@ -119,7 +119,7 @@ def _draw(head: str, name: str, entries: list[Entry]) -> None:
         "",
         *output.table(("session", "status", "messages", "changed", "title"), rows).split("\n"),
         "",
-        "Ctrl-C ends it",
+        "Ctrl-C stops it",
     ]
     picture = "".join(f"{line[:columns]}\x1b[K\n" for line in lines[: height - 1])
     print(f"\x1b[H{picture}\x1b[J", end="", flush=True)

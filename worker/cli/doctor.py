@@ -10,7 +10,7 @@ from session_projector.worker.storage import open as storage
 
 
 def doctor(database: Database = "local.db", json: Json = False) -> None:
-    """Check a database and all around it; exit 1 if something is wrong."""
+    """Check a database and its surroundings; exit 1 if a check fails."""
     found = [
         msgspec.structs.replace(one, found=pasteable(one.found), fix=pasteable(one.fix))
         for one in examine(storage.database(database))

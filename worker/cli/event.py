@@ -1,4 +1,4 @@
-"""`projector event …`: single events, before they are written."""
+"""`projector event …`: check an event before it is written."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +17,12 @@ event = typer.Typer(help=HELP["event"], **SETTINGS)
 
 @event.command("check")
 def event_check(
-    file: Annotated[str, typer.Argument(help="MessagePack or JSON; - reads stdin.")] = "-",
+    file: Annotated[
+        str, typer.Argument(help="File with MessagePack or JSON; - reads stdin.")
+    ] = "-",
     database: Database = "local.db",
 ) -> None:
-    """Say whether an event would fold, and why not."""
+    """Check whether an event would fold, and if not, why."""
     try:
         data = read_stdin() if file == "-" else Path(file).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`projector health`: one line and an exit code, for a container or cron."""
+"""`projector health`: one line and an exit code, for containers and cron."""
 
 import typer
 
@@ -10,9 +10,9 @@ from session_projector.worker.storage import open as storage
 
 
 def health(database: Database = "local.db") -> None:
-    """Say in a line whether a daemon keeps up; exit 1 if not."""
+    """Check that a daemon keeps up, in one line; exit 1 if not."""
     try:
         print(one_line(check(storage.database(database))))
-    except ProjectorError as error:  # whatever it is: an engine knows no other code
+    except ProjectorError as error:  # any error: container engines know only exit codes 0 and 1
         print(one_line(pasteable(f"{error}: {error.hint}" if error.hint else str(error))))
         raise typer.Exit(1) from None

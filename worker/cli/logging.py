@@ -1,4 +1,4 @@
-"""structlog set-up: past-tense events with fields on stderr, never message contents."""
+"""The set-up of structlog: past-tense events with fields on stderr, never message contents."""
 
 import logging
 import sys
@@ -10,8 +10,8 @@ from typing import Any, TextIO, cast
 from session_projector.worker.cli.options import pasteable
 from session_projector.worker.cli.output import printable
 
-# structlog loads rich where there is one, as typer brings it, to draw tracebacks. We log none, and
-# it would have 70 ms of every start.
+# structlog imports rich, a dependency of typer, to draw tracebacks if it is there. We log none, and
+# the import would add 70 ms to every start.
 _rich = sys.modules.get("rich")
 sys.modules["rich"] = None  # type: ignore[assignment]
 try:
@@ -36,7 +36,7 @@ class LogFormat(StrEnum):
 
 
 def configure(level: LogLevel, form: LogFormat) -> None:
-    """JSON lines, or readable ones; `auto` is readable where stderr is a terminal."""
+    """Log JSON lines or readable ones; `auto` is readable if stderr is a terminal."""
     terminal = sys.stderr.isatty()
     readable = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and terminal)
     last: list[Any] = [
@@ -57,7 +57,7 @@ def configure(level: LogLevel, form: LogFormat) -> None:
 
 
 class _Lenient:
-    """Standard error, of which a full disk or a reader that is gone must not stop the folding."""
+    """Standard error, where a full disk or a closed pipe must not stop the daemon."""
 
     def write(self, text: str) -> None:
         with suppress(OSError):

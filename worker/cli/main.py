@@ -1,4 +1,4 @@
-"""The command line: the only reader of the environment; results to stdout, logs to stderr."""
+"""The command line: the only reader of the environment; results on stdout, logs on stderr."""
 
 import os
 import sys
@@ -12,14 +12,14 @@ from session_projector.worker.errors import Finding, ProjectorError
 
 app = typer.Typer(
     cls=Commands,
-    help="Tail an event log in SQLite and keep session views.",
+    help="Tail an event log in SQLite and fold it into session views.",
     pretty_exceptions_enable=False,
     **SETTINGS,
 )
 
 
 def main() -> NoReturn:
-    """Run a command; what a user can cause ends in one line, a hint and an exit code."""
+    """Run a command; an error that a user can cause ends in one line, a hint and an exit code."""
     _fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -30,7 +30,7 @@ def main() -> NoReturn:
     except ProjectorError as error:
         _fail(error)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
         _fail(Finding(f"{error.filename or 'standard output'}: {error.strerror}"))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -38,8 +38,8 @@ def main() -> NoReturn:
 
 
 def _fill_closed_streams() -> None:
-    """Whoever started this may have closed some: no file of ours may get their numbers, or what is
-    said on them would be written into it."""
+    """Open standard streams that the caller closed, or a file of ours would get the number of one
+    and messages would be written into it."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -72,4 +72,4 @@ def _app(
 ) -> None:
     from session_projector.worker.cli import logging
 
-    logging.configure(logging.LogLevel.WARNING, logging.LogFormat.AUTO)  # `run` says more
+    logging.configure(logging.LogLevel.WARNING, logging.LogFormat.AUTO)  # `run` logs more

@@ -23,16 +23,16 @@ Database = Annotated[
         "--database",
         envvar="PROJECTOR_DATABASE",
         callback=_remember,
-        help="The database file.",
+        help="Database file.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def pasteable(text: str) -> str:
-    """Text whose commands of this program, in backticks, name the database of this call.
+    """Add the database of this call to this program's commands in a text, which are in backticks.
 
-    So a hint that is pasted never acts on another one.
+    So a pasted hint never acts on another database.
     """
     if not _named:
         return text
@@ -44,7 +44,7 @@ def pasteable(text: str) -> str:
 
 
 def read_stdin() -> bytes:
-    """All of standard input."""
+    """Read all of standard input."""
     if sys.stdin is None:
         raise BadUsage("standard input is closed", "pipe something in")
     return sys.stdin.buffer.read()

@@ -1,4 +1,4 @@
-"""What commands print: JSON, tables and markdown, with nothing in them that moves a terminal."""
+"""The output of commands: JSON, tables and markdown, without terminal control characters."""
 
 import base64
 import json
@@ -11,31 +11,31 @@ from typing import Any, Final
 from session_projector.projections.messagepack import Extension
 from session_projector.worker.clock import when
 
-# C0 (but for line feed and tab), DEL, C1, line and paragraph separators, and the marks that
-# reorder what is read.
+# C0 (except line feed and tab), DEL, C1, line and paragraph separators, surrogates, and marks that
+# reorder text.
 _UNPRINTABLE: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are written as escapes."""
+    """Text with its control characters as escapes."""
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def one_line(value: object, width: int | None = None) -> str:
-    """Printable text in one line, shortened to `width` characters."""
+    """Printable text on one line, shortened to `width` characters."""
     text = printable(" ".join(str(value).split()))
     return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:
-    """JSON of anything that MessagePack holds, by the rules of the contract."""
+    """JSON of any value that MessagePack can hold; what JSON cannot hold is converted."""
     return printable(json.dumps(_plain(value), ensure_ascii=False, indent=indent))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns aligned by spaces."""
+    """A table with columns aligned by spaces."""
     cells = [list(headers), *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = (
@@ -48,6 +48,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in markdown."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(
         "| " + " | ".join(_cell(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
@@ -55,12 +56,12 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def _cell(value: object) -> str:
-    """Exactly what stands there, so that an id can be copied, but on one line."""
+    """The exact value on one line, so that an id can be copied; empty for None."""
     return "" if value is None else printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def session_markdown(view: Mapping[str, Any]) -> str:
-    """A session for reading: one heading a message."""
+    """A session in markdown, with one heading per message."""
     lines = [
         f"# {one_line(view['id'])}",
         "",
@@ -73,7 +74,7 @@ def session_markdown(view: Mapping[str, Any]) -> str:
 
 
 def session_table(view: Mapping[str, Any]) -> str:
-    """A session at a glance: its fields, and one line a message."""
+    """A session as tables: its fields, and one line per message."""
     fields = [(name, value) for name, value in view.items() if name != "messages"]
     fields = [(name, when(value) if name.endswith("At") else value) for name, value in fields]
     messages = [
@@ -84,7 +85,7 @@ def session_table(view: Mapping[str, Any]) -> str:
 
 
 def changes(changed: Mapping[str, Any], began: int) -> str:
-    """What changed in a session, a line a change; `changed` as `session diff --json` has it."""
+    """What changed in a session, one line per change; `changed` is as in `session diff --json`."""
     fields, messages = changed["fields"], changed["messages"]
     lines = [f"{_point(changed['from'], began)} → {_point(changed['to'], began)}"]
     for entry in fields:
@@ -96,7 +97,7 @@ def changes(changed: Mapping[str, Any], began: int) -> str:
         names = ", ".join(one_line(name, 40) for name in differing) or "how it is encoded"
         lines.append(f"message {entry['number']} changed ({names})" + ":" * bool(differing))
         if differing:
-            lines += [f"  {sign} {text}" for sign, text in _told(before, after, differing)]
+            lines += [f"  {sign} {text}" for sign, text in _both(before, after, differing)]
     for kind in ("removed", "added"):
         lines += [f"message {m['number']} {kind}: {_short(m['message'])}" for m in messages[kind]]
     return "\n".join(lines if len(lines) > 1 else [*lines, "nothing changed"])
@@ -113,7 +114,7 @@ def _field(name: str, value: Any) -> str:
 
 
 def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
-    """The keys whose values differ, 1 from 1.0 and true too."""
+    """The keys whose values differ; 1, 1.0 and true differ from each other."""
     return [
         key
         for key in [*before, *(key for key in after if key not in before)]
@@ -121,10 +122,10 @@ def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]
     ]
 
 
-def _told(
+def _both(
     before: Mapping[Any, Any], after: Mapping[Any, Any], differing: Sequence[Any]
 ) -> Iterator[tuple[str, str]]:
-    """Both sides in a line each, in the first of three ways in which they differ there."""
+    """Both sides, one line each, in the first of three forms in which they differ."""
     sides = [{key: side[key] for key in differing if key in side} for side in (before, after)]
     ways = (
         [_short(before), _short(after)],
@@ -144,9 +145,9 @@ def _short(message: Mapping[Any, Any]) -> str:
 
 
 def content(message: Mapping[Any, Any]) -> str:
-    """What a message says, printable: its text, or the parts of it, the odd ones as JSON."""
-    said = message.get("content", {k: v for k, v in message.items() if k != "role"})
-    parts = said if isinstance(said, list) else [said]
+    """The printable content of a message: its text, or its parts, with all but text as JSON."""
+    value = message.get("content", {k: v for k, v in message.items() if k != "role"})
+    parts = value if isinstance(value, list) else [value]
     return "\n\n".join(_part(part) for part in parts)
 
 
@@ -179,7 +180,7 @@ def _key(key: Any) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: wide East Asian characters and emoji take two, marks none."""
+    """Columns on a terminal: wide East Asian characters and emoji take two, combining ones none."""
     if text.isascii():
         return len(text)
     return sum(

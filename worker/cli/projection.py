@@ -1,4 +1,4 @@
-"""`projector projection …`: what a database keeps for each projection."""
+"""`projector projection …`: list the projections of a database, or drop one."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ projection = typer.Typer(help=HELP["projection"], **SETTINGS)
 
 @projection.command("list")
 def projection_list(database: Database = "local.db", json: Json = False) -> None:
-    """List the projections: version, position, rows."""
+    """List the projections with version, position and rows."""
     with storage.database(database).open() as store:
         found = [asdict(listed) for listed in projections.listing(store)]
     if json:
@@ -40,26 +40,26 @@ def projection_list(database: Database = "local.db", json: Json = False) -> None
 def projection_drop(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     database: Database = "local.db",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a projection's rows, quarantine and checkpoint, after saying what that is."""
+    """Delete a projection's rows, quarantine and checkpoint, after asking."""
     target = storage.database(database)
     with target.open(writable=True) as store:
         listed = projections.find(store, name)
         leader = target.leadership().leader()
         if leader and (name in leader.running or (listed.code_version and leader.runs(name))):
             raise Finding(
-                f"a daemon ({leader}) runs {name}, and would make it anew at once",
-                "stop it first",
+                f"a daemon ({leader}) runs {name} and would rebuild it at once",
+                "stop the daemon first",
             )
         if listed.version is None:
             raise Finding(f"{one_line(name)} never ran here: there is nothing to drop")
         print(
             f"drops {listed.rows:,} rows of {listed.kept_in}, {listed.quarantined:,} of quarantine,"
             f" and the checkpoint of {one_line(name)} at {listed.position:,};"
-            " the log stays as it is"
+            " the log does not change"
         )
         if not yes:
             typer.confirm("Drop it?", abort=True)
         store.views.drop(name)
-    print("dropped" + ("; the next run makes it anew" if listed.code_version else ""))
+    print("dropped" + ("; the next run rebuilds it" if listed.code_version else ""))

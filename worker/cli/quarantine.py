@@ -1,4 +1,4 @@
-"""`projector quarantine …`: what could not be folded, and the way back."""
+"""`projector quarantine …`: events that could not be folded, and what to do about them."""
 
 from typing import Annotated, Final
 
@@ -13,7 +13,7 @@ from session_projector.worker.operations import quarantine as events
 from session_projector.worker.storage import open as storage
 
 HEX_BYTES: Final = 1024
-"""How much of an event is shown as hex."""
+"""How much of an event is printed as hex."""
 
 quarantine = typer.Typer(help=HELP["quarantine"], **SETTINGS)
 
@@ -39,7 +39,7 @@ def quarantine_list(database: Database = "local.db", json: Json = False) -> None
 
 @quarantine.command("show")
 def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
-    """Print an event as far as it decodes, its bytes, and why it is in quarantine."""
+    """Print why an event is quarantined, and its contents."""
     with storage.database(database).open() as store:
         shown = events.show(store, seq)
     row = shown.row
@@ -55,31 +55,31 @@ def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
         data = row.data.encode("utf-8", "surrogateescape")
     elif isinstance(row.data, bytes):
         print(f"\ndata, a BLOB, as far as it decodes:\n{output.to_json(shown.decoded)}")
-        if shown.breaks_off:
-            print(f"… breaks off: {shown.breaks_off}")
+        if shown.fault:
+            print(f"… decoding stopped: {shown.fault}")
         data = row.data
     else:
-        print(f"\ndata is {output.to_json(row.data)}, which is no event")
+        print(f"\ndata is {output.to_json(row.data)}, which is not an event")
         return
     print(f"\n{len(data):,} bytes:")
     print(_hex(data[:HEX_BYTES]))
     if len(data) > HEX_BYTES:
-        print(f"… all of it: SELECT hex(data) FROM event_log WHERE seq = {row.seq}")
+        print(f"… for all of it: SELECT hex(data) FROM event_log WHERE seq = {row.seq}")
 
 
 @quarantine.command("resubmit")
 def quarantine_resubmit(
     seq: Seq,
     fixed: Annotated[
-        str | None, typer.Option("-m", help="The whole event, mended (JSON); - reads stdin.")
+        str | None, typer.Option("-m", help="The whole event, fixed (JSON); - reads stdin.")
     ] = None,
     database: Database = "local.db",
 ) -> None:
-    """Append the event again, mended or as it was; prints the position of the new one."""
+    """Append an event again, fixed or not; print its new position."""
     try:
         data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
     except UnicodeEncodeError:
-        raise BadUsage("the event is not UTF-8", "set a UTF-8 locale, or mend it") from None
+        raise BadUsage("the event is not UTF-8", "set a UTF-8 locale, or correct it") from None
     with storage.database(database).open(writable=True) as store:
         print(events.resubmit(store, seq, data))
 
@@ -87,10 +87,10 @@ def quarantine_resubmit(
 @quarantine.command("dismiss")
 def quarantine_dismiss(
     seq: Seq,
-    note: Annotated[str, typer.Option("--note", help="Why it may stay; kept across replay.")],
+    note: Annotated[str, typer.Option("--note", help="Why it may stay; kept by a replay.")],
     database: Database = "local.db",
 ) -> None:
-    """Take an event off the count that `status` warns of."""
+    """Leave an event out of the count that `status` warns about."""
     if not note.strip():
         raise BadUsage("the note is empty", "say why the event may stay: --note TEXT")
     with storage.database(database).open(writable=True) as store:

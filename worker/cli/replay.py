@@ -30,7 +30,7 @@ Named = Annotated[
 def verify(
     database: Database = "local.db", session: Session = None, name: Named = None, json: Json = False
 ) -> None:
-    """Fold the log again and say where views differ from it; changes nothing."""
+    """Fold the log again and report where views differ; changes nothing."""
     told = _Told(json, "differ")
     if _compare(database, told, session, name, dry_run=False):
         raise typer.Exit(1)
@@ -45,7 +45,7 @@ def replay(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Fold the log again and mend what differs, while daemon, readers and writers go on."""
+    """Fold the log again and fix what differs, while everything else keeps running."""
     import anyio
 
     from session_projector.worker.daemon.service import run_once

@@ -1,4 +1,4 @@
-"""`projector run`, and what its environment asks of it."""
+"""`projector run`: the daemon, set up from options and the environment."""
 
 import math
 import os
@@ -26,16 +26,19 @@ _NUMBER = re.compile("[1-9][0-9]{0,17}")
 
 def run(
     database: Database = "local.db",
-    once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Catch up, then exit.")] = False,
     create: Annotated[
-        bool, typer.Option("--create", envvar="PROJECTOR_CREATE", help="Make an absent database.")
+        bool,
+        typer.Option(
+            "--create", envvar="PROJECTOR_CREATE", help="Create the database if it does not exist."
+        ),
     ] = False,
     projection: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODULE:NAME",
             envvar="PROJECTOR_PROJECTION",
-            help="One more projection; may be repeated.",
+            help="Add a projection; may be repeated.",
         ),
     ] = None,
     verify_every: Annotated[
@@ -44,7 +47,7 @@ def run(
             min=0.01,
             metavar="SECONDS",
             envvar="PROJECTOR_VERIFY_EVERY",
-            help="Check some views against the log so often.",
+            help="Verify some views against the log at this interval.",
         ),
     ] = None,
     http: Annotated[
@@ -52,27 +55,27 @@ def run(
         typer.Option(
             metavar="HOST:PORT",
             envvar="PROJECTOR_HTTP",
-            help="Serve /metrics, /healthz and /readyz there.",
+            help="Serve /metrics, /healthz and /readyz at this address.",
         ),
     ] = None,
     log_level: Annotated[
         LogLevel,
-        typer.Option(
-            envvar="PROJECTOR_LOG_LEVEL", case_sensitive=False, help="The least that is logged."
-        ),
+        typer.Option(envvar="PROJECTOR_LOG_LEVEL", case_sensitive=False, help="Minimum log level."),
     ] = LogLevel.INFO,
     log_format: Annotated[
         LogFormat,
         typer.Option(
             envvar="PROJECTOR_LOG_FORMAT",
             case_sensitive=False,
-            help="auto: readable on a terminal, else JSON.",
+            help="auto: readable on a terminal, otherwise JSON.",
         ),
     ] = LogFormat.AUTO,
 ) -> None:
-    """Fold the log into views, and go on as events come."""
+    """Run the daemon: catch up, then follow the log."""
     if verify_every is not None and not math.isfinite(verify_every):
-        raise BadUsage(f"--verify-every {verify_every} is no number of seconds", "such as 1")
+        raise BadUsage(
+            f"--verify-every {verify_every} is not a number of seconds", "give one, such as 1"
+        )
     target = storage.database(database)
     logging.configure(log_level, log_format)
     if create and not target.exists():
@@ -80,14 +83,14 @@ def run(
     with target.open(writable=True) as store:
         projections = registry.known(projection or ())
         catalog.warn_of_unknown(store, projections)
-        # Now, and not when it takes over from another daemon.
+        # Now, not only when it takes over from another daemon.
         catalog.refuse_newer_views(store, projections)
     if once:
         anyio.run(service.run_once, target, projections)
         return
     state = DaemonState(_notifier().notify)
     with ExitStack() as stack:
-        if http is not None:  # else it starts without prometheus_client, which takes long to import
+        if http is not None:  # otherwise do without prometheus_client, which is slow to import
             from session_projector.worker.telemetry.http import served
             from session_projector.worker.telemetry.metrics import StateCollector
             from session_projector.worker.telemetry.probes import BUSY_TIMEOUT_S
@@ -99,7 +102,7 @@ def run(
 
 
 def _notifier() -> Notifier:
-    """As systemd asks for it; a watchdog that is another process's is none of ours."""
+    """The notifier that systemd asks for; a watchdog for another process is ignored."""
     every_us = os.environ.get("WATCHDOG_USEC", "")
     ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     watchdog_s = int(every_us) / 1_000_000 if _NUMBER.fullmatch(every_us) and ours else None

@@ -26,12 +26,12 @@ class Format(StrEnum):
 
 
 def _utf8(text: str | None) -> str | None:
-    """An argument as it was typed; bytes that are not UTF-8 cannot go into an event."""
+    """Refuse an argument that is not UTF-8, which cannot be written into an event."""
     try:
         if text:
             text.encode()
     except UnicodeEncodeError:
-        raise BadUsage("an argument is not UTF-8", "set a UTF-8 locale, or mend it") from None
+        raise BadUsage("an argument is not UTF-8", "set a UTF-8 locale, or correct it") from None
     return text
 
 
@@ -42,10 +42,12 @@ _KEYS: Final = (
     *("id", "project", "status", "title", "messages", "lastRole"),
     *("createdAt", "updatedAt", "lastEventId", "lastSeq"),
 )
-"""A session's entry in JSON, field by field."""
+"""The fields of `Entry` as JSON names them."""
 Id = Annotated[str, typer.Argument(metavar="ID", callback=_utf8)]
-Only = Annotated[str | None, typer.Option("-p", "--project", help="Only this project's.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Until the views hold it, 30 s at most.")]
+Only = Annotated[str | None, typer.Option("-p", "--project", help="Only sessions of this project.")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Wait until the views include it, at most 30 s.")
+]
 
 
 @session.command("queue")
@@ -57,7 +59,7 @@ def session_queue(
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
-    """Start a session with its first message; prints the new id."""
+    """Start a session with its first message; print its id."""
     target = storage.database(database)
     with target.open(writable=True) as store:
         session_id, seq = write.queue(store, project, message)
@@ -74,11 +76,11 @@ def session_append(
             "-m", "--messages", help="A JSON list of messages; - reads stdin.", callback=_utf8
         ),
     ],
-    stop: Annotated[bool, typer.Option("--stop", help="Also set the status ready.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Also set the status to ready.")] = False,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
-    """Add messages at the end of a session; prints the position of the event."""
+    """Append messages to a session; print the position of the event."""
     data = read_stdin() if messages == "-" else messages.encode()
     target = storage.database(database)
     with target.open(writable=True) as store:
@@ -94,7 +96,7 @@ def session_status(
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
-    """Print the status of a session; or set it, and print the position of the event."""
+    """Print a session's status, or set it and print the position."""
     target = storage.database(database)
     with target.open(writable=new_status is not None) as store:
         if new_status is not None:
@@ -112,7 +114,8 @@ def session_list(
     database: Database = "local.db",
     project: Only = None,
     statuses: Annotated[
-        str | None, typer.Option("-s", "--status", help="Only these, such as ready,in-progress.")
+        str | None,
+        typer.Option("-s", "--status", help="Only these statuses, such as ready,in-progress."),
     ] = None,
     form: Annotated[Format, typer.Option("-f", "--format")] = Format.TABLE,
 ) -> None:
@@ -133,7 +136,7 @@ def session_list(
 
 @session.command("watch")
 def session_watch(database: Database = "local.db", project: Only = None) -> None:
-    """Print a JSON line for each change of a session as it becomes visible."""
+    """Print a JSON line for each change of a session, as it happens."""
     with storage.database(database).open() as store:
         for entry in read.watch(store, project):
             print(output.to_json(_summary(entry), indent=None), flush=True)
@@ -145,7 +148,7 @@ def session_view(
     database: Database = "local.db",
     form: Annotated[Format, typer.Option("-f", "--format")] = Format.MARKDOWN,
     at: Annotated[
-        str | None, typer.Option(metavar="SEQ|TIME", help=f"As it was then: {_POINT}.")
+        str | None, typer.Option(metavar="SEQ|TIME", help=f"The session at this point: {_POINT}.")
     ] = None,
 ) -> None:
     """Print a session with all its messages."""
@@ -163,7 +166,7 @@ def session_view(
 
 @session.command("history")
 def session_history(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
-    """List a session's events, and why one is quarantined."""
+    """List a session's events, and why any are quarantined."""
     with storage.database(database).open() as store:
         entries = timeline.listing(store, session_id)
     headers = ("seq", "time", "type", "bytes", "id", "quarantined")
@@ -188,12 +191,12 @@ def session_history(session_id: Id, database: Database = "local.db", json: Json 
 @session.command("diff")
 def session_diff(
     session_id: Id,
-    start: Annotated[str, typer.Argument(metavar="A", help=f"From here: {_POINT}.")],
-    end: Annotated[str, typer.Argument(metavar="B", help="To here, likewise.")],
+    start: Annotated[str, typer.Argument(metavar="A", help=f"Start: {_POINT}.")],
+    end: Annotated[str, typer.Argument(metavar="B", help="End, in the same form.")],
     database: Database = "local.db",
     json: Json = False,
 ) -> None:
-    """Say what changed in a session between two points."""
+    """Show what changed in a session between two points."""
     points = time_travel.point(start), time_travel.point(end)
     with storage.database(database).open() as store:
         found = time_travel.diff(store, session_id, *points)
@@ -209,7 +212,7 @@ def session_diff(
 
 @session.command("why")
 def session_why(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
-    """Say which event last set each field of a session, and brought each message."""
+    """Show which event set each field and added each message."""
     with storage.database(database).open() as store:
         found = time_travel.why(store, session_id)
     if json:
@@ -231,12 +234,12 @@ def session_why(session_id: Id, database: Database = "local.db", json: Json = Fa
 
 
 def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) -> None:
-    """For the event at a position, which was written just now."""
+    """Wait, if `wanted`, for the event that was just written at a position."""
     if wanted:
         try:
             wait_for(database, store, seq, names=[projection.name for projection in BUILT_IN])
         except ProjectorError as error:
-            # Not what a retry may mend: it would write the event twice.
+            # Never exit code 3: a retry would write the event twice.
             kind = NeedsPerson if isinstance(error, NeedsPerson) else Finding
             raise kind(f"event {seq} is written, but {error}", error.hint) from None
 

@@ -1,4 +1,4 @@
-"""`projector status`: how things stand, for people and as JSON."""
+"""`projector status`: daemon, log and projections, as text or JSON."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from session_projector.worker.storage.port import ProjectionStatus
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
-    """Position, lag, views, quarantine, and whether a daemon is alive."""
+    """Show position, lag, views, quarantine and daemon."""
     found = operations.status(storage.database(database))
     if json:
         print(output.to_json(to_builtins(found)))
@@ -30,7 +30,7 @@ def status(database: Database = "local.db", json: Json = False) -> None:
 def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
     yield "database", found.database
-    doing = "stopped by a signal" if daemon.suspended else "alive"
+    doing = "suspended (SIGSTOP)" if daemon.suspended else "alive"
     yield "daemon", f"{doing}, process {daemon.pid}" if daemon.alive else "none is alive"
     yield "schema", found.schema
     yield "newest event", found.newest
@@ -42,7 +42,7 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
         if doing := _doing(one, daemon):
             yield "  state", doing
         yield "  position", one.position
-        behind = "no time that can be" if one.lag_seconds is None else f"{one.lag_seconds:.1f} s"
+        behind = "no valid time" if one.lag_seconds is None else f"{one.lag_seconds:.1f} s"
         yield "  lag", f"{one.lag_events:,} events, {behind}"
         yield "  views", f"{one.views:,}"
         yield "  skipped", f"{one.skipped:,} events"
@@ -50,40 +50,45 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
 
 
 def _doing(one: Progress, daemon: DaemonStatus) -> str:
-    """What a projection is doing that is not tailing."""
+    """What a projection is doing, unless it tails."""
     if daemon.running and one.name not in daemon.running:
-        return "the daemon that is alive does not run it"
+        return "the daemon does not run it"
     report = one.state
     if not isinstance(report, ProjectionStatus):
         old = report.state == "old"
-        return f"version {one.code_version} is here; a daemon that starts rebuilds it" * old
+        return f"outdated; the next daemon rebuilds it as version {one.code_version}" * old
     since_s = time.time() - report.since / 1000
     if report.state == "failed":
         return f"failed, for {since_s:,.0f} s: {pasteable(report.why)}"
     if not daemon.alive:
-        return f"a rebuild as version {report.version} was cut off; the next run does it"
+        return f"a rebuild as version {report.version} was interrupted; the next run does it again"
     share = min(100 * report.events // max(report.total, 1), 100)
     return (
         f"being rebuilt as version {report.version}: {share} %, {report.events:,} of"
-        f" about {report.total:,} events, for {since_s:,.0f} s; its rows not reached yet"
-        " stand as they were"
+        f" about {report.total:,} events, for {since_s:,.0f} s; rows not reached yet"
+        " are unchanged"
     )
 
 
 def _advice(found: Status) -> Iterator[str]:
-    if unfit := [one.name for one in found.projections if not one.fits_log]:
+    if unfit := [f"{one.name}@{one.position}" for one in found.projections if not one.fits_log]:
+        which = (
+            f"checkpoint {unfit[0]} does"
+            if len(unfit) == 1
+            else f"checkpoints {', '.join(unfit)} do"
+        )
         yield (
-            f"the log is not the one that was folded into {', '.join(unfit)}: it was rewound or\n"
-            "replaced. Fold it from the first event: `projector replay`"
+            f"event_log was truncated or replaced: {which} not match.\n"
+            "Fold it again from the first event: `projector replay`"
         )
     elif not found.daemon.alive:
         yield "start one: `projector run`"
     elif found.daemon.suspended:
-        yield f"let it go on: kill -CONT {found.daemon.pid}"
+        yield f"resume it: kill -CONT {found.daemon.pid}"
     if found.wal_bytes > found.wal_warning_bytes:
         yield (
-            "the write-ahead log is large: a process holds an old snapshot open, or never\n"
-            "closes a read. See who has the database open: `projector doctor`"
+            "the write-ahead log is large: a process keeps an old snapshot or a read open.\n"
+            "See which processes have the database open: `projector doctor`"
         )
     if any(one.quarantined > one.dismissed for one in found.projections):
         yield "see why: `projector quarantine list`"

@@ -1,4 +1,4 @@
-"""`projector wait`: until views hold an event."""
+"""`projector wait`: until the views include an event."""
 
 from typing import Annotated
 
@@ -10,17 +10,22 @@ from session_projector.worker.storage import open as storage
 
 
 def wait(
-    seq: Annotated[int | None, typer.Argument(min=0, max=2**63 - 1, metavar="[SEQ]")] = None,
+    seq: Annotated[
+        int | None,
+        typer.Argument(min=0, max=2**63 - 1, metavar="[SEQ]", help="The event's position."),
+    ] = None,
     database: Database = "local.db",
     timeout: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", envvar="PROJECTOR_TIMEOUT", help="At most so long."),
+        typer.Option(
+            min=0, metavar="SECONDS", envvar="PROJECTOR_TIMEOUT", help="Timeout in seconds."
+        ),
     ] = 30,
     projection: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only this projection.")
     ] = None,
 ) -> None:
-    """Wait until views hold an event, the newest where no SEQ is given."""
+    """Wait until the views include an event, by default the newest."""
     target = storage.database(database)
     with target.open() as store:
         if projection is not None:

@@ -16,25 +16,25 @@ from session_projector.worker.operations.event_check import as_data, stated_key
 from session_projector.worker.storage.port import QuarantineEntry, Store
 
 
-class Shown(msgspec.Struct, frozen=True):
+class QuarantinedEvent(msgspec.Struct, frozen=True):
     """A quarantined event: its row, what decodes of it, and by projection the reasons.
 
-    `breaks_off` says why decoding stopped; `note` is that of a dismissal.
+    `fault` says why decoding stopped; `note` is that of a dismissal.
     """
 
     row: LogRow
     decoded: Any
-    breaks_off: str | None
+    fault: str | None
     reasons: dict[str, str]
     note: str | None
 
 
-def show(store: Store, seq: int) -> Shown:
+def show(store: Store, seq: int) -> QuarantinedEvent:
     """One quarantined event; raises `Finding` if it is not quarantined."""
     row, entries = _row(store, seq), _entries(store, seq)
-    decoded, breaks_off = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
+    decoded, fault = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
     reasons = {entry.projection: entry.reason for entry in entries}
-    return Shown(row, decoded, breaks_off, reasons, entries[0].dismissed)
+    return QuarantinedEvent(row, decoded, fault, reasons, entries[0].dismissed)
 
 
 def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
@@ -57,7 +57,7 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
 
 
 def dismiss(store: Store, seq: int, note: str) -> None:
-    """Leave an event out of the number that `status` warns about; raises `Finding`."""
+    """Leave an event out of the count that `status` warns about; raises `Finding`."""
     with store.transaction():
         _entries(store, seq)
         store.quarantine.dismiss(seq, note)

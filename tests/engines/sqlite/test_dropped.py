@@ -52,7 +52,7 @@ def test_a_dropped_table_is_made_anew_and_filled_from_the_log(folded: Database, 
     said = projector("db", "setup", "-d", folded.path).stdout
     projector("run", "--once", "-d", folded.path)
 
-    assert f"restored {table}: it was gone or changed" in said
+    assert f"restored {table}: it was missing or changed" in said
     assert folded.everything() == before
     assert shape(folded) == made
     assert wrong(folded) == {"daemon"}

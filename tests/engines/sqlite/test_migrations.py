@@ -78,7 +78,7 @@ def test_a_kanbatte_database_is_adopted_with_every_event_in_order(kanbatte: Data
 
     assert kanbatte.sql("SELECT id, key, data, created_at FROM event_log ORDER BY seq") == events
     assert [seq for seq, *_ in kanbatte.log()] == list(range(1, len(events) + 1))
-    assert "copied the database as it was" in said
+    assert "copied the original database to" in said
 
 
 def test_the_views_of_an_adopted_database_equal_kanbattes_own(kanbatte: Database) -> None:
