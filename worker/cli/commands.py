@@ -16,9 +16,9 @@ SECTIONS: Final = {
         "wait": "Wait until views hold an event, the newest where no SEQ is given.",
     },
     "Views against the log": {
-        "verify": "Fold the log again and say where views differ from it; changes nothing.",
-        "replay": "Fold the log again and mend what differs, while daemon, readers and writers go"
-        " on.",
+        "verify": "Fold the log again and report where views differ from it; changes nothing.",
+        "replay": "Fold the log again and fix what differs, while daemon, readers and writers"
+        " continue.",
         "quarantine": "Events that could not be folded, and the way back.",
         "projection": "The projections of a database.",
     },

@@ -1,4 +1,4 @@
-"""`projector verify` and `projector replay`, and how their walk is told."""
+"""`projector verify` and `projector replay`, and what they print."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from session_projector.worker.errors import BadUsage
 from session_projector.worker.storage import open as storage
 
 SHOWN: Final = 20
-"""Differences that are told one by one; `--json` tells all."""
+"""Differences that are printed one by one; `--json` prints all."""
 PLAIN_EVERY_S: Final = 10.0
 TERMINAL_EVERY_S: Final = 0.2
 
@@ -30,9 +30,9 @@ Named = Annotated[
 def verify(
     database: Database = "local.db", session: Session = None, name: Named = None, json: Json = False
 ) -> None:
-    """Fold the log again and say where views differ from it; changes nothing."""
-    told = _Told(json, "differ")
-    if _compare(database, told, session, name, dry_run=False):
+    """Fold the log again and report where views differ from it; changes nothing."""
+    report = _Report(json, "differ")
+    if _compare(database, report, session, name, dry_run=False):
         raise typer.Exit(1)
 
 
@@ -41,20 +41,20 @@ def replay(
     session: Session = None,
     name: Named = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+        bool, typer.Option("--dry-run", help="Report what would change, and change nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Fold the log again and mend what differs, while daemon, readers and writers go on."""
+    """Fold the log again and fix what differs, while daemon, readers and writers continue."""
     import anyio
 
     from session_projector.worker.daemon.service import run_once
     from session_projector.worker.replay import verify as verification
 
     if dry_run:
-        _compare(database, _Told(json, "would change"), session, name, dry_run=True)
+        _compare(database, _Report(json, "would change"), session, name, dry_run=True)
         return
-    told = _Told(json, "were mended")
+    report = _Report(json, "were fixed")
     chosen = _chosen(database, name, session)
 
     target = storage.database(database)
@@ -62,7 +62,9 @@ def replay(
 
     async def run() -> None:
         try:
-            await verification.replay(target, chosen, told, session=session, leadership=leadership)
+            await verification.replay(
+                target, chosen, report, session=session, leadership=leadership
+            )
             catch_up = session is None and leadership.acquire()
         finally:
             leadership.release()
@@ -73,7 +75,7 @@ def replay(
 
 
 def _compare(
-    database: str, told: "_Told", session: str | None, name: str | None, *, dry_run: bool
+    database: str, report: "_Report", session: str | None, name: str | None, *, dry_run: bool
 ) -> int:
     import anyio
 
@@ -83,7 +85,7 @@ def _compare(
 
     async def run() -> int:
         return await verification.compare(
-            storage.database(database), chosen, told, session=session, dry_run=dry_run
+            storage.database(database), chosen, report, session=session, dry_run=dry_run
         )
 
     return anyio.run(run)
@@ -106,7 +108,7 @@ def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
     return found
 
 
-class _Told:
+class _Report:
     """Differences and sums on standard output, progress on standard error."""
 
     def __init__(self, as_json: bool, verb: str) -> None:
@@ -126,12 +128,16 @@ class _Told:
         for difference in step.differences:
             self._clear()
             if self._as_json:
-                plain = asdict(difference) | {"fields": [asdict(f) for f in difference.fields]}
+                fields = [  # "stands" and "log" are what scripts know
+                    {"field": f.field, "stands": f.stored, "log": f.expected}
+                    for f in difference.fields
+                ]
+                plain = asdict(difference) | {"fields": fields}
                 print(output.to_json(plain, indent=None))
             elif self._shown[tally.projection] <= SHOWN:
                 last = self._shown[tally.projection] == SHOWN
                 self._shown[tally.projection] += 1
-                print("… (--json tells every one)" if last else _line(difference))
+                print("… (--json prints all of them)" if last else _line(difference))
         self._progress()
 
     def done(self, tally: Any) -> None:
@@ -158,13 +164,13 @@ class _Told:
         if tally.rows["view", "nondeterministic"]:
             print(
                 f"  {tally.projection} is not deterministic: folded twice, the same events gave two"
-                " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
+                " rows (chance, a clock,\n  a state of its own?). No replay fixes that: fix its"
                 " code, test it with session_projector.testing"
             )
         elif tally.rows and not tally.built_in:
             print(
-                "  if nobody else touched these rows, its code is not deterministic (a clock, the"
-                " order of a set?),\n  or was changed and its version not raised"
+                "  if no other program changed these rows, its code is not deterministic (a clock,"
+                " the order of a set?),\n  or was changed and its version not raised"
             )
         if tally.fields:
             most = ", ".join(f"{name} {n:,}" for name, n in tally.fields.most_common(10))
@@ -198,8 +204,8 @@ def _line(difference: Any) -> str:
     where = difference.row if difference.key is None else f"{difference.row} {difference.key}"
     lines = [f"{difference.projection}: {difference.kind} {output.one_line(where)}"]
     lines += [
-        f"    {output.one_line(field.field)}: {_value(field.stands)} stands,"
-        f" the log gives {_value(field.log)}"
+        f"    {output.one_line(field.field)}: found {_value(field.stored)},"
+        f" expected {_value(field.expected)}"
         for field in difference.fields[:8]
     ]
     if len(difference.fields) > 8:
