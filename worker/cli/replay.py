@@ -3,12 +3,25 @@
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import Annotated, Any, Final
 
+import anyio
 import typer
+from msgspec.structs import asdict
 
+from session_projector.projections.projection import Projection
+from session_projector.worker import registry
+from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.daemon.service import run_once
 from session_projector.worker.errors import BadUsage
+from session_projector.worker.operations import projections as catalog
+from session_projector.worker.replay import verify as verification
+from session_projector.worker.replay.difference import ABSENT, NONDETERMINISTIC, Difference
+from session_projector.worker.replay.verify import Tally
+from session_projector.worker.replay.walk import Step
+from session_projector.worker.sessions import read as readers
 from session_projector.worker.storage import open as storage
 
 SHOWN: Final = 20
@@ -46,17 +59,11 @@ def replay(
     json: Json = False,
 ) -> None:
     """Fold the log again and fix what differs, while daemon, readers and writers continue."""
-    import anyio
-
-    from session_projector.worker.daemon.service import run_once
-    from session_projector.worker.replay import verify as verification
-
     if dry_run:
         _compare(database, _Report(json, "would change"), session, name, dry_run=True)
         return
     report = _Report(json, "were fixed")
     chosen = _chosen(database, name, session)
-
     target = storage.database(database)
     leadership = target.leadership()
 
@@ -77,25 +84,12 @@ def replay(
 def _compare(
     database: str, report: "_Report", session: str | None, name: str | None, *, dry_run: bool
 ) -> int:
-    import anyio
-
-    from session_projector.worker.replay import verify as verification
-
     chosen = _chosen(database, name, session)
-
-    async def run() -> int:
-        return await verification.compare(
-            storage.database(database), chosen, report, session=session, dry_run=dry_run
-        )
-
-    return anyio.run(run)
+    compare = partial(verification.compare, session=session, dry_run=dry_run)
+    return anyio.run(compare, storage.database(database), chosen, report)
 
 
-def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
-    from session_projector.worker import registry
-    from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.sessions import read as readers
-
+def _chosen(database: str, name: str | None, session: str | None) -> list[Projection]:
     found = registry.chosen(name)
     with storage.database(database).open() as store:
         if session is not None:
@@ -117,13 +111,9 @@ class _Report:
         self._terminal = sys.stderr.isatty()
         self._started = self._said = time.monotonic()
         self._shown: Counter[str] = Counter()
-        self._going: dict[str, Any] = {}
+        self._going: dict[str, Tally] = {}
 
-    def step(self, tally: Any, step: Any) -> None:
-        from msgspec.structs import asdict
-
-        from session_projector.worker.cli import output
-
+    def step(self, tally: Tally, step: Step) -> None:
         self._going[tally.projection] = tally
         for difference in step.differences:
             self._clear()
@@ -140,9 +130,7 @@ class _Report:
                 print("… (--json prints all of them)" if last else _line(difference))
         self._progress()
 
-    def done(self, tally: Any) -> None:
-        from session_projector.worker.cli import output
-
+    def done(self, tally: Tally) -> None:
         self._clear()
         self._going.pop(tally.projection, None)
         kinds = {f"{row} {kind}": count for (row, kind), count in sorted(tally.rows.items())}
@@ -161,7 +149,7 @@ class _Report:
         said = f"{tally.projection}: {views:,} of {tally.views:,} views {self._verb}"
         others = [f"{count:,} {what}" for what, count in kinds.items()]
         print(said + (f" ({', '.join(others)})" if others else ""))
-        if tally.rows["view", "nondeterministic"]:
+        if tally.rows["view", NONDETERMINISTIC]:
             print(
                 f"  {tally.projection} is not deterministic: folded twice, the same events gave two"
                 " rows (chance, a clock,\n  a state of its own?). No replay fixes that: fix its"
@@ -198,9 +186,7 @@ class _Report:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _line(difference: Any) -> str:
-    from session_projector.worker.cli import output
-
+def _line(difference: Difference) -> str:
     where = difference.row if difference.key is None else f"{difference.row} {difference.key}"
     lines = [f"{difference.projection}: {difference.kind} {output.one_line(where)}"]
     lines += [
@@ -214,9 +200,6 @@ def _line(difference: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    from session_projector.worker.cli import output
-    from session_projector.worker.replay.difference import ABSENT
-
     if value == ABSENT:
         return ABSENT
     if isinstance(value, bytes) and len(value) > 30:
