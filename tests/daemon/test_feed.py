@@ -540,8 +540,8 @@ def test_verify_tells_code_that_is_not_deterministic(database: Database) -> None
         database.created(f"A-{number}", project=f"P{number}")
     for name, words in (
         ("Chancy", "per_project is not deterministic: folded twice"),
-        ("Ordered", "if nobody else touched these rows, its code is not deterministic"),
-        ("Shifting", "if nobody else touched these rows, its code is not deterministic"),
+        ("Ordered", "if no other program changed these rows, its code is not deterministic"),
+        ("Shifting", "if no other program changed these rows, its code is not deterministic"),
     ):
         once(database, name)
         options = ("--projection", f"support.extensions:{name}", "-d", database.path)

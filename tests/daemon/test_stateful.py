@@ -26,7 +26,7 @@ from session_projector.worker.daemon import service
 from session_projector.worker.daemon.tail import Member, Tail, load
 from session_projector.worker.errors import Finding, LostRace, NeedsPerson
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
-from session_projector.worker.replay import fix
+from session_projector.worker.replay import fix, plan
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.storage.port import (
     Change,
@@ -145,7 +145,7 @@ class Machine(RuleBasedStateMachine):
     def start(self, page: int, first: list[tuple[Any, Any, int]]) -> None:
         limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
         self.target = target(self.path, limits)
-        self.patch.setattr(replay, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
+        self.patch.setattr(plan, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
         self.patch.setattr(fix, "CHUNK_CHANGES", page)
         self.write(first)
 

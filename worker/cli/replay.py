@@ -1,18 +1,31 @@
-"""`projector verify` and `projector replay`, and how their walk is told."""
+"""`projector verify` and `projector replay`, and what they print."""
 
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import Annotated, Any, Final
 
+import anyio
 import typer
+from msgspec.structs import asdict
 
+from session_projector.projections.projection import Projection
+from session_projector.worker import registry
+from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.daemon.service import run_once
 from session_projector.worker.errors import BadUsage
+from session_projector.worker.operations import projections as catalog
+from session_projector.worker.replay import verify as verification
+from session_projector.worker.replay.difference import ABSENT, NONDETERMINISTIC, Difference
+from session_projector.worker.replay.verify import Tally
+from session_projector.worker.replay.walk import Step
+from session_projector.worker.sessions import read as readers
 from session_projector.worker.storage import open as storage
 
 SHOWN: Final = 20
-"""Differences that are told one by one; `--json` tells all."""
+"""Differences that are printed one by one; `--json` prints all."""
 PLAIN_EVERY_S: Final = 10.0
 TERMINAL_EVERY_S: Final = 0.2
 
@@ -31,8 +44,8 @@ def verify(
     database: Database = "local.db", session: Session = None, name: Named = None, json: Json = False
 ) -> None:
     """Fold the log again and report where views differ; changes nothing."""
-    told = _Told(json, "differ")
-    if _compare(database, told, session, name, dry_run=False):
+    report = _Report(json, "differ")
+    if _compare(database, report, session, name, dry_run=False):
         raise typer.Exit(1)
 
 
@@ -41,28 +54,24 @@ def replay(
     session: Session = None,
     name: Named = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")
+        bool, typer.Option("--dry-run", help="Report what would change, and change nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Fold the log again and fix what differs, while everything else keeps running."""
-    import anyio
-
-    from session_projector.worker.daemon.service import run_once
-    from session_projector.worker.replay import verify as verification
-
     if dry_run:
-        _compare(database, _Told(json, "would change"), session, name, dry_run=True)
+        _compare(database, _Report(json, "would change"), session, name, dry_run=True)
         return
-    told = _Told(json, "were mended")
+    report = _Report(json, "were fixed")
     chosen = _chosen(database, name, session)
-
     target = storage.database(database)
     leadership = target.leadership()
 
     async def run() -> None:
         try:
-            await verification.replay(target, chosen, told, session=session, leadership=leadership)
+            await verification.replay(
+                target, chosen, report, session=session, leadership=leadership
+            )
             catch_up = session is None and leadership.acquire()
         finally:
             leadership.release()
@@ -73,27 +82,14 @@ def replay(
 
 
 def _compare(
-    database: str, told: "_Told", session: str | None, name: str | None, *, dry_run: bool
+    database: str, report: "_Report", session: str | None, name: str | None, *, dry_run: bool
 ) -> int:
-    import anyio
-
-    from session_projector.worker.replay import verify as verification
-
     chosen = _chosen(database, name, session)
-
-    async def run() -> int:
-        return await verification.compare(
-            storage.database(database), chosen, told, session=session, dry_run=dry_run
-        )
-
-    return anyio.run(run)
+    compare = partial(verification.compare, session=session, dry_run=dry_run)
+    return anyio.run(compare, storage.database(database), chosen, report)
 
 
-def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
-    from session_projector.worker import registry
-    from session_projector.worker.operations import projections as catalog
-    from session_projector.worker.sessions import read as readers
-
+def _chosen(database: str, name: str | None, session: str | None) -> list[Projection]:
     found = registry.chosen(name)
     with storage.database(database).open() as store:
         if session is not None:
@@ -106,7 +102,7 @@ def _chosen(database: str, name: str | None, session: str | None) -> list[Any]:
     return found
 
 
-class _Told:
+class _Report:
     """Differences and sums on standard output, progress on standard error."""
 
     def __init__(self, as_json: bool, verb: str) -> None:
@@ -115,28 +111,26 @@ class _Told:
         self._terminal = sys.stderr.isatty()
         self._started = self._said = time.monotonic()
         self._shown: Counter[str] = Counter()
-        self._going: dict[str, Any] = {}
+        self._going: dict[str, Tally] = {}
 
-    def step(self, tally: Any, step: Any) -> None:
-        from msgspec.structs import asdict
-
-        from session_projector.worker.cli import output
-
+    def step(self, tally: Tally, step: Step) -> None:
         self._going[tally.projection] = tally
         for difference in step.differences:
             self._clear()
             if self._as_json:
-                plain = asdict(difference) | {"fields": [asdict(f) for f in difference.fields]}
+                fields = [  # "stands" and "log" are what scripts know
+                    {"field": f.field, "stands": f.stored, "log": f.expected}
+                    for f in difference.fields
+                ]
+                plain = asdict(difference) | {"fields": fields}
                 print(output.to_json(plain, indent=None))
             elif self._shown[tally.projection] <= SHOWN:
                 last = self._shown[tally.projection] == SHOWN
                 self._shown[tally.projection] += 1
-                print("… (--json tells every one)" if last else _line(difference))
+                print("… (--json prints all of them)" if last else _line(difference))
         self._progress()
 
-    def done(self, tally: Any) -> None:
-        from session_projector.worker.cli import output
-
+    def done(self, tally: Tally) -> None:
         self._clear()
         self._going.pop(tally.projection, None)
         kinds = {f"{row} {kind}": count for (row, kind), count in sorted(tally.rows.items())}
@@ -155,16 +149,16 @@ class _Told:
         said = f"{tally.projection}: {views:,} of {tally.views:,} views {self._verb}"
         others = [f"{count:,} {what}" for what, count in kinds.items()]
         print(said + (f" ({', '.join(others)})" if others else ""))
-        if tally.rows["view", "nondeterministic"]:
+        if tally.rows["view", NONDETERMINISTIC]:
             print(
                 f"  {tally.projection} is not deterministic: folded twice, the same events gave two"
-                " rows (chance, a clock,\n  a state of its own?). No replay mends that: mend its"
+                " rows (chance, a clock,\n  a state of its own?). No replay fixes that: fix its"
                 " code, test it with session_projector.testing"
             )
         elif tally.rows and not tally.built_in:
             print(
-                "  if nobody else touched these rows, its code is not deterministic (a clock, the"
-                " order of a set?),\n  or was changed and its version not raised"
+                "  if no other program changed these rows, its code is not deterministic (a clock,"
+                " the order of a set?),\n  or was changed and its version not raised"
             )
         if tally.fields:
             most = ", ".join(f"{name} {n:,}" for name, n in tally.fields.most_common(10))
@@ -192,14 +186,12 @@ class _Told:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _line(difference: Any) -> str:
-    from session_projector.worker.cli import output
-
+def _line(difference: Difference) -> str:
     where = difference.row if difference.key is None else f"{difference.row} {difference.key}"
     lines = [f"{difference.projection}: {difference.kind} {output.one_line(where)}"]
     lines += [
-        f"    {output.one_line(field.field)}: {_value(field.stands)} stands,"
-        f" the log gives {_value(field.log)}"
+        f"    {output.one_line(field.field)}: found {_value(field.stored)},"
+        f" expected {_value(field.expected)}"
         for field in difference.fields[:8]
     ]
     if len(difference.fields) > 8:
@@ -208,9 +200,6 @@ def _line(difference: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    from session_projector.worker.cli import output
-    from session_projector.worker.replay.difference import ABSENT
-
     if value == ABSENT:
         return ABSENT
     if isinstance(value, bytes) and len(value) > 30:

@@ -1,4 +1,4 @@
-"""What a checkpoint says: whether it fits the log, the code and the views."""
+"""Whether a checkpoint matches the log, the code and the views."""
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.errors import NeedsPerson
@@ -6,12 +6,12 @@ from session_projector.worker.storage.port import Checkpoint, Store, digest
 
 
 def checkpoint_of(store: Store, projection: Projection) -> Checkpoint:
-    """Where a projection stands; its table and checkpoint are created where there are none."""
+    """The checkpoint of a projection; it and the table are created if they do not exist."""
     return store.checkpoints.get(projection.name) or store.views.prepare(projection)
 
 
 def fits_log(store: Store, checkpoint: Checkpoint) -> bool:
-    """Whether the event at a checkpoint is the one that it remembers."""
+    """Whether the event at the position of a checkpoint is the one that was folded."""
     if not checkpoint.position:
         return True
     row = store.log.event(checkpoint.position)
@@ -21,7 +21,7 @@ def fits_log(store: Store, checkpoint: Checkpoint) -> bool:
 def refuse_newer(projection: Projection, version: int) -> None:
     """Raises `NeedsPerson` where a newer version made the views.
 
-    `version` is that of the checkpoint: below 0 where a rebuild by that version is not done.
+    `version` is that of the checkpoint, below 0 while a rebuild by that version is not done.
     """
     if abs(version) > projection.version:
         raise NeedsPerson(
@@ -32,7 +32,7 @@ def refuse_newer(projection: Projection, version: int) -> None:
 
 
 def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
-    """Whether there are rows that this checkpoint has not made, or that an older version made."""
+    """Whether there are rows that the checkpoint did not make, or that an older version made."""
     refuse_newer(projection, checkpoint.version)
     if checkpoint.version != projection.version:
         return True
@@ -40,8 +40,8 @@ def needs_rebuild(store: Store, projection: Projection, checkpoint: Checkpoint) 
 
 
 def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
-    """Whether the checkpoint made the views, so that they can be repaired as of it beside a daemon;
-    else all of them are rebuilt."""
+    """Whether the checkpoint made the views, so that they can be repaired while a daemon runs; if
+    not, all of them are rebuilt."""
     if checkpoint.position == 0 or needs_rebuild(store, projection, checkpoint):
         return False
     return fits_log(store, checkpoint)

@@ -26,8 +26,8 @@ Views = dict[str, Any]
 class Comparison:
     """One projection's rows against what was folded up to `as_of.until`.
 
-    Returns what differs, once `fixer` has replaced it, if there is one. The log never changes below
-    a position, so only the rows need care: each is read together with the checkpoint.
+    Its methods return what differs, after `fixer`, if there is one, has replaced it. The log never
+    changes below a position, so only the rows need care: each is read together with the checkpoint.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Comparison:
         self._last: LogRow | None = None
 
     async def begin(self) -> None:
-        """Remember the event at the position, to notice another log in its place."""
+        """Remember the event at the position, to notice when the log is another one."""
         self._last = await self._event()
 
     async def views(self, keys: Sequence[str], folded: Views) -> list[Difference]:
@@ -75,14 +75,14 @@ class Comparison:
                         loaded.checkpoint, differing, rows, loaded.rows
                     )
             found += [self._of_view(k, loaded.rows.get(k), rows.get(k)) for k in done]
-            if len(done) == len(differing):  # else the same part again, by now of another moment
+            if len(done) == len(differing):  # else the same part again, as it is by then
                 keys, position = keys[loaded.covered :], until
         return found
 
     async def quarantine(
         self, seqs: Sequence[int], expected: Sequence[Rejected]
     ) -> list[Difference]:
-        """Compare the quarantine of some events; up to a checkpoint only a full scan changes it."""
+        """Compare the quarantine of some events, which no other process changes."""
         name = self._projection.name
         wanted = {rejected.seq: rejected for rejected in expected}
         stored = await self._thread.run(lambda store: store.quarantine.reasons(name, seqs))
@@ -103,7 +103,7 @@ class Comparison:
         ]
 
     async def orphaned(self) -> AsyncIterator[list[Difference]]:
-        """Rows that no event is about, page by page; those that some are about were compared."""
+        """Rows that no event is about, page by page; all others were compared before."""
         after: str | None = None
         while keys := await self._thread.run(
             lambda store: store.views.keys(self._projection, after=after)
@@ -186,5 +186,5 @@ class Comparison:
         return {asked[spelling] for spelling in present}
 
     def _since_begin(self, until: int) -> AsyncIterator[list[Event | Rejected]]:
-        """What came to the log meanwhile."""
+        """The events that came to the log since the scan began."""
         return history(self._thread, self._projection, None, after=self.as_of.until, until=until)

@@ -1,4 +1,4 @@
-"""What a full scan is for, by projection: compare, mend beside a daemon, or rebuild."""
+"""What a full scan is for, by projection: compare, repair beside a daemon, or rebuild."""
 
 from collections.abc import AsyncGenerator
 from typing import Final
@@ -18,6 +18,7 @@ from session_projector.worker.folding.checkpoints import (
 from session_projector.worker.folding.history import refold
 from session_projector.worker.replay.as_of import AsOfCheckpoint, AsOfPosition
 from session_projector.worker.replay.compare import Comparison
+from session_projector.worker.replay.difference import NONDETERMINISTIC, ORPHANED, Difference
 from session_projector.worker.replay.fix import Fixer, HoldOn
 from session_projector.worker.replay.walk import Pages, Step, Walk
 from session_projector.worker.storage.port import (
@@ -30,10 +31,9 @@ from session_projector.worker.storage.port import (
 )
 
 PROGRESS_MS: Final = 1000
-"""How often a rebuild says how far it is."""
-
+"""How often a rebuild reports its progress."""
 FOLDED_TWICE: Final = 3
-"""Views that differ and are folded twice in one walk, to know the code by that if not alike."""
+"""Views that differ and are folded twice in one scan, to find code that is not deterministic."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -47,54 +47,54 @@ async def compare(
     only: str | None = None,
     dry_run: bool = False,
 ) -> AsyncGenerator[Step, None]:
-    """Say what differs from the log, as of the checkpoint.
+    """Report what differs from the log, as of the checkpoint.
 
     Raises `NeedsPerson` or `Finding` where the checkpoint did not make the views; a `dry_run`
     compares these as of the newest event, and those of an older version as of the checkpoint.
     """
-    stale, fit, newest = await thread.run(
+    outdated, fits, newest = await thread.run(
         lambda store: (
             needs_rebuild(store, projection, checkpoint),
             fits_log(store, checkpoint),
             store.log.newest(),
         )
     )
-    if not dry_run and not fit:
+    if not (dry_run or fits):
         raise does_not_fit(projection.name, checkpoint.position)
-    if not dry_run and stale:
+    if outdated and not dry_run:
         by = f"version {checkpoint.version}" if checkpoint.position else "another program"
         if checkpoint.version < 0:
             by = "a rebuild that is not done"
         raise Finding(
             f"the views of {projection.name} were made by {by}, and not yet by version"
             f" {projection.version}",
-            "`projector run` or `projector replay` makes them anew; `projector replay --dry-run`"
-            " says what that changes",
+            "`projector run` or `projector replay` rebuilds them; `projector replay --dry-run`"
+            " reports what that changes",
         )
-    whole = dry_run and not (fit and checkpoint.position)
-    as_of = AsOfPosition(checkpoint, newest) if whole else AsOfCheckpoint(checkpoint)
+    made_all = not dry_run or (fits and checkpoint.position)
+    as_of = AsOfCheckpoint(checkpoint) if made_all else AsOfPosition(checkpoint, newest)
     walk = Walk(thread, projection, Comparison(thread, projection, as_of), pages, only)
-    gathers = projection.log_keys("") is None
+    until, gathers = as_of.until, projection.log_keys("") is None
     left = 0 if projection.built_in else 1 if gathers else FOLDED_TWICE
     async for step in walk.steps():
-        differences = [*step.differences]
-        for number, difference in enumerate(differences):
-            if left and difference.row == "view" and difference.kind != "ghost":
+        found: list[Difference] = []
+        for difference in step.differences:
+            if left and difference.row == "view" and difference.kind != ORPHANED:
                 left -= 1
-                if not await _is_steady(thread, projection, str(difference.key), as_of.until):
-                    kind = "nondeterministic"
-                    differences[number] = msgspec.structs.replace(difference, kind=kind)
-        yield msgspec.structs.replace(step, differences=differences)
+                if not await _is_deterministic(thread, projection, str(difference.key), until):
+                    difference = msgspec.structs.replace(difference, kind=NONDETERMINISTIC)
+            found.append(difference)
+        yield msgspec.structs.replace(step, differences=found)
 
 
-async def _is_steady(thread: Thread, projection: Projection, key: str, until: int) -> bool:
+async def _is_deterministic(thread: Thread, projection: Projection, key: str, until: int) -> bool:
     """Whether a view's events give the same row when they are folded twice."""
     found = [await refold(thread, projection, [key], until=until) for _ in range(2)]
     first, second = ([projection.to_row(view) for view in views.values()] for views in found)
     return first == second
 
 
-async def mend(
+def mend(
     thread: Thread,
     projection: Projection,
     checkpoint: Checkpoint,
@@ -105,9 +105,8 @@ async def mend(
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
     as_of = AsOfCheckpoint(checkpoint)
     fixer = Fixer(thread, projection.table, as_of)
-    walk = Walk(thread, projection, Comparison(thread, projection, as_of, fixer), pages, only)
-    async for step in walk.steps():
-        yield step
+    comparison = Comparison(thread, projection, as_of, fixer)
+    return Walk(thread, projection, comparison, pages, only).steps()
 
 
 async def rebuild(
@@ -119,12 +118,12 @@ async def rebuild(
     hold_on: HoldOn | None = None,
     brief: bool = False,
 ) -> AsyncGenerator[Step, None]:
-    """Bring every view to the newest event, each replaced at once and whole, then the checkpoint.
+    """Bring every view to the newest event, each replaced as a whole, and then the checkpoint.
 
-    For views that the checkpoint has not made, so that nobody may tail meanwhile. Left at any
-    moment, rows are whole and the checkpoint is where it was, its version below 0: of two versions,
-    so that whoever comes next rebuilds them. The generation is raised first, so that of two walks
-    only the later one goes on; the other one raises `LostRace`.
+    This is for views that the checkpoint did not make, so that nobody may tail meanwhile. Where it
+    is interrupted, rows are whole, of one version or the other, and the checkpoint is where it was,
+    its version below 0, so that the next process rebuilds them. The generation is raised first, so
+    that of two rebuilds only the later one goes on; the other one raises `LostRace`.
     """
     pages = pages or Pages(thread, [projection])
     until = await pages.newest()
@@ -149,7 +148,7 @@ async def rebuild(
     quarantined = removed = 0
     async for step in walk.steps():
         quarantined += sum(n for key, n in step.outcomes.items() if key[2] == "quarantined")
-        removed += sum(d.row == "view" and d.kind == "ghost" for d in step.differences)
+        removed += sum(d.row == "view" and d.kind == ORPHANED for d in step.differences)
         progress = msgspec.structs.replace(progress, events=progress.events + step.events)
         if now_ms() - progress.updated_at >= PROGRESS_MS:
             progress = msgspec.structs.replace(progress, updated_at=now_ms())

@@ -1,4 +1,4 @@
-"""Walks of several projections that go side by side, a page each in turn."""
+"""Full scans of several projections that take turns, a page each."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,10 +12,10 @@ from session_projector.worker.replay.walk import Pages
 from session_projector.worker.storage.port import Checkpoint, Thread
 
 STANDBY_POLL_S: Final = 0.5
-"""How often somebody is looked after who is waited for."""
+"""How often a process that is waited for is checked."""
 
 Turn = AsyncGenerator[Any, None]
-"""One projection's walk; what it yields is False where it waits for somebody."""
+"""One projection's scan; it yields False while it waits for another process."""
 Attempt = Callable[[Projection], AbstractContextManager[None]]
 
 
@@ -25,9 +25,9 @@ async def side_by_side(
     turn: Callable[[Projection, Checkpoint, Pages], Turn],
     attempt: Attempt,
 ) -> None:
-    """Let the walks take turns, so that those at one position share its reading.
+    """Let the scans take turns, so that those up to the same position read the log once.
 
-    What `attempt` keeps to itself ends only that projection's walk.
+    An error that `attempt` suppresses ends the scan of that projection alone.
     """
     pages = Pages(thread, projections)
     checkpoints: dict[Projection, Checkpoint] = {}

@@ -1,4 +1,4 @@
-"""Composition of verify and replay: each projection's walk in turn, and what is told of it."""
+"""Verify and replay of several projections: their full scans take turns, and report progress."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -26,14 +26,14 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Tally:
-    """What a walk over one projection has found so far."""
+    """What the scan of one projection has found so far."""
 
     def __init__(self, projection: Projection, position: int, total: int) -> None:
         self.projection = projection.name
         self.built_in = projection.built_in
         self.position = position
         self.total = total
-        """Events that the walk is about to read, for the time that is left."""
+        """Events that the scan will read, for an estimate of the time that is left."""
         self.events = self.views = 0
         self.rows: Counter[tuple[str, str]] = Counter()
         self.fields: Counter[str] = Counter()
@@ -47,7 +47,7 @@ class Tally:
 
 
 class Listener(Protocol):
-    """Whoever is told of a walk as it goes."""
+    """Whoever is told of the progress of a scan."""
 
     def step(self, tally: Tally, step: Step) -> None: ...
 
@@ -62,20 +62,17 @@ async def compare(
     session: str | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Say what differs from the log; returns how much. `dry_run`: a log that was replaced too.
+    """Report what differs from the log; returns how much. `dry_run`: a log that was replaced too.
 
-    A projection that cannot be compared does not keep the others from it; the gravest of such
-    errors is raised at the end.
+    Where a projection cannot be compared, the others are; the gravest of such errors is raised at
+    the end.
     """
     tallies: list[Tally] = []
 
     async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
         only = _view_of(projection, session)
         steps = walks.compare(
-            *(thread, projection, checkpoint),
-            pages=pages,
-            only=only,
-            dry_run=dry_run,
+            thread, projection, checkpoint, pages=pages, only=only, dry_run=dry_run
         )
         try:
             tally = await _tally(thread, projection)
@@ -102,11 +99,47 @@ async def replay(
     session: str | None = None,
     leadership: Leadership,
 ) -> None:
-    """Replace what differs from the log. Where views must be rebuilt, `leadership` is taken for it,
-    and left to the caller to release."""
+    """Replace what differs from the log. Where views must be rebuilt, `leadership` is acquired; the
+    caller releases it."""
 
-    def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
-        return _replay(thread, projection, checkpoint, pages, leadership, listener, session)
+    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+        waiting = lost = False
+        while True:
+            if lost:
+                await thread.run(lambda store: store.check_schema())  # a dropped table is no race
+                yield False
+            now = await thread.run(lambda store: store.views.prepare(projection))
+            if lost or waiting or now.generation != checkpoint.generation:
+                checkpoint = now  # a rebuild that ends leaves the generation as it is
+            if await thread.run(lambda store: is_sound(store, projection, checkpoint)):
+                only = _view_of(projection, session)
+                steps = walks.mend(thread, projection, checkpoint, pages=pages, only=only)
+            elif session is not None:
+                raise Finding(
+                    f"not all views of {projection.name} were made from this log by this version",
+                    "replay all of them: `projector replay`",
+                )
+            elif leadership.acquire() or not leader_rebuilds(leadership, projection):
+                steps = walks.rebuild(thread, projection, checkpoint, pages=pages)
+            elif checkpoint.position == 0 and not await thread.run(
+                lambda store: store.views.keys(projection, after=None)
+            ):
+                return  # nothing is folded yet, and a daemon is there to do it
+            else:
+                if not waiting:
+                    leader = leadership.leader()
+                    pid = leader.pid if leader else None
+                    log.warning("waiting_for_daemon", projection=projection.name, pid=pid)
+                waiting = True
+                yield False
+                continue
+            try:
+                async for _ in _follow(await _tally(thread, projection), steps, listener):
+                    yield True
+                return
+            except LostRace:
+                lost = True
+                log.warning("checkpoint_moved_by_another", projection=projection.name)
 
     async with database.open_thread() as thread, _each() as attempt:
         await side_by_side(thread, projections, turn, attempt)
@@ -114,7 +147,7 @@ async def replay(
 
 @asynccontextmanager
 async def _each() -> AsyncIterator[Attempt]:
-    """Whatever one projection's turn raises is kept until the others had theirs."""
+    """Keep what the scan of one projection raises until the others are done."""
     errors: list[ProjectorError] = []
 
     @contextmanager
@@ -132,54 +165,6 @@ async def _each() -> AsyncIterator[Attempt]:
             if error is not gravest:
                 log.error("projection_left_out", why=str(error), hint=error.hint)
         raise gravest
-
-
-async def _replay(
-    thread: Thread,
-    projection: Projection,
-    checkpoint: Checkpoint,
-    pages: Pages,
-    leadership: Leadership,
-    listener: Listener,
-    session: str | None,
-) -> Turn:
-    waiting = lost = False
-    while True:
-        if lost:
-            await thread.run(lambda store: store.check_schema())  # a dropped table is no race
-            yield False
-        now = await thread.run(lambda store: store.views.prepare(projection))
-        if lost or waiting or now.generation != checkpoint.generation:
-            checkpoint = now  # a rebuild that ends leaves the generation as it is
-        if await thread.run(lambda store: is_sound(store, projection, checkpoint)):
-            only = _view_of(projection, session)
-            steps = walks.mend(thread, projection, checkpoint, pages=pages, only=only)
-        elif session is not None:
-            raise Finding(
-                f"the views of {projection.name} as a whole are not of this log and this version",
-                "replay all of them: `projector replay`",
-            )
-        elif leadership.acquire() or not leader_rebuilds(leadership, projection):
-            steps = walks.rebuild(thread, projection, checkpoint, pages=pages)
-        elif checkpoint.position == 0 and not await thread.run(
-            lambda store: store.views.keys(projection, after=None)
-        ):
-            return  # nothing is folded yet, and a daemon is there to do it
-        else:
-            if not waiting:
-                leader = leadership.leader()
-                pid = leader.pid if leader else None
-                log.warning("waiting_for_daemon", projection=projection.name, pid=pid)
-            waiting = True
-            yield False
-            continue
-        try:
-            async for _ in _follow(await _tally(thread, projection), steps, listener):
-                yield True
-            return
-        except LostRace:
-            lost = True
-            log.warning("checkpoint_moved_by_another", projection=projection.name)
 
 
 def leader_rebuilds(leadership: Leadership, projection: Projection) -> bool:

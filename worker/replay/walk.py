@@ -4,7 +4,7 @@ Verify, dry run, replay and the rebuild of a projection are all this scan.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter
 from typing import Any
@@ -24,7 +24,7 @@ from session_projector.worker.storage.port import Thread
 
 
 class Step(msgspec.Struct, frozen=True):
-    """What a page of the walk did: events read and what became of them, views compared, and what
+    """What a page of the scan did: events read and what became of them, views compared, and what
     differed."""
 
     events: int = 0
@@ -46,7 +46,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Pages:
-    """The log by key, each page read and decoded once for walks that go side by side."""
+    """The log by key, each page read and decoded once for the scans of several projections."""
 
     def __init__(self, thread: Thread, projections: Sequence[Projection]) -> None:
         self._thread = thread
@@ -56,7 +56,7 @@ class Pages:
         self._found: Page | None = None
 
     async def newest(self) -> int:
-        """As it was when the first of them asked, so that all go to the same position."""
+        """The newest position when the first of them asked, so that all have the same end."""
         newest = await self._thread.run(lambda store: store.log.newest())
         self._newest = min(newest, newest if self._newest is None else self._newest)
         return self._newest
@@ -91,7 +91,7 @@ class Walk:
         only: str | None = None,
     ) -> None:
         self.skipped = 0
-        """Events that are of no concern, once the scan is over."""
+        """How many events are of no concern, once the scan is over."""
         self._thread = thread
         self._projection = projection
         self._comparison = comparison
@@ -100,7 +100,7 @@ class Walk:
         self._until = comparison.as_of.until
         self._gathers = projection.log_keys("") is None
 
-    async def steps(self) -> AsyncIterator[Step]:
+    async def steps(self) -> AsyncGenerator[Step, None]:
         await self._thread.run(lambda store: store.scratch.clear(self._projection.name))
         await self._comparison.begin()
         async for step in self._fold(self._pages()):
@@ -156,7 +156,7 @@ class Walk:
                 yield page, [view for view in views.values() if view is not None]
 
     def _views(self, log_keys: Iterable[Any]) -> dict[Any, str | None]:
-        """The view that events under some log keys concern."""
+        """The view that events under each of some log keys concern."""
         view_of = self._projection.view_of
         return {
             key: view_of(key) if isinstance(key, str) and is_utf8(key) else None for key in log_keys
@@ -165,7 +165,7 @@ class Walk:
     async def _set_aside(
         self, page: Page, keys: Sequence[str | None], aside: Collection[str]
     ) -> "_ViewPage":
-        """Gather the events of some views, and leave the others."""
+        """Keep the events of some views in the scratch table, and leave the others in the page."""
         gathered = [(key, seq) for key, seq in zip(keys, page.seqs, strict=True) if key in aside]
         if not gathered:
             return page, _views(keys)
@@ -182,7 +182,7 @@ class Walk:
             yield _page(events), _views(key for key, _ in rows)
 
     async def _spelled_twice(self, views: Mapping[Any, str | None]) -> set[str]:
-        """Those of some views, by log key, whose events stand under another one too."""
+        """Those of some views, by log key, that have events under another log key too."""
         log_keys = self._projection.log_keys
         others = {
             spelling: view
