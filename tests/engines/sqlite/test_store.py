@@ -3,10 +3,12 @@
 import sqlite3
 from contextlib import closing
 
+import pytest
 from support import Database
 from support.folding import opened, target
-from support.laws import COUNTED, keep
+from support.laws import COUNTED, append, keep
 
+from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.port import Limits
 
 
@@ -55,3 +57,17 @@ def test_no_read_is_left_open_that_would_keep_the_wal_from_being_emptied(
             with closing(sqlite3.connect(database.path, timeout=0)) as other:
                 (busy, *_), *_ = other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             assert busy == 0
+
+
+def test_an_event_that_a_trigger_of_others_keeps_out_is_not_taken_for_written(
+    database: Database,
+) -> None:
+    database.sql("CREATE TRIGGER t BEFORE INSERT ON event_log BEGIN SELECT RAISE (IGNORE); END")
+
+    with (
+        target(database.path).open(writable=True) as store,
+        pytest.raises(NeedsPerson, match="a trigger keeps it out") as refused,
+    ):
+        append(store, "e1")
+
+    assert "tbl_name = " in refused.value.hint

@@ -1,17 +1,16 @@
 """What a change of a projection is in SQL."""
 
-import shlex
 import sqlite3
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Final
 
 from session_projector.projections.projection import Table
-from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
-from session_projector.worker.storage.port import Change, Checkpoint, size_of
+from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed
+from session_projector.worker.storage.port import Change, size_of
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS
 from session_projector.worker.storage.sqlite.connection import Connection
+from session_projector.worker.storage.sqlite.errors import see_triggers
 from session_projector.worker.storage.sqlite.sql import bound, owned, raw, upsert
 
 MOST_ROWS: Final = 256
@@ -37,23 +36,22 @@ def apply(connection: Connection, change: Change) -> None:
     """Within a transaction; raises `LostRace` where the checkpoint is not `before`, and
     `NeedsPerson` where it is and stays so."""
     before, after, table = change.before, change.after, change.table
-    execute, path = connection.raw.execute, connection.path
-    cursor = execute(
-        _MOVE,
-        (
-            *(after.version, after.position, after.generation, after.digest, after.skipped),
-            *_known(before),
-        ),
-    )
-    if cursor.rowcount != 1:
-        if execute(_UNMOVED, _known(before)).fetchone():
-            raise _immovable(path, before)
+    execute = connection.raw.execute
+    moved = (after.version, after.position, after.generation, after.digest, after.skipped)
+    known = (before.name, before.version, before.position, before.generation, before.digest)
+    if execute(_MOVE, (*moved, *known)).rowcount != 1:
+        if execute(_UNMOVED, known).fetchone():
+            raise NeedsPerson(
+                f"{connection.path}: the checkpoint of {before.name} stays at {before.position}"
+                " whatever is written to it: a trigger keeps it there",
+                see_triggers(connection.path, "checkpoint"),
+            )
         raise LostRace
     if (after.version, after.position) != (before.version, before.position):
         execute(FORGET_STATUS, (before.name,))
     with connection.errors(before.name):
         if change.rows:
-            _write(connection.raw, path, before.name, table, change.rows)
+            _write(connection, before.name, table, change.rows)
         for key in change.removed:
             execute(
                 f"DELETE FROM {table.name} WHERE {owned(table)}"
@@ -70,51 +68,32 @@ def apply(connection: Connection, change: Change) -> None:
         )
 
 
-def _known(checkpoint: Checkpoint) -> tuple[str, int, int, int, str]:
-    """What tells a checkpoint from what it was or will be."""
-    c = checkpoint
-    return c.name, c.version, c.position, c.generation, c.digest
-
-
-def _immovable(path: Path, checkpoint: Checkpoint) -> NeedsPerson:
-    look = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'checkpoint'"
-    return NeedsPerson(
-        f"{path}: the checkpoint of {checkpoint.name} stays at {checkpoint.position} whatever is"
-        " written to it: a trigger keeps it there",
-        f"see which, and drop it: `sqlite3 {quoted(path)} {shlex.quote(look)}`",
-    )
-
-
 def _write(
-    connection: sqlite3.Connection,
-    path: Path,
-    name: str,
-    table: Table,
-    rows: Sequence[tuple[Any, ...]],
+    connection: Connection, name: str, table: Table, rows: Sequence[tuple[Any, ...]]
 ) -> None:
     try:
-        _upsert(connection, table, rows)
+        _upsert(connection.raw, table, rows)
         return
     except sqlite3.IntegrityError as error:
         if not _is_id_taken(table, error):
             raise
-    # A row of ours bears the id of another one: damaged, and met when that is written.
+    # A corrupt row of ours has the id of another one, and is met when that is written.
     columns = [*table.columns]
     id_at, key_at = columns.index("id"), columns.index(table.key)
-    connection.executemany(
+    connection.raw.executemany(
         f"UPDATE OR IGNORE {table.name} SET id = {table.key}"
         f" WHERE {owned(table)} AND id = ? AND {table.key} <> ?",
         [(row[id_at], row[key_at]) for row in rows],
     )
     try:
-        _upsert(connection, table, rows)
+        _upsert(connection.raw, table, rows)
     except sqlite3.IntegrityError as error:
         if not _is_id_taken(table, error):
             raise
         raise ProjectionFailed(
             name,
-            f"{path}: a row of {table.name} cannot be written ({error}): another program's row has"
-            " the id that it must have",
+            f"{connection.path}: a row of {table.name} cannot be written ({error}): another"
+            " program's row has the id that it must have",
             f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
             f" AND {table.key} NOT LIKE '{table.prefix}%'",
         ) from None

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -60,7 +60,6 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
             uri=True,
             isolation_level=None,
             timeout=busy_timeout_s,
-            check_same_thread=False,  # aiosqlite closes it in the thread that opened it
         )
         connection.text_factory = lossless_text
         return connection
@@ -123,7 +122,7 @@ class Connection:
         """The one column of the one row."""
         return (self.row(sql, values) or (None,))[0]
 
-    def errors(self, projection: str | None = None) -> Any:
+    def errors(self, projection: str | None = None) -> AbstractContextManager[None]:
         """The same errors for a block that uses `raw`, many statements at once."""
         return translated(self.path, projection)
 

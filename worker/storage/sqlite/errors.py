@@ -1,6 +1,7 @@
 """What SQLite says, as errors of this program with a hint."""
 
 import os
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,12 @@ def is_read_only(path: Path) -> bool:
         return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     except OSError:
         return False
+
+
+def see_triggers(path: Path, table: str) -> str:
+    """The hint where a trigger of another program may be what is wrong with a table."""
+    sql = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = '{table}'"
+    return f"see which, and drop it: `sqlite3 {quoted(path)} {shlex.quote(sql)}`"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import BadUsage, NeedsPerson
 from session_projector.worker.storage.port import (
     ANY_POSITION,
     BatchReach,
@@ -21,6 +21,7 @@ from session_projector.worker.storage.sqlite.connection import (
     FileIdentity,
     lossless_text,
 )
+from session_projector.worker.storage.sqlite.errors import see_triggers
 from session_projector.worker.storage.sqlite.sql import bound, raw
 
 KEY_BYTES: Final = 4096
@@ -130,6 +131,7 @@ class SqliteLog:
 
     def append(self, row: LogRow) -> int:
         known = "SELECT seq FROM event_log WHERE id = ?"
+        path = self._connection.path
         with self._connection.errors():
             try:
                 cursor = self._connection.raw.execute(
@@ -140,14 +142,18 @@ class SqliteLog:
                 if (seq := self._connection.value(known, (row.id,))) is None:
                     raise
                 raise BadUsage(
-                    f"the id {row.id} is that of another event: position {seq} in"
-                    f" {self._connection.path} has another session, type or data",
+                    f"the id {row.id} is that of another event: position {seq} in {path} has"
+                    " another session, type or data",
                     "nothing was written; a new event needs a new id",
                 ) from None
         # The log ignores an event that it has already.
-        return int(
-            cursor.lastrowid or 0 if cursor.rowcount else self._connection.value(known, (row.id,))
-        )
+        seq = cursor.lastrowid if cursor.rowcount else self._connection.value(known, (row.id,))
+        if seq is None:
+            raise NeedsPerson(
+                f"{path} does not have the event that was written to it: a trigger keeps it out",
+                see_triggers(path, "event_log"),
+            )
+        return int(seq)
 
     def highest_number(self, prefix: str) -> int:
         highest = 0

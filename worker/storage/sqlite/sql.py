@@ -1,6 +1,5 @@
 """Small pieces of SQL, and how values are bound in it."""
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,15 +48,3 @@ def identifier(name: str) -> str:
 
 def placeholders(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
-
-
-def columns_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """The columns of a table by their names, none where there is no such table."""
-    # Through sqlite_master, because pragma_table_info alone goes on answering from the schema that
-    # was read before another process changed it.
-    rows = connection.execute(
-        "SELECT c.name FROM sqlite_master AS t, pragma_table_info(t.name) AS c"
-        " WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE ORDER BY c.cid",
-        (table,),
-    )
-    return tuple(name for (name,) in rows)

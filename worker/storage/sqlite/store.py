@@ -76,7 +76,8 @@ class SqliteStore:
             raise
 
     def commit(self, changes: Sequence[Change], *, bulk: bool = False) -> CommitStats:
-        self._backfill.before_commit(self.connection.raw, beside=bulk)
+        with self.connection.errors():
+            self._backfill.before_commit(self.connection.raw, beside=bulk)
         asked, before = time.perf_counter(), self._committed_version
         with self.connection.writing():
             began = time.perf_counter()

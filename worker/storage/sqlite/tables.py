@@ -24,36 +24,49 @@ def statements(table: Table, indexes: Collection[str] = ()) -> list[str]:
     ]
 
 
+def columns_of(connection: sqlite3.Connection, table: str) -> dict[str, tuple[str, bool]]:
+    """The columns of a table, the type of each in capitals and whether it is the key; none where
+    there is no such table."""
+    # Through sqlite_master, because pragma_table_info alone goes on answering from the schema that
+    # was read before another process changed it.
+    rows = connection.execute(
+        "SELECT c.name, c.type, c.pk > 0 FROM sqlite_master AS t, pragma_table_info(t.name) AS c"
+        " WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE ORDER BY c.cid",
+        (table,),
+    )
+    return {name: (kind.upper(), bool(is_key)) for name, kind, is_key in rows}
+
+
 def changes(
     table: Table,
-    standing: Mapping[str, tuple[str, bool]],
+    present: Mapping[str, tuple[str, bool]],
     indexes: Collection[str],
     *,
     newer: bool,
 ) -> list[str]:
     """What brings a table to its shape: nothing, most of the time.
 
-    `standing`: the type of each of its columns, and whether that is its key; empty where there is
-    no such table. Only a `newer` version, which folds all views anew, may add columns. Those that
-    are not named stay as they are. Raises ValueError where one would have to change.
+    `present` is what `columns_of` says of it. Only a `newer` version, which folds all views again,
+    may add columns. Those that are not named stay as they are. Raises ValueError where one would
+    have to change.
     """
+    if not present:
+        return statements(table, indexes)
     wanted = {name: (kind, name == table.key) for name, kind in table.columns.items()}
-    if standing:
-        for name, (kind, is_key) in wanted.items():
-            if name not in standing and (is_key or not newer):
-                raise ValueError(f"it has no column {name}")
-            if name in standing and standing[name] != (kind, is_key):
-                stands = f"{standing[name][0]}{', the key' if standing[name][1] else ''}"
-                raise ValueError(f"its column {name} is {stands}")
-        if any(is_key and name not in wanted for name, (_, is_key) in standing.items()):
-            raise ValueError("it has another key")
-        added = [
-            f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"
-            for name, (kind, _) in wanted.items()
-            if name not in standing
-        ]
-        return added + statements(table, indexes)[1:]
-    return statements(table, indexes)
+    for name, (kind, is_key) in wanted.items():
+        if name not in present and (is_key or not newer):
+            raise ValueError(f"it has no column {name}")
+        if name in present and present[name] != (kind, is_key):
+            found, is_key = present[name]
+            raise ValueError(f"its column {name} is {found}{', the key' if is_key else ''}")
+    if any(is_key and name not in wanted for name, (_, is_key) in present.items()):
+        raise ValueError("it has another key")
+    added = [
+        f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"
+        for name, (kind, _) in wanted.items()
+        if name not in present
+    ]
+    return added + statements(table, indexes)[1:]
 
 
 def fault(table: Table) -> str:

@@ -61,7 +61,7 @@ class SqliteViews:
             return self._load(projection, columns, keys)
         except ProjectionFailed:
             # In a dry run of a newer version those that it adds are not there yet.
-            present = self._columns(projection.table)
+            present = tables.columns_of(self._connection.raw, projection.table.name)
             columns = [column if column in present else "NULL" for column in columns]
             return self._load(projection, columns, keys)
 
@@ -172,7 +172,7 @@ class SqliteViews:
         )
         if row and abs(row[0]) > projection.version:
             return []
-        present = self._columns(table)
+        present = tables.columns_of(self._connection.raw, table.name)
         indexes = self._connection.rows(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
             (table.name,),
@@ -218,17 +218,6 @@ class SqliteViews:
                 f"if it is of no use: sqlite3 {quoted(self._connection.path)} 'DROP TABLE"
                 f" {table.name}'; else give the projection's table another name",
             )
-
-    def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
-        """The type of each column of a table that exists, and whether it is the key."""
-        # Through sqlite_master, because pragma_table_info alone goes on answering from the schema
-        # that was read before another process changed it.
-        rows = self._connection.rows(
-            "SELECT c.name, c.type, c.pk > 0 FROM sqlite_master AS t,"
-            " pragma_table_info(t.name) AS c WHERE t.type = 'table' AND t.name = ? COLLATE NOCASE",
-            (table.name,),
-        )
-        return {name: (kind.upper(), bool(is_key)) for name, kind, is_key in rows}
 
 
 class SqliteScratch:

@@ -98,8 +98,7 @@ def autoincrement(path: Path) -> Iterator[Check]:
 
 def triggers(path: Path) -> Iterator[Check]:
     with reading(path) as db:
-        amiss = objects.amiss(db)
-        wrong = [f"{name} is {how}" for name, how in amiss.items() if name in objects.TRIGGERS]
+        wrong = [f"{name} is {how}" for name, how in objects.amiss(db, "trigger").items()]
         others = [] if wrong else objects.foreign_triggers(db)
     named = ", ".join(f"{name} on {table}" for name, table, _ in others)
     if wrong:
@@ -122,9 +121,9 @@ def triggers(path: Path) -> Iterator[Check]:
 def indexes(path: Path) -> Iterator[Check]:
     """Check the indexes that make reading fast, and the one that keeps a session in one row."""
     with reading(path) as db:
-        amiss = objects.amiss(db)
+        amiss = objects.amiss(db, "index")
         doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
-    if gone := [name for name in amiss if name not in (*objects.TRIGGERS, objects.SESSION_KEY)]:
+    if gone := [name for name in amiss if name != objects.SESSION_KEY]:
         said = f"{', '.join(gone)}: gone, and reading is slow without"
         yield Check("indexes", "warn", said, _SETUP)
     else:

@@ -1,23 +1,18 @@
-"""What keeps the log and the views sound, and the tables made from the log: as they should be, put
-back."""
+"""The schema as the migrations make it: what of it is gone or changed, and putting that back."""
 
 import re
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
+from itertools import starmap
 from typing import Final, NamedTuple
 
 from session_projector import migrations
+from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import NeedsPerson
-from session_projector.worker.storage.sqlite.sql import columns_of
+from session_projector.worker.storage.sqlite import tables
 
-TRIGGERS: Final = (
-    "event_log_no_update",
-    "event_log_no_delete",
-    "event_log_known_id",
-    "event_log_next_seq",
-)
 SESSION_KEY: Final = "idx_view_session_key"
 _LOG: Final = "event_log"
 _NEWEST_ROW_WINS: Final = (
@@ -26,7 +21,7 @@ _NEWEST_ROW_WINS: Final = (
     " WHERE key >= 'session:' AND key < 'session;') WHERE n > 1)"
 )
 _KEPT_THERE: Final = "(SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE)"
-_FOLD_ANEW: Final = (
+_FOLD_AGAIN: Final = (
     f"DELETE FROM projection_state WHERE projection IN {_KEPT_THERE}",
     f"DELETE FROM quarantine WHERE projection IN {_KEPT_THERE}",
     "UPDATE checkpoint SET position = 0, digest = '', skipped = 0, generation = generation + 1"
@@ -35,7 +30,7 @@ _FOLD_ANEW: Final = (
 # Below 0: a rebuild that is not done, and whoever comes next does it.
 _REBUILD_ALL: Final = "UPDATE checkpoint SET version = -abs(version), generation = generation + 1"
 
-# An odd `skipped` is found by verify, and mended by replay.
+# An odd `skipped` is found by verify, and repaired by replay.
 _ODD: Final = (
     "SELECT name FROM checkpoint WHERE typeof(version) <> 'integer'"
     " OR typeof(position) <> 'integer' OR typeof(generation) <> 'integer'"
@@ -47,41 +42,54 @@ _SOUND: Final = (
 )
 
 
-class _Object(NamedTuple):
-    """A trigger or an index: what it is, on which table, and how it is made."""
+class Object(NamedTuple):
+    """A table, SQL view, trigger or index: of which table it is, and how it was created.
+
+    `columns` are those of a table of ours.
+    """
 
     kind: str
+    name: str
     table: str
     sql: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def is_exact(self) -> bool:
+        return self.kind == "trigger" or self.name == SESSION_KEY
 
 
-def amiss(connection: sqlite3.Connection) -> dict[str, str]:
-    """Triggers and indexes that are gone, or not as the migrations make them: name to `gone` or
-    `changed`. Of an index that only makes things fast, its place is enough: Kanbatte made it too.
+def amiss(connection: sqlite3.Connection, *kinds: str) -> dict[str, str]:
+    """Triggers and indexes, or one of the `kinds`, that are `gone`, or `changed` from how the
+    migrations make them.
+
+    Of an index that only makes things fast, its place is enough: Kanbatte made it too.
     """
-    there = _standing(connection)
-    return {
-        name: "changed" if name in there else "gone"
-        for name, wanted in _objects().items()
-        if name not in there
-        or (
-            (wanted.kind == "trigger" or name == SESSION_KEY)
-            and there[name].sql.split() != wanted.sql.split()
-        )
-    }
-
-
-def lacking(connection: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
-    """Tables but for the log that are gone, or lack columns: name to these, none where it is gone.
-
-    All of them can be made anew, from the log or empty.
-    """
+    there = _objects(connection)
     found = {}
-    for name, (_, columns) in _tables().items():
-        there = {column.lower() for column in columns_of(connection, name)}
-        if missing := [column for column in columns if column.lower() not in there]:
-            found[name] = tuple(missing) if there else ()
+    for key, wanted in _schema().items():
+        if wanted.kind in (kinds or ("trigger", "index")):
+            one = there.get(key)
+            if one is None or one.table.lower() != wanted.table:
+                found[wanted.name] = "gone"
+            elif wanted.is_exact and one.sql.split() != wanted.sql.split():
+                found[wanted.name] = "changed"
     return found
+
+
+def lacking(connection: sqlite3.Connection) -> dict[str, list[str]]:
+    """Tables that are gone or lack columns, but for the log: name to these, none if it is gone."""
+    found = {}
+    for name, wanted in _tables().items():
+        there = {column.lower() for column in tables.columns_of(connection, name)}
+        if missing := [column for column in wanted.columns if column.lower() not in there]:
+            found[name] = missing if there else []
+    return found
+
+
+def foreign(connection: sqlite3.Connection) -> list[Object]:
+    """What the migrations did not make."""
+    return [one for key, one in _objects(connection).items() if key not in _schema()]
 
 
 def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, bool]]:
@@ -89,19 +97,15 @@ def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, boo
 
     Name, table, and whether one may refuse or lose what is written there, or writes there itself.
     """
-    rows = connection.execute(
-        "SELECT name, tbl_name, sql FROM sqlite_master"
-        f" WHERE type = 'trigger' AND NOT {_is_named()}"
-    ).fetchall()
     kept = connection.execute("SELECT DISTINCT lower(kept_in) FROM checkpoint").fetchall()
     ours = {_LOG, *_tables(), *(table for (table,) in kept)}
     names = "|".join(map(re.escape, ours))
     into = rf"(?:update(?:\s+or\s+\w+)?|into|delete\s+from)\s+[\"'`\[]?(?:{names})\b"
     meddles = re.compile(rf"\braise\b|\b{into}", re.IGNORECASE)
     return [
-        (name, table, bool(meddles.search(sql.partition(table)[2])))
-        for name, table, sql in rows
-        if table.lower() in ours
+        (one.name, one.table, bool(meddles.search(one.sql.partition(one.table)[2])))
+        for one in foreign(connection)
+        if one.kind == "trigger" and one.table.lower() in ours
     ]
 
 
@@ -110,90 +114,88 @@ def odd_checkpoints(connection: sqlite3.Connection) -> list[str]:
     return [str(name) for (name,) in connection.execute(_ODD)]
 
 
-def restore(connection: sqlite3.Connection) -> list[str]:
-    """Put back what is gone or amiss, inside the caller's transaction; returns the names.
+def is_whole(connection: sqlite3.Connection) -> bool:
+    """Whether there is nothing to restore."""
+    return not (_gone(connection) or amiss(connection) or odd_checkpoints(connection))
 
-    Raises `NeedsPerson` where one of the names is taken by something of somebody else's.
+
+def restore(connection: sqlite3.Connection) -> list[str]:
+    """Put back what is gone or changed, within the caller's transaction; returns the names.
+
+    A table is created empty, and what stood in it is folded again. Raises `NeedsPerson` where one
+    of the names is taken by something of another program's.
     """
-    gone = [name for name, columns in lacking(connection).items() if not columns]
-    for name in gone:
-        connection.execute(_tables()[name][0])
+    gone = _gone(connection)
+    for statements in gone.values():
+        for statement in statements:
+            connection.execute(statement)
     if "quarantine" in gone:
         connection.execute(_REBUILD_ALL)
-    if "view" in gone:
-        fold_anew(connection, "view")
+    kept = [table for table in gone if _fold_again(connection, table)]
     odd = odd_checkpoints(connection)
     for name in odd:
         connection.execute(_SOUND, (name,))
-    names = amiss(connection)
-    for name, kind, table in _named(connection):
-        if (kind, table.lower()) != _objects()[name.lower()][:2]:
+    faults = amiss(connection)
+    ours = {wanted.name: wanted for wanted in _schema().values()}
+    for one in _objects(connection).values():
+        wanted = ours.get(one.name.lower(), one)
+        if wanted.name in faults and (one.kind, one.table.lower()) != (wanted.kind, wanted.table):
             raise NeedsPerson(
-                f"{name} is {kind} of {table}: another program took the name of what keeps the log"
-                " and the views sound",
-                f"give that {kind} another name, and run this again",
+                f"{one.name} is {one.kind} of {one.table}: another program took the name of what"
+                " keeps the log and the views sound",
+                f"give that {one.kind} another name, and run this again",
             )
-    for name, how in names.items():
+    for name, how in faults.items():
         if how == "changed":
-            connection.execute(f"DROP {_objects()[name].kind} {name}")
+            connection.execute(f"DROP {ours[name].kind} {name}")
         if name == SESSION_KEY:
             connection.execute(_NEWEST_ROW_WINS)
-        connection.execute(_objects()[name].sql)
-    return [*gone, *(f"the checkpoint of {name}" for name in odd), *names]
+        connection.execute(ours[name].sql)
+    made = [table for table in gone if table in _tables() or table in kept]
+    return [*made, *(f"the checkpoint of {name}" for name in odd), *faults]
 
 
-def fold_anew(connection: sqlite3.Connection, table: str) -> None:
-    """Let the projections that kept their views in a table that was gone begin at the first event:
-    their checkpoints would say that its rows stand."""
-    for statement in _FOLD_ANEW:
-        connection.execute(statement, (table,))
+def _fold_again(connection: sqlite3.Connection, table: str) -> bool:
+    """Let the projections that kept their views in a table that was gone begin at the first event,
+    as their checkpoints say that its rows are there; whether there are any."""
+    changed = [connection.execute(statement, (table,)).rowcount for statement in _FOLD_AGAIN]
+    return changed[-1] > 0
+
+
+def _gone(connection: sqlite3.Connection) -> dict[str, list[str]]:
+    """Tables that are gone, but for the log, and what makes each: also those of the projections
+    that are built in.
+
+    What there is and does not fit is left to its projection, which says so when it runs.
+    """
+    there = _objects(connection)
+    gone = {name: [one.sql] for name, one in _tables().items() if ("table", name) not in there}
+    for table in (projection.table for projection in BUILT_IN):
+        if not table.prefix and not {("table", table.name), ("view", table.name)} & there.keys():
+            gone[table.name] = tables.statements(table)
+    return gone
+
+
+def _tables() -> dict[str, Object]:
+    return {name: one for (kind, name), one in _schema().items() if kind == "table"}
 
 
 @cache
-def _objects() -> Mapping[str, _Object]:
-    """As a fresh database has them."""
-    with closing(_fresh()) as fresh:
-        found = fresh.execute(
-            "SELECT lower(name), type, lower(tbl_name), sql FROM sqlite_master"
-            " WHERE sql IS NOT NULL AND type IN ('trigger', 'index')"
-        )
-        return {name: _Object(kind, table, sql) for name, kind, table, sql in found}
+def _schema() -> Mapping[tuple[str, str], Object]:
+    """As a fresh database has it, but for the log."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript("".join(migrations.load().values()))
+        return {
+            key: one._replace(columns=(*tables.columns_of(fresh, one.name),))
+            for key, one in _objects(fresh).items()
+            if one.name != _LOG
+        }
 
 
-@cache
-def _tables() -> Mapping[str, tuple[str, tuple[str, ...]]]:
-    """The tables but for the log: how each is made, and its columns."""
-    with closing(_fresh()) as fresh:
-        found = fresh.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name <> ?"
-            " AND name NOT LIKE 'sqlite%'",
-            (_LOG,),
-        ).fetchall()
-        return {name: (sql, columns_of(fresh, name)) for name, sql in found}
-
-
-def _fresh() -> sqlite3.Connection:
-    fresh = sqlite3.connect(":memory:")
-    fresh.executescript("".join(migrations.load().values()))
-    return fresh
-
-
-def _standing(connection: sqlite3.Connection) -> dict[str, _Object]:
-    wanted = _objects()
-    return {
-        name.lower(): _Object(kind, table.lower(), str(sql))
-        for name, kind, table, sql in connection.execute(
-            f"SELECT name, type, tbl_name, sql FROM sqlite_master WHERE {_is_named()}"
-        )
-        if (kind, table.lower()) == wanted[name.lower()][:2]
-    }
-
-
-def _named(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    return connection.execute(
-        f"SELECT name, type, tbl_name FROM sqlite_master WHERE {_is_named()}"
-    ).fetchall()
-
-
-def _is_named() -> str:
-    return f"lower(name) IN ({', '.join(repr(name) for name in _objects())})"
+def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], Object]:
+    """All that was created, by kind and name in small letters."""
+    rows = connection.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_master"
+        " WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*'"
+    )
+    return {(one.kind, one.name.lower()): one for one in starmap(Object, rows)}

@@ -1,17 +1,17 @@
 """Whose layout a database has, and the copy made before one of Kanbatte's is adopted."""
 
 import glob
-import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import Enum
 from pathlib import Path
 
 from session_projector.worker.errors import NeedsPerson
-from session_projector.worker.storage.sqlite.sql import columns_of
+from session_projector.worker.storage.sqlite.connection import connect
+from session_projector.worker.storage.sqlite.tables import columns_of
 
 
 class Layout(Enum):
@@ -31,7 +31,7 @@ _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_a
 
 def layout(connection: sqlite3.Connection, path: Path) -> Layout:
     """Recognised by columns; raises `NeedsPerson` for any other layout."""
-    log, view = columns_of(connection, "event_log"), columns_of(connection, "view")
+    log, view = (tuple(columns_of(connection, table)) for table in ("event_log", "view"))
     if not log and not view:
         return Layout.EMPTY
     found = _COLUMNS.get(log)
@@ -47,33 +47,24 @@ def layout(connection: sqlite3.Connection, path: Path) -> Layout:
 
 @contextmanager
 def copied(connection: sqlite3.Connection, path: Path) -> Iterator[Path | None]:
-    """A copy of a database that is to be adopted, gone again unless it was renamed."""
+    """The copy of a database that the block adopts, None where there is nothing to adopt.
+
+    The caller holds the write lock, so that nobody else is here, and has not written yet. The copy
+    has its name once the block is done, and is gone where it fails.
+    """
     if layout(connection, path) is not Layout.KANBATTE:
         yield None
         return
-    copy = path.with_name(f"{path.name}.copying-{os.getpid()}")
-    for left in path.parent.glob(f"{glob.escape(path.name)}.copying-*"):
-        if left == copy or not _is_alive(left.suffix.removeprefix(".copying-")):
-            left.unlink(missing_ok=True)
+    copy = path.with_name(f"{path.name}.copying")
+    for left in path.parent.glob(f"{glob.escape(copy.name)}*"):  # by one that was killed
+        left.unlink(missing_ok=True)
     try:
-        connection.execute("VACUUM INTO ?", (str(copy),))
+        with closing(connect(path, mode="ro")) as reading:  # who holds the lock cannot VACUUM
+            reading.execute("VACUUM INTO ?", (str(copy),))
         shutil.copymode(path, copy)
-        yield copy
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        named = path.with_name(f"{path.name}.before-projector-{stamp}")
+        yield named
+        copy.rename(named)
     finally:
         copy.unlink(missing_ok=True)
-
-
-def _is_alive(pid: str) -> bool:
-    """Whether the process that makes a copy may still be at it."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError, OverflowError):
-        pass
-    return True
-
-
-def backup_name(path: Path) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    return path.with_name(f"{path.name}.before-projector-{stamp}")

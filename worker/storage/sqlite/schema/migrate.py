@@ -3,31 +3,24 @@
 import shlex
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from session_projector import migrations
-from session_projector.projections import BUILT_IN
-from session_projector.projections.projection import Table
 from session_projector.worker.errors import NeedsPerson, RetryLater, quoted
 from session_projector.worker.storage.port import Setup
-from session_projector.worker.storage.sqlite import tables
-from session_projector.worker.storage.sqlite.connection import connect
+from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
-from session_projector.worker.storage.sqlite.schema.kanbatte import (
-    Layout,
-    backup_name,
-    copied,
-    layout,
-)
+from session_projector.worker.storage.sqlite.schema.kanbatte import Layout, copied, layout
 from session_projector.worker.storage.sqlite.schema.sharing import (
     check_folder,
     group_id,
     os_errors,
     share,
 )
-from session_projector.worker.storage.sqlite.sql import columns_of
+from session_projector.worker.storage.sqlite.tables import columns_of
 
 _WAL_PATIENCE_S = 10.0
 _OURS = "-projector-"
@@ -36,18 +29,14 @@ _OURS = "-projector-"
 
 def status(path: Path) -> list[tuple[str, bool]]:
     """Every migration and whether it is applied, oldest first."""
-    connection = connect(path, mode="ro")
-    try:
-        with translated(path):
-            applied = _applied(connection, layout(connection, path))
-    finally:
-        connection.close()
+    with closing(connect(path, mode="ro")) as connection, translated(path):
+        applied = _applied(connection, path)
     return [(name, name in applied) for name in sorted({*migrations.load(), *_newer(applied)})]
 
 
 def check(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a database whose schema is older or newer than this program's, or not whole."""
-    applied = _applied(connection, layout(connection, path))
+    applied = _applied(connection, path)
     if newer := _newer(applied):
         raise NeedsPerson(
             f"{path} has a newer schema than this projector ({', '.join(newer)})",
@@ -67,7 +56,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _not_whole(lacking: Mapping[str, tuple[str, ...]], path: Path) -> NeedsPerson:
+def _not_whole(lacking: Mapping[str, Sequence[str]], path: Path) -> NeedsPerson:
     if gone := [name for name, columns in lacking.items() if not columns]:
         return NeedsPerson(
             f"{path} lacks {', '.join(gone)}: somebody dropped what the migrations made",
@@ -89,105 +78,48 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
         check_folder(path, gid)
     with os_errors(path):
         path.parent.mkdir(exist_ok=True)
-    connection = connect(path, mode="rwc")
-    try:
-        with translated(path):
-            done = _upgrade(connection, path)
-            if gid is not None:
-                share(path, gid)
-            use_wal(connection, path)
-            if gid is not None:
-                share(path, gid)
-    finally:
-        connection.close()
+    with closing(connect(path, mode="rwc")) as connection, translated(path):
+        done = _upgrade(Connection(connection, path))
+        if gid is not None:
+            share(path, gid)
+        use_wal(connection, path)
+        if gid is not None:
+            share(path, gid)
     return done
 
 
-def _upgrade(connection: sqlite3.Connection, path: Path) -> Setup:
-    applied = _applied(connection, layout(connection, path))
+def _upgrade(opened: Connection) -> Setup:
+    connection, path = opened.raw, opened.path
+    applied = _applied(connection, path)
     if _newer(applied):
         check(connection, path)
-    if all(name in applied for name in migrations.load()):
-        return _restore(connection)
-    with copied(connection, path) as copy:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            # Seen anew: another set-up may have been here since.
-            adopting = layout(connection, path) is Layout.KANBATTE
-            names, doubled = _migrate(connection, path)
-            restored = _put_back(connection)
-            # Before the COMMIT, after which a kill would leave it under a name that says nothing.
-            backup = str(copy.rename(backup_name(path))) if copy and adopting else None
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-    return Setup(names, backup, doubled, restored)
-
-
-def _restore(connection: sqlite3.Connection) -> Setup:
-    """What stands is current; only what keeps it so may be amiss."""
-    whole = not (objects.lacking(connection) or objects.amiss(connection))
-    if whole and not (objects.odd_checkpoints(connection) or _kept_gone(connection)):
+    if applied >= migrations.load().keys() and objects.is_whole(connection):
         return Setup([], None, [])
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    # Everything is looked at again: another set-up may have been here since.
+    with opened.writing(), copied(connection, path) as copy:
         doubled = doubled_keys(connection)
-        restored = _put_back(connection)
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-    return Setup([], None, doubled, restored)
+        names = _migrate(connection, path)
+        restored = objects.restore(connection)
+    return Setup(names, str(copy) if copy else None, doubled, restored)
 
 
-def _put_back(connection: sqlite3.Connection) -> list[str]:
-    """What somebody dropped or changed, and the tables of the projections that are built in."""
-    restored = objects.restore(connection)
-    for table in _kept_gone(connection):
-        if connection.execute(
-            "SELECT 1 FROM checkpoint WHERE kept_in = ?", (table.name,)
-        ).fetchone():
-            objects.fold_anew(connection, table.name)
-            restored.append(table.name)
-        for statement in tables.statements(table):
-            connection.execute(statement)
-    return restored
-
-
-def _kept_gone(connection: sqlite3.Connection) -> list[Table]:
-    """What is there and does not fit is left to its projection, which says so when it runs."""
-    own = (p.table for p in BUILT_IN if not p.table.prefix)
-    taken = {
-        name
-        for (name,) in connection.execute(
-            "SELECT lower(name) FROM sqlite_master WHERE type IN ('table', 'view')"
-        )
-    }
-    return [table for table in own if table.name.lower() not in taken]
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> tuple[list[str], list[str]]:
-    """Inside the transaction, so that what two set-ups at once see cannot change under them."""
-    found = layout(connection, path)
-    applied = _applied(connection, found)
+def _migrate(connection: sqlite3.Connection, path: Path) -> list[str]:
+    applied = _applied(connection, path)
     connection.execute(
         "CREATE TABLE IF NOT EXISTS umzug_meta"
         " (name TEXT PRIMARY KEY, created_at TEXT DEFAULT CURRENT_TIMESTAMP)"
     )
     for name in sorted(applied):
         _record(connection, name)
-    doubled = doubled_keys(connection)
-    foreign = _foreign_objects(connection)
+    foreign = _others_on_the_log(connection)
     names = [name for name in migrations.load() if name not in applied]
     for name in names:
         for statement in _statements(migrations.load()[name]):
             connection.execute(statement)
         _record(connection, name)
-    for statement in foreign - _foreign_objects(connection):
+    for statement in foreign - _others_on_the_log(connection):
         connection.execute(statement)
-    return names, doubled
+    return names
 
 
 def _record(connection: sqlite3.Connection, name: str) -> None:
@@ -206,9 +138,9 @@ def _record(connection: sqlite3.Connection, name: str) -> None:
     )
 
 
-def _applied(connection: sqlite3.Connection, found: Layout) -> set[str]:
+def _applied(connection: sqlite3.Connection, path: Path) -> set[str]:
     """From the history of ours, and from the layout where that history is missing or foreign."""
-    known = list(migrations.load())
+    found, known = layout(connection, path), list(migrations.load())
     applied = set(known[:3]) if found is Layout.PROJECTOR else set()
     if found is Layout.KANBATTE:
         applied = {known[0]} | ({known[1]} if columns_of(connection, "view") else set())
@@ -233,15 +165,13 @@ def doubled_keys(connection: sqlite3.Connection) -> list[str]:
     return [key for (key,) in rows]
 
 
-def _foreign_objects(connection: sqlite3.Connection) -> set[str]:
-    """SQL of the indexes and triggers that others put on event_log: making it anew drops them."""
-    rows = connection.execute(
-        "SELECT sql FROM sqlite_master WHERE tbl_name = 'event_log' AND sql IS NOT NULL"
-        " AND type IN ('trigger', 'index') AND name NOT IN ("
-        "'idx_event_log_key', 'idx_event_log_created_at', 'event_log_no_update',"
-        " 'event_log_no_delete', 'event_log_known_id', 'event_log_next_seq')"
-    )
-    return {sql for (sql,) in rows}
+def _others_on_the_log(connection: sqlite3.Connection) -> set[str]:
+    """SQL of others' indexes and triggers on event_log, which go with the table of before."""
+    return {
+        one.sql
+        for one in objects.foreign(connection)
+        if one.table == "event_log" != one.name and one.name != "idx_event_log_created_at"
+    }
 
 
 def _statements(script: str) -> Iterator[str]:
