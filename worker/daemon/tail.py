@@ -4,7 +4,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -229,16 +229,17 @@ class Tail:
             self._took_memory = self._took_memory or much
             bulk = much and not self._gentle
             committed = await self._thread.run(lambda store: store.commit(changes, bulk=bulk))
+            # At once: what fails from here on must not fold again what is committed.
+            self.members = [
+                Member(member.projection, part.change.after, member.hot)
+                for member, part in zip(self.members, batch.parts, strict=True)
+            ]
+            for part in batch.parts:
+                part.keep()
         if left:
             ahead.start, ahead.events = batch.parts[0].change.after.position, read[-len(left) :]
             ahead.look = msgspec.structs.replace(look, rows=rows[-len(left) - 1 :])
         self._ahead = ahead  # not before: what fails begins anew
-        self.members = [
-            Member(member.projection, part.change.after, member.hot)
-            for member, part in zip(self.members, batch.parts, strict=True)
-        ]
-        for part in batch.parts:
-            part.keep()
         self._measure(batch, committed, started)
         self._state.iterated(newest, self._positions(), leading=self._leading)
         _report(batch, newest, started)
@@ -250,9 +251,11 @@ class Tail:
         return True
 
     async def _look_ahead(self, ahead: "_Ahead") -> None:
-        """Read and decode what comes next, while the database thread commits."""
-        ahead.look = await self._look(ahead.start, ahead.until, self._most_now())
-        ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
+        """Read and decode what comes next, while the database thread commits. It can be done
+        without: where it fails it is forgotten, and the next look meets what was wrong."""
+        with suppress(Exception):
+            ahead.look = await self._look(ahead.start, ahead.until, self._most_now())
+            ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
 
     async def _look(
         self,
