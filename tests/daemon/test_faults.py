@@ -24,7 +24,8 @@ from support.folding import opened, run_once
 from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Tail, load
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 SHELL = shutil.which("sqlite3")

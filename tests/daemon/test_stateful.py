@@ -23,7 +23,8 @@ from support.interrupted import Interrupted
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
 from session_projector.worker.daemon import service
-from session_projector.worker.daemon.tail import Member, Tail, load
+from session_projector.worker.daemon.member import Member, load
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import Finding, LostRace, NeedsPerson
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
 from session_projector.worker.replay import fix

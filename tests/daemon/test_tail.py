@@ -13,7 +13,9 @@ from support import Database, copy, daemon, event, fill, logs, oracle
 from support.folding import catch_up, opened, refolded
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Outage, Tail, load
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import NeedsPerson, RetryLater, Unavailable
 from session_projector.worker.storage.port import Limits, Thread
 from session_projector.worker.storage.sqlite.schema import migrate as schema

@@ -10,8 +10,9 @@ from anyio.abc import TaskStatus
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import wait
 from session_projector.worker.daemon.background_verify import scrub
+from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.supervisor import Feed
-from session_projector.worker.daemon.tail import Member, Tail, load
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import LostRace, ProjectionFailed, ProjectorError
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.faults import faults_of

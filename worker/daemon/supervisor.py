@@ -11,8 +11,10 @@ import structlog
 from anyio.abc import TaskGroup
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.clock import now_ms, wait
-from session_projector.worker.daemon.tail import Member, Outage, Tail, load
+from session_projector.worker.clock import wait
+from session_projector.worker.daemon.member import Member, load
+from session_projector.worker.daemon.outage import Failures, Outage
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
 from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.cooperative import courteous
@@ -21,17 +23,9 @@ from session_projector.worker.replay.plan import is_walked
 from session_projector.worker.replay.rebuild import rebuild
 from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
 from session_projector.worker.replay.walk import Pages
-from session_projector.worker.storage.port import (
-    Checkpoint,
-    Database,
-    ProjectionStatus,
-    Thread,
-    Wakeup,
-)
+from session_projector.worker.storage.port import Checkpoint, Database, Thread, Wakeup
 from session_projector.worker.telemetry.state import DaemonState
 
-LONGEST_RETRY_S: Final = 60.0
-"""Between two attempts at a projection that fails; the first is after a second."""
 LONGEST_JOIN_S: Final = 0.02
 """How long the others may be made to wait, so that one that was behind joins them."""
 BEHIND_POLL_S: Final = 0.05
@@ -106,7 +100,9 @@ class Feed:
                         self._state.rebuilding(projection.name, 0, 1)
                         walked.append(projection)
                     else:
-                        await _report(thread, projection, None)
+                        await thread.run(
+                            lambda store: store.checkpoints.report(projection.name, None)
+                        )
                         # Both may have been said before the database was unavailable for another.
                         self._state.rebuilt(projection.name, member.checkpoint.position)
                         self._state.recovered(projection.name)
@@ -152,7 +148,7 @@ class Feed:
 
     async def _alone(self, projection: Projection, lead: Tail) -> None:
         """Catch up, and join the others; tried again for as long as it fails."""
-        trouble, outage = _Trouble(projection), Outage(self._state, projection.name)
+        failures, outage = Failures(projection), Outage(self._state, projection.name)
         courteous.set(True)
         while not self._stop.is_set():
             try:
@@ -163,12 +159,12 @@ class Feed:
                         if self._stop.is_set():
                             return  # whether or not it got there: what is said of it stays
                         self._state.recovered(projection.name)
-                        await trouble.over(thread)
+                        await failures.over(thread)
                         return
                     except ProjectionFailed as error:
                         self._state.fails(projection.name)
-                        await trouble.tell(thread, error)
-                await wait(trouble.retry_s, self._stop)
+                        await failures.tell(thread, error)
+                await wait(failures.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
             except Unavailable as error:
@@ -238,45 +234,8 @@ async def _is_walked(thread: Thread, member: Member) -> bool:
     return await thread.run(lambda store: is_walked(store, member.projection, member.checkpoint))
 
 
-async def _report(thread: Thread, projection: Projection, status: ProjectionStatus | None) -> None:
-    await thread.run(lambda store: store.checkpoints.report(projection.name, status))
-
-
 @contextmanager
 def _but_for_failures(projection: Projection) -> Iterator[None]:
     """What it raises is its own concern, and not now."""
     with suppress(ProjectionFailed, LostRace), faults_of(projection):
         yield
-
-
-class _Trouble:
-    """A projection that fails: said once, tried again ever more slowly, then said to be over."""
-
-    def __init__(self, projection: Projection) -> None:
-        self._projection = projection
-        self._why = ""
-        self._failures = 0
-        self._since_ms = 0
-
-    @property
-    def retry_s(self) -> float:
-        return min(2.0 ** (self._failures - 1), LONGEST_RETRY_S)
-
-    async def tell(self, thread: Thread, error: ProjectionFailed) -> None:
-        name, version = self._projection.name, self._projection.version
-        now = now_ms()
-        self._since_ms = self._since_ms or now
-        self._failures += 1
-        if str(error) != self._why:
-            self._why = str(error)
-            log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
-        why = f"{error}: {error.hint}"
-        status = ProjectionStatus("failed", version, why, 0, 0, self._since_ms, now)
-        await _report(thread, self._projection, status)
-
-    async def over(self, thread: Thread) -> None:
-        if self._failures:
-            log.info(
-                "projection_recovered", projection=self._projection.name, failures=self._failures
-            )
-        await _report(thread, self._projection, None)

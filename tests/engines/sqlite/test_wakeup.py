@@ -11,7 +11,10 @@ from support import Database
 from support.folding import opened
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Outage, Tail, load, look
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.page import read_page
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.storage.port import Thread
 from session_projector.worker.storage.sqlite import wakeup
 from session_projector.worker.storage.sqlite.wakeup import UNHEARD
@@ -123,8 +126,10 @@ async def test_without_inotify_it_asks(
 async def test_a_patient_look_sees_what_is_committed_meanwhile(
     database: Database, thread: Thread, others: list[str]
 ) -> None:
-    await thread.run(lambda store: look(store, 0, None, 10))
-    looks = asyncio.create_task(thread.run(lambda store: look(store, 0, None, 10, patience_s=3600)))
+    await thread.run(lambda store: read_page(store, 0, None, 10))
+    looks = asyncio.create_task(
+        thread.run(lambda store: read_page(store, 0, None, 10, patience_s=3600))
+    )
     await asyncio.sleep(0)
     for statement in others:
         database.sql(statement)
