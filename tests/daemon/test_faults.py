@@ -355,7 +355,7 @@ async def test_a_turn_cancelled_at_any_await_leaves_no_lock_and_no_half_batch(
             if at > 1:
                 database.sql("DELETE FROM view WHERE key = ?", f"session:A-{at - 1}")
                 database.appended(f"A-{at - 1}", "to be folded from the log")
-            turn = Interrupted(Tail(thread, members).turn(), at, again=again)
+            turn = Interrupted(Tail(thread, members).iterate(), at, again=again)
             task = asyncio.create_task(turn)
             turn.cancel = task.cancel
             await asyncio.wait([task])

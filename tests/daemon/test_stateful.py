@@ -229,7 +229,7 @@ class Machine(RuleBasedStateMachine):
             daemon = await self._daemon(which)
             if daemon.held is None:
                 for tail in daemon.tails:
-                    if await self._crash(tail.turn(), at, again=again, losing=True):
+                    if await self._crash(tail.iterate(), at, again=again, losing=True):
                         break
             await self._close(which)
 
@@ -430,7 +430,7 @@ class Machine(RuleBasedStateMachine):
             await self._release(which)
         for _ in range(turns):
             for tail in daemon.tails:
-                if not await self._settled(daemon, tail.turn()):
+                if not await self._settled(daemon, tail.iterate()):
                     return
 
     async def _settled(self, daemon: Daemon, turn: Coroutine[Any, Any, bool]) -> bool:
@@ -453,7 +453,7 @@ class Machine(RuleBasedStateMachine):
             return
         daemon.thread.gate, daemon.thread.reached = asyncio.Event(), asyncio.Event()
         daemon.foreign = False
-        daemon.held = asyncio.create_task(daemon.tails[0].turn())
+        daemon.held = asyncio.create_task(daemon.tails[0].iterate())
         reached = asyncio.create_task(daemon.thread.reached.wait())
         await asyncio.wait([daemon.held, reached], return_when=asyncio.FIRST_COMPLETED)
         reached.cancel()

@@ -39,8 +39,8 @@ class Part(msgspec.Struct, frozen=True):
         """The projection once this is committed, with these views cached. Of a projection that is
         not ours none are, as a view may hold more than its row says."""
         if self.member.projection.built_in:
-            self.member.hot.forget(self.change.removed)
-            self.member.hot.keep(self.views, map(size_of, self.change.rows))
+            self.member.cache.forget(self.change.removed)
+            self.member.cache.keep(self.views, map(size_of, self.change.rows))
         return msgspec.structs.replace(self.member, checkpoint=self.change.after)
 
 
@@ -85,7 +85,7 @@ class _Touched(msgspec.Struct, frozen=True):
 
     events: int
     first: dict[str, int]
-    hot: dict[str, Any]
+    cached: dict[str, Any]
     rows: dict[str, tuple[Any, ...]]
 
 
@@ -109,9 +109,9 @@ async def fold_batch(
     parts: list[Part] = []
     for member, found in zip(members, touched, strict=True):
         with faults_of(member.projection):
-            views, mended = await _views(thread, member, found, last.seq, shared=shared)
+            views, repaired = await _views(thread, member, found, last.seq, shared=shared)
             folded = await fold_in_slices(member.projection, views, events, runs)
-            parts.append(_part(member, found, last, folded, {k: views[k] for k in mended}))
+            parts.append(_part(member, found, last, folded, {k: views[k] for k in repaired}))
     return Batch(events, parts)
 
 
@@ -120,25 +120,25 @@ async def _load(
 ) -> _Touched:
     """What events touch; of the first events only, if that is more than may be loaded."""
     first = folding.touched(member.projection, events, runs)
-    hot = member.hot.take(first)
-    cold = [key for key in first if key not in hot]
+    cached = member.cache.take(first)
+    cold = [key for key in first if key not in cached]
     if not cold:
-        return _Touched(len(events), first, hot, {})
+        return _Touched(len(events), first, cached, {})
     loaded = await thread.run(lambda store: store.views.load(member.projection, cold))
     covered = len(events)
     if loaded.covered < len(cold):
         covered = bisect_left(events, first[cold[loaded.covered]], key=attrgetter("seq"))
-    return _Touched(covered, first, hot, loaded.rows)
+    return _Touched(covered, first, cached, loaded.rows)
 
 
 async def _views(
     thread: Thread, member: Member, touched: _Touched, until: int, *, shared: bool
 ) -> tuple[dict[str, Any | None], list[str]]:
     """The views that events up to `until` touch, as they stand, and which of them were found
-    damaged or gone, and so were folded from the log on the spot."""
+    corrupt or missing, and so were folded from the log on the spot."""
     projection, standing = member.projection, touched.rows
     views: dict[str, Any | None] = {
-        key: touched.hot.get(key) for key, seq in touched.first.items() if seq <= until
+        key: touched.cached.get(key) for key, seq in touched.first.items() if seq <= until
     }
     suspect: set[str] = set()
     for key in standing.keys() & views.keys():
@@ -147,10 +147,12 @@ async def _views(
         except CorruptRow as error:
             log.warning("damaged_view_found", projection=projection.name, key=key, why=str(error))
             suspect.add(key)
-    suspect |= await _missing(thread, member, views.keys() - standing.keys() - touched.hot.keys())
+    suspect |= await _missing(
+        thread, member, views.keys() - standing.keys() - touched.cached.keys()
+    )
     if suspect and shared and projection.log_keys("") is None:
         raise ProjectionFailed(
-            projection.name, "a row of it is damaged", "it is folded from the whole log by itself"
+            projection.name, "a row of it is corrupt", "it is folded from the whole log by itself"
         )
     if suspect:
         found = await refold(thread, projection, suspect, until=member.checkpoint.position)
@@ -176,7 +178,7 @@ async def _missing(thread: Thread, member: Member, keys: set[str]) -> set[str]:
 
 
 def _part(
-    member: Member, touched: _Touched, last: LogRow, folded: Folded, mended: Mapping[str, Any]
+    member: Member, touched: _Touched, last: LogRow, folded: Folded, repaired: Mapping[str, Any]
 ) -> Part:
     """What events up to and with the one of the row `last` do to a projection."""
     projection, before = member.projection, member.checkpoint
@@ -186,10 +188,10 @@ def _part(
         digest=digest(last),
         skipped=before.skipped + folded.skipped,
     )
-    changed = {key: view for key, view in mended.items() if view is not None} | folded.views
+    changed = {key: view for key, view in repaired.items() if view is not None} | folded.views
     # In the order of the index on the key: a third off the writing of many rows.
     settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
-    removed = [key for key in mended if key in touched.rows and key not in changed]
+    removed = [key for key in repaired if key in touched.rows and key not in changed]
     rows = [projection.to_row(view) for view in settled.values()]
     change = Change(projection.table, before, after, rows, removed, folded.quarantined)
     return Part(member, change, folded, settled)

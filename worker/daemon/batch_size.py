@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from session_projector.worker.folding.pacing import Gentle
+from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.storage.port import BATCH_EVENTS
 
 FIRST_EVENTS: Final = 64
@@ -12,20 +12,20 @@ LEAST_GROWTH: Final = 2
 SHORT_BATCH_S: Final = 0.25
 """A batch grows so that the next one may take about as long, its commit apart."""
 LONG_BATCH_S: Final = 1.0
-"""A batch is a turn, and a tail that does not turn is taken for one that hangs."""
+"""The tail shows life once in a batch, and one that shows none is taken for one that hangs."""
 
 
 class BatchSize:
     """The size of the next batch by how long those before took; `built_in` says of a batch whether
     all of its projections are ours."""
 
-    def __init__(self, gentle: Gentle) -> None:
+    def __init__(self, pacing: WritePacing) -> None:
         self._most = FIRST_EVENTS
-        self._gentle = gentle
+        self._pacing = pacing
 
     @property
     def events(self) -> int:
-        return min(self._most, self._gentle.most_events) if self._gentle else self._most
+        return min(self._most, self._pacing.most_events) if self._pacing else self._most
 
     def grow(self, took_s: float, *, built_in: bool) -> None:
         """A batch of this size was read and folded, and there is more."""

@@ -4,7 +4,7 @@ import msgspec
 import structlog
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.daemon.view_cache import Hot
+from session_projector.worker.daemon.view_cache import ViewCache
 from session_projector.worker.folding.checkpoints import checkpoint_of, refuse_newer
 from session_projector.worker.storage.port import Checkpoint, Store, Thread
 
@@ -16,7 +16,7 @@ class Member(msgspec.Struct, frozen=True):
 
     projection: Projection
     checkpoint: Checkpoint
-    hot: Hot = msgspec.field(default_factory=Hot)
+    cache: ViewCache = msgspec.field(default_factory=ViewCache)
 
 
 async def load(thread: Thread, projection: Projection) -> Member:

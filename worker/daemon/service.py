@@ -9,7 +9,7 @@ from anyio.abc import TaskStatus
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import wait
-from session_projector.worker.daemon.background_verify import scrub
+from session_projector.worker.daemon.background_verify import verify_in_background
 from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.supervisor import Feed
 from session_projector.worker.daemon.tail import Tail
@@ -44,8 +44,8 @@ async def run(
             await tasks.start(_stop_on_signal, stop, state)
             if await _take_over(database, leadership, stop, state):
                 if verify_every_s is not None:
-                    walk = (database, projections, verify_every_s, stop, state)
-                    tasks.start_soon(scrub, *walk)
+                    verified = (database, projections, verify_every_s, stop, state)
+                    tasks.start_soon(verify_in_background, *verified)
                 await Feed(database, projections, stop, state).run()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -64,7 +64,7 @@ class Feed:
             tasks.start_soon(wakeup.end_at, self._stop)
             while not self._stop.is_set():
                 try:
-                    async with lead.turn_lock:
+                    async with lead.lock:
                         walked, alone = await self._place(thread, lead, unplaced)
                     unplaced = []
                     if walked:
@@ -135,7 +135,7 @@ class Feed:
                 await own.run(lambda store: store.release_memory())
             if self._stop.is_set():
                 return  # what is said of them stays
-            async with lead.turn_lock:
+            async with lead.lock:
                 rest = [*chain(*await self._place(thread, lead, projections))]
             for projection in projections:
                 if projection not in rest:
@@ -185,7 +185,7 @@ class Feed:
             newest = await thread.run(lambda store: store.log.newest())
             await alone.run(self._stop, until=newest)
             pace_s = (time.perf_counter() - started) / max(alone.position - before, 1)
-            async with lead.turn_lock:
+            async with lead.lock:
                 if (lead.position - alone.position) * pace_s <= LONGEST_JOIN_S:
                     # What the others folded since is little, and they wait for it here.
                     await alone.run(self._stop, until=lead.position)

@@ -17,15 +17,15 @@ from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.page import Page, decoded, read_page
 from session_projector.worker.errors import LostRace, Unavailable
 from session_projector.worker.folding.checkpoints import checkpoint_of, does_not_fit, fits_log
-from session_projector.worker.folding.pacing import Gentle
+from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup
 from session_projector.worker.telemetry.state import Batch as BatchStats
 from session_projector.worker.telemetry.state import DaemonState
 
 MUCH_BYTES: Final = 1024 * 1024
 GLANCES: Final = 8
-"""While idle only every so many of them is a whole look: one asks no more than whether others
-committed."""
+"""While idle only every so many of them is followed by a read: one asks no more than whether
+others committed."""
 PATIENCE_S: Final = 0.008
 """inotify speaks when a commit is written, which can be seen once the disk has it."""
 
@@ -45,8 +45,8 @@ class Tail:
         wakeup: Wakeup | None = None,
     ) -> None:
         self.members = list(members)
-        self.turn_lock = anyio.Lock()
-        """Held during a turn; whoever holds it may add a member that stands where these do."""
+        self.lock = anyio.Lock()
+        """Held for an iteration; whoever holds it may add a member that stands where these do."""
         self._thread = thread
         self._outage = outage
         self._state = outage.state if outage else DaemonState()
@@ -54,8 +54,8 @@ class Tail:
         self._ahead: Page | None = None
         """What follows these members' position, where it is read already."""
         self._wakeup = wakeup
-        self._gentle = Gentle()
-        self._size = BatchSize(self._gentle)
+        self._pacing = WritePacing()
+        self._size = BatchSize(self._pacing)
         self._newest = 0
         self._took_memory = False
         self._woken: float | None = None
@@ -73,8 +73,8 @@ class Tail:
         """
         while not stop.is_set():
             try:
-                async with self.turn_lock:
-                    moved = await self.turn(until)
+                async with self.lock:
+                    moved = await self.iterate(until)
             except Unavailable as error:
                 if self._outage is None:
                     raise
@@ -89,7 +89,7 @@ class Tail:
             await self._idle(stop)
 
     async def _idle(self, stop: anyio.Event) -> None:
-        """Until there may be something new, or a look is due all the same."""
+        """Wait until there may be something new, or a read is due all the same."""
         for _ in range(GLANCES):
             assert self._wakeup, "only what goes up to a position needs none"
             if await self._wakeup.wait(self._changed, stop):
@@ -106,7 +106,7 @@ class Tail:
                 return
             self._state.iterated(self._newest, self._positions(), leading=self._leading)
 
-    async def turn(self, until: int | None = None) -> bool:
+    async def iterate(self, until: int | None = None) -> bool:
         """Fold one batch, or none where there is nothing new; returns whether there was."""
         started = time.perf_counter()
         page = await self._next_page(until)
@@ -162,7 +162,7 @@ class Tail:
         ahead = [rest] if rest.rows else []
         much = batch.size > MUCH_BYTES
         self._took_memory = self._took_memory or much
-        changes, bulk = batch.changes, much and not self._gentle
+        changes, bulk = batch.changes, much and not self._pacing
         async with _beside(self._read_ahead, page, ahead, wanted=page.more and not ahead):
             committed = await self._thread.run(lambda store: store.commit(changes, bulk=bulk))
             # At once: what fails from here on must not fold again what is committed.
@@ -183,10 +183,10 @@ class Tail:
     ) -> None:
         """Size the next batches by how this one went, and leave the lock to others that write."""
         self._size.shrink(time.perf_counter() - started, built_in=batch.built_in)
-        self._gentle.wrote(others=page.touched and page.more)
-        if self._gentle and page.more:
+        self._pacing.wrote(others=page.touched and page.more)
+        if self._pacing and page.more:
             rows = sum(len(change.rows) for change in batch.changes)
-            self._gentle.held(committed.held_s, rows=rows, projections=len(batch.parts))
+            self._pacing.held(committed.held_s, rows=rows, projections=len(batch.parts))
             await anyio.sleep(committed.held_s)
 
     def _report(self, batch: Batch, page: Page, committed: CommitStats, started: float) -> None:

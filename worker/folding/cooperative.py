@@ -1,4 +1,4 @@
-"""Folding that leaves other tasks their turns, however slow a projection is."""
+"""Folding that lets other tasks run, however slow a projection is."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ LONGEST_SLICE_S: Final = 0.005
 async def read_in_slices(
     rows: Sequence[LogRow], projections: Sequence[Projection]
 ) -> list[Event | Rejected]:
-    """`read`, and the other tasks' turn whenever it took so long."""
+    """`read`, letting other tasks run whenever it took long."""
     events: list[Event | Rejected] = []
     pause = _Pause()
     for start in range(0, len(rows), READ_SLICE_EVENTS):
@@ -41,7 +41,7 @@ async def fold_in_slices(
     events: Sequence[Event | Rejected],
     runs: Runs | None = None,
 ) -> Folded:
-    """`fold`, and the other tasks' turn whenever it took so long; `runs`: of the same events."""
+    """`fold`, letting other tasks run whenever it took long; `runs`: of the same events."""
     if projection.built_in:
         return await _fold_runs(projection, views, runs or folding.runs_of(events))
     changed: dict[str, Any] = {}

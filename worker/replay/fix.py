@@ -9,14 +9,14 @@ import msgspec
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import LostRace, Unavailable
-from session_projector.worker.folding.pacing import Gentle
+from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.replay.as_of import AsOf
 from session_projector.worker.storage.port import Change, Checkpoint, Thread, size_of
 
 CHUNK_CHANGES: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 """What one transaction writes at most, so that no writer waits long."""
-GENTLE_SHARE: Final = 8
+PACED_SHARE: Final = 8
 """Beside other processes that write, a transaction has a part of these."""
 Rows = Mapping[str, tuple[Any, ...]]
 HoldOn = Callable[[Unavailable], Awaitable[None]]
@@ -36,7 +36,7 @@ class Fixer:
         self._table = table
         self._as_of = as_of
         self._hold_on = hold_on
-        self._gentle = Gentle()
+        self._pacing = WritePacing()
 
     async def replace(
         self, now: Checkpoint, keys: Sequence[str], rows: Rows, stored: Rows | None = None
@@ -53,7 +53,7 @@ class Fixer:
             chunk.append(key)
             sizes = (size_of(some.get(key, ())) for some in (rows, stored or {}))
             size += CHUNK_BYTES if stored is None else max(sizes)
-            share = GENTLE_SHARE if self._gentle else 1
+            share = PACED_SHARE if self._pacing else 1
             full = len(chunk) * share >= CHUNK_CHANGES or size * share >= CHUNK_BYTES
             if number < len(keys) and not full:
                 continue
@@ -89,7 +89,7 @@ class Fixer:
     async def _commit(self, change: Change) -> bool:
         """Whether the race was won; one that is not to be run again raises `LostRace`."""
         while True:
-            bulk = not self._gentle and sum(map(size_of, change.rows)) >= CHUNK_BYTES
+            bulk = not self._pacing and sum(map(size_of, change.rows)) >= CHUNK_BYTES
             try:
                 committed = await self._thread.run(lambda store: store.commit([change], bulk=bulk))
                 break
@@ -101,7 +101,7 @@ class Fixer:
                 if self._hold_on is None:
                     raise
                 await self._hold_on(error)
-        self._gentle.wrote(others=committed.others_wrote)
-        if self._gentle:
+        self._pacing.wrote(others=committed.others_wrote)
+        if self._pacing:
             await anyio.sleep(committed.held_s)
         return True
