@@ -22,7 +22,7 @@ from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
-from session_projector.worker.daemon import service
+from session_projector.worker.daemon import supervisor
 from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import Finding, LostRace, NeedsPerson
@@ -237,7 +237,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(at=st.integers(1, 60))
     def crash_in_run_once(self, at: int) -> None:
-        self._run(self._crash(service.run_once(self.target, BUILT_IN), at))
+        self._run(self._crash(supervisor.run_once(self.target, BUILT_IN), at))
 
     @rule(at=st.integers(1, 90))
     def crash_in_a_replay(self, at: int) -> None:
@@ -486,7 +486,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _catch_up(self) -> None:
         try:
-            await service.run_once(self.target, BUILT_IN)
+            await supervisor.run_once(self.target, BUILT_IN)
         except NeedsPerson:
             assert self.damaged
             return

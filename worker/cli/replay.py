@@ -48,7 +48,7 @@ def replay(
     """Fold the log again and mend what differs, while daemon, readers and writers go on."""
     import anyio
 
-    from session_projector.worker.daemon.service import run_once
+    from session_projector.worker.daemon.supervisor import run_once
     from session_projector.worker.replay import verify as verification
 
     if dry_run:

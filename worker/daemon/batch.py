@@ -90,11 +90,12 @@ class _Touched(msgspec.Struct, frozen=True):
 
 
 async def fold_batch(
-    thread: Thread, members: Sequence[Member], page: Page, *, shared: bool
+    thread: Thread, members: Sequence[Member], page: Page, *, brief: bool, share: bool
 ) -> Batch:
     """Fold the events of a page; of the first only, if all touch more views than may be loaded.
 
-    `shared`: other projections are held up where a view is folded from the whole log.
+    `brief`: a projection whose views need the whole log to be folded again fails instead. `share`:
+    as of `fold_in_slices`.
     """
     events = page.events
     touched: list[_Touched] = []
@@ -109,8 +110,10 @@ async def fold_batch(
     parts: list[Part] = []
     for member, found in zip(members, touched, strict=True):
         with faults_of(member.projection):
-            views, repaired = await _views(thread, member, found, last.seq, shared=shared)
-            folded = await fold_in_slices(member.projection, views, events, runs)
+            views, repaired = await _views(
+                thread, member, found, last.seq, brief=brief, share=share
+            )
+            folded = await fold_in_slices(member.projection, views, events, runs, share=share)
             parts.append(_part(member, found, last, folded, {k: views[k] for k in repaired}))
     return Batch(events, parts)
 
@@ -132,7 +135,7 @@ async def _load(
 
 
 async def _views(
-    thread: Thread, member: Member, touched: _Touched, until: int, *, shared: bool
+    thread: Thread, member: Member, touched: _Touched, until: int, *, brief: bool, share: bool
 ) -> tuple[dict[str, Any | None], list[str]]:
     """The views that events up to `until` touch, as they stand, and which of them were found
     corrupt or missing, and so were folded from the log on the spot."""
@@ -150,12 +153,14 @@ async def _views(
     suspect |= await _missing(
         thread, member, views.keys() - standing.keys() - touched.cached.keys()
     )
-    if suspect and shared and projection.log_keys("") is None:
+    if suspect and brief and projection.log_keys("") is None:
         raise ProjectionFailed(
             projection.name, "a row of it is corrupt", "it is folded from the whole log by itself"
         )
     if suspect:
-        found = await refold(thread, projection, suspect, until=member.checkpoint.position)
+        found = await refold(
+            thread, projection, suspect, until=member.checkpoint.position, share=share
+        )
         for key in sorted(suspect):
             views[key] = found.get(key)
             if key in found:

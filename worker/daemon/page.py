@@ -80,9 +80,10 @@ def read_page(
     return Page(start, until, first, rows, newest, touched, checkpoints)
 
 
-async def decoded(page: Page, projections: tuple[Projection, ...]) -> Page:
-    """A page with its events as some projections are to fold them."""
+async def decoded(page: Page, projections: tuple[Projection, ...], *, share: bool) -> Page:
+    """A page with its events as some projections are to fold them; `share`: as of
+    `fold_in_slices`."""
     if page.decoded_for == projections:
         return page
-    events = await read_in_slices(page.rows, projections)
+    events = await read_in_slices(page.rows, projections, share=share)
     return msgspec.structs.replace(page, events=events, decoded_for=projections)

@@ -42,8 +42,10 @@ class Tail:
         outage: Outage | None = None,
         *,
         leading: bool = False,
+        share: bool = False,
         wakeup: Wakeup | None = None,
     ) -> None:
+        """`leading`: the others join it; `share`: it leaves the others as much time as it takes."""
         self.members = list(members)
         self.lock = anyio.Lock()
         """Held for an iteration; whoever holds it may add a member that stands where these do."""
@@ -51,6 +53,7 @@ class Tail:
         self._outage = outage
         self._state = outage.state if outage else DaemonState()
         self._leading = leading
+        self._share = share
         self._ahead: Page | None = None
         """What follows these members' position, where it is read already."""
         self._wakeup = wakeup
@@ -113,9 +116,9 @@ class Tail:
         if not await self._has_events(page):
             self._state.iterated(page.newest, self._positions(), leading=self._leading)
             return False
-        page = await decoded(page, self._projections())
-        shared = self._outage is not None and len(self.members) > 1
-        batch = await fold_batch(self._thread, self.members, page, shared=shared)
+        page = await decoded(page, self._projections(), share=self._share)
+        brief = self._leading and len(self.members) > 1  # so as not to hold up the others
+        batch = await fold_batch(self._thread, self.members, page, brief=brief, share=self._share)
         if page.more:
             self._size.grow(time.perf_counter() - started, built_in=batch.built_in)
         committed = await self._commit(batch, page)
@@ -176,7 +179,7 @@ class Tail:
         with suppress(Exception):
             found = await self._read(page.rows[-1].seq, page.until, self._size.events)
             if found.rows:
-                ahead.append(await decoded(found, page.decoded_for))
+                ahead.append(await decoded(found, page.decoded_for, share=self._share))
 
     async def _learn(
         self, batch: Batch, page: Page, committed: CommitStats, started: float

@@ -24,12 +24,15 @@ async def side_by_side(
     projections: Sequence[Projection],
     turn: Callable[[Projection, Checkpoint, Pages], Turn],
     attempt: Attempt,
+    *,
+    share: bool = False,
 ) -> None:
     """Let the walks take turns, so that those at one position share its reading.
 
-    What `attempt` keeps to itself ends only that projection's walk.
+    What `attempt` keeps to itself ends only that projection's walk. `share`: other tasks get as
+    much time as the walks take.
     """
-    pages = Pages(thread, projections)
+    pages = Pages(thread, projections, share=share)
     checkpoints: dict[Projection, Checkpoint] = {}
     for projection in projections:
         with attempt(projection):
