@@ -68,7 +68,7 @@ class Supervisor:
             log.info("started", database=self._database.name, projections=names)
             lead = Tail(thread, [], self._outage, leading=True, wakeup=wakeup)
             unplaced = list(self._projections)
-            tasks.start_soon(wakeup.end_at, self._stop)
+            tasks.start_soon(self._close_at_stop, wakeup)
             while not self._stop.is_set():
                 try:
                     async with lead.lock:
@@ -90,6 +90,10 @@ class Supervisor:
                         tasks.start_soon(self._alone, member.projection, lead)
                 except Unavailable as error:
                     await self._outage.wait_out(error, self._stop)
+
+    async def _close_at_stop(self, wakeup: Wakeup) -> None:
+        await self._stop.wait()
+        wakeup.close()
 
     async def _place(
         self, thread: Thread, lead: Tail, projections: Sequence[Projection]

@@ -23,9 +23,8 @@ from session_projector.worker.telemetry.state import Batch as BatchStats
 from session_projector.worker.telemetry.state import DaemonState
 
 MUCH_BYTES: Final = 1024 * 1024
-GLANCES: Final = 8
-"""While idle only every so many of them is followed by a read: one asks no more than whether
-others committed."""
+VAIN_WAITS: Final = 8
+"""So many in a row, each of which asked at its end whether others committed, and a read is due."""
 PATIENCE_S: Final = 0.008
 """inotify speaks when a commit is written, which can be seen once the disk has it."""
 
@@ -69,7 +68,8 @@ class Tail:
         return self.members[0].checkpoint.position if self.members else 0
 
     async def run(self, stop: anyio.Event, *, until: int | None = None) -> None:
-        """Fold events as they come until `stop`; with `until`, only up to that position.
+        """Fold events as they come until `stop`; without a `Wakeup` only those that are there, with
+        `until` only up to that position.
 
         Waits out an `Outage` if it was given one. Raises `LostRace` where somebody else moved a
         checkpoint.
@@ -85,18 +85,17 @@ class Tail:
                 continue
             if self._outage:
                 self._outage.over()
-            if moved:
-                continue
-            if until is not None:
+            if self._wakeup:
+                await self._wait(self._wakeup, stop, found=moved)
+            elif not moved:
                 return
-            await self._idle(stop)
 
-    async def _idle(self, stop: anyio.Event) -> None:
+    async def _wait(self, wakeup: Wakeup, stop: anyio.Event, *, found: bool) -> None:
         """Wait until there may be something new, or a read is due all the same."""
-        for _ in range(GLANCES):
-            assert self._wakeup, "only what goes up to a position needs none"
-            if await self._wakeup.wait(self._changed, stop):
-                self._woken = self._woken or time.perf_counter()
+        for _ in range(VAIN_WAITS):
+            if await wakeup.wait(self._changed, found=found):
+                if not found:
+                    self._woken = self._woken or time.perf_counter()
                 return
             self._woken = None
             if stop.is_set():
@@ -104,9 +103,6 @@ class Tail:
             if self._took_memory:
                 await self._thread.run(lambda store: store.release_memory())
                 self._took_memory = False
-            if await self._changed():
-                self._wakeup.looked(touched=True, found=False)
-                return
             self._state.iterated(self._newest, self._positions(), leading=self._leading)
 
     async def iterate(self, until: int | None = None) -> bool:
@@ -130,8 +126,6 @@ class Tail:
         """The page that was read ahead, if it is what follows; else one that is read now."""
         if until is not None:
             until = max(until, self.position)
-        if self._wakeup:
-            self._wakeup.looks()
         page, self._ahead = self._ahead, None  # what fails from here on is read again
         wanted = (self.position, until, self._projections())
         if page is None or (page.start, page.until, page.decoded_for) != wanted:
@@ -151,8 +145,6 @@ class Tail:
         checkpoints = [member.checkpoint for member in self.members]
         if not page.fits(checkpoints):
             await self._check_log()
-        if self._wakeup:
-            self._wakeup.looked(touched=page.touched, found=bool(page.rows))
         # A database restored in place stands elsewhere than what is remembered of it.
         if not page.rows and page.checkpoints != checkpoints:
             raise LostRace
