@@ -24,7 +24,8 @@ from support.folding import opened, run_once
 from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Tail, load
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 SHELL = shutil.which("sqlite3")
@@ -354,7 +355,7 @@ async def test_a_turn_cancelled_at_any_await_leaves_no_lock_and_no_half_batch(
             if at > 1:
                 database.sql("DELETE FROM view WHERE key = ?", f"session:A-{at - 1}")
                 database.appended(f"A-{at - 1}", "to be folded from the log")
-            turn = Interrupted(Tail(thread, members).turn(), at, again=again)
+            turn = Interrupted(Tail(thread, members).iterate(), at, again=again)
             task = asyncio.create_task(turn)
             turn.cancel = task.cancel
             await asyncio.wait([task])

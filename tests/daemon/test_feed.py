@@ -20,8 +20,10 @@ from support.folding import catch_up, checkpoint, mend, opened
 from support.served import HTTP, address, scraped
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import tail
-from session_projector.worker.daemon.tail import Outage, load
+from session_projector.worker.daemon import batch_size
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import Unavailable
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.telemetry.state import DaemonState
@@ -595,13 +597,13 @@ def test_however_long_batches_take_each_has_an_event(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They get smaller until they are short."""
-    monkeypatch.setattr(tail, "LONG_BATCH_S", 0)
-    monkeypatch.setattr(tail, "SHORT_BATCH_S", 0)
+    monkeypatch.setattr(batch_size, "LONG_BATCH_S", 0)
+    monkeypatch.setattr(batch_size, "SHORT_BATCH_S", 0)
     fill(database, sessions=20, events=300)
 
     async def run() -> None:
         async with opened(database.path) as thread:
-            folding = tail.Tail(thread, [await load(thread, PerProject())])
+            folding = Tail(thread, [await load(thread, PerProject())])
             with anyio.fail_after(30):
                 await folding.run(anyio.Event(), until=300)
 

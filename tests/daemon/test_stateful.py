@@ -22,8 +22,9 @@ from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
-from session_projector.worker.daemon import service
-from session_projector.worker.daemon.tail import Member, Tail, load
+from session_projector.worker.daemon import supervisor
+from session_projector.worker.daemon.member import Member, load
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import Finding, LostRace, NeedsPerson
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
 from session_projector.worker.replay import fix, plan
@@ -228,7 +229,7 @@ class Machine(RuleBasedStateMachine):
             daemon = await self._daemon(which)
             if daemon.held is None:
                 for tail in daemon.tails:
-                    if await self._crash(tail.turn(), at, again=again, losing=True):
+                    if await self._crash(tail.iterate(), at, again=again, losing=True):
                         break
             await self._close(which)
 
@@ -236,7 +237,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(at=st.integers(1, 60))
     def crash_in_run_once(self, at: int) -> None:
-        self._run(self._crash(service.run_once(self.target, BUILT_IN), at))
+        self._run(self._crash(supervisor.run_once(self.target, BUILT_IN), at))
 
     @rule(at=st.integers(1, 90))
     def crash_in_a_replay(self, at: int) -> None:
@@ -429,7 +430,7 @@ class Machine(RuleBasedStateMachine):
             await self._release(which)
         for _ in range(turns):
             for tail in daemon.tails:
-                if not await self._settled(daemon, tail.turn()):
+                if not await self._settled(daemon, tail.iterate()):
                     return
 
     async def _settled(self, daemon: Daemon, turn: Coroutine[Any, Any, bool]) -> bool:
@@ -452,7 +453,7 @@ class Machine(RuleBasedStateMachine):
             return
         daemon.thread.gate, daemon.thread.reached = asyncio.Event(), asyncio.Event()
         daemon.foreign = False
-        daemon.held = asyncio.create_task(daemon.tails[0].turn())
+        daemon.held = asyncio.create_task(daemon.tails[0].iterate())
         reached = asyncio.create_task(daemon.thread.reached.wait())
         await asyncio.wait([daemon.held, reached], return_when=asyncio.FIRST_COMPLETED)
         reached.cancel()
@@ -485,7 +486,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _catch_up(self) -> None:
         try:
-            await service.run_once(self.target, BUILT_IN)
+            await supervisor.run_once(self.target, BUILT_IN)
         except NeedsPerson:
             assert self.damaged
             return

@@ -1,22 +1,54 @@
 """The daemon's way through a real database: batches, checkpoint, quarantine, races, repairs."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from hypothesis import given, settings
-from support import Database, copy, daemon, event, logs, oracle
+from support import Database, copy, daemon, event, fill, logs, oracle
 from support.folding import catch_up, opened, refolded
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Tail, load
-from session_projector.worker.errors import NeedsPerson, RetryLater
-from session_projector.worker.storage.port import Limits
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.tail import Tail
+from session_projector.worker.errors import NeedsPerson, RetryLater, Unavailable
+from session_projector.worker.storage.port import Limits, Thread
 from session_projector.worker.storage.sqlite.schema import migrate as schema
+from session_projector.worker.telemetry.state import DaemonState
 
 SESSIONS, INDEX = BUILT_IN
+
+
+class LockedStore:
+    """A store that is locked for some of the reads of new events."""
+
+    def __init__(self, store: Any, locked: Iterator[bool]) -> None:
+        self._store = store
+        self._locked = locked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def changed(self) -> bool:
+        if next(self._locked):
+            raise Unavailable("locked", "try again")
+        return bool(self._store.changed())
+
+
+class LockedThread:
+    """The thread of such a store."""
+
+    def __init__(self, thread: Thread, locked: Iterator[bool]) -> None:
+        self._thread = thread
+        self._locked = locked
+
+    async def run(self, work: Callable[[Any], Any]) -> Any:
+        return await self._thread.run(lambda store: work(LockedStore(store, self._locked)))
 
 
 @settings(max_examples=25)
@@ -86,6 +118,23 @@ def test_rows_of_view_under_other_keys_are_never_touched(database: Database) -> 
 
     assert database.sql("SELECT * FROM view WHERE key NOT LIKE 'session:%' ORDER BY id") == others
     assert len(database.views()) == 1
+
+
+async def test_a_read_ahead_that_fails_undoes_nothing_of_the_commit_beside_it(
+    database: Database,
+) -> None:
+    fill(database, sessions=20, events=200)
+    locked = chain([False, True], repeat(False))  # for the read beside the first commit
+    state = DaemonState()
+    async with opened(database.path) as thread:
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        tail = Tail(LockedThread(thread, locked), members, Outage(state))
+
+        await tail.run(anyio.Event(), until=200)
+
+    assert database.views() == oracle.fold(database.log()).views
+    assert state.unavailable == 0
+    assert state.batch_events.sum == 200
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import msgspec
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import Projection
-from session_projector.worker.daemon import service
+from session_projector.worker.daemon import supervisor
 from session_projector.worker.doctor import examine as doctor
 from session_projector.worker.errors import naming
 from session_projector.worker.folding.checkpoints import checkpoint_of
@@ -37,13 +37,13 @@ async def checkpoint(thread: Thread, projection: Projection) -> Checkpoint:
 
 
 async def run_once(path: Path, projections: Sequence[Any] = BUILT_IN) -> None:
-    await service.run_once(target(path), projections)
+    await supervisor.run_once(target(path), projections)
 
 
 def catch_up(
     database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
 ) -> None:
-    anyio.run(service.run_once, target(database.path, limits), projections)
+    anyio.run(supervisor.run_once, target(database.path, limits), projections)
 
 
 def refolded(database: Database, path: Path) -> Database:
@@ -78,7 +78,7 @@ async def replay(database: Any, projections: Sequence[Any], heard: Heard) -> Non
     finally:
         leadership.release()
     if catch_up:
-        await service.run_once(database, projections)
+        await supervisor.run_once(database, projections)
 
 
 async def compare(database: Any, projections: Sequence[Any], heard: Heard) -> None:

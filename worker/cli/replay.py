@@ -14,7 +14,7 @@ from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json
-from session_projector.worker.daemon.service import run_once
+from session_projector.worker.daemon.supervisor import run_once
 from session_projector.worker.errors import BadUsage
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification

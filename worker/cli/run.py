@@ -14,7 +14,7 @@ from session_projector.worker import registry
 from session_projector.worker.cli import logging
 from session_projector.worker.cli.logging import LogFormat, LogLevel
 from session_projector.worker.cli.options import Database
-from session_projector.worker.daemon import service
+from session_projector.worker.daemon import service, supervisor
 from session_projector.worker.errors import BadUsage
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.storage import open as storage
@@ -86,7 +86,7 @@ def run(
         # Now, not only when it takes over from another daemon.
         catalog.refuse_newer_views(store, projections)
     if once:
-        anyio.run(service.run_once, target, projections)
+        anyio.run(supervisor.run_once, target, projections)
         return
     state = DaemonState(_notifier().notify)
     with ExitStack() as stack:

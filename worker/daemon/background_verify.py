@@ -25,14 +25,14 @@ TOLD_MOST: Final = 1000
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-async def scrub(
+async def verify_in_background(
     database: Database,
     projections: Sequence[Projection],
     every_s: float,
     stop: anyio.Event,
     state: DaemonState,
 ) -> None:
-    """A page of the walk every so often, over and over: says what it finds, and mends nothing."""
+    """Compare a page every so often, over and over: says what it finds, and repairs nothing."""
     rounds = [_Rounds(projection.name, state) for projection in projections]
     while not stop.is_set():
         for projection, one in zip(projections, rounds, strict=True):
@@ -87,7 +87,7 @@ class _Rounds:
                 "views_differ",
                 projection=self._name,
                 found=self._found,
-                hint="projector verify says what differs, projector replay mends it",
+                hint="projector verify says what differs, projector replay repairs it",
             )
         elif not known:
             log.info("views_agree_again", projection=self._name)
@@ -95,7 +95,7 @@ class _Rounds:
         self._found, self._seen, self._failures = 0, set(), 0
 
     def put_off(self, why: str, hint: str) -> None:
-        """This round is begun anew; what it came upon was told."""
+        """This round begins again; what it came upon was told."""
         again = self._failures > 0
         (log.debug if again else log.warning)(
             "verify_put_off", projection=self._name, why=why, hint=hint
@@ -115,5 +115,5 @@ class _Rounds:
             hint="the code of the projection is not deterministic:"
             " test it with session_projector.testing"
             if difference.kind == "nondeterministic"
-            else "projector verify says what differs, projector replay mends it",
+            else "projector verify says what differs, projector replay repairs it",
         )

@@ -1,7 +1,7 @@
-"""Composition: the lock, the signals, the feed, shutdown."""
+"""Composition: the lock, the signals, the supervisor, shutdown."""
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import anyio
 import structlog
@@ -9,19 +9,12 @@ from anyio.abc import TaskStatus
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import wait
-from session_projector.worker.daemon.background_verify import scrub
-from session_projector.worker.daemon.supervisor import Feed
-from session_projector.worker.daemon.tail import Member, Tail, load
-from session_projector.worker.errors import LostRace, ProjectionFailed, ProjectorError
-from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
-from session_projector.worker.folding.faults import faults_of
+from session_projector.worker.daemon.background_verify import verify_in_background
+from session_projector.worker.daemon.supervisor import Supervisor
+from session_projector.worker.errors import ProjectorError
 from session_projector.worker.replay.difference import KINDS
-from session_projector.worker.replay.plan import is_walked
-from session_projector.worker.replay.rebuild import rebuild
-from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Turn, side_by_side
-from session_projector.worker.replay.verify import leader_rebuilds
-from session_projector.worker.replay.walk import Pages
-from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Thread
+from session_projector.worker.replay.round_robin import STANDBY_POLL_S
+from session_projector.worker.storage.port import Database, Leadership
 from session_projector.worker.telemetry.state import DaemonState
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -43,72 +36,15 @@ async def run(
             await tasks.start(_stop_on_signal, stop, state)
             if await _take_over(database, leadership, stop, state):
                 if verify_every_s is not None:
-                    walk = (database, projections, verify_every_s, stop, state)
-                    tasks.start_soon(scrub, *walk)
-                await Feed(database, projections, stop, state).run()
+                    verified = (database, projections, verify_every_s, stop, state)
+                    tasks.start_soon(verify_in_background, *verified)
+                await Supervisor(database, projections, stop, state).run()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _first_error(group) from None
     finally:
         leadership.release()
     log.info("stopped")
-
-
-async def run_once(database: Database, projections: Sequence[Projection]) -> None:
-    """Catch up with the newest event there is now; works beside a daemon by compare-and-set.
-
-    One that fails does not keep the others from it; the first such failure is raised at the end.
-    """
-    stop = anyio.Event()
-    leadership = database.leadership()
-    failed: list[ProjectionFailed] = []
-    try:
-        async with database.open_thread() as thread:
-            until = await thread.run(lambda store: store.log.newest())
-            while True:
-                going = {error.projection for error in failed}
-                rest = [p for p in projections if p.name not in going]
-                try:
-                    for group in await _groups(thread, rest, leadership):
-                        await Tail(thread, group).run(stop, until=until)
-                    break
-                except LostRace:
-                    log.info("checkpoint_moved_by_another")
-                except ProjectionFailed as error:
-                    log.error("projection_failed", why=str(error), hint=error.hint)
-                    failed.append(error)
-    finally:
-        leadership.release()
-    if failed:
-        raise failed[0]
-
-
-async def _groups(
-    thread: Thread, projections: Sequence[Projection], leadership: Leadership
-) -> Iterable[list[Member]]:
-    """The projections by the position where they stand, none of them in need of a rebuild."""
-    walked: list[Projection] = []
-    for projection in projections:
-        with faults_of(projection):
-            await load(thread, projection)
-            ours = await _is_ours(thread, projection, leadership)
-            checkpoint = (await load(thread, projection)).checkpoint
-            if ours and await thread.run(lambda store: is_walked(store, projection, checkpoint)):
-                walked.append(projection)
-
-    def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
-        return rebuild(thread, projection, checkpoint, pages=pages, brief=True)
-
-    await side_by_side(thread, walked, turn, faults_of)
-    groups: dict[int, list[Member]] = {}
-    for projection in projections:
-        with faults_of(projection):
-            member = await load(thread, projection)
-            checkpoint = member.checkpoint
-            if await thread.run(lambda store: needs_rebuild(store, projection, checkpoint)):
-                raise LostRace  # to a daemon that has begun just now
-        groups.setdefault(member.checkpoint.position, []).append(member)
-    return groups.values()
 
 
 async def _take_over(
@@ -129,20 +65,6 @@ async def _take_over(
             announced = True
         await wait(STANDBY_POLL_S, stop)
     return False
-
-
-async def _is_ours(thread: Thread, projection: Projection, leadership: Leadership) -> bool:
-    """Whether a full scan is up to us: two at once would each void the other's claim. Where the
-    daemon that leads must rebuild, waits until that is done."""
-    while not leadership.acquire():
-        if not leader_rebuilds(leadership, projection):
-            return True
-        if not await thread.run(
-            lambda store: needs_rebuild(store, projection, checkpoint_of(store, projection))
-        ):
-            return False
-        await anyio.sleep(STANDBY_POLL_S)
-    return True
 
 
 async def _stop_on_signal(

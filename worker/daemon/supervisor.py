@@ -1,7 +1,7 @@
-"""The projections of one database: who tails together, who catches up alone, who is set aside."""
+"""The projections of one database: who leads, who catches up alone, and who is rebuilt by whom."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from itertools import chain
 from typing import Final
@@ -11,27 +11,27 @@ import structlog
 from anyio.abc import TaskGroup
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.clock import now_ms, wait
-from session_projector.worker.daemon.tail import Member, Outage, Tail, load
+from session_projector.worker.clock import wait
+from session_projector.worker.daemon.member import Member, load
+from session_projector.worker.daemon.outage import Failures, Outage
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
-from session_projector.worker.folding.checkpoints import checkpoint_of
-from session_projector.worker.folding.cooperative import courteous
+from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.plan import is_walked
 from session_projector.worker.replay.rebuild import rebuild
-from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
+from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Attempt, Turn, side_by_side
+from session_projector.worker.replay.verify import leader_rebuilds
 from session_projector.worker.replay.walk import Pages
 from session_projector.worker.storage.port import (
     Checkpoint,
     Database,
-    ProjectionStatus,
+    Leadership,
     Thread,
     Wakeup,
 )
 from session_projector.worker.telemetry.state import DaemonState
 
-LONGEST_RETRY_S: Final = 60.0
-"""Between two attempts at a projection that fails; the first is after a second."""
 LONGEST_JOIN_S: Final = 0.02
 """How long the others may be made to wait, so that one that was behind joins them."""
 BEHIND_POLL_S: Final = 0.05
@@ -40,8 +40,8 @@ BEHIND_POLL_S: Final = 0.05
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-class Feed:
-    """Tails until `stop`; what holds one projection up never holds up another."""
+class Supervisor:
+    """The projections of a daemon; what holds one of them up never holds up another."""
 
     def __init__(
         self,
@@ -57,7 +57,8 @@ class Feed:
         self._outage = Outage(state)
 
     async def run(self) -> None:
-        """Those furthest on lead; each of the others catches up by itself, and joins them."""
+        """Tail until `stop`. Those furthest on lead; each of the others catches up by itself, and
+        joins them."""
         with closing(self._database.wakeup()) as wakeup:
             await self._run(wakeup)
 
@@ -67,14 +68,14 @@ class Feed:
             log.info("started", database=self._database.name, projections=names)
             lead = Tail(thread, [], self._outage, leading=True, wakeup=wakeup)
             unplaced = list(self._projections)
-            tasks.start_soon(wakeup.end_at, self._stop)
+            tasks.start_soon(self._close_at_stop, wakeup)
             while not self._stop.is_set():
                 try:
-                    async with lead.turn_lock:
+                    async with lead.lock:
                         walked, alone = await self._place(thread, lead, unplaced)
                     unplaced = []
                     if walked:
-                        tasks.start_soon(self._together, thread, walked, lead, tasks)
+                        tasks.start_soon(self._rebuild_together, thread, walked, lead, tasks)
                     for projection in alone:
                         tasks.start_soon(self._alone, projection, lead)
                     await lead.run(self._stop)
@@ -90,6 +91,10 @@ class Feed:
                 except Unavailable as error:
                     await self._outage.wait_out(error, self._stop)
 
+    async def _close_at_stop(self, wakeup: Wakeup) -> None:
+        await self._stop.wait()
+        wakeup.close()
+
     async def _place(
         self, thread: Thread, lead: Tail, projections: Sequence[Projection]
     ) -> tuple[list[Projection], list[Projection]]:
@@ -97,22 +102,23 @@ class Feed:
         ready: list[Member] = []
         walked: list[Projection] = []
         for projection in projections:
+            name = projection.name
             try:
                 with faults_of(projection):
                     checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
-                    self._state.checkpoint_read(projection.name, checkpoint.position)
+                    self._state.checkpoint_read(name, checkpoint.position)
                     member = await load(thread, projection)
                     if await _is_walked(thread, member):
-                        self._state.rebuilding(projection.name, 0, 1)
+                        self._state.rebuilding(name, 0, 1)
                         walked.append(projection)
                     else:
-                        await _report(thread, projection, None)
+                        await thread.run(lambda store: store.checkpoints.report(name, None))
                         # Both may have been said before the database was unavailable for another.
-                        self._state.rebuilt(projection.name, member.checkpoint.position)
-                        self._state.recovered(projection.name)
+                        self._state.rebuilt(name, member.checkpoint.position)
+                        self._state.recovered(name)
                         ready.append(member)
             except ProjectionFailed:
-                self._state.fails(projection.name)
+                self._state.fails(name)
                 continue  # as it will again, where it is alone and told of
         furthest = max((member.checkpoint.position for member in ready), default=0)
         if not lead.members or lead.position == furthest:
@@ -120,7 +126,7 @@ class Feed:
         placed = [*walked, *(member.projection for member in lead.members)]
         return walked, [projection for projection in projections if projection not in placed]
 
-    async def _together(
+    async def _rebuild_together(
         self,
         thread: Thread,
         projections: Sequence[Projection],
@@ -131,15 +137,14 @@ class Feed:
 
         What goes wrong here is met again and told of by `_alone`.
         """
-        courteous.set(bool(lead.members))
+        outage, share = Outage(self._state), bool(lead.members)
         try:
             async with self._database.open_thread() as own:
-                outage = Outage(self._state)
-                await self._walk(own, projections, _but_for_failures, outage)
+                await _rebuild(own, projections, _but_for_failures, self._stop, outage, share=share)
                 await own.run(lambda store: store.release_memory())
             if self._stop.is_set():
                 return  # what is said of them stays
-            async with lead.turn_lock:
+            async with lead.lock:
                 rest = [*chain(*await self._place(thread, lead, projections))]
             for projection in projections:
                 if projection not in rest:
@@ -152,8 +157,7 @@ class Feed:
 
     async def _alone(self, projection: Projection, lead: Tail) -> None:
         """Catch up, and join the others; tried again for as long as it fails."""
-        trouble, outage = _Trouble(projection), Outage(self._state, projection.name)
-        courteous.set(True)
+        failures, outage = Failures(projection), Outage(self._state, projection.name)
         while not self._stop.is_set():
             try:
                 async with self._database.open_thread() as thread:
@@ -163,12 +167,12 @@ class Feed:
                         if self._stop.is_set():
                             return  # whether or not it got there: what is said of it stays
                         self._state.recovered(projection.name)
-                        await trouble.over(thread)
+                        await failures.over(thread)
                         return
                     except ProjectionFailed as error:
                         self._state.fails(projection.name)
-                        await trouble.tell(thread, error)
-                await wait(trouble.retry_s, self._stop)
+                        await failures.tell(thread, error)
+                await wait(failures.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
             except Unavailable as error:
@@ -180,16 +184,16 @@ class Feed:
         """Bring one projection to where the others stand, on a connection of its own."""
         member = await load(thread, projection)
         if await _is_walked(thread, member):
-            await self._walk(thread, [projection], faults_of, outage)
+            await _rebuild(thread, [projection], faults_of, self._stop, outage, share=True)
             member = await load(thread, projection)
         self._state.rebuilt(projection.name, member.checkpoint.position)
-        alone = Tail(thread, [member], outage)
+        alone = Tail(thread, [member], outage, share=True)
         while not self._stop.is_set():
             started, before = time.perf_counter(), alone.position
             newest = await thread.run(lambda store: store.log.newest())
             await alone.run(self._stop, until=newest)
             pace_s = (time.perf_counter() - started) / max(alone.position - before, 1)
-            async with lead.turn_lock:
+            async with lead.lock:
                 if (lead.position - alone.position) * pace_s <= LONGEST_JOIN_S:
                     # What the others folded since is little, and they wait for it here.
                     await alone.run(self._stop, until=lead.position)
@@ -200,46 +204,113 @@ class Feed:
             if alone.position > lead.position:
                 await wait(BEHIND_POLL_S, self._stop)
 
-    async def _walk(
-        self,
-        thread: Thread,
-        projections: Sequence[Projection],
-        attempt: Attempt,
-        outage: Outage,
-    ) -> None:
-        """Rebuild them, a page each in turn, until that is done or `stop`."""
 
-        async def hold_on(error: Unavailable) -> None:
-            if self._stop.is_set():
-                raise error
-            await outage.wait_out(error, self._stop)
+async def run_once(database: Database, projections: Sequence[Projection]) -> None:
+    """Catch up with the newest event there is now; works beside a daemon by compare-and-set.
 
-        async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
-            name, done = projection.name, 0
-            total = await thread.run(lambda store: store.log.newest())
-            self._state.rebuilding(name, done, total)
-            steps = rebuild(
-                thread, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True
-            )
-            async with aclosing(steps):
-                async for step in steps:
+    One that fails does not keep the others from it; the first such failure is raised at the end.
+    """
+    stop = anyio.Event()  # nobody sets it
+    leadership = database.leadership()
+    failed: list[ProjectionFailed] = []
+    try:
+        async with database.open_thread() as thread:
+            until = await thread.run(lambda store: store.log.newest())
+            while True:
+                failing = {error.projection for error in failed}
+                rest = [p for p in projections if p.name not in failing]
+                try:
+                    for group in await _groups(thread, rest, leadership, stop):
+                        await Tail(thread, group).run(stop, until=until)
+                    break
+                except LostRace:
+                    log.info("checkpoint_moved_by_another")
+                except ProjectionFailed as error:
+                    log.error("projection_failed", why=str(error), hint=error.hint)
+                    failed.append(error)
+    finally:
+        leadership.release()
+    if failed:
+        raise failed[0]
+
+
+async def _groups(
+    thread: Thread, projections: Sequence[Projection], leadership: Leadership, stop: anyio.Event
+) -> Iterable[list[Member]]:
+    """The projections by the position where they stand, none of them in need of a rebuild."""
+    walked: list[Projection] = []
+    for projection in projections:
+        with faults_of(projection):
+            await load(thread, projection)
+            ours = await _is_ours(thread, projection, leadership)
+            member = await load(thread, projection)
+            if ours and await _is_walked(thread, member):
+                walked.append(projection)
+    await _rebuild(thread, walked, faults_of, stop)
+    groups: dict[int, list[Member]] = {}
+    for projection in projections:
+        with faults_of(projection):
+            member = await load(thread, projection)
+            checkpoint = member.checkpoint
+            if await thread.run(lambda store: needs_rebuild(store, projection, checkpoint)):
+                raise LostRace  # to a daemon that has begun just now
+        groups.setdefault(checkpoint.position, []).append(member)
+    return groups.values()
+
+
+async def _is_ours(thread: Thread, projection: Projection, leadership: Leadership) -> bool:
+    """Whether a full scan is up to us: two at once would each void the other's claim. Where the
+    daemon that leads must rebuild, waits until that is done."""
+    while not leadership.acquire():
+        if not leader_rebuilds(leadership, projection):
+            return True
+        if not await thread.run(
+            lambda store: needs_rebuild(store, projection, checkpoint_of(store, projection))
+        ):
+            return False
+        await anyio.sleep(STANDBY_POLL_S)
+    return True
+
+
+async def _rebuild(
+    thread: Thread,
+    projections: Sequence[Projection],
+    attempt: Attempt,
+    stop: anyio.Event,
+    outage: Outage | None = None,
+    *,
+    share: bool = False,
+) -> None:
+    """Rebuild some projections, a page each in turn, until that is done or `stop`. Waits out an
+    `Outage` if it was given one."""
+    state = outage.state if outage else DaemonState()
+
+    async def hold_on(error: Unavailable) -> None:
+        if outage is None or stop.is_set():
+            raise error
+        await outage.wait_out(error, stop)
+
+    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+        name, done = projection.name, 0
+        total = await thread.run(lambda store: store.log.newest())
+        state.rebuilding(name, done, total)
+        steps = rebuild(thread, projection, checkpoint, pages=pages, hold_on=hold_on, brief=True)
+        async with aclosing(steps):
+            async for step in steps:
+                if outage:
                     outage.over()
-                    done += step.events
-                    self._state.refolded(step.outcomes)
-                    self._state.rebuilding(name, done, total)
-                    if self._stop.is_set():
-                        return
-                    yield True
+                done += step.events
+                state.refolded(step.outcomes)
+                state.rebuilding(name, done, total)
+                if stop.is_set():
+                    return
+                yield True
 
-        await side_by_side(thread, projections, turn, attempt)
+    await side_by_side(thread, projections, turn, attempt, share=share)
 
 
 async def _is_walked(thread: Thread, member: Member) -> bool:
     return await thread.run(lambda store: is_walked(store, member.projection, member.checkpoint))
-
-
-async def _report(thread: Thread, projection: Projection, status: ProjectionStatus | None) -> None:
-    await thread.run(lambda store: store.checkpoints.report(projection.name, status))
 
 
 @contextmanager
@@ -247,36 +318,3 @@ def _but_for_failures(projection: Projection) -> Iterator[None]:
     """What it raises is its own concern, and not now."""
     with suppress(ProjectionFailed, LostRace), faults_of(projection):
         yield
-
-
-class _Trouble:
-    """A projection that fails: said once, tried again ever more slowly, then said to be over."""
-
-    def __init__(self, projection: Projection) -> None:
-        self._projection = projection
-        self._why = ""
-        self._failures = 0
-        self._since_ms = 0
-
-    @property
-    def retry_s(self) -> float:
-        return min(2.0 ** (self._failures - 1), LONGEST_RETRY_S)
-
-    async def tell(self, thread: Thread, error: ProjectionFailed) -> None:
-        name, version = self._projection.name, self._projection.version
-        now = now_ms()
-        self._since_ms = self._since_ms or now
-        self._failures += 1
-        if str(error) != self._why:
-            self._why = str(error)
-            log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
-        why = f"{error}: {error.hint}"
-        status = ProjectionStatus("failed", version, why, 0, 0, self._since_ms, now)
-        await _report(thread, self._projection, status)
-
-    async def over(self, thread: Thread) -> None:
-        if self._failures:
-            log.info(
-                "projection_recovered", projection=self._projection.name, failures=self._failures
-            )
-        await _report(thread, self._projection, None)

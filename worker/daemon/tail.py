@@ -1,103 +1,34 @@
-"""One batch: read, load, fold, commit; then wait."""
+"""The tail: page by page, the events that are new are folded and committed; then it waits."""
 
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
-from itertools import chain
-from operator import attrgetter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio
 import anyio.lowlevel
-import msgspec
 import structlog
 
-from session_projector.projections import fold as folding
-from session_projector.projections.event import Event, LogRow
-from session_projector.projections.fold import Folded, Rejected, Runs
-from session_projector.projections.projection import CorruptRow, Projection
-from session_projector.projections.rows import restore
-from session_projector.worker.clock import wait
-from session_projector.worker.daemon.view_cache import Hot
-from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
-from session_projector.worker.folding.checkpoints import (
-    checkpoint_of,
-    does_not_fit,
-    refuse_newer,
-)
-from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
-from session_projector.worker.folding.faults import faults_of
-from session_projector.worker.folding.history import refold
-from session_projector.worker.folding.pacing import Gentle
-from session_projector.worker.folding.tally import Outcomes, outcomes
-from session_projector.worker.storage.port import (
-    ANY_POSITION,
-    BATCH_EVENTS,
-    Change,
-    Checkpoint,
-    CommitStats,
-    Store,
-    Thread,
-    Wakeup,
-    digest,
-    size_of,
-)
-from session_projector.worker.telemetry.state import Batch, DaemonState
+from session_projector.projections.projection import Projection
+from session_projector.worker.daemon.batch import Batch, fold_batch
+from session_projector.worker.daemon.batch_size import BatchSize
+from session_projector.worker.daemon.member import Member
+from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.page import Page, decoded, read_page
+from session_projector.worker.errors import LostRace, Unavailable
+from session_projector.worker.folding.checkpoints import checkpoint_of, does_not_fit, fits_log
+from session_projector.worker.folding.pacing import WritePacing
+from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup
+from session_projector.worker.telemetry.state import Batch as BatchStats
+from session_projector.worker.telemetry.state import DaemonState
 
-FIRST_EVENTS: Final = 64
-MOST_GROWTH: Final = 16
-LEAST_GROWTH: Final = 2
-"""Of our own projections: what takes long are large views, which each batch writes again."""
-SHORT_BATCH_S: Final = 0.25
-"""A batch grows so that the next one may take about as long, its commit apart."""
-LONG_BATCH_S: Final = 1.0
-"""A batch is a turn, and a tail that does not turn is taken for one that hangs."""
 MUCH_BYTES: Final = 1024 * 1024
-GLANCES: Final = 8
-"""While idle only every so many of them is a whole look: one asks no more than whether others
-committed."""
+VAIN_WAITS: Final = 8
+"""So many in a row, each of which asked at its end whether others committed, and a read is due."""
 PATIENCE_S: Final = 0.008
 """inotify speaks when a commit is written, which can be seen once the disk has it."""
-RETRY_S: Final = 0.5
-"""Between two attempts at a database that is locked or has no room."""
-AGAIN_S: Final = 0.00005
-"""Between two questions of a look that waits for a commit."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-
-class Member(msgspec.Struct, frozen=True):
-    """A projection, where it stands, and those of its views that are at hand as of there."""
-
-    projection: Projection
-    checkpoint: Checkpoint
-    hot: Hot = msgspec.field(default_factory=Hot)
-
-
-class Outage:
-    """A database that is locked or has no room: said once, then counted, then said to be over."""
-
-    def __init__(self, state: DaemonState, projection: str = "") -> None:
-        """`projection`: one that is by itself; what it may not write, the lead may read."""
-        self.state = state
-        self._projection = projection
-        self._fields = {"projection": projection} if projection else {}
-        self._failures = 0
-
-    async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
-        self.state.waited_for_database(self._projection)
-        if not self._failures:
-            log.warning("database_unavailable", why=str(error), hint=error.hint, **self._fields)
-        self._failures += 1
-        await wait(RETRY_S, stop)
-
-    def over(self) -> None:
-        if self._failures:
-            self.state.database_available(self._projection)
-            log.info("database_available_again", failures=self._failures, **self._fields)
-            self._failures = 0
 
 
 class Tail:
@@ -110,20 +41,23 @@ class Tail:
         outage: Outage | None = None,
         *,
         leading: bool = False,
+        share: bool = False,
         wakeup: Wakeup | None = None,
     ) -> None:
+        """`leading`: the others join it; `share`: it leaves the others as much time as it takes."""
         self.members = list(members)
-        self.turn_lock = anyio.Lock()
-        """Held during a turn; whoever holds it may add a member that stands where these do."""
+        self.lock = anyio.Lock()
+        """Held for an iteration; whoever holds it may add a member that stands where these do."""
         self._thread = thread
         self._outage = outage
         self._state = outage.state if outage else DaemonState()
         self._leading = leading
-        self._ahead: _Ahead | None = None
+        self._share = share
+        self._ahead: Page | None = None
+        """What follows these members' position, where it is read already."""
         self._wakeup = wakeup
-        self._most = FIRST_EVENTS
-        """Events that a batch may have, by how long those before took."""
-        self._gentle = Gentle()
+        self._pacing = WritePacing()
+        self._size = BatchSize(self._pacing)
         self._newest = 0
         self._took_memory = False
         self._woken: float | None = None
@@ -134,15 +68,16 @@ class Tail:
         return self.members[0].checkpoint.position if self.members else 0
 
     async def run(self, stop: anyio.Event, *, until: int | None = None) -> None:
-        """Fold events as they come until `stop`; with `until`, only up to that position.
+        """Fold events as they come until `stop`; without a `Wakeup` only those that are there, with
+        `until` only up to that position.
 
         Waits out an `Outage` if it was given one. Raises `LostRace` where somebody else moved a
         checkpoint.
         """
         while not stop.is_set():
             try:
-                async with self.turn_lock:
-                    moved = await self.turn(until)
+                async with self.lock:
+                    moved = await self.iterate(until)
             except Unavailable as error:
                 if self._outage is None:
                     raise
@@ -150,18 +85,17 @@ class Tail:
                 continue
             if self._outage:
                 self._outage.over()
-            if moved:
-                continue
-            if until is not None:
+            if self._wakeup:
+                await self._wait(self._wakeup, stop, found=moved)
+            elif not moved:
                 return
-            await self._idle(stop)
 
-    async def _idle(self, stop: anyio.Event) -> None:
-        """Until there may be something new, or a look is due all the same."""
-        for _ in range(GLANCES):
-            assert self._wakeup, "only what goes up to a position needs none"
-            if await self._wakeup.wait(self._changed, stop):
-                self._woken = self._woken or time.perf_counter()
+    async def _wait(self, wakeup: Wakeup, stop: anyio.Event, *, found: bool) -> None:
+        """Wait until there may be something new, or a read is due all the same."""
+        for _ in range(VAIN_WAITS):
+            if await wakeup.wait(self._changed, found=found):
+                if not found:
+                    self._woken = self._woken or time.perf_counter()
                 return
             self._woken = None
             if stop.is_set():
@@ -169,260 +103,148 @@ class Tail:
             if self._took_memory:
                 await self._thread.run(lambda store: store.release_memory())
                 self._took_memory = False
-            if await self._changed():
-                self._wakeup.looked(touched=True, found=False)
-                return
             self._state.iterated(self._newest, self._positions(), leading=self._leading)
 
-    async def turn(self, until: int | None = None) -> bool:
-        """One batch, or none where there is nothing new; whether there was."""
+    async def iterate(self, until: int | None = None) -> bool:
+        """Fold one batch, or none where there is nothing new; returns whether there was."""
         started = time.perf_counter()
-        if until is not None:
-            until = max(until, self.position)
-        most = self._most_now() if self.members else 1
-        if self._wakeup:
-            self._wakeup.looks()
-        ahead, self._ahead = self._ahead, None
-        wanted = (self.position, until, self._projections())
-        if (
-            ahead
-            and ahead.look
-            and ahead.events
-            and (ahead.start, ahead.until, ahead.read_for) == wanted
-        ):
-            look, read = ahead.look, ahead.events
-        else:
-            names = [projection.name for projection in self._projections()]
-            patience_s = 0 if self._woken is None else PATIENCE_S
-            look = await self._look(self.position, until, most, names, patience_s)
-            read = []
-        self._newest = newest = look.newest
-        rows = look.rows
-        self._state.polled(newest, self._positions(), leading=self._leading)
-        if not self.members:
-            self._state.iterated(newest, {}, leading=self._leading)
+        page = await self._next_page(until)
+        if not await self._has_events(page):
+            self._state.iterated(page.newest, self._positions(), leading=self._leading)
             return False
-        if not _fits([member.checkpoint for member in self.members], rows):
-            await self._check_log()
-        rows = rows[1:] if self.position else rows
-        if self._wakeup:
-            self._wakeup.looked(touched=look.touched, found=bool(rows))
-        if not rows:
-            # A database restored in place stands elsewhere than what is remembered of it.
-            if look.checkpoints != [member.checkpoint for member in self.members]:
-                raise LostRace
-            self._state.iterated(newest, self._positions(), leading=self._leading)
-            return False
-        more = rows[-1].seq < (newest if until is None else min(newest, until))
-        read = read or await read_in_slices(rows, self._projections())
-        batch = await self._fold(rows, read)
-        left = rows[len(batch.events) :]
-        ahead = _Ahead(rows[-1].seq, until, self._projections())
-        quick = all(member.projection.built_in for member in self.members)
-        if more:
-            growth = min(SHORT_BATCH_S / (time.perf_counter() - started), MOST_GROWTH)
-            growth = max(growth, LEAST_GROWTH if quick else 0)
-            self._most = min(max(self._most, int(most * growth)), BATCH_EVENTS)
-        async with _beside(self._look_ahead, ahead, wanted=more and not left):
-            changes = [part.change for part in batch.parts]
-            much = sum(map(size_of, chain(*(c.rows for c in changes)))) > MUCH_BYTES
-            self._took_memory = self._took_memory or much
-            bulk = much and not self._gentle
-            committed = await self._thread.run(lambda store: store.commit(changes, bulk=bulk))
-        if left:
-            ahead.start, ahead.events = batch.parts[0].change.after.position, read[-len(left) :]
-            ahead.look = msgspec.structs.replace(look, rows=rows[-len(left) - 1 :])
-        self._ahead = ahead  # not before: what fails begins anew
-        self.members = [
-            Member(member.projection, part.change.after, member.hot)
-            for member, part in zip(self.members, batch.parts, strict=True)
-        ]
-        for part in batch.parts:
-            part.keep()
-        self._measure(batch, committed, started)
-        self._state.iterated(newest, self._positions(), leading=self._leading)
-        _report(batch, newest, started)
-        if time.perf_counter() - started > LONG_BATCH_S and not quick:
-            self._most = max(self._most // 4, 1)
-        self._gentle.wrote(others=look.touched and more)
-        if self._gentle and more:
-            await self._make_way(batch, committed)
+        page = await decoded(page, self._projections(), share=self._share)
+        brief = self._leading and len(self.members) > 1  # so as not to hold up the others
+        batch = await fold_batch(self._thread, self.members, page, brief=brief, share=self._share)
+        if page.more:
+            self._size.grow(time.perf_counter() - started, built_in=batch.built_in)
+        committed = await self._commit(batch, page)
+        self._report(batch, page, committed, started)
+        await self._learn(batch, page, committed, started)
         return True
 
-    async def _look_ahead(self, ahead: "_Ahead") -> None:
-        """Read and decode what comes next, while the database thread commits."""
-        ahead.look = await self._look(ahead.start, ahead.until, self._most_now())
-        ahead.events = await read_in_slices(ahead.look.rows[1:], ahead.read_for)
+    async def _next_page(self, until: int | None) -> Page:
+        """The page that was read ahead, if it is what follows; else one that is read now."""
+        if until is not None:
+            until = max(until, self.position)
+        page, self._ahead = self._ahead, None  # what fails from here on is read again
+        wanted = (self.position, until, self._projections())
+        if page is None or (page.start, page.until, page.decoded_for) != wanted:
+            most = self._size.events if self.members else 1
+            names = [projection.name for projection in self._projections()]
+            patience_s = 0 if self._woken is None else PATIENCE_S
+            page = await self._read(self.position, until, most, names, patience_s)
+        self._newest = page.newest
+        self._state.polled(page.newest, self._positions(), leading=self._leading)
+        return page
 
-    async def _look(
+    async def _has_events(self, page: Page) -> bool:
+        """Whether a page has events to fold. Raises where the log or the checkpoints are not those
+        that are remembered."""
+        if not self.members:
+            return False
+        checkpoints = [member.checkpoint for member in self.members]
+        if not page.fits(checkpoints):
+            await self._check_log()
+        # A database restored in place stands elsewhere than what is remembered of it.
+        if not page.rows and page.checkpoints != checkpoints:
+            raise LostRace
+        return bool(page.rows)
+
+    async def _commit(self, batch: Batch, page: Page) -> CommitStats:
+        """Commit a batch, and move the members on. Meanwhile what follows is read ahead, unless it
+        is the rest of this page."""
+        rest = page.after(len(batch.events))
+        ahead = [rest] if rest.rows else []
+        much = batch.size > MUCH_BYTES
+        self._took_memory = self._took_memory or much
+        changes, bulk = batch.changes, much and not self._pacing
+        async with _beside(self._read_ahead, page, ahead, wanted=page.more and not ahead):
+            committed = await self._thread.run(lambda store: store.commit(changes, bulk=bulk))
+            # At once: what fails from here on must not fold again what is committed.
+            self.members = [part.committed() for part in batch.parts]
+        self._ahead = ahead[0] if ahead else None  # not before: what follows a failure is read
+        return committed
+
+    async def _read_ahead(self, page: Page, ahead: list[Page]) -> None:
+        """Read and decode what follows a page, while the database's thread commits. It can be done
+        without: where it fails it is forgotten, and the next read meets what was wrong."""
+        with suppress(Exception):
+            found = await self._read(page.rows[-1].seq, page.until, self._size.events)
+            if found.rows:
+                ahead.append(await decoded(found, page.decoded_for, share=self._share))
+
+    async def _learn(
+        self, batch: Batch, page: Page, committed: CommitStats, started: float
+    ) -> None:
+        """Size the next batches by how this one went, and leave the lock to others that write."""
+        self._size.shrink(time.perf_counter() - started, built_in=batch.built_in)
+        self._pacing.wrote(others=page.touched and page.more)
+        if self._pacing and page.more:
+            rows = sum(len(change.rows) for change in batch.changes)
+            self._pacing.held(committed.held_s, rows=rows, projections=len(batch.parts))
+            await anyio.sleep(committed.held_s)
+
+    def _report(self, batch: Batch, page: Page, committed: CommitStats, started: float) -> None:
+        """Tell the metrics, systemd and the log of a batch that is committed."""
+        now = time.perf_counter()
+        stats = BatchStats(
+            events=len(batch.events),
+            outcomes=batch.outcomes(),
+            last_ms=batch.last_ms,
+            duration_s=now - started,
+            waited_s=committed.waited_s,
+            held_s=committed.held_s,
+            wakeup_s=None if self._woken is None else now - self._woken,
+        )
+        self._woken = None
+        self._state.committed(stats, self._positions())
+        self._state.iterated(page.newest, self._positions(), leading=self._leading)
+        changes = batch.changes
+        fields: dict[str, Any] = {
+            "position": self.position,
+            "lag_events": max(page.newest - self.position, 0),
+            "views": {change.after.name: len(change.rows) for change in changes},
+            "skipped": {c.after.name: c.after.skipped - c.before.skipped for c in changes},
+            "duration_ms": round((time.perf_counter() - started) * 1000, 2),
+        }
+        quarantined = sorted({event.seq for change in changes for event in change.quarantined})
+        if quarantined:
+            fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
+        (log.warning if quarantined else log.info)("batch_committed", **fields)
+
+    async def _read(
         self,
         start: int,
         until: int | None,
         events: int,
         names: Sequence[str] = (),
         patience_s: float = 0,
-    ) -> "Look":
-        """One look at the log, in one hop."""
+    ) -> Page:
+        """One page, in one hop."""
         return await self._thread.run(
-            lambda store: look(store, start, until, events, names, patience_s)
+            lambda store: read_page(store, start, until, events, names, patience_s)
         )
 
     async def _changed(self) -> bool:
         return await self._thread.run(lambda store: store.changed())
 
-    async def _make_way(self, batch: "_Batch", committed: CommitStats) -> None:
-        """While there is much to fold and others write."""
-        rows = sum(len(part.change.rows) for part in batch.parts)
-        self._gentle.held(committed.held_s, rows=rows, projections=len(batch.parts))
-        await anyio.sleep(committed.held_s)
+    async def _check_log(self) -> None:
+        """The log does not fit what is remembered: was the database restored in place?"""
+        members = self.members
 
-    def _most_now(self) -> int:
-        return min(self._most, self._gentle.most_events) if self._gentle else self._most
+        def misfits(store: Store) -> list[Member]:
+            if any(checkpoint_of(store, m.projection) != m.checkpoint for m in members):
+                raise LostRace
+            return [m for m in members if not fits_log(store, m.checkpoint)]
+
+        odd = await self._thread.run(misfits)
+        raise does_not_fit((odd or members)[0].projection.name, self.position)
 
     def _projections(self) -> tuple[Projection, ...]:
         return tuple(member.projection for member in self.members)
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
-
-    def _measure(self, batch: "_Batch", committed: CommitStats, started: float) -> None:
-        now = time.perf_counter()
-        woken_s = None if self._woken is None else now - self._woken
-        self._woken = None
-        events = batch.events
-        last = next((e.time for e in reversed(events) if isinstance(e, Event) and e.body), None)
-        types = Counter(map(attrgetter("type"), events))
-        counted = Outcomes()
-        for part in batch.parts:
-            counted.update(outcomes(part.member.projection, types, part.folded))
-        self._state.committed(
-            Batch(
-                events=len(events),
-                outcomes=counted,
-                last_ms=last,
-                duration_s=now - started,
-                waited_s=committed.waited_s,
-                held_s=committed.held_s,
-                wakeup_s=woken_s,
-            ),
-            self._positions(),
-        )
-
-    async def _fold(self, rows: Sequence[LogRow], events: Sequence[Event | Rejected]) -> "_Batch":
-        """What these rows change; of the first only, if all touch more than may be loaded."""
-        touched: list[_Touched] = []
-        runs = folding.runs_of(events)
-        for member in self.members:
-            with faults_of(member.projection):
-                touched.append(await _load(self._thread, member, events, runs))
-            if touched[-1].events < len(events):
-                events = events[: touched[-1].events]
-                runs = folding.runs_of(events)
-        last = rows[len(events) - 1]
-        shared = self._outage is not None and len(self.members) > 1
-        parts: list[_Part] = []
-        for member, found in zip(self.members, touched, strict=True):
-            with faults_of(member.projection):
-                views, mended = await _views(self._thread, member, found, last.seq, shared=shared)
-                folded = await fold_in_slices(member.projection, views, events, runs)
-                parts.append(_part(member, found, last, folded, {k: views[k] for k in mended}))
-        return _Batch(events, parts)
-
-    async def _check_log(self) -> None:
-        """The log does not fit what is remembered: was the database restored in place?"""
-        members = self.members
-
-        def check(store: Store) -> LogRow | None:
-            if any(checkpoint_of(store, m.projection) != m.checkpoint for m in members):
-                raise LostRace
-            return store.log.event(self.position)
-
-        row = await self._thread.run(check)
-        odd = [m for m in members if not _fits([m.checkpoint], [row] if row else [])]
-        raise does_not_fit((odd or members)[0].projection.name, self.position)
-
-
-async def load(thread: Thread, projection: Projection) -> Member:
-    """Where a projection stands, its table in shape; refuses views of a newer version."""
-
-    def prepared(store: Store) -> tuple[Checkpoint, Checkpoint]:
-        before = checkpoint_of(store, projection)
-        refuse_newer(projection, before.version)
-        return before, store.views.prepare(projection)
-
-    before, checkpoint = await thread.run(prepared)
-    if checkpoint.position < before.position:
-        log.warning("views_gone", projection=projection.name, position=before.position)
-    return Member(projection, checkpoint)
-
-
-class Look(msgspec.Struct, frozen=True):
-    """Events, the newest position, whether another connection may have committed since the look
-    before, and the checkpoints of some projections."""
-
-    rows: list[LogRow]
-    newest: int
-    touched: bool
-    checkpoints: list[Checkpoint | None]
-
-
-def look(
-    store: Store,
-    start: int,
-    until: int | None,
-    events: int,
-    names: Sequence[str] = (),
-    patience_s: float = 0,
-) -> Look:
-    """The event at `start` and `events` of those after it; where there are none it waits for
-    `patience_s`, here in the store's thread, as the event loop's timers are whole milliseconds."""
-    last = ANY_POSITION if until is None else until
-    touched = store.changed()  # before the rows: it misses nothing
-    rows = store.log.page(start=start, until=last, events=events)
-    until_s = time.perf_counter() + patience_s
-    while patience_s and (not rows or rows[-1].seq <= start) and time.perf_counter() < until_s:
-        time.sleep(AGAIN_S)
-        if store.changed():
-            touched = True
-            rows = store.log.page(start=start, until=last, events=events)
-    newest = max(store.log.newest(), rows[-1].seq if rows else 0)
-    return Look(rows, newest, touched, [store.checkpoints.get(name) for name in names])
-
-
-class _Touched(msgspec.Struct, frozen=True):
-    """The views that so many events touch, each with the seq of the first one; of these, those at
-    hand and the rows of the others."""
-
-    events: int
-    first: dict[str, int]
-    hot: dict[str, Any]
-    rows: dict[str, tuple[Any, ...]]
-
-
-class _Part(msgspec.Struct, frozen=True):
-    """What a batch does to one projection, and the views that come of it."""
-
-    member: Member
-    change: Change
-    folded: Folded
-    views: dict[str, Any]
-
-    def keep(self) -> None:
-        """Once it is committed. What others wrote may be less than it seems, so that their views
-        are only kept as rows."""
-        if self.member.projection.built_in:
-            self.member.hot.forget(self.change.removed)
-            self.member.hot.keep(self.views, map(size_of, self.change.rows))
-
-
-class _Ahead(msgspec.Struct):
-    """Events read before their turn: those after `start`, as these projections are to fold them."""
-
-    start: int
-    until: int | None
-    read_for: tuple[Projection, ...]
-    look: Look | None = None
-    events: Sequence[Event | Rejected] = ()
 
 
 @asynccontextmanager
@@ -436,119 +258,8 @@ async def _beside(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(work, *arguments)
-            await (
-                anyio.lowlevel.checkpoint()
-            )  # so that the database thread gets it before the block's
+            # So that the database's thread gets this work before the block's.
+            await anyio.lowlevel.checkpoint()
             yield
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
-
-
-class _Batch(msgspec.Struct, frozen=True):
-    """Events, and what they do to each projection."""
-
-    events: Sequence[Event | Rejected]
-    parts: Sequence[_Part]
-
-
-async def _load(
-    thread: Thread, member: Member, events: Sequence[Event | Rejected], runs: Runs
-) -> _Touched:
-    """What events touch; of the first events only, if that is more than may be loaded."""
-    first = folding.touched(member.projection, events, runs)
-    hot = member.hot.take(first)
-    cold = [key for key in first if key not in hot]
-    if not cold:
-        return _Touched(len(events), first, hot, {})
-    loaded = await thread.run(lambda store: store.views.load(member.projection, cold))
-    covered = len(events)
-    if loaded.covered < len(cold):
-        covered = bisect_left(events, first[cold[loaded.covered]], key=attrgetter("seq"))
-    return _Touched(covered, first, hot, loaded.rows)
-
-
-def _part(
-    member: Member, touched: _Touched, last: LogRow, folded: Folded, mended: Mapping[str, Any]
-) -> _Part:
-    """What events up to and with the one of the row `last` do to a projection."""
-    projection, before = member.projection, member.checkpoint
-    after = msgspec.structs.replace(
-        before,
-        position=last.seq,
-        digest=digest(last),
-        skipped=before.skipped + folded.skipped,
-    )
-    changed = {key: view for key, view in mended.items() if view is not None} | folded.views
-    # In the order of the index on the key: a third off the writing of many rows.
-    settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
-    removed = [key for key in mended if key in touched.rows and key not in changed]
-    rows = [projection.to_row(view) for view in settled.values()]
-    change = Change(projection.table, before, after, rows, removed, folded.quarantined)
-    return _Part(member, change, folded, settled)
-
-
-async def _views(
-    thread: Thread, member: Member, touched: _Touched, until: int, *, shared: bool
-) -> tuple[dict[str, Any | None], list[str]]:
-    """The views that events up to `until` touch, as they stand, and which of them were found
-    damaged or gone, and so were folded from the log on the spot."""
-    projection, checkpoint, standing = member.projection, member.checkpoint, touched.rows
-    views: dict[str, Any | None] = {
-        key: touched.hot.get(key) for key, seq in touched.first.items() if seq <= until
-    }
-    suspect: set[str] = set()
-    for key in standing.keys() & views.keys():
-        try:
-            views[key] = restore(projection, standing[key])
-        except CorruptRow as error:
-            log.warning("damaged_view_found", projection=projection.name, key=key, why=str(error))
-            suspect.add(key)
-    absent = {
-        spelling: key
-        for key in views.keys() - standing.keys() - touched.hot.keys()
-        for spelling in projection.log_keys(key) or ()
-    }
-    if checkpoint.position and absent:
-        present = await thread.run(
-            lambda store: store.log.present(
-                [*absent], until=checkpoint.position, unless_quarantined=checkpoint.name
-            )
-        )
-        suspect |= {absent[key] for key in present}
-    if suspect and shared and projection.log_keys("") is None:
-        raise ProjectionFailed(
-            projection.name, "a row of it is damaged", "it is folded from the whole log by itself"
-        )
-    if suspect:
-        found = await refold(thread, projection, suspect, until=checkpoint.position)
-        for key in sorted(suspect):
-            views[key] = found.get(key)
-            if key in found:
-                log.warning("view_folded_from_log", projection=projection.name, key=key)
-    return views, sorted(suspect)
-
-
-def _fits(checkpoints: Sequence[Checkpoint], rows: Sequence[LogRow]) -> bool:
-    """Whether the first row is the event that each checkpoint remembers."""
-    position = checkpoints[0].position
-    if position == 0:
-        return True
-    if not rows or rows[0].seq != position:
-        return False
-    return {digest(rows[0])} == {checkpoint.digest for checkpoint in checkpoints}
-
-
-def _report(batch: _Batch, newest: int, started: float) -> None:
-    changes = [part.change for part in batch.parts]
-    after = changes[0].after
-    fields: dict[str, Any] = {
-        "position": after.position,
-        "lag_events": max(newest - after.position, 0),
-        "views": {change.after.name: len(change.rows) for change in changes},
-        "skipped": {c.after.name: c.after.skipped - c.before.skipped for c in changes},
-        "duration_ms": round((time.perf_counter() - started) * 1000, 2),
-    }
-    quarantined = sorted({event.seq for change in changes for event in change.quarantined})
-    if quarantined:
-        fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
-    (log.warning if quarantined else log.info)("batch_committed", **fields)

@@ -1,19 +1,19 @@
-"""Views at hand: those of a projection that were written last, as they were folded."""
+"""Cached views: those of a projection that were written last, as they were folded."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-HOT_BYTES: Final = 12 * 1024 * 1024
-"""What the views at hand may come to; the newest is kept whatever its size."""
+CACHE_BYTES: Final = 12 * 1024 * 1024
+"""What the cached views may come to; the newest is kept whatever its size."""
 VIEW_BYTES: Final = 1024
 """Of a view in Python, beside the bytes of its row."""
 
 
-class Hot:
+class ViewCache:
     """A bounded cache, as true as the checkpoint that it was filled under.
 
-    Whoever else moves a projection on, or mends its rows, moves the checkpoint too: then this is
-    of no use any more. A row that is changed behind its back is made right by the next write.
+    Whoever else moves a projection on, or repairs its rows, moves the checkpoint too: then this
+    is of no use any more. A row that is changed behind its back is made right by the next write.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Hot:
         self._bytes = 0
 
     def take(self, keys: Iterable[str]) -> dict[str, Any]:
-        """Those of some views that are at hand."""
+        """Those of some views that are cached."""
         return {key: self._views[key][0] for key in keys if key in self._views}
 
     def keep(self, views: Mapping[str, Any], sizes: Iterable[int]) -> None:
@@ -30,7 +30,7 @@ class Hot:
             self._forget(key)
             self._views[key] = (view, size + VIEW_BYTES)
             self._bytes += size + VIEW_BYTES
-        while self._bytes > HOT_BYTES and len(self._views) > 1:
+        while self._bytes > CACHE_BYTES and len(self._views) > 1:
             self._forget(next(iter(self._views)))
 
     def forget(self, keys: Iterable[str]) -> None:

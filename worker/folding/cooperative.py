@@ -1,8 +1,7 @@
-"""Folding that leaves other tasks their turns, however slow a projection is."""
+"""Folding that lets other tasks run, however slow a projection is."""
 
 import time
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
@@ -14,8 +13,6 @@ from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Folded, Rejected, Runs
 from session_projector.projections.projection import Projection
 
-courteous: Final = ContextVar("courteous", default=False)
-"""Set in a task beside which others tail: they get as much time as it takes itself."""
 SLICE_EVENTS: Final = 16
 READ_SLICE_EVENTS: Final = 256
 SLICE_RUNS: Final = 64
@@ -24,11 +21,11 @@ LONGEST_SLICE_S: Final = 0.005
 
 
 async def read_in_slices(
-    rows: Sequence[LogRow], projections: Sequence[Projection]
+    rows: Sequence[LogRow], projections: Sequence[Projection], *, share: bool = False
 ) -> list[Event | Rejected]:
-    """`read`, and the other tasks' turn whenever it took so long."""
+    """`read`, letting other tasks run whenever it took long; `share`: for as long as it took."""
     events: list[Event | Rejected] = []
-    pause = _Pause()
+    pause = _Pause(share)
     for start in range(0, len(rows), READ_SLICE_EVENTS):
         events += folding.read(rows[start : start + READ_SLICE_EVENTS], projections)
         await pause.when_due()
@@ -40,15 +37,18 @@ async def fold_in_slices(
     views: Mapping[str, Any | None],
     events: Sequence[Event | Rejected],
     runs: Runs | None = None,
+    *,
+    share: bool = False,
 ) -> Folded:
-    """`fold`, and the other tasks' turn whenever it took so long; `runs`: of the same events."""
+    """`fold`, letting other tasks run whenever it took long; `runs`: of the same events; `share`:
+    for as long as it took."""
+    pause = _Pause(share)
     if projection.built_in:
-        return await _fold_runs(projection, views, runs or folding.runs_of(events))
+        return await _fold_runs(projection, views, runs or folding.runs_of(events), pause)
     changed: dict[str, Any] = {}
     quarantined: list[Rejected] = []
     skipped: list[str] = []
     now = {**views}
-    pause = _Pause()
     start, size = 0, 1
     while start < len(events):
         end = start + size
@@ -62,11 +62,12 @@ async def fold_in_slices(
     return Folded(changed, quarantined, skipped)
 
 
-async def _fold_runs(projection: Projection, views: Mapping[str, Any | None], runs: Runs) -> Folded:
+async def _fold_runs(
+    projection: Projection, views: Mapping[str, Any | None], runs: Runs, pause: "_Pause"
+) -> Folded:
     others = folding.fold(projection, {}, runs.others)
     changed, quarantined = others.views, others.quarantined
     waiting = iter(runs.of.values())
-    pause = _Pause()
     while some := [*islice(waiting, SLICE_RUNS)]:
         folded = folding.fold_runs(projection, views, some)
         changed |= folded.views
@@ -76,15 +77,16 @@ async def _fold_runs(projection: Projection, views: Mapping[str, Any | None], ru
 
 
 class _Pause:
-    """Since the last one."""
+    """When the last one was, and so whether another one is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: bool) -> None:
+        self._share = share
         self._since = time.perf_counter()
 
     async def when_due(self) -> bool:
         took_s = time.perf_counter() - self._since
         if took_s <= LONGEST_SLICE_S:
             return False
-        await anyio.sleep(took_s if courteous.get() else 0)
+        await anyio.sleep(took_s if self._share else 0)
         self._since = time.perf_counter()
         return True

@@ -13,10 +13,17 @@ from session_projector.worker.storage.port import Thread
 
 
 async def history(
-    thread: Thread, projection: Projection, keys: Iterable[str] | None, *, after: int, until: int
+    thread: Thread,
+    projection: Projection,
+    keys: Iterable[str] | None,
+    *,
+    after: int,
+    until: int,
+    share: bool = False,
 ) -> AsyncIterator[list[Event | Rejected]]:
     """The events after a position that may concern some views, page by page in log order: all
-    events for None, and where only an event itself tells which view it concerns."""
+    events for None, and where only an event itself tells which view it concerns. `share`: as of
+    `read_in_slices`."""
     log_keys = [None] if keys is None else [projection.log_keys(key) for key in keys]
     asked = None if None in log_keys else [*chain.from_iterable(filter(None, log_keys))]
     while rows := await thread.run(
@@ -27,7 +34,7 @@ async def history(
         )
     ):
         after = rows[-1].seq
-        yield await read_in_slices(rows, [projection])
+        yield await read_in_slices(rows, [projection], share=share)
 
 
 async def refold(
@@ -38,13 +45,15 @@ async def refold(
     until: int,
     after: int = 0,
     onto: Mapping[str, Any] | None = None,
+    share: bool = False,
 ) -> dict[str, Any]:
     """Some views as the log has them at a position, those that an event made.
 
-    `onto` has the views as of `after`, where they need not be folded from the first event.
+    `onto` has the views as of `after`, where they need not be folded from the first event. `share`:
+    as of `fold_in_slices`.
     """
     views = {**(onto or {})}
-    async for events in history(thread, projection, keys, after=after, until=until):
+    async for events in history(thread, projection, keys, after=after, until=until, share=share):
         concerned = [event for event in events if folding.key_of(projection, event) in keys]
-        views |= (await fold_in_slices(projection, views, concerned)).views
+        views |= (await fold_in_slices(projection, views, concerned, share=share)).views
     return views

@@ -1,4 +1,5 @@
-"""Beside others that write: short transactions, and the lock left to them for as long as held."""
+"""Back-off beside other writers: short transactions, and the lock left to them for as long as it
+was held."""
 
 from typing import Final
 
@@ -15,8 +16,8 @@ HOPELESS_HOLD_S: Final = 0.006
 large instead: each of them writes the same views again."""
 
 
-class Gentle:
-    """True as long as others write, or did so lately."""
+class WritePacing:
+    """How large batches are while others write; true as long as they do, or did so lately."""
 
     def __init__(self) -> None:
         self.most_events = SMALL_EVENTS

@@ -9,7 +9,7 @@ import msgspec
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import LostRace, Unavailable
-from session_projector.worker.folding.pacing import Gentle
+from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.replay.as_of import AsOf
 from session_projector.worker.storage.port import Change, Checkpoint, Thread, size_of
 
@@ -36,7 +36,7 @@ class Fixer:
         self._table = table
         self._as_of = as_of
         self._hold_on = hold_on
-        self._pacing = Gentle()
+        self._pacing = WritePacing()
 
     async def replace(
         self, now: Checkpoint, keys: Sequence[str], rows: Rows, stored: Rows | None = None

@@ -24,12 +24,15 @@ async def side_by_side(
     projections: Sequence[Projection],
     turn: Callable[[Projection, Checkpoint, Pages], Turn],
     attempt: Attempt,
+    *,
+    share: bool = False,
 ) -> None:
     """Let the scans take turns, so that those up to the same position read the log once.
 
     An error that `attempt` suppresses ends the scan of that projection alone.
+    `share`: other tasks get as much time as the scans take.
     """
-    pages = Pages(thread, projections)
+    pages = Pages(thread, projections, share=share)
     checkpoints: dict[Projection, Checkpoint] = {}
     for projection in projections:
         with attempt(projection):

@@ -48,7 +48,11 @@ class Page(msgspec.Struct, frozen=True):
 class Pages:
     """The log by key, each page read and decoded once for the scans of several projections."""
 
-    def __init__(self, thread: Thread, projections: Sequence[Projection]) -> None:
+    def __init__(
+        self, thread: Thread, projections: Sequence[Projection], *, share: bool = False
+    ) -> None:
+        """`share`: as of `fold_in_slices`, for the whole walks over these pages."""
+        self.share = share
         self._thread = thread
         self._projections = projections
         self._newest: int | None = None
@@ -68,7 +72,7 @@ class Pages:
             rows = await self._thread.run(
                 lambda store: store.log.by_session(after=after, until=until)
             )
-            events = await read_in_slices(rows, self._projections)
+            events = await read_in_slices(rows, self._projections, share=self.share)
             keys = [*dict.fromkeys(map(attrgetter("key"), rows))]
             runs = folding.runs_of(events)
             self._found = _page(events, runs, rows, keys) if rows else None
@@ -119,7 +123,9 @@ class Walk:
         views: Views = {}
         open_key = self._only
         async for page, concerned in pages:
-            folded = await fold_in_slices(self._projection, views, page.events, page.runs)
+            folded = await fold_in_slices(
+                self._projection, views, page.events, page.runs, share=self._shared.share
+            )
             views.update(folded.views)
             self.skipped += folded.skipped
             found = await self._comparison.quarantine(page.seqs, folded.quarantined)
@@ -138,7 +144,10 @@ class Walk:
         asked = None if self._only is None else [self._only]
         if asked or self._gathers:
             async for events in history(
-                self._thread, self._projection, asked, after=0, until=self._until
+                *(self._thread, self._projection, asked),
+                after=0,
+                until=self._until,
+                share=self._shared.share,
             ):
                 if asked:
                     yield _page(events), asked

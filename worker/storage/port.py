@@ -418,23 +418,17 @@ class Leadership(Protocol):
 
 
 class Wakeup(Protocol):
-    """Tells when it is worth to look for new events."""
+    """Tells when it is worth to read new events."""
 
-    def looks(self) -> None:
-        """Before a look: whatever was heard until now, our own writing too, is seen by it."""
-
-    def looked(self, *, touched: bool, found: bool) -> None:
-        """What came of it: whether others had committed, and whether there was anything to do."""
-
-    async def wait(self, changed: Callable[[], Awaitable[bool]], stop: Any) -> bool:
-        """Until there may be something new, at most for a second; whether there may be."""
+    async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
+        """Wait, between one read and the next, until there may be new events, at most for a second;
+        returns whether there may be. `found`: the read found some, so that the next one follows at
+        once. `changed`: `Store.changed`, in the thread that reads.
+        """
         ...
 
-    async def end_at(self, stop: Any) -> None:
-        """At `stop`, end a wait that is under way."""
-
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more, and end a wait that is under way."""
 
 
 class Database(Protocol):

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
+from itertools import chain, repeat
 
 import anyio
 import pytest
@@ -11,7 +12,10 @@ from support import Database
 from support.folding import opened
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon.tail import Outage, Tail, load, look
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.page import read_page
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.storage.port import Thread
 from session_projector.worker.storage.sqlite import wakeup
 from session_projector.worker.storage.sqlite.wakeup import UNHEARD
@@ -47,31 +51,28 @@ async def test_a_commit_is_heard_also_after_the_wal_was_made_anew(
     with closing(Wakeup(database.path)) as heard:
         for number in range(5):
             database.created(f"A-{number}")
-            assert await heard.wait(never, anyio.Event())
-            heard.looked(touched=True, found=True)
+            assert await heard.wait(never, found=False)
             database.sql(f"PRAGMA wal_checkpoint({mode})")
-            heard.looks()
+            assert await heard.wait(never, found=True)
 
 
 @pytest.mark.usefixtures("patient")
 async def test_what_was_written_before_a_look_or_to_another_file_wakes_nobody(
     database: Database,
 ) -> None:
-    stop = anyio.Event()
     with closing(Wakeup(database.path)) as heard:
         database.created("A-1")
-        heard.looks()
+        assert await heard.wait(never, found=True)
         (database.path.parent / "notes.txt").write_text("not ours")
         async with anyio.create_task_group() as tasks:
             woken: list[bool] = []
 
             async def wait() -> None:
-                woken.append(await heard.wait(never, stop))
+                woken.append(await heard.wait(never, found=False))
 
             tasks.start_soon(wait)
-            tasks.start_soon(heard.end_at, stop)
             await anyio.wait_all_tasks_blocked()
-            stop.set()
+            heard.close()
 
     assert woken == [False]
 
@@ -82,11 +83,24 @@ async def test_a_commit_that_cannot_be_seen_yet_is_looked_for_again(database: Da
         database.created("A-1")
         looks = 0
         for _ in range(1 + len(wakeup.AGAIN_S)):
-            looks += await heard.wait(never, anyio.Event())
-            heard.looks()
-            heard.looked(touched=False, found=False)
+            looks += await heard.wait(never, found=False)
 
     assert looks == 1 + len(wakeup.AGAIN_S)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_is_heard_while_something_else_is_looked_for_is_not_forgotten(
+    database: Database,
+) -> None:
+    with closing(Wakeup(database.path)) as heard:
+        database.created("A-1")
+        assert await heard.wait(never, found=False)
+        database.created("A-2")
+        looks = 0
+        for _ in range(len(wakeup.AGAIN_S) + 1):
+            looks += await heard.wait(never, found=False)
+
+    assert looks == len(wakeup.AGAIN_S) + 1
 
 
 async def test_where_inotify_says_nothing_of_commits_it_is_asked_again_and_again(
@@ -97,14 +111,41 @@ async def test_where_inotify_says_nothing_of_commits_it_is_asked_again_and_again
         monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 0.01)
         for number in range(UNHEARD):
             database.created(f"A-{number}")
-            assert not await deaf.wait(never, anyio.Event())
-            deaf.looks()
-            deaf.looked(touched=True, found=True)
+            assert await deaf.wait(changed(thread), found=False)  # asked at the end
+            assert await deaf.wait(never, found=True)
         monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
-        await changed(thread)()
         database.created("A-9")
 
-        assert await deaf.wait(changed(thread), anyio.Event())
+        assert await deaf.wait(changed(thread), found=False)
+
+
+async def test_scattered_commits_that_were_not_heard_of_do_not_end_the_listening(
+    database: Database, thread: Thread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Wakeup(database.path)) as heard:
+        names = heard._names
+
+        async def commit(*, hears: bool) -> None:
+            monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600 if hears else 0.01)
+            heard._names = names if hears else {"another.db"}
+            database.created("A-1")
+            assert await heard.wait(never if hears else changed(thread), found=False)
+            assert await heard.wait(never, found=True)
+
+        for hears in (False, True, *[False] * (UNHEARD - 1), True):
+            await commit(hears=hears)
+
+
+async def test_it_may_ask_in_vain_for_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
+    monkeypatch.setattr(wakeup, "IDLE_POLL_S", 0)
+    answers = chain(repeat(False, 1100), [True])
+
+    async def changed() -> bool:
+        return next(answers)
+
+    with closing(Wakeup()) as asking:
+        assert await asking.wait(changed, found=False)
 
 
 async def test_without_inotify_it_asks(
@@ -116,15 +157,17 @@ async def test_without_inotify_it_asks(
         await changed(thread)()
         database.created("A-1")
 
-        assert await asking.wait(changed(thread), anyio.Event())
+        assert await asking.wait(changed(thread), found=False)
 
 
 @pytest.mark.parametrize("others", [[], ["INSERT INTO view VALUES ('p', 'p', x'80', '', 1, 1)"]])
 async def test_a_patient_look_sees_what_is_committed_meanwhile(
     database: Database, thread: Thread, others: list[str]
 ) -> None:
-    await thread.run(lambda store: look(store, 0, None, 10))
-    looks = asyncio.create_task(thread.run(lambda store: look(store, 0, None, 10, patience_s=3600)))
+    await thread.run(lambda store: read_page(store, 0, None, 10))
+    looks = asyncio.create_task(
+        thread.run(lambda store: read_page(store, 0, None, 10, patience_s=3600))
+    )
     await asyncio.sleep(0)
     for statement in others:
         database.sql(statement)

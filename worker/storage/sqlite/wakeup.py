@@ -5,7 +5,6 @@ commit can be seen, of what was no commit, or, on some mounts, never.
 """
 
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,15 +12,13 @@ from typing import Any, Final
 import anyio
 import structlog
 
-from session_projector.worker.clock import wait
-
 LONGEST_IDLE_S: Final = 1.0
 """After so much waiting it is asked whatever was heard."""
 FIRST_POLL_S: Final = 0.001
 IDLE_POLL_S: Final = 0.1
 """Between two questions where nothing is heard."""
 AGAIN_S: Final = (0.001, 0.001, 0.004, 0.016, 0.032, 0.064, 0.128, 0.256)
-"""Between further looks after something was heard: a commit may take until it can be seen."""
+"""Between further reads after something was heard: a commit may take until it can be seen."""
 UNHEARD: Final = 3
 """So many commits in a row that were seen and not heard of, and no more is expected of inotify."""
 
@@ -29,72 +26,80 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class InotifyWakeup:
-    """Says when it is worth to look for others' commits; with no `path` it goes by the clock."""
+    """Implements `worker.storage.port.Wakeup`; with no `path` it goes by the clock.
+
+    What is heard is kept, at last in the kernel's queue, until a read finds events or `AGAIN_S` is
+    over. Only then is it forgotten, as the commit that followed such a read is heard too.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._names = {path.name, f"{path.name}-wal"} if path else set()
         self._inotify = _watching(path.parent) if path else None
-        self._unheard = self._polls = 0
+        self._unheard = 0
+        self._poll_s = FIRST_POLL_S
         self._again: Iterator[float] = iter(())
-        self._in_vain = False
-        self._listening = anyio.CancelScope()
+        self._waiting: anyio.CancelScope | None = None
+        self._closed = False
 
     def close(self) -> None:
-        if self._inotify:
-            self._inotify.close()
-            self._inotify = None
+        self._closed = True
+        if self._waiting:
+            self._waiting.cancel()  # which then ends the listening
+        else:
+            self._listen_no_more()
 
-    def looks(self) -> None:
-        """Before a look: whatever was heard until now, our own writing too, is seen by it."""
-        self._heard()
-
-    def looked(self, *, touched: bool, found: bool) -> None:
-        """What came of it: whether others had committed, and whether there was anything to do."""
+    async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
         if found:
-            self._again, self._polls = iter(()), 0
-        if self._in_vain and touched:
+            self._again, self._poll_s = iter(()), FIRST_POLL_S
+            self._hears()
+            return True
+        if self._closed:
+            return False
+        try:
+            with anyio.move_on_after(LONGEST_IDLE_S) as self._waiting:
+                return await self._hint(changed)
+        finally:
+            self._waiting = None
+            if self._closed:
+                self._listen_no_more()
+        return not self._closed and await self._overdue(changed)
+
+    async def _hint(self, changed: Callable[[], Awaitable[bool]]) -> bool:
+        """Wait until there may be something new."""
+        for delay_s in self._again:
+            await anyio.sleep(delay_s)
+            return True
+        while self._inotify:
+            await anyio.wait_readable(self._inotify.fileno())
+            if self._hears():
+                self._again, self._unheard = iter(AGAIN_S), 0
+                return True
+        while not await changed():
+            await anyio.sleep(self._poll_s)
+            self._poll_s = min(2 * self._poll_s, IDLE_POLL_S)
+        return True
+
+    async def _overdue(self, changed: Callable[[], Awaitable[bool]]) -> bool:
+        """Ask, after nothing was heard; expect no more of inotify that misses what is seen."""
+        if not await changed():
+            return False
+        if self._inotify and not self._hears():
             self._unheard += 1
             if self._unheard == UNHEARD:
                 log.info("polling", why="inotify did not tell of commits")
-                self.close()
-        self._in_vain = False
+                self._listen_no_more()
+        return True
 
-    async def wait(self, changed: Callable[[], Awaitable[bool]], stop: anyio.Event) -> bool:
-        """For `LONGEST_IDLE_S` at most, or until `stop`; whether there may be something new.
-
-        While it listens `end_at` has to notice `stop`: a task of its own for each wait is dear.
-        """
-        until = time.monotonic() + LONGEST_IDLE_S
-        for delay_s in self._again:
-            await wait(delay_s, stop)
-            return True
-        while not stop.is_set() and (left_s := until - time.monotonic()) > 0:
-            if self._inotify is None:
-                if await changed():
-                    return True
-                await wait(min(self._delay_s(), left_s), stop)
-                continue
-            with anyio.move_on_after(left_s) as self._listening:
-                await anyio.wait_readable(self._inotify.fileno())
-            if self._heard():
-                self._again, self._unheard = iter(AGAIN_S), 0
-                return True
-        self._in_vain = self._inotify is not None and not stop.is_set()
-        return False
-
-    async def end_at(self, stop: anyio.Event) -> None:
-        """At `stop`, end a wait that is under way."""
-        await stop.wait()
-        self._listening.cancel()
-
-    def _heard(self) -> bool:
+    def _hears(self) -> bool:
+        """Whether the kernel has told of our files since this was last asked."""
         if self._inotify is None:
             return False
         return any(event.name in self._names for event in self._inotify.read(timeout=0))
 
-    def _delay_s(self) -> float:
-        self._polls += 1
-        return min(FIRST_POLL_S * (1 << min(self._polls - 1, 10)), IDLE_POLL_S)
+    def _listen_no_more(self) -> None:
+        if self._inotify:
+            self._inotify.close()
+            self._inotify = None
 
 
 def _watching(folder: Path) -> Any:

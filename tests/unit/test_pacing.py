@@ -9,23 +9,25 @@ from session_projector.worker.folding.pacing import (
     LEAST_EVENTS,
     LONGEST_HOLD_S,
     SMALL_EVENTS,
-    Gentle,
+    WritePacing,
 )
 from session_projector.worker.storage.port import BATCH_EVENTS
 
 MICROSECONDS = 1e-6
 
 
-def settled(hold_us: Callable[[int], float], rows: Callable[[int], int], gentle: Gentle) -> int:
+def settled(
+    hold_us: Callable[[int], float], rows: Callable[[int], int], pacing: WritePacing
+) -> int:
     """Events of a batch after many; the hold and the rows of one by its events."""
     for _ in range(30):
-        events = gentle.most_events
-        gentle.held(hold_us(events) * MICROSECONDS, rows=rows(events), projections=2)
-    return gentle.most_events
+        events = pacing.most_events
+        pacing.held(hold_us(events) * MICROSECONDS, rows=rows(events), projections=2)
+    return pacing.most_events
 
 
 def test_where_each_event_is_of_another_view_batches_hold_the_lock_shortly() -> None:
-    events = settled(lambda events: 30 * events, lambda events: 2 * events, Gentle())
+    events = settled(lambda events: 30 * events, lambda events: 2 * events, WritePacing())
 
     assert LEAST_EVENTS < events < SMALL_EVENTS
     assert 30 * events * MICROSECONDS <= 2 * LONGEST_HOLD_S
@@ -33,31 +35,34 @@ def test_where_each_event_is_of_another_view_batches_hold_the_lock_shortly() -> 
 
 @pytest.mark.parametrize("us", [0.1, 1.0])
 def test_what_takes_no_time_is_folded_in_batches_of_the_usual_size(us: float) -> None:
-    assert settled(lambda events: us * events, lambda events: 2 * events, Gentle()) == SMALL_EVENTS
+    assert (
+        settled(lambda events: us * events, lambda events: 2 * events, WritePacing())
+        == SMALL_EVENTS
+    )
 
 
 def test_what_takes_long_is_folded_in_the_least_batches() -> None:
     hold_us = 0.9 * HOPELESS_HOLD_S / LEAST_EVENTS / MICROSECONDS
 
-    events = settled(lambda events: hold_us * events, lambda events: 2 * events, Gentle())
+    events = settled(lambda events: hold_us * events, lambda events: 2 * events, WritePacing())
 
     assert events == LEAST_EVENTS
 
 
 def test_a_few_large_views_are_written_seldom() -> None:
     """However few events a batch has, it writes them all."""
-    gentle = Gentle()
+    pacing = WritePacing()
 
-    assert settled(lambda _: 100_000, lambda _: 10, gentle) == BATCH_EVENTS
-    assert settled(lambda events: 30 * events, lambda events: 2 * events, gentle) < SMALL_EVENTS
+    assert settled(lambda _: 100_000, lambda _: 10, pacing) == BATCH_EVENTS
+    assert settled(lambda events: 30 * events, lambda events: 2 * events, pacing) < SMALL_EVENTS
 
 
 def test_others_are_thought_of_for_a_while() -> None:
-    gentle = Gentle()
-    before = bool(gentle)
-    gentle.wrote(others=True)
-    while_others_write = bool(gentle)
+    pacing = WritePacing()
+    before = bool(pacing)
+    pacing.wrote(others=True)
+    while_others_write = bool(pacing)
     for _ in range(1000):
-        gentle.wrote(others=False)
+        pacing.wrote(others=False)
 
-    assert (before, while_others_write, bool(gentle)) == (False, True, False)
+    assert (before, while_others_write, bool(pacing)) == (False, True, False)
