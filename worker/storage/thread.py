@@ -1,6 +1,7 @@
 """A store in a thread of its own, which the daemon's event loop hands work to.
 
-The thread and the connection in it are aiosqlite's. That several statements run in one hop, which
+The thread is aiosqlite's, the connection the store's, which alone knows whether it may be closed:
+aiosqlite holds one to nothing. That several statements run in one hop, which
 costs 50 µs there and back, needs `Connection._execute`, which aiosqlite does not publish. It is
 called here alone, and looked for when this module is imported.
 """
@@ -35,22 +36,19 @@ class StoreThread:
 
 @asynccontextmanager
 async def opened(
-    open_store: Callable[[], tuple[Store, sqlite3.Connection]],
+    open_store: Callable[[], Store],
 ) -> AsyncIterator[StoreThread]:
-    """A thread for as long as the block lasts; `open_store` runs in it, and gives the store and the
-    connection under it."""
+    """A thread for as long as the block lasts; `open_store` runs in it."""
     stores: list[Store] = []
     failures: list[BaseException] = []
 
     def connect() -> sqlite3.Connection:
         try:
-            store, connection = open_store()
+            stores.append(open_store())
         except BaseException as error:
             # aiosqlite would leave its thread to itself, and that outlive the event loop.
             failures.append(error)
-            return sqlite3.connect(":memory:")
-        stores.append(store)
-        return connection
+        return sqlite3.connect(":memory:")
 
     connection = aiosqlite.Connection(connect, iter_chunk_size=64)
     with anyio.CancelScope(shield=True):

@@ -9,9 +9,10 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from session_projector.projections.event import MAX_EVENT_BYTES
-from session_projector.worker.errors import NeedsPerson, RetryLater
+from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.identity import FileIdentity
 
 # An oversized event is quarantined by its size alone, so no more of it is read.
 EVENT_COLUMNS: Final = (
@@ -70,38 +71,13 @@ def lossless_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-class FileIdentity:
-    """Notices that the file at a path is no longer the one that was opened.
-
-    By `stat` alone: opening and closing the file would drop SQLite's POSIX locks.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity = self._read()
-
-    def check(self) -> None:
-        """Raises `RetryLater` when the file was replaced or deleted."""
-        if self._read() != self._identity:
-            raise RetryLater(
-                f"{self._path} was replaced or deleted while it was open",
-                "start again, and the new file is read",
-            )
-
-    def _read(self) -> tuple[int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
-
 class Connection:
     """A connection whose statements raise errors of this program."""
 
-    def __init__(self, raw: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, raw: sqlite3.Connection, path: Path, identity: FileIdentity) -> None:
         self.raw = raw
         self.path = path
+        self.identity = identity
 
     def rows(
         self, sql: str, values: Values = (), *, projection: str | None = None
@@ -132,7 +108,9 @@ class Connection:
         with translated(self.path):
             self.raw.execute("BEGIN IMMEDIATE")
             try:
+                self.identity.check()
                 yield
+                self.identity.check()  # what goes into a removed file must not be copied back
                 self.raw.execute("COMMIT")
             except BaseException:
                 self.raw.rollback()

@@ -17,8 +17,9 @@ from session_projector.worker.storage.port import (
     Thread,
     Wakeup,
 )
-from session_projector.worker.storage.sqlite.connection import FileIdentity, connect
+from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.identity import FileIdentity
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
 from session_projector.worker.storage.sqlite.store import SqliteStore
@@ -30,8 +31,10 @@ class SqliteDatabase:
 
     engine = ("sqlite", sqlite3.sqlite_version)
 
-    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+    def __init__(self, path: Path, limits: Limits | None = None, given: Path | None = None) -> None:
+        """`given`: the name that the path was resolved from, where that is another."""
         self.path = path
+        self._given = given
         self._limits = limits or Limits()
         self.file = path
         self.name = str(path)
@@ -47,16 +50,16 @@ class SqliteDatabase:
 
     @contextmanager
     def open(self, *, writable: bool = False) -> Iterator[Store]:
-        with closing(SqliteStore.open(self.path, self._limits, writable=writable)) as store:
+        opened = SqliteStore.open(self.path, self._limits, writable=writable, given=self._given)
+        with closing(opened) as store:
             yield store
 
     @asynccontextmanager
     async def open_thread(self) -> AsyncIterator[Thread]:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
-        def open_store() -> tuple[Store, sqlite3.Connection]:
-            store = SqliteStore.open(self.path, self._limits, for_daemon=True)
-            return store, store.connection.raw
+        def open_store() -> Store:
+            return SqliteStore.open(self.path, self._limits, for_daemon=True, given=self._given)
 
         async with thread.opened(open_store) as opened:
             yield opened
@@ -82,7 +85,7 @@ class SqliteDatabase:
         return InotifyWakeup(self.path)
 
     def watch_identity(self) -> Callable[[], None]:
-        return FileIdentity(self.path).check
+        return FileIdentity(self.path, self._given).check
 
     def sizes(self) -> Sizes:
         return Sizes(self.path.stat().st_size, self.wal_bytes(), WARNING_BYTES)
