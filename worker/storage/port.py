@@ -164,11 +164,13 @@ Checks = dict[str, Callable[[], Iterator[Check]]]
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Bytes of the database and of its write-ahead log, and when the latter is too large."""
+    """Bytes of the database and of its write-ahead log, when the latter is too large, and the
+    processes that keep it so by a read that they do not end."""
 
     file_bytes: int
     wal_bytes: int
     wal_warning_bytes: int
+    wal_readers: list[int]
 
 
 class Leader(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from session_projector.projections.event import MAX_EVENT_BYTES
 from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
-from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.errors import is_read_only, translated
 from session_projector.worker.storage.sqlite.identity import FileIdentity
 
 # An oversized event is quarantined by its size alone, so no more of it is read.
@@ -57,13 +57,23 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
         require(path)
     with translated(path):
         connection = sqlite3.connect(
-            uri(path, mode=mode),
+            uri(path, mode=mode) + ("&immutable=1" if mode == "ro" and _is_still(path) else ""),
             uri=True,
             isolation_level=None,
             timeout=busy_timeout_s,
         )
         connection.text_factory = lossless_text
         return connection
+
+
+def _is_still(path: Path) -> bool:
+    """Whether nobody can write to it: a copy on a file system that is mounted read-only. A database
+    in WAL mode could not even be read there, as that makes the files beside it; who has it open for
+    writing from elsewhere has made them."""
+    if not is_read_only(path):
+        return False
+    sidecars = (path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
+    return not any(map(os.path.lexists, sidecars))
 
 
 def lossless_text(data: bytes) -> str:

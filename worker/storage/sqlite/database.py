@@ -18,7 +18,7 @@ from session_projector.worker.storage.port import (
     Wakeup,
 )
 from session_projector.worker.storage.sqlite.connection import connect
-from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.errors import is_read_only, translated
 from session_projector.worker.storage.sqlite.identity import FileIdentity
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
@@ -59,7 +59,11 @@ class SqliteDatabase:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> Store:
-            return SqliteStore.open(self.path, self._limits, for_daemon=True, given=self._given)
+            # Where nothing can be written it can still be compared.
+            can_write = not is_read_only(self.path)
+            return SqliteStore.open(
+                self.path, self._limits, for_daemon=can_write, given=self._given
+            )
 
         async with thread.opened(open_store) as opened:
             yield opened
@@ -88,10 +92,19 @@ class SqliteDatabase:
         return FileIdentity(self.path, self._given).check
 
     def sizes(self) -> Sizes:
-        return Sizes(self.path.stat().st_size, self.wal_bytes(), WARNING_BYTES)
+        from session_projector.worker.storage.sqlite.doctor import beside
+
+        size, wal_bytes = self.path.stat().st_size, self.wal_bytes()
+        pinning = beside.pinned_by(self.path) if wal_bytes > WARNING_BYTES else set()
+        return Sizes(size, wal_bytes, WARNING_BYTES, sorted(pinning))
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
-        from session_projector.worker.storage.sqlite.doctor import checks, old_writers, rights
+        from session_projector.worker.storage.sqlite.doctor import (
+            beside,
+            checks,
+            old_writers,
+            rights,
+        )
 
         path = self.path
         found: list[Check] = []  # by the first check that asks, for all of them
@@ -104,6 +117,7 @@ class SqliteDatabase:
             "database": lambda: checks.opens(path, [*allowed()]),
             "schema": lambda: checks.schema(path),
             "journal mode": lambda: checks.journal_mode(path),
+            "files": lambda: beside.files(path),
             "seq": lambda: checks.autoincrement(path),
             "triggers": lambda: checks.triggers(path),
             "indexes": lambda: checks.indexes(path),
@@ -114,14 +128,14 @@ class SqliteDatabase:
         around: Checks = {
             "sqlite": checks.sqlite_version,
             "rights": allowed,
-            "wal": lambda: checks.wal(path),
+            "wal": lambda: beside.wal(path),
         }
         return inside, around
 
     def lock_holders(self) -> list[int]:
-        from session_projector.worker.storage.sqlite.doctor import checks
+        from session_projector.worker.storage.sqlite.doctor import beside
 
-        return sorted(checks.lock_holders(self.path, "WRITE"))
+        return sorted(beside.lock_holders(self.path, "WRITE"))
 
     def wal_bytes(self) -> int:
         try:

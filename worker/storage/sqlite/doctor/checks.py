@@ -1,4 +1,4 @@
-"""The checks of an SQLite database: file, schema, triggers, indexes, checkpoints, SQLite, WAL.
+"""The checks of an SQLite database: file, schema, triggers, indexes, checkpoints, SQLite.
 
 Each takes the path, and opens the database for itself and only to read.
 """
@@ -10,27 +10,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from session_projector import migrations
 from session_projector.projections.decode import created_ms
 from session_projector.projections.event import LogRow, Unfoldable
-from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check, digest
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
-from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
 
 MIB: Final = 1024 * 1024
 BUSY_TIMEOUT_S: Final = 1.0
 CLOCK_EVENTS: Final = 300
 AHEAD_MS: Final = 60_000
-PIN_WATCH_S: Final = 0.3
-# Bytes of the -shm file that SQLite locks, by its file format ("WAL-mode file locks").
-_LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
 _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
 
 
@@ -210,40 +205,6 @@ def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> It
         f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
         " other program that opens the database has it too; until then keep backups",
     )
-
-
-def wal(path: Path) -> Iterator[Check]:
-    """Check the size of the write-ahead log, and name who has the database open."""
-    if not os.path.isfile(path):
-        return
-    log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
-    size = log.stat().st_size if log.exists() else 0
-    if not linux.is_there():
-        seen = "unknown processes"
-    else:
-        seen = linux.named(linux.openers([path, log, shm])) or "no other process"
-        if os.geteuid() != 0:
-            seen += "; only root sees the processes of other users"
-    found = f"{size / MIB:,.1f} MiB; open in: {seen}"
-    if size <= WARNING_BYTES:
-        yield Check("wal", "ok", found)
-        return
-    pinning = lock_holders(path, "READ")
-    time.sleep(PIN_WATCH_S)
-    pinning &= lock_holders(path, "READ")
-    truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
-    if pinning:
-        found += f"; a read is open all the time in: {linux.named(pinning)}"
-        end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
-        truncate = f"{end}; then {truncate}"
-    found += ". It is reused from its start once no process holds an old snapshot open"
-    yield Check("wal", "warn", found, truncate)
-
-
-def lock_holders(path: Path, kind: Literal["READ", "WRITE"]) -> set[int]:
-    """The other processes that hold a read lock or the write lock now."""
-    locks = linux.locks(path.with_name(path.name + "-shm"))
-    return {pid for pid, of, at in locks if of == kind and at in _LOCKED[kind]} - {os.getpid()}
 
 
 _SETUP: Final = "`projector db setup`"

@@ -12,6 +12,7 @@ from session_projector.worker.errors import NeedsPerson, RetryLater, quoted
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.identity import FileIdentity
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema.kanbatte import Layout, copied, layout
 from session_projector.worker.storage.sqlite.schema.sharing import (
@@ -79,7 +80,7 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     with os_errors(path):
         path.parent.mkdir(exist_ok=True)
     with closing(connect(path, mode="rwc")) as connection, translated(path):
-        done = _upgrade(Connection(connection, path))
+        done = _upgrade(Connection(connection, path, FileIdentity(path)))
         if gid is not None:
             share(path, gid)
         use_wal(connection, path)
