@@ -278,8 +278,13 @@ class Views(Protocol):
     def count(self, table: Table) -> int:
         """How many rows a projection keeps, 0 where its table is gone."""
 
+    def owns(self, name: str) -> bool:
+        """Whether what a checkpoint says of its table can be true: anybody may write one that names
+        the log, or another program's table."""
+
     def drop(self, name: str) -> None:
-        """Delete a projection's rows, its quarantine and its checkpoint, in one transaction."""
+        """Delete a projection's rows where it `owns` them, its quarantine and its checkpoint, in
+        one transaction."""
 
 
 class Checkpoints(Protocol):

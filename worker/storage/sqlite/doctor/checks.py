@@ -21,6 +21,7 @@ from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, co
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
+from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND
 
 MIB: Final = 1024 * 1024
 BUSY_TIMEOUT_S: Final = 1.0
@@ -160,7 +161,8 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
     wrong = []
     with reading(path) as db:
         for name, version, position, remembered in db.execute(
-            "SELECT name, abs(version), position, digest FROM checkpoint ORDER BY name"
+            "SELECT name, abs(version), position, digest FROM checkpoint"
+            f" WHERE {IS_NAME} AND {IS_SOUND} ORDER BY name"
         ):
             here = code_versions.get(name, version)
             if not fits_log(db, position, remembered):
@@ -170,8 +172,15 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
                 wrong.append(Check("checkpoint", "fail", said, fix))
             elif version > here:
                 said = f"the views of {name} are of version {version}, the code here of {here}"
-                fix = "upgrade projector: `pip install -U session-projector`, or its package"
+                fix = "upgrade projector: `pip install -U session-projector`, or its package;"
+                fix += (
+                    " where no newer one ever ran here, somebody wrote that: let the next run build"
+                    f" them again: `projector projection drop {name}`"
+                )
                 wrong.append(Check("checkpoint", "fail", said, fix))
+        if stray := objects.stray_checkpoints(db):
+            said = f"{stray:,} rows of checkpoint are no projection's, by their names"
+            wrong.append(Check("checkpoint", "warn", said, _SETUP))
     yield from wrong or [Check("checkpoint", "ok", "fits the log")]
 
 

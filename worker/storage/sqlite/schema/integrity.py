@@ -12,6 +12,13 @@ from session_projector import migrations
 from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.sqlite import tables
+from session_projector.worker.storage.sqlite.sql import (
+    IS_NAME,
+    IS_PREFIX,
+    IS_SOUND,
+    IS_VERSION,
+    is_count,
+)
 
 SESSION_KEY: Final = "idx_view_session_key"
 _LOG: Final = "event_log"
@@ -30,15 +37,14 @@ _FOLD_AGAIN: Final = (
 # Below 0: a rebuild that is not done, and whoever comes next does it.
 _REBUILD_ALL: Final = "UPDATE checkpoint SET version = -abs(version), generation = generation + 1"
 
-# An odd `skipped` is found by verify, and repaired by replay.
-_ODD: Final = (
-    "SELECT name FROM checkpoint WHERE typeof(version) <> 'integer'"
-    " OR typeof(position) <> 'integer' OR typeof(generation) <> 'integer'"
-)
-_SOUND: Final = (
-    "UPDATE checkpoint SET version = iif(typeof(version) = 'integer', version, 0), position = 0,"
-    " generation = iif(typeof(generation) = 'integer', generation, 0) + 1, digest = '', skipped = 0"
-    " WHERE name = ?"
+_ODD: Final = f"SELECT name FROM checkpoint WHERE {IS_NAME} AND NOT ({IS_SOUND})"
+_STRAY: Final = f"checkpoint WHERE NOT ({IS_NAME})"
+_MAKE_SOUND: Final = (
+    f"UPDATE checkpoint SET version = iif({IS_VERSION}, version, 0), position = 0,"
+    f" generation = iif({is_count('generation')}, generation, 0) + 1, digest = '', skipped = 0,"
+    f" kept_in = iif(typeof(kept_in) = 'text', kept_in, ''),"
+    f" key_column = iif(typeof(key_column) = 'text', key_column, ''),"
+    f" prefix = iif({IS_PREFIX}, prefix, '') WHERE name = ?"
 )
 
 
@@ -109,14 +115,30 @@ def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, boo
     ]
 
 
+def is_of_the_schema(table: str) -> bool:
+    """Whether a table, or a projection that is built in, is what the migrations make."""
+    built_in = {projection.table.name for projection in BUILT_IN}
+    return table.lower() in {_LOG, "umzug_meta", *_tables(), *built_in}
+
+
 def odd_checkpoints(connection: sqlite3.Connection) -> list[str]:
     """Projections whose checkpoint is no position: somebody wrote something else there."""
     return [str(name) for (name,) in connection.execute(_ODD)]
 
 
+def stray_checkpoints(connection: sqlite3.Connection) -> int:
+    """How many rows of `checkpoint` can be no projection's, by their name."""
+    return int(connection.execute(f"SELECT count(*) FROM {_STRAY}").fetchone()[0])
+
+
 def is_whole(connection: sqlite3.Connection) -> bool:
     """Whether there is nothing to restore."""
-    return not (_gone(connection) or amiss(connection) or odd_checkpoints(connection))
+    return not (
+        _gone(connection)
+        or amiss(connection)
+        or odd_checkpoints(connection)
+        or stray_checkpoints(connection)
+    )
 
 
 def restore(connection: sqlite3.Connection) -> list[str]:
@@ -134,7 +156,9 @@ def restore(connection: sqlite3.Connection) -> list[str]:
     kept = [table for table in gone if _fold_again(connection, table)]
     odd = odd_checkpoints(connection)
     for name in odd:
-        connection.execute(_SOUND, (name,))
+        connection.execute(_MAKE_SOUND, (name,))
+    if stray := stray_checkpoints(connection):
+        connection.execute(f"DELETE FROM {_STRAY}")
     faults = amiss(connection)
     ours = {wanted.name: wanted for wanted in _schema().values()}
     for one in _objects(connection).values():
@@ -151,8 +175,9 @@ def restore(connection: sqlite3.Connection) -> list[str]:
         if name == SESSION_KEY:
             connection.execute(_NEWEST_ROW_WINS)
         connection.execute(ours[name].sql)
+    strays = [f"checkpoint without {stray} rows of no projection"] if stray else []
     made = [table for table in gone if table in _tables() or table in kept]
-    return [*made, *(f"the checkpoint of {name}" for name in odd), *faults]
+    return [*made, *(f"the checkpoint of {name}" for name in odd), *strays, *faults]
 
 
 def _fold_again(connection: sqlite3.Connection, table: str) -> bool:
