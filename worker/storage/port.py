@@ -388,6 +388,10 @@ class Store(Protocol):
     def release_memory(self) -> None:
         """After much work: give back what caches hold, and what was freed."""
 
+    def interrupt(self, after_s: float) -> None:
+        """From another thread: end a statement that has been running for longer, as one does that
+        another program made endless."""
+
     def close(self) -> None:
         """Leave nothing open."""
 
@@ -467,6 +471,9 @@ class Database(Protocol):
 
     def open_thread(self) -> AbstractAsyncContextManager[Thread]:
         """A store in a thread of its own, the database made ready for a daemon."""
+
+    def hurry(self) -> None:
+        """The process is to end: no statement in a thread may take long from now on."""
 
     def newest(self, *, busy_timeout_s: float) -> int:
         """The newest position by a connection of its own, 0 for an empty log.

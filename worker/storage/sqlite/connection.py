@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ EVENT_COLUMNS: Final = (
     f"seq, id, key, CASE WHEN length(data) > {MAX_EVENT_BYTES}"
     f" THEN substr(data, 1, {MAX_EVENT_BYTES + 1}) ELSE data END, created_at"
 )
+_ENDLESS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 Values = Sequence[Any] | Mapping[str, Any]
 
 
@@ -49,7 +51,31 @@ def uri(path: Path, *, mode: str) -> str:
     return f"file:{quote(os.fsencode(path))}?mode={mode}"
 
 
-def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+class TimedConnection(sqlite3.Connection):
+    """Knows since when a statement runs that another program may have made endless, by a trigger or
+    an SQL view. What only its own size makes long is none: a COMMIT, an index, a checkpoint."""
+
+    _since: float | None = None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        self._since = time.monotonic() if sql.startswith(_ENDLESS) else None
+        try:
+            return super().execute(sql, parameters)
+        finally:
+            self._since = None
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        self._since = time.monotonic()
+        try:
+            return super().executemany(sql, parameters)
+        finally:
+            self._since = None
+
+    def is_overdue(self, after_s: float) -> bool:
+        return (since := self._since) is not None and time.monotonic() - since > after_s
+
+
+def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> TimedConnection:
     """A connection outside any transaction unless it begins one."""
     if mode == "rwc":
         require_file_or_nothing(path)
@@ -60,9 +86,11 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
             uri(path, mode=mode) + ("&immutable=1" if mode == "ro" and _is_still(path) else ""),
             uri=True,
             isolation_level=None,
+            factory=TimedConnection,
             timeout=busy_timeout_s,
         )
         connection.text_factory = lossless_text
+        assert isinstance(connection, TimedConnection)
         return connection
 
 
@@ -84,7 +112,7 @@ def lossless_text(data: bytes) -> str:
 class Connection:
     """A connection whose statements raise errors of this program."""
 
-    def __init__(self, raw: sqlite3.Connection, path: Path, identity: FileIdentity) -> None:
+    def __init__(self, raw: TimedConnection, path: Path, identity: FileIdentity) -> None:
         self.raw = raw
         self.path = path
         self.identity = identity

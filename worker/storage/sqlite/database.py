@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import Final
 
 from session_projector.worker.errors import RetryLater
 from session_projector.worker.storage.port import (
@@ -22,8 +23,10 @@ from session_projector.worker.storage.sqlite.errors import is_read_only, transla
 from session_projector.worker.storage.sqlite.identity import FileIdentity
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
-from session_projector.worker.storage.sqlite.store import SqliteStore
+from session_projector.worker.storage.sqlite.store import PATIENCE_S, SqliteStore
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
+
+_HURRIED_S: Final = 2.0
 
 
 class SqliteDatabase:
@@ -35,6 +38,7 @@ class SqliteDatabase:
         """`given`: the name that the path was resolved from, where that is another."""
         self.path = path
         self._given = given
+        self._patience_s = PATIENCE_S
         self._limits = limits or Limits()
         self.file = path
         self.name = str(path)
@@ -65,8 +69,11 @@ class SqliteDatabase:
                 self.path, self._limits, for_daemon=can_write, given=self._given
             )
 
-        async with thread.opened(open_store) as opened:
+        async with thread.opened(open_store, lambda: self._patience_s) as opened:
             yield opened
+
+    def hurry(self) -> None:
+        self._patience_s = _HURRIED_S
 
     def newest(self, *, busy_timeout_s: float) -> int:
         connection = connect(self.path, mode="ro", busy_timeout_s=busy_timeout_s)

@@ -53,6 +53,8 @@ def translated(path: Path, projection: str | None = None) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if projection is not None and _code(error) & 0xFF == sqlite3.SQLITE_INTERRUPT:
+            raise ProjectionFailed(projection, *_endless(path)) from error
         if projection is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
             raise _failed(projection, error) from error
         raise _translate(path, error) from error
@@ -105,12 +107,24 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
                 f"look at `ls -la {quoted(path.parent)}`; to share a database among users:"
                 " `projector db setup --group NAME`",
             )
+        case sqlite3.SQLITE_INTERRUPT:
+            return NeedsPerson(*_endless(path))
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _corrupt(path, str(error))
     hint = "see what is wrong: `projector doctor`"
     if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
         hint = "create what is gone again: `projector db setup`"
     return NeedsPerson(f"{path}: SQLite says: {error}", hint)
+
+
+def _endless(path: Path) -> tuple[str, str]:
+    look = "SELECT name, tbl_name, sql FROM sqlite_master WHERE rootpage = 0"
+    return (
+        f"{path}: a statement that should take moments did not end, and was stopped: a trigger or"
+        " an SQL view that another program made there goes on for ever",
+        "see which (and `DROP TRIGGER` it in the same shell):"
+        f" `sqlite3 -readonly {quoted(path)} {shlex.quote(look)}`",
+    )
 
 
 def _corrupt(path: Path, why: str) -> NeedsPerson:

@@ -1,5 +1,6 @@
 """One connection to a SQLite database: implements `worker.storage.port.Store`."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -28,6 +29,13 @@ _DAEMON_PRAGMAS: Final = (
     "PRAGMA secure_delete = OFF",
     "PRAGMA cache_size = -16384",
 )
+
+
+PATIENCE_S: Final = 10.0
+"""How long a statement may take: none of a batch takes more than a moment."""
+_STEPS: Final = 1_000_000
+"""Of SQLite's virtual machine, some tens of milliseconds, between two questions whether to go on.
+Each asks for Python's lock, so that a daemon's statements are watched from outside instead."""
 
 
 class SqliteStore:
@@ -73,6 +81,10 @@ class SqliteStore:
                     migrate.use_wal(opened, path)
             for pragma in _DAEMON_PRAGMAS if for_daemon else ():
                 connection.rows(pragma)
+            if not for_daemon:
+                # In a command's only thread; this also lets it be interrupted.
+                limit_s = PATIENCE_S if writable else math.inf
+                opened.set_progress_handler(lambda: opened.is_overdue(limit_s), _STEPS)
             if connection.value("PRAGMA journal_mode") == "wal":
                 connection.rows("SELECT 1 FROM sqlite_master LIMIT 1")  # now it has them open
                 identity.opened()
@@ -121,6 +133,10 @@ class SqliteStore:
         self.connection.rows("PRAGMA shrink_memory")
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)  # glibc would keep it
+
+    def interrupt(self, after_s: float) -> None:
+        if self.connection.raw.is_overdue(after_s):
+            self.connection.raw.interrupt()
 
     def close(self) -> None:
         self._backfill.end()

@@ -21,7 +21,7 @@ from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, co
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
-from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND
+from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, identifier
 
 MIB: Final = 1024 * 1024
 BUSY_TIMEOUT_S: Final = 1.0
@@ -78,6 +78,14 @@ def autoincrement(path: Path) -> Iterator[Check]:
         ((sql,),) = db.execute(
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
         )
+        newest = objects.sequence(db)
+    if newest is not None:
+        said = (
+            "somebody raised the counter of positions in sqlite_sequence: the log is closed, or the"
+            " next event leaves a gap that others take for lost events"
+        )
+        yield Check("seq", "fail", said, _SETUP)
+        return
     words = " ".join(str(sql).replace('"', " ").replace("(", " ( ").upper().split())
     if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" in words:
         yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
@@ -96,10 +104,21 @@ def triggers(path: Path) -> Iterator[Check]:
     with reading(path) as db:
         wrong = [f"{name} is {how}" for name, how in objects.amiss(db, "trigger").items()]
         others = [] if wrong else objects.foreign_triggers(db)
+        refused = objects.refused(db)
     named = ", ".join(f"{name} on {table}" for name, table, _ in others)
     if wrong:
         said = f"the log can be rewritten: {', '.join(wrong)}"
         yield Check("triggers", "fail", said, _SETUP)
+    elif refused:
+        told = "; ".join(f"{table}: {why}" for table, why in refused.items())
+        yield Check(
+            "triggers",
+            "fail",
+            f"nothing can be written to {told}: a trigger there, or one that it sets off, names"
+            " what is gone",
+            "see which, and drop it (`DROP TRIGGER NAME`):"
+            f" `sqlite3 -readonly {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+        )
     elif any(meddles for *_, meddles in others):
         yield Check(
             "triggers",
@@ -118,11 +137,20 @@ def indexes(path: Path) -> Iterator[Check]:
     """Check the indexes that make reading fast, and the one that keeps a session in one row."""
     with reading(path) as db:
         amiss = objects.amiss(db, "index")
+        others, obstacles = objects.foreign_indexes(db), objects.obstacles(db)
         doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
+    for one in others:
+        drop = shlex.quote(f"DROP INDEX {identifier(one.name)}")
+        said = f"an index of another program may refuse what is written to {one.table}: {one.name}"
+        if one in obstacles:
+            yield Check("indexes", "fail", said, _SETUP)
+        else:
+            fix = f"if nothing needs it: `sqlite3 {quoted(path)} {drop}`"
+            yield Check("indexes", "warn", said, fix)
     if gone := [name for name in amiss if name != objects.SESSION_KEY]:
         said = f"{', '.join(gone)}: gone, and reading is slow without"
         yield Check("indexes", "warn", said, _SETUP)
-    else:
+    elif not others:
         yield Check("indexes", "ok", "all are there")
     if how := amiss.get(objects.SESSION_KEY):
         said = f"nothing keeps a session from having two rows: {objects.SESSION_KEY} is {how}"
