@@ -127,10 +127,10 @@ class Connection:
         return translated(self.path, projection)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
         """One transaction, its lock taken at once; nothing of it stays where the block fails."""
         with translated(self.path):
-            self.raw.execute("BEGIN IMMEDIATE")
+            self.raw.execute(begin)
             try:
                 yield
                 self.raw.execute("COMMIT")
