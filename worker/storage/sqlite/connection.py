@@ -77,7 +77,7 @@ class FileIdentity:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = os.fspath(path)
         self._identity = self._read()
 
     def check(self) -> None:
@@ -90,7 +90,7 @@ class FileIdentity:
 
     def _read(self) -> tuple[int, int] | None:
         try:
-            found = self._path.stat()
+            found = os.stat(self._path)
         except OSError:
             return None
         return found.st_dev, found.st_ino
