@@ -81,7 +81,8 @@ class SqliteDatabase:
         return FileIdentity(self._path).check
 
     def sizes(self) -> Sizes:
-        return Sizes(_bytes(self._path), self.wal_bytes(), WARNING_BYTES)
+        wal = self._path.with_name(self._path.name + "-wal")
+        return Sizes(_bytes(self._path), _bytes(wal), WARNING_BYTES)
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
         from session_projector.worker.storage.sqlite.doctor import checks, old_writers, rights
@@ -115,9 +116,6 @@ class SqliteDatabase:
         from session_projector.worker.storage.sqlite.doctor import checks
 
         return sorted(checks.lock_holders(self._path, "WRITE"))
-
-    def wal_bytes(self) -> int:
-        return _bytes(self._path.with_name(self._path.name + "-wal"))
 
 
 def _bytes(file: Path) -> int:
