@@ -77,7 +77,7 @@ class FileIdentity:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = os.fspath(path)
         self._identity = self._read()
 
     def check(self) -> None:
@@ -90,7 +90,7 @@ class FileIdentity:
 
     def _read(self) -> tuple[int, int] | None:
         try:
-            found = self._path.stat()
+            found = os.stat(self._path)
         except OSError:
             return None
         return found.st_dev, found.st_ino
@@ -127,10 +127,10 @@ class Connection:
         return translated(self.path, projection)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
         """One transaction, its lock taken at once; nothing of it stays where the block fails."""
         with translated(self.path):
-            self.raw.execute("BEGIN IMMEDIATE")
+            self.raw.execute(begin)
             try:
                 yield
                 self.raw.execute("COMMIT")

@@ -1,8 +1,8 @@
 """A SQLite file as a database: implements `worker.storage.port.Database`."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing
 from pathlib import Path
 
 from session_projector.worker.errors import RetryLater
@@ -31,39 +31,35 @@ class SqliteDatabase:
     engine = ("sqlite", sqlite3.sqlite_version)
 
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
-        self.path = path
-        self._limits = limits or Limits()
         self.file = path
         self.name = str(path)
+        self._path = path
+        self._limits = limits or Limits()
 
     def exists(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0
+        return _bytes(self._path) > 0
 
     def setup(self, *, group: str | None = None) -> Setup:
-        return migrate.setup(self.path, group=group)
+        return migrate.setup(self._path, group=group)
 
     def migrations(self) -> list[tuple[str, bool]]:
-        return migrate.status(self.path)
+        return migrate.status(self._path)
 
-    @contextmanager
-    def open(self, *, writable: bool = False) -> Iterator[Store]:
-        with closing(SqliteStore.open(self.path, self._limits, writable=writable)) as store:
-            yield store
+    def open(self, *, writable: bool = False) -> AbstractContextManager[Store]:
+        return closing(SqliteStore.open(self._path, self._limits, writable=writable))
 
-    @asynccontextmanager
-    async def open_thread(self) -> AsyncIterator[Thread]:
+    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> tuple[Store, sqlite3.Connection]:
-            store = SqliteStore.open(self.path, self._limits, for_daemon=True)
+            store = SqliteStore.open(self._path, self._limits, for_daemon=True)
             return store, store.connection.raw
 
-        async with thread.opened(open_store) as opened:
-            yield opened
+        return thread.opened(open_store)
 
     def newest(self, *, busy_timeout_s: float) -> int:
-        connection = connect(self.path, mode="ro", busy_timeout_s=busy_timeout_s)
-        with translated(self.path), closing(connection):
+        connection = connect(self._path, mode="ro", busy_timeout_s=busy_timeout_s)
+        with translated(self._path), closing(connection):
             try:
                 return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
             except sqlite3.OperationalError as error:
@@ -71,26 +67,27 @@ class SqliteDatabase:
                     raise
                 # A disk that fails is held by nobody.
                 hint = "see why with `dmesg | tail`"
-                raise RetryLater(f"{self.path} cannot be read ({error})", hint) from error
+                raise RetryLater(f"{self._path} cannot be read ({error})", hint) from error
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
-        return DaemonLock(self.path, running)
+        return DaemonLock(self._path, running)
 
     def wakeup(self) -> Wakeup:
         from session_projector.worker.storage.sqlite.wakeup import InotifyWakeup
 
-        return InotifyWakeup(self.path)
+        return InotifyWakeup(self._path)
 
     def watch_identity(self) -> Callable[[], None]:
-        return FileIdentity(self.path).check
+        return FileIdentity(self._path).check
 
     def sizes(self) -> Sizes:
-        return Sizes(self.path.stat().st_size, self.wal_bytes(), WARNING_BYTES)
+        wal = self._path.with_name(self._path.name + "-wal")
+        return Sizes(_bytes(self._path), _bytes(wal), WARNING_BYTES)
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
         from session_projector.worker.storage.sqlite.doctor import checks, old_writers, rights
 
-        path = self.path
+        path = self._path
         found: list[Check] = []  # by the first check that asks, for all of them
 
         def allowed() -> Iterator[Check]:
@@ -118,10 +115,12 @@ class SqliteDatabase:
     def lock_holders(self) -> list[int]:
         from session_projector.worker.storage.sqlite.doctor import checks
 
-        return sorted(checks.lock_holders(self.path, "WRITE"))
+        return sorted(checks.lock_holders(self._path, "WRITE"))
 
-    def wal_bytes(self) -> int:
-        try:
-            return self.path.with_name(self.path.name + "-wal").stat().st_size
-        except OSError:
-            return 0
+
+def _bytes(file: Path) -> int:
+    """The size of a file, 0 where there is none to be seen."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0

@@ -73,10 +73,12 @@ class DaemonLock:
         said = self._said()
         if said is None:
             return None
-        pid = linux.holds(int(said[0]), self._path) if said and _PID.fullmatch(said[0]) else None
+        pid = 0
+        if said and _PID.fullmatch(said[0]):
+            pid = linux.holds(int(said[0]), self._path) or 0
         found = map(_RUNNING.fullmatch, said[1:])
         running = {match[1]: int(match[2]) for match in found if match}
-        return Leader(pid or 0, running, bool(pid) and linux.is_stopped(pid or 0))
+        return Leader(pid, running, pid > 0 and linux.is_stopped(pid))
 
     def standing_by(self) -> list[str]:
         """The other processes that have the lock file open: they wait for it."""

@@ -44,10 +44,7 @@ class SqliteViews:
 
     def prepare(self, projection: Projection) -> Checkpoint:
         if self._lacking(projection):
-            with (
-                self._connection.writing(),
-                self._connection.errors(projection.name),
-            ):
+            with self._connection.writing(), self._connection.errors(projection.name):
                 for statement, values in self._lacking(projection):
                     self._connection.raw.execute(statement, values)
         found = self._checkpoints.get(projection.name)
@@ -61,7 +58,7 @@ class SqliteViews:
             return self._load(projection, columns, keys)
         except ProjectionFailed:
             # In a dry run of a newer version those that it adds are not there yet.
-            present = tables.columns_of(self._connection.raw, projection.table.name)
+            present = self._columns(projection.table)
             columns = [column if column in present else "NULL" for column in columns]
             return self._load(projection, columns, keys)
 
@@ -138,7 +135,7 @@ class SqliteViews:
         return [key for (key,) in rows]
 
     def count(self, table: Table) -> int:
-        if not self._is_there(table.name):
+        if not self._columns(table):
             return 0
         key = identifier(table.key)
         owned = f"{key} >= ? AND {key} < ?" if table.prefix else "? <> ?"
@@ -149,7 +146,7 @@ class SqliteViews:
         with self._connection.writing():
             execute = self._connection.raw.execute
             stored = self._checkpoints.all().get(name)
-            if stored and self._is_there(stored.table.name):
+            if stored and self._columns(stored.table):
                 table, key = identifier(stored.table.name), identifier(stored.table.key)
                 if stored.table.prefix:
                     where = f"{key} >= ? AND {key} < ?"
@@ -159,9 +156,9 @@ class SqliteViews:
             for statement in (_FORGET_QUARANTINE, FORGET_STATUS, _DELETE_CHECKPOINT):
                 execute(statement, (name,))
 
-    def _is_there(self, table: str) -> bool:
-        found = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
-        return bool(self._connection.value(found, (table,)))
+    def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
+        with self._connection.errors():
+            return tables.columns_of(self._connection.raw, table.name)
 
     def _lacking(self, projection: Projection) -> list[tuple[str, Sequence[Any]]]:
         """The statements that a projection's table and checkpoint lack."""
@@ -172,7 +169,7 @@ class SqliteViews:
         )
         if row and abs(row[0]) > projection.version:
             return []
-        present = tables.columns_of(self._connection.raw, table.name)
+        present = self._columns(table)
         indexes = self._connection.rows(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
             (table.name,),
@@ -240,12 +237,8 @@ class SqliteScratch:
 
     def add(self, name: str, pairs: Sequence[tuple[str, int]]) -> None:
         insert = "INSERT OR IGNORE INTO temp.gathered VALUES (?, ?, ?)"
-        with self._connection.errors():
-            self._connection.raw.execute("BEGIN")
-            try:
-                self._connection.raw.executemany(insert, [(name, *pair) for pair in pairs])
-            finally:
-                self._connection.raw.execute("COMMIT")
+        with self._connection.writing("BEGIN"):  # which locks nobody out
+            self._connection.raw.executemany(insert, [(name, *pair) for pair in pairs])
 
     def page(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
         select = (
