@@ -176,10 +176,8 @@ class _Report:
             f"{', '.join(self._going)}: {last.events:,} of {last.total:,} events,"
             f" {rate:,.0f}/s, {left:,.0f} s left"
         )
-        if self._terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._clear()
+        print(text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
         if self._terminal:

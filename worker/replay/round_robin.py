@@ -33,13 +33,11 @@ async def side_by_side(
     `share`: other tasks get as much time as the scans take.
     """
     pages = Pages(thread, projections, share=share)
-    checkpoints: dict[Projection, Checkpoint] = {}
+    turns: dict[Projection, Turn] = {}
     for projection in projections:
         with attempt(projection):
-            checkpoints[projection] = await thread.run(
-                lambda store: checkpoint_of(store, projection)
-            )
-    turns = {one: turn(one, checkpoint, pages) for one, checkpoint in checkpoints.items()}
+            checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
+            turns[projection] = turn(projection, checkpoint, pages)
     try:
         while turns:
             moved = False
