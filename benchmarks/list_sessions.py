@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import msgspec
+from session_projector.worker.storage.sqlite.client import Client
 
 from session_projector.worker.sessions import read as readers
-from session_projector.worker.storage.sqlite.client import Client
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
