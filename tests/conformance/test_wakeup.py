@@ -19,22 +19,19 @@ with database.open(writable=True) as store:
 
 async def until_found(thread: Thread, wakeup: Wakeup, after: int) -> int:
     """Wait as the daemon does until there is an event after a position; returns its own."""
-    stop = anyio.Event()
 
     async def changed() -> bool:
         return await thread.run(lambda store: store.changed())
 
-    def look(store: Store) -> tuple[bool, list[int]]:
-        touched = store.changed()
-        return touched, [row.seq for row in store.log.page(start=after + 1)]
+    def look(store: Store) -> list[int]:
+        store.changed()
+        return [row.seq for row in store.log.page(start=after + 1)]
 
     while True:
-        wakeup.looks()
-        touched, found = await thread.run(look)
-        wakeup.looked(touched=touched, found=bool(found))
+        found = await thread.run(look)
+        await wakeup.wait(changed, found=bool(found))
         if found:
             return found[-1]
-        await wakeup.wait(changed, stop)
 
 
 async def test_each_event_of_another_process_is_found_by_whoever_waits(
@@ -73,10 +70,10 @@ async def test_waiting_ends_when_it_is_told_to(database: Database) -> None:
 
             async def wait() -> None:
                 while not stop.is_set():
-                    await wakeup.wait(changed, stop)
+                    await wakeup.wait(changed, found=False)
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait)
-                tasks.start_soon(wakeup.end_at, stop)
                 await anyio.wait_all_tasks_blocked()
                 stop.set()
+                wakeup.close()
