@@ -135,8 +135,7 @@ class DaemonLock:
                 if os.geteuid() == 0:  # as SQLite does with its files: or it shuts the owner out
                     with suppress(PermissionError):  # in a container that may not
                         os.fchown(descriptor, database.st_uid, database.st_gid)
-                writers = database.st_mode & 0o222
-                os.fchmod(descriptor, 0o600 | writers | writers << 1)
+                os.fchmod(descriptor, lock_mode(database))
             return descriptor
         except BaseException:
             os.close(descriptor)
@@ -185,6 +184,12 @@ class DaemonLock:
                 f" again: {sidecars.aside(self._path)}"
             )
         return sidecars.without(self._path, found)
+
+
+def lock_mode(database: os.stat_result) -> int:
+    """The mode of the lock: readable and writable for who can write the database."""
+    writers = database.st_mode & 0o222
+    return 0o600 | writers | writers << 1
 
 
 def _is_shared(database: os.stat_result) -> bool:
