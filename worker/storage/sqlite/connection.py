@@ -11,6 +11,7 @@ from urllib.parse import quote
 from session_projector.projections.event import MAX_EVENT_BYTES
 from session_projector.worker.errors import NeedsPerson, RetryLater
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import translated
 
 # An oversized event is quarantined by its size alone, so no more of it is read.
@@ -32,7 +33,7 @@ def require(path: Path) -> None:
 
 
 def require_file_or_nothing(path: Path) -> None:
-    """Refuse what no database can be, and a path that may not be looked at."""
+    """Refuse what no database can be, a path that may not be looked at, and root among others."""
     try:
         wrong = path.exists() and not path.is_file()
     except OSError as error:
@@ -41,6 +42,7 @@ def require_file_or_nothing(path: Path) -> None:
         ) from None
     if wrong:
         raise NeedsPerson(f"{path} is not a file", "give the path of a SQLite file")
+    sidecars.refuse_root(path)
 
 
 def uri(path: Path, *, mode: str) -> str:
@@ -54,6 +56,7 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
         require_file_or_nothing(path)
     else:
         require(path)
+    sidecars.check(path)
     with translated(path):
         connection = sqlite3.connect(
             uri(path, mode=mode),
