@@ -16,7 +16,7 @@ import typer
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.errors import RetryLater
+from session_projector.worker.errors import RetryLater, quoted
 from session_projector.worker.operations.status import status
 from session_projector.worker.sessions.read import sessions
 from session_projector.worker.storage.open import database
@@ -49,7 +49,7 @@ def demo(
             _show(scratch, daemon, seconds)
     except KeyboardInterrupt:
         pass
-    name = printable(str(path))
+    name = printable(quoted(path))
     print(f"\nThe daemon and the agents have stopped; the database is {name}. Try:\n")
     for command in (
         f"projector session list -d {name}",
