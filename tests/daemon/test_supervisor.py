@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 from support import PROJECTOR, WRITER, Daemon, Database, daemon, fill, oracle, projector
 from support.extensions import PROGRAM, PerProject
-from support.folding import catch_up, checkpoint, mend, opened, target
+from support.folding import catch_up, checkpoint, opened, repair, target
 from support.served import HTTP, address, scraped
 
 from session_projector.projections import BUILT_IN
@@ -205,13 +205,13 @@ def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
             assert tailing.process.poll() is None
         # A replay of others moves their checkpoints, and must not throw back the rebuild.
         database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-1'")
-        mended = mend(database)
+        repaired = repair(database)
         still, row = database.sql(rebuilding), per_project(database)
         hold.unlink()
         tailing.wait_for("caught_up", projection="per_project")
 
     assert "being rebuilt as version 2: " in shown
-    assert mended == {"view damaged": 1}
+    assert repaired == {"view damaged": 1}
     assert still == [(1,)]
     assert row == [("F", 5000, None)]
     assert database.contents("A-1") == ["while it is rebuilt"]

@@ -23,7 +23,7 @@ from session_projector.worker.replay.difference import Difference
 from session_projector.worker.storage.port import Thread
 
 
-class Step(msgspec.Struct, frozen=True):
+class WalkProgress(msgspec.Struct, frozen=True):
     """What a page of the scan did: events read and what became of them, views compared, and what
     differed."""
 
@@ -56,7 +56,7 @@ class Pages:
     def __init__(
         self, thread: Thread, projections: Sequence[Projection], *, share: bool = False
     ) -> None:
-        """`share`: as of `fold_in_slices`, for the whole walks over these pages."""
+        """`share`: as of `fold_in_slices`, for all scans of these pages."""
         self.share = share
         self._thread = thread
         self._projections = projections
@@ -107,7 +107,7 @@ class Walk:
         self._until = comparison.as_of.until
         self._gathers = projection.log_keys("") is None
 
-    async def steps(self) -> AsyncGenerator[Step, None]:
+    async def steps(self) -> AsyncGenerator[WalkProgress, None]:
         await self._thread.run(lambda store: store.scratch.clear(self._projection.name))
         await self._comparison.begin()
         async for step in self._fold(self._pages()):
@@ -116,12 +116,12 @@ class Walk:
             async for step in self._fold(self._gathered()):
                 yield step
             async for found in self._comparison.orphaned():
-                yield Step(views=len(found), differences=found)
+                yield WalkProgress(views=len(found), differences=found)
             async for found in self._comparison.strays():
-                yield Step(differences=found)
-            yield Step(differences=await self._comparison.skipped(self.skipped))
+                yield WalkProgress(differences=found)
+            yield WalkProgress(differences=await self._comparison.skipped(self.skipped))
 
-    async def _fold(self, pages: AsyncIterator["_ViewPage"]) -> AsyncIterator[Step]:
+    async def _fold(self, pages: AsyncIterator["_ViewPage"]) -> AsyncIterator[WalkProgress]:
         """Fold pages in which each view's events follow each other, and compare each view once."""
         views: dict[str, Any] = {}
         open_key = self._only
@@ -137,9 +137,9 @@ class Walk:
             found += await self._comparison.views(keys, views)
             views = {key: view for key, view in views.items() if key == open_key}
             became = outcomes(self._projection, page.types, folded)
-            yield Step(len(page.seqs), len(keys), found, became)
+            yield WalkProgress(len(page.seqs), len(keys), found, became)
         if open_key is not None:
-            yield Step(0, 1, await self._comparison.views([open_key], views))
+            yield WalkProgress(0, 1, await self._comparison.views([open_key], views))
 
     async def _pages(self) -> AsyncIterator["_ViewPage"]:
         """The log by view, as far as an index has it so; the rest is gathered for later."""
