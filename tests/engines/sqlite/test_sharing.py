@@ -223,7 +223,7 @@ def test_the_lock_is_shared_with_the_group_too(shared: Database) -> None:
     assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (GROUP, 0o660)
 
 
-def test_a_lock_that_cannot_be_opened_is_mended_by_the_command(shared: Database) -> None:
+def test_a_lock_that_cannot_be_opened_is_fixed_by_the_command(shared: Database) -> None:
     shared.insert("session:A-1", {"type": "of no concern"})
     lock_of(shared).touch(0o600)
     os.chown(lock_of(shared), 0, 0)

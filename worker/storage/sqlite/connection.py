@@ -23,7 +23,7 @@ Values = Sequence[Any] | Mapping[str, Any]
 
 
 def require(path: Path) -> None:
-    """Refuse an absent database: a typing error must not start an empty log."""
+    """Refuse a database that does not exist: a mistyped path must not start an empty log."""
     require_file_or_nothing(path)
     if not path.exists():
         raise NeedsPerson(
@@ -38,7 +38,7 @@ def require_file_or_nothing(path: Path) -> None:
         wrong = path.exists() and not path.is_file()
     except OSError as error:
         raise NeedsPerson(
-            f"{path}: {error.strerror}", "correct the path, or look who you are (`id`)"
+            f"{path}: {error.strerror}", "correct the path, or see who you are (`id`)"
         ) from None
     if wrong:
         raise NeedsPerson(f"{path} is not a file", "give the path of a SQLite file")
@@ -84,7 +84,7 @@ class FileIdentity:
         self._identity = self._read()
 
     def check(self) -> None:
-        """Raises `RetryLater` when the file was replaced or deleted."""
+        """Raises `RetryLater` where the file was replaced or deleted."""
         if self._read() != self._identity:
             raise RetryLater(
                 f"{self._path} was replaced or deleted while it was open",

@@ -25,7 +25,7 @@ from session_projector.worker.storage.sqlite.errors import see_triggers
 from session_projector.worker.storage.sqlite.sql import bound, raw
 
 KEY_BYTES: Final = 4096
-"""What a view counts besides its row: so many of them are no longer one short transaction."""
+"""What each view counts besides its row, as many small ones are no short transaction either."""
 _SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
 _FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
 

@@ -1,4 +1,4 @@
-"""The rows that projections keep in SQLite, and the scratch table of a walk."""
+"""The rows that projections keep in SQLite, and the scratch table of a full scan."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
