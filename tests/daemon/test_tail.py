@@ -162,13 +162,15 @@ async def test_what_was_read_ahead_is_not_used_after_a_failure(
     async with target(database.path, Limits(busy_timeout_s=0)).open_thread() as thread:
         tail = Tail(thread, [await load(thread, projection) for projection in BUILT_IN])
         assert await tail.iterate()
+        assert database.position() == FIRST_EVENTS
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(Unavailable):
                 await tail.iterate()
         copy(restored.path, database.path)
-        await tail.run(anyio.Event(), until=FIRST_EVENTS + 10)
+        await tail.run(anyio.Event())
 
+    assert database.position() == FIRST_EVENTS + 10
     assert database.log() == restored.log()
     assert database.views() == oracle.fold(database.log()).views
 
@@ -198,11 +200,12 @@ async def test_what_was_read_ahead_is_decoded_for_one_that_joins_meanwhile(
     async with opened(database.path) as thread, opened(database.path) as own:
         tail = Tail(thread, [await load(thread, projection) for projection in BUILT_IN])
         assert await tail.iterate()
+        assert database.position() == FIRST_EVENTS
         joining = Tail(own, [await load(own, Notes())])
         await joining.run(anyio.Event(), until=FIRST_EVENTS)
         tail.members += joining.members
 
-        await tail.run(anyio.Event(), until=FIRST_EVENTS + 10)
+        await tail.run(anyio.Event())
 
     assert database.sql("SELECT * FROM notes") == [("F-1", 10)]
     assert database.sql("SELECT DISTINCT position FROM checkpoint") == [(FIRST_EVENTS + 10,)]
@@ -212,7 +215,7 @@ async def test_what_was_read_ahead_is_decoded_for_one_that_joins_meanwhile(
 async def test_a_batch_that_touches_more_views_than_it_may_load_ends_before_the_first_of_these(
     database: Database,
 ) -> None:
-    projections = (*BUILT_IN, PerProject())
+    projections = (PerProject(), *BUILT_IN)
     for number in range(20):
         database.created(f"A-{number}", project=f"P{number % 3}")
     await run_once(database.path, projections)
