@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import Database, daemon, projector
+from support import INSERT, T0, Database, daemon, projector
 from support.folding import examine
 
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
@@ -206,7 +206,9 @@ def test_a_daemon_that_is_alive_goes_on_beside_such_a_file(database: Database) -
         with closing(writer):
             writer.execute("SELECT * FROM event_log").fetchall()
             beside(database, "-journal").symlink_to("/etc/passwd")
-            database.created("A-1")
+            values = ("first", "session:A-1", "{}", T0)
+            writer.execute(INSERT, values)
+            writer.commit()
             running.wait_for("batch_committed")
         assert running.process.poll() is None
 
