@@ -246,3 +246,48 @@ def test_what_is_no_file_in_the_place_of_the_lock_is_said(database: Database) ->
 
     assert "local.db-projector.lock is a folder" in said
     assert "move it aside: `mv -T " in said
+
+
+HOLD = f"""{BECOME}
+import fcntl
+held = os.open(sys.argv[1], os.O_RDONLY)
+become({STRANGER_UID})
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def readable(shared: Database) -> Database:
+    """Others may read it, and its lock is as earlier versions made it."""
+    lock_of(shared).touch(0o644)
+    for file, mode in ((shared.path.parent, 0o755), (shared.path, 0o644), (lock_of(shared), 0o644)):
+        os.chown(file, DAEMON_UID, DAEMON_UID)
+        file.chmod(mode)
+    return shared
+
+
+def test_a_reader_who_holds_the_lock_keeps_nobody_from_folding(readable: Database) -> None:
+    command = [sys.executable, "-c", HOLD, str(lock_of(readable))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with unprivileged(readable) as running:
+            running.wait_for("started")
+            assert lock_of(readable).stat().st_mode & 0o777 == 0o600
+        holder.kill()
+
+
+def test_a_reader_is_told_of_the_daemon_whose_lock_it_cannot_open(readable: Database) -> None:
+    code = DAEMON.replace(f"become({DAEMON_UID}, {GROUP})", f"become({STRANGER_UID})")
+    code = code.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
+    code = code.replace(
+        "with tempfile", "import session_projector.worker.cli.status\nwith tempfile"
+    )
+    with unprivileged(readable) as running:
+        running.wait_for("started")
+        command = [sys.executable, "-P", "-c", code, "status", "-d", str(readable.path)]
+        said = subprocess.run(command, capture_output=True, text=True).stdout
+
+    assert f"process {running.process.pid}" in said

@@ -150,7 +150,7 @@ def _super_journal(descriptor: int, size: int) -> bytes:
     length = int.from_bytes(trailer[:4], "big")
     if not trailer.endswith(_JOURNAL_MAGIC) or not 0 < length <= at:
         return b""
-    return os.pread(descriptor, min(length, 4096), at - length)
+    return os.pread(descriptor, min(length, 512), at - length)
 
 
 def _is_own(super_journal: bytes, path: Path) -> bool:

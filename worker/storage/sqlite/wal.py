@@ -6,7 +6,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.storage.sqlite.connection import uri
+from session_projector.worker.errors import ProjectorError
+from session_projector.worker.storage.sqlite.connection import connect
 
 WARNING_BYTES: Final = 64 * 1024 * 1024
 """A write-ahead log is used again from its start at about 4 MiB, unless a reader pins it."""
@@ -46,7 +47,7 @@ class Backfill:
     def _copy(self) -> None:
         # As within a commit, an error is nobody's concern: a later commit copies the same pages.
         with (
-            suppress(sqlite3.Error),
-            closing(sqlite3.connect(uri(self._path, mode="rw"), timeout=0, uri=True)) as connection,
+            suppress(sqlite3.Error, ProjectorError),
+            closing(connect(self._path, mode="rw", busy_timeout_s=0)) as connection,
         ):
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
