@@ -36,7 +36,7 @@ def act_as_owner(url: str) -> None:
     a user who cannot read this installation, opening the database is refused.
     """
     if os.geteuid() == 0 and (file := database(url).file):
-        folder = next(one for one in (file, *file.parents) if one.is_dir()).stat()
+        folder = next(one for one in (file, *file.parents) if os.path.isdir(one)).stat()
         if folder.st_uid:
             here = (Path(__file__), Path(os.__file__), Path(sys.executable))
             linux.become(folder.st_uid, folder.st_gid, here)
