@@ -14,9 +14,8 @@ from pathlib import Path
 import msgspec
 
 from session_projector.worker.sessions import read as readers
-from session_projector.worker.storage.sqlite.client import Client
+from session_projector.worker.storage.open import database
 from session_projector.worker.storage.sqlite.connection import connect
-from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 T0 = 1_700_000_000_000
 PROJECTOR = [sys.executable, "-P", "-m", "session_projector"]
@@ -24,7 +23,7 @@ PROJECTOR = [sys.executable, "-P", "-m", "session_projector"]
 
 def fill(path: Path, sessions: int, weight: int) -> None:
     """Write one event per session, with one message of `weight` bytes, and fold them."""
-    schema.setup(path)
+    database(str(path)).setup()
     connection = connect(path, mode="rw")
     connection.execute("BEGIN")
     for number in range(sessions):
@@ -41,9 +40,9 @@ def fill(path: Path, sessions: int, weight: int) -> None:
 
 
 def query_ms(path: Path) -> float:
-    with Client.reading(path) as client:
+    with database(str(path)).open() as store:
         started = time.perf_counter()
-        found = list(readers.sessions(client, project="P7"))
+        found = list(readers.sessions(store, project="P7"))
         took = time.perf_counter() - started
     assert len(found) == 50
     return took * 1000

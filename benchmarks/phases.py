@@ -25,7 +25,7 @@ WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "commit": ("session_projector.worker.storage.sqlite.store:SqliteStore.commit",),
     "setup": ("session_projector.worker.storage.sqlite.schema.migrate:setup",),
     "migration": ("session_projector.worker.storage.sqlite.schema.migrate:_migrate",),
-    "walk": ("session_projector.worker.replay.round_robin:side_by_side",),
+    "walk": ("session_projector.worker.replay.round_robin:interleave",),
     "replay": ("session_projector.worker.replay.verify:replay",),
 }
 """The functions that belong to each phase; add a new phase here."""

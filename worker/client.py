@@ -5,20 +5,16 @@ process holds. `database` is a path or a `sqlite:` URL.
 """
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
 from session_projector.projections import BUILT_IN
-from session_projector.projections.decode import decode
-from session_projector.projections.event import PREFIX, LogRow, Unfoldable
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import BadUsage, Finding, ProjectorError, naming
+from session_projector.worker.errors import Finding, ProjectorError, naming
 from session_projector.worker.operations import wait as waiting
 from session_projector.worker.sessions.read import session
+from session_projector.worker.sessions.write import new_event
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Database, Store
 
@@ -43,20 +39,7 @@ def append(
     Raises `BadUsage` for an event that would not fold whatever the session says, and for an
     `id` that another event has.
     """
-    event: dict[str, Any] = {"type": type, "sessionId": session_id, "data": data}
-    if timestamp is not None:
-        event["timestamp"] = timestamp
-    try:
-        row = LogRow(
-            seq=0,
-            id=uuid.uuid4().hex if id is None else id,
-            key=PREFIX + session_id,
-            data=msgspec.msgpack.encode(event),
-            created_at=now_ms(),
-        )
-        decode(row, (type,))
-    except (Unfoldable, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadUsage(f"the event would not fold: {error}", "nothing was written") from None
+    row = new_event(session_id, type, data, now_ms(), event_id=id, timestamp=timestamp)
     with _opened(database, writable=True) as (_, store):
         return store.log.append(row)
 

@@ -1,6 +1,7 @@
-"""Other processes as seen in /proc: the files that they have open or locked."""
+"""Processes: others as seen in /proc with the files that they have open or locked; our own user."""
 
 import os
+import pwd
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -103,6 +104,32 @@ def user(pid: int) -> int | None:
     with suppress(OSError):
         return (PROC / str(pid)).stat().st_uid
     return None
+
+
+def become(uid: int, gid: int, readable: Iterable[Path]) -> bool:
+    """Be another user from here on, for good, with that user's groups.
+
+    False, and nothing is changed, where that user could not read the files, or root has no such
+    right here.
+    """
+    before, groups = (os.getgroups(), os.getegid(), os.geteuid()), {gid}
+    with suppress(KeyError):
+        entry = pwd.getpwuid(uid)
+        gid, groups = entry.pw_gid, {gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)}
+    try:
+        os.setgroups(sorted(groups))
+        os.setegid(gid)
+        os.seteuid(uid)
+        if all(os.access(file, os.R_OK, effective_ids=True) for file in readable):
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            return True
+    except OSError:  # in a container that lacks the capability
+        pass
+    os.seteuid(before[2])
+    os.setegid(before[1])
+    os.setgroups(before[0])
+    return False
 
 
 def _pids() -> Iterator[int]:

@@ -673,7 +673,7 @@ def test_a_small_disk_in_memory_is_told_twice(tmp_path: Path) -> None:
     path = tmp_path / "disk" / "local.db"
     path.parent.mkdir()
     script = (
-        f"mount -t tmpfs -o size=4m tmpfs {path.parent} || exit 77\n"
+        f"mount -t tmpfs -o size=4m,mode=755 tmpfs {path.parent} || exit 77\n"
         f"{shlex.join(PROJECTOR)} db setup -d {path} >&2\n"
         f"{shlex.join(PROJECTOR)} doctor --json -d {path}"
     )
@@ -879,9 +879,9 @@ cli.main()
     [
         ("local.db", 0o444, STRANGER_UID, "`chmod u+rw "),
         ("", 0o555, STRANGER_UID, "`chmod u+rwx "),
-        ("local.db", 0o600, 0, "as root: `chown --reference="),
+        ("local.db", 0o600, 0, "as root: `find "),
         ("local.db", 0o600, 60004, "local.db is user 60004's, the folder user 60003's: find out"),
-        ("local.db-projector.lock", 0o644, 0, "as root: `chown --reference="),
+        ("local.db-projector.lock", 0o644, 0, "move it aside, and it is made again: `mv -T "),
         ("", 0o700, 0, "to share it with a group, as root: `projector db setup --group NAME"),
     ],
 )
@@ -1038,7 +1038,7 @@ def test_a_file_system_that_is_mounted_read_only_is_said(tmp_path: Path) -> None
     path.parent.mkdir()
     program = shlex.join(PROJECTOR)
     script = (
-        f"mount -t tmpfs tmpfs {path.parent} || exit 77\n"
+        f"mount -t tmpfs -o mode=755 tmpfs {path.parent} || exit 77\n"
         f"{program} db setup -d {path} >&2\n"
         f"mount -o remount,ro {path.parent} || exit 77\n"
         f"{program} run --once -d {path} || echo $? >&2\n"

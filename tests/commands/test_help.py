@@ -39,6 +39,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     assert {name.removeprefix("session_projector.worker.") for name in ours} == {
         "cli",
         "cli.commands",
+        "cli.inert",
         "cli.main",
         "errors",
     }

@@ -213,8 +213,8 @@ def test_a_session_that_is_being_folded_pins_no_write_ahead_log(session: Databas
 
 def test_a_reader_that_leaves_early_or_waits_troubles_nobody(database: Database) -> None:
     database.created("A-1")
-    for number in range(30):  # more than a pipe holds
-        database.insert("A-1", b"\xc1", id=f"{number}-{'x' * 5000}")
+    for number in range(500):  # more than a pipe holds
+        database.insert("A-1", b"\xc1", id=f"{number}-{'x' * 190}")
     command = [*PROJECTOR, "session", "history", "A-1", "-d", str(database.path)]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:

@@ -28,7 +28,16 @@ from support import (
     projector,
 )
 from support.extensions import CreatedPerDay
-from support.folding import Heard, catch_up, checkpoint, differences, mend, opened, refolded, target
+from support.folding import (
+    Heard,
+    catch_up,
+    checkpoint,
+    differences,
+    opened,
+    refolded,
+    repair,
+    target,
+)
 from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
@@ -63,7 +72,7 @@ def folded(database: Database) -> Database:
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_verify_names_what_differs_and_replay_mends_it(
+def test_verify_names_what_differs_and_replay_fixes_it(
     folded: Database, tmp_path: Path, kind: str
 ) -> None:
     projector("verify", "-d", folded.path)
@@ -123,7 +132,7 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
             except sqlite3.IntegrityError:
                 return  # there is such a row already
 
-        mend(database, limits=limits)
+        repair(database, limits=limits)
         assert differences(database, limits=limits) == {}
 
     assert database.everything() == expected
@@ -131,14 +140,14 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
     assert database.views() == oracle.fold(database.log()).views
 
 
-def test_views_gathered_over_sessions_are_verified_and_mended(database: Database) -> None:
+def test_views_gathered_over_sessions_are_verified_and_repaired(database: Database) -> None:
     projections = (CreatedPerDay(),)
     for number in range(30):
         database.created(f"A-{number}", project=f"P{number % 3}")
     database.insert("A-1", b"\xc1")
     database.insert("A-1", event("task_created", {}))
     limits = Limits(page_events=4)
-    mend(database, projections, limits)
+    repair(database, projections, limits)
     table = CreatedPerDay.table
     made = database.sql(f"SELECT * FROM {table.name} ORDER BY 1")
     key = made[0][[*table.columns].index(table.key)]
@@ -146,7 +155,7 @@ def test_views_gathered_over_sessions_are_verified_and_mended(database: Database
     database.sql(f"UPDATE {table.name} SET {table.key} = 'x' WHERE {table.key} LIKE 'P1%'")
 
     assert differences(database, projections, limits) == {"view missing": 2, "view ghost": 1}
-    mend(database, projections, limits)
+    repair(database, projections, limits)
 
     assert differences(database, projections) == {}
     assert database.sql(f"SELECT * FROM {table.name} ORDER BY 1") == made
@@ -182,7 +191,7 @@ def test_replay_makes_views_from_nothing(folded: Database, tmp_path: Path) -> No
     assert folded.everything() == expected
 
 
-def test_replay_mends_a_log_that_was_rewound(folded: Database, tmp_path: Path) -> None:
+def test_replay_repairs_views_of_a_log_that_was_rewound(folded: Database, tmp_path: Path) -> None:
     copy(folded.path, tmp_path / "rewound.db")
     folded.appended("A-1", "lost")
     catch_up(folded)
@@ -223,7 +232,7 @@ def test_what_an_upgrade_can_fold_leaves_the_quarantine_in_the_logs_own_order(
         catch_up(folded)
         assert len(folded.views()["session:A-1"][2]) < len(expected[0][1][2])
 
-    mend(folded)
+    repair(folded)
 
     assert folded.contents("A-1") == ["one", "bare", "after"]
     assert folded.everything() == refolded(folded, tmp_path / "fresh2.db").everything()
@@ -302,7 +311,7 @@ async def test_a_batch_that_was_folded_before_a_replay_is_not_committed(
         before = await checkpoint(thread, sessions)
         [row] = database.views().values()
         database.sql("UPDATE view SET data = x'80'")
-        async for _ in replay.mend(thread, sessions, before):
+        async for _ in replay.repair(thread, sessions, before):
             pass
 
         after = await checkpoint(thread, sessions)
@@ -364,7 +373,7 @@ def test_a_session_that_nothing_names_is_said_not_to_be_there(folded: Database) 
         assert "there is no session nope" in said.stderr
 
 
-def test_a_row_that_bears_the_id_of_another_session_is_mended(
+def test_a_row_that_bears_the_id_of_another_session_is_repaired(
     folded: Database, tmp_path: Path
 ) -> None:
     folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
@@ -399,7 +408,7 @@ def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
         "INSERT INTO quarantine VALUES ('sessions', CAST(x'ff' AS TEXT), 1, 2, 'r')",
     ],
 )
-def test_odd_damage_is_found_and_mended(folded: Database, tmp_path: Path, damage: str) -> None:
+def test_odd_damage_is_found_and_repaired(folded: Database, tmp_path: Path, damage: str) -> None:
     folded.sql(damage)
 
     projector("verify", "-d", folded.path, check=1)

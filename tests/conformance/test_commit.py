@@ -32,7 +32,7 @@ def session_row(name: str, data: bytes = b"\x80", **columns: Any) -> tuple[Any, 
     return (columns.get("id", key), key, data, "e", 1, 1)
 
 
-def standing(store: Store) -> list[Any]:
+def stored(store: Store) -> list[Any]:
     """Everything that a commit may change."""
     views = store.views
     return [
@@ -94,14 +94,14 @@ def test_of_several_changes_all_are_committed_or_none(store: Store, before: Chec
     (first,) = append(store, "e1")
     counted = change(COUNTED, before, rows=[("a", 1, None)], quarantined=[Rejected(first, "bad")])
     store.checkpoints.report("counted", REBUILDING)
-    stood = standing(store)
+    initially = stored(store)
 
     with pytest.raises(LostRace):
         store.commit([counted, change(SESSIONS, later(sessions), rows=[session_row("A")])])
-    stood_then = standing(store)
+    stored_meanwhile = stored(store)
     store.commit([counted, change(SESSIONS, sessions, rows=[session_row("A")])])
 
-    assert stood_then == stood
+    assert stored_meanwhile == initially
     assert store.views.row(COUNTED, "a") == ("a", 1, None)
     assert store.views.row(SESSIONS, "session:A") == session_row("A")
 
@@ -119,7 +119,7 @@ def test_rows_that_the_table_does_not_take_are_a_fault_of_that_projection_alone(
     store: Store, before: Checkpoint, rows: list[tuple[Any, ...]]
 ) -> None:
     sessions = store.views.prepare(SESSIONS)
-    stood = standing(store)
+    initially = stored(store)
 
     with pytest.raises(ProjectionFailed) as failed:
         store.commit(
@@ -127,7 +127,7 @@ def test_rows_that_the_table_does_not_take_are_a_fault_of_that_projection_alone(
         )
 
     assert failed.value.projection == "sessions"
-    assert standing(store) == stood
+    assert stored(store) == initially
     store.commit([change(COUNTED, before)])  # no transaction is left open
 
 
@@ -153,13 +153,13 @@ def test_a_commit_is_refused_where_any_part_of_its_checkpoint_differs(
 ) -> None:
     now = later(before, position=1, digest="d")
     store.commit([change(COUNTED, before, now)])
-    stood = standing(store)
+    initially = stored(store)
     assumed = msgspec.structs.replace(now, **differing)
 
     with pytest.raises(LostRace):
         store.commit([change(COUNTED, assumed, rows=[("a", 1, None)])])
 
-    assert standing(store) == stood
+    assert stored(store) == initially
 
 
 def test_of_two_stores_that_read_the_same_checkpoint_one_commits(
@@ -197,7 +197,7 @@ def test_rows_under_other_keys_are_never_touched(store: Store, outside: Outsider
         outside.insert(
             "view", id=row_id, key=key, data=b"x", last_offset_id="e", created_at=1, updated_at=1
         )
-    stood = outside.sql("SELECT id, key, data FROM view ORDER BY id")
+    initially = outside.sql("SELECT id, key, data FROM view ORDER BY id")
 
     before = keep(store, SESSIONS, session_row("A"), session_row("B"))
     removed = ["session:A", *(key for _, key in others)]
@@ -207,7 +207,7 @@ def test_rows_under_other_keys_are_never_touched(store: Store, outside: Outsider
     assert store.views.count(SESSIONS.table) == 1
     assert [store.views.row(SESSIONS, key) for _, key in others] == [None] * 4
     store.views.drop("sessions")
-    assert outside.sql("SELECT id, key, data FROM view ORDER BY id") == stood
+    assert outside.sql("SELECT id, key, data FROM view ORDER BY id") == initially
 
 
 def test_a_row_is_written_also_where_a_damaged_row_has_its_id(store: Store) -> None:
@@ -263,11 +263,11 @@ def test_a_commit_says_whether_another_connection_committed_since_the_one_before
 
 def test_an_empty_commit_does_no_harm(store: Store) -> None:
     keep(store, COUNTED, ("a", 1, None))
-    stood = standing(store)
+    initially = stored(store)
 
     store.commit([])
 
-    assert standing(store) == stood
+    assert stored(store) == initially
 
 
 @pytest.mark.parametrize("bulk", [False, True])

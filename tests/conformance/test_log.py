@@ -108,14 +108,14 @@ def test_another_event_under_a_known_id_is_refused(
     store: Store, outside: Outsider, key: str, data: bytes
 ) -> None:
     (first,) = append(store, "e1")
-    standing = everything(store)
+    before = everything(store)
 
     with pytest.raises(BadUsage, match=f"position {first} "):
         store.log.append(event("e1", key, data))
     with pytest.raises(outside.error):
         outside.insert("event_log", id="e1", key=key, data=data, created_at=T0)
 
-    assert everything(store) == standing
+    assert everything(store) == before
 
 
 @pytest.mark.parametrize("statement", ["UPDATE event_log SET key = 'x'", "DELETE FROM event_log"])
@@ -123,12 +123,12 @@ def test_nobody_changes_or_deletes_an_event(
     store: Store, outside: Outsider, statement: str
 ) -> None:
     append(store, "e1")
-    standing = everything(store)
+    before = everything(store)
 
     with pytest.raises(outside.error):
         outside.sql(statement)
 
-    assert everything(store) == standing
+    assert everything(store) == before
 
 
 def test_a_store_that_is_not_writable_writes_nothing(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""Events in quarantine, what projections say they are doing, and the scratch pairs of a walk."""
+"""Events in quarantine, what projections report of themselves, and the pairs of a full scan."""
 
 from typing import Any
 

@@ -51,6 +51,7 @@ async def test_a_cancelled_commit_locks_nobody_out(
     database: Database, url: str, outside: Outsider
 ) -> None:
     """Cancelling does not take back the BEGIN that waits for the lock in the thread."""
+    database = storage.database(url)  # which waits for a lock
     async with database.open_thread() as thread:
         before = await thread.run(lambda store: store.views.prepare(COUNTED))
         with elsewhere(

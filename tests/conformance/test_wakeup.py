@@ -1,4 +1,4 @@
-"""The wake-up: whoever waits for it finds every event, and is not woken for long by nothing."""
+"""The wake-up: whoever waits for it finds every event, and closing it ends a wait."""
 
 from contextlib import closing
 
@@ -17,24 +17,18 @@ with database.open(writable=True) as store:
 """
 
 
+async def changed_in(thread: Thread) -> bool:
+    return await thread.run(lambda store: store.changed())
+
+
 async def until_found(thread: Thread, wakeup: Wakeup, after: int) -> int:
     """Wait as the daemon does until there is an event after a position; returns its own."""
-    stop = anyio.Event()
-
-    async def changed() -> bool:
-        return await thread.run(lambda store: store.changed())
-
-    def look(store: Store) -> tuple[bool, list[int]]:
-        touched = store.changed()
-        return touched, [row.seq for row in store.log.page(start=after + 1)]
-
     while True:
-        wakeup.looks()
-        touched, found = await thread.run(look)
-        wakeup.looked(touched=touched, found=bool(found))
-        if found:
-            return found[-1]
-        await wakeup.wait(changed, stop)
+        rows = await thread.run(lambda store: store.log.page(start=after + 1))
+        if rows:
+            await wakeup.wait(lambda: changed_in(thread), found=True)
+            return rows[-1].seq
+        await wakeup.wait(lambda: changed_in(thread), found=False)
 
 
 async def test_each_event_of_another_process_is_found_by_whoever_waits(
@@ -63,20 +57,17 @@ async def test_an_event_that_is_there_before_the_waiting_begins_is_found(
             assert await until_found(thread, wakeup, 1) == 2
 
 
-async def test_waiting_ends_when_it_is_told_to(database: Database) -> None:
+async def test_whoever_waits_goes_on_when_it_is_closed(database: Database) -> None:
     stop = anyio.Event()
     async with database.open_thread() as thread:
-        with closing(database.wakeup()) as wakeup:
+        wakeup = database.wakeup()
 
-            async def changed() -> bool:
-                return await thread.run(lambda store: store.changed())
+        async def wait() -> None:
+            while not stop.is_set():
+                await wakeup.wait(lambda: changed_in(thread), found=False)
 
-            async def wait() -> None:
-                while not stop.is_set():
-                    await wakeup.wait(changed, stop)
-
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(wait)
-                tasks.start_soon(wakeup.end_at, stop)
-                await anyio.wait_all_tasks_blocked()
-                stop.set()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            stop.set()
+            wakeup.close()

@@ -165,10 +165,12 @@ def test_a_lock_held_by_others_is_waited_out(database: Database) -> None:
         database.created("A-1")
         running.wait_until_at(1)
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
+            # Halted, so that it does not commit between the two transactions.
+            running.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, running.process.pid, os.WSTOPPED | os.WNOWAIT)
             other.execute(INSERT, ("own", "A-1", APPEND, T0))
-            other.execute("COMMIT")
             other.execute("BEGIN IMMEDIATE")
+            running.process.send_signal(signal.SIGCONT)
             running.wait_for("database_unavailable")
             other.execute("ROLLBACK")
         running.wait_for("database_available_again")

@@ -270,7 +270,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=DAEMONS, session=SESSIONS)
     def replay_under_a_held_turn(self, which: int, session: str) -> None:
-        """What was folded onto a damaged view is not committed once the view is mended."""
+        """What was folded onto a damaged view is not committed once the view is repaired."""
         self._talk(session)
         self.run_once()
         self.close(which)
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def replay_beside_a_daemon(self) -> None:
-        """It mends as of the checkpoint, and leaves what came since to the daemon."""
+        """It repairs as of the checkpoint, and leaves what came since to the daemon."""
         if not self._run(self._is_sound()):
             return
         lock = DaemonLock(self.path)
@@ -295,10 +295,10 @@ class Machine(RuleBasedStateMachine):
         self.damaged = False
         self.undamaged()
 
-    @rule(session=SESSIONS, mending=st.booleans())
-    def walk_while_it_is_folded(self, session: str, mending: bool) -> None:
+    @rule(session=SESSIONS, repairing=st.booleans())
+    def walk_while_it_is_folded(self, session: str, repairing: bool) -> None:
         """Between the first pages of the walk there are events, and they are folded."""
-        self._run(self._walk(session, mending=mending))
+        self._run(self._walk(session, repairing=repairing))
 
     # Foreign hands
 
@@ -516,14 +516,14 @@ class Machine(RuleBasedStateMachine):
             raise error
         return False
 
-    async def _walk(self, session: str, *, mending: bool) -> None:
+    async def _walk(self, session: str, *, repairing: bool) -> None:
         differs, found = bool(self._differences()), 0
         if not await self._is_sound():
             return
         async with self.target.open_thread() as thread:
             for projection in BUILT_IN:
                 now = await checkpoint(thread, projection)
-                walked = (replay.mend if mending else replay.compare)(thread, projection, now)
+                walked = (replay.repair if repairing else replay.compare)(thread, projection, now)
                 told = 0
                 async with aclosing(walked) as steps:
                     async for step in steps:
@@ -533,7 +533,7 @@ class Machine(RuleBasedStateMachine):
                             self._talk(session)
                             await self._catch_up()
         assert differs or not found
-        if mending:
+        if repairing:
             self.damaged = False
 
     async def _is_sound(self) -> bool:

@@ -1,7 +1,9 @@
 """The daemon's way through a real database: batches, checkpoint, quarantine, races, repairs."""
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,15 @@ from typing import Any
 import anyio
 import pytest
 from hypothesis import given, settings
+from structlog.testing import capture_logs
 from support import Database, copy, daemon, event, fill, logs, oracle
-from support.folding import catch_up, opened, refolded
+from support.extensions import PerProject
+from support.folding import catch_up, opened, refolded, run_once, target
 
 from session_projector.projections import BUILT_IN
+from session_projector.projections.event import Event, Other
+from session_projector.projections.projection import Projection, Table
+from session_projector.worker.daemon.batch_size import FIRST_EVENTS
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.tail import Tail
@@ -135,6 +142,124 @@ async def test_a_read_ahead_that_fails_undoes_nothing_of_the_commit_beside_it(
     assert database.views() == oracle.fold(database.log()).views
     assert state.unavailable == 0
     assert state.batch_events.sum == 200
+
+
+async def test_what_was_read_ahead_is_not_used_after_a_failure(
+    database: Database, tmp_path: Path
+) -> None:
+    """The database may have been restored since, and the log be another one from there on."""
+    fill(database, sessions=20, events=200)
+    restored = Database(tmp_path / "restored.db")
+    schema.setup(restored.path)
+    for row in database.log()[:FIRST_EVENTS]:
+        restored.sql("INSERT INTO event_log VALUES (?, ?, ?, ?, ?)", *row)
+    for number in range(10):
+        restored.appended("F-1", f"another {number}")
+    async with opened(restored.path) as thread:
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        await Tail(thread, members).run(anyio.Event(), until=FIRST_EVENTS)
+
+    async with target(database.path, Limits(busy_timeout_s=0)).open_thread() as thread:
+        tail = Tail(thread, [await load(thread, projection) for projection in BUILT_IN])
+        assert await tail.iterate()
+        assert database.position() == FIRST_EVENTS
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Unavailable):
+                await tail.iterate()
+        copy(restored.path, database.path)
+        await tail.run(anyio.Event())
+
+    assert database.position() == FIRST_EVENTS + 10
+    assert database.log() == restored.log()
+    assert database.views() == oracle.fold(database.log()).views
+
+
+class Notes(Projection):
+    """How many events of a type of its own a session has."""
+
+    name = "notes"
+    version = 1
+    events = frozenset({"note_added"})
+    table = Table(name="notes", columns={"session": "TEXT", "notes": "INTEGER"}, key="session")
+
+    def key_of(self, event: Event) -> str:
+        assert isinstance(event.body, Other)
+        return event.session_id
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        return (self.key_of(event), view[1] + 1 if view else 1)
+
+
+async def test_what_was_read_ahead_is_decoded_for_one_that_joins_meanwhile(
+    database: Database,
+) -> None:
+    fill(database, sessions=20, events=FIRST_EVENTS)
+    for _ in range(10):
+        database.insert("F-1", event("note_added", {}))
+    async with opened(database.path) as thread, opened(database.path) as own:
+        tail = Tail(thread, [await load(thread, projection) for projection in BUILT_IN])
+        assert await tail.iterate()
+        assert database.position() == FIRST_EVENTS
+        joining = Tail(own, [await load(own, Notes())])
+        await joining.run(anyio.Event(), until=FIRST_EVENTS)
+        tail.members += joining.members
+
+        await tail.run(anyio.Event())
+
+    assert database.sql("SELECT * FROM notes") == [("F-1", 10)]
+    assert database.sql("SELECT DISTINCT position FROM checkpoint") == [(FIRST_EVENTS + 10,)]
+    assert database.quarantine() == {}
+
+
+async def test_a_batch_that_touches_more_views_than_it_may_load_ends_before_the_first_of_these(
+    database: Database,
+) -> None:
+    projections = (PerProject(), *BUILT_IN)
+    for number in range(20):
+        database.created(f"A-{number}", project=f"P{number % 3}")
+    await run_once(database.path, projections)
+    for number in range(20):
+        database.created(f"B-{number}", project=f"P{number % 3}")
+        database.appended(f"A-{number % 7}", f"x{number}")
+
+    async with target(database.path, Limits(view_bytes=1)).open_thread() as thread:
+        members = [await load(thread, projection) for projection in projections]
+        with capture_logs() as said:
+            await Tail(thread, members).run(anyio.Event(), until=60)
+
+    assert len(said) > 10
+    assert {line["event"] for line in said} == {"batch_committed"}  # no view was found to be odd
+    assert database.sql("SELECT * FROM per_project ORDER BY project") == [
+        ("P0", 14),
+        ("P1", 14),
+        ("P2", 12),
+    ]
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.index() == oracle.index(database.log())
+
+
+async def test_only_the_first_batch_after_a_quiet_time_counts_as_a_wake_up(
+    database: Database,
+) -> None:
+    stop = anyio.Event()
+
+    def heard(state: DaemonState) -> None:
+        position = state.progress["sessions"].position
+        if position == 0 and not database.log():
+            fill(database, sessions=20, events=200)
+        if position == 200:
+            stop.set()
+            wakeup.close()
+
+    state = DaemonState(heard)
+    async with opened(database.path) as thread:
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        with closing(target(database.path).wakeup()) as wakeup:
+            await Tail(thread, members, Outage(state), leading=True, wakeup=wakeup).run(stop)
+
+    assert sum(state.batch_events.counts) > 1
+    assert sum(state.wakeup_s.counts) == 1
 
 
 @pytest.mark.parametrize(

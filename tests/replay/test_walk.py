@@ -8,7 +8,16 @@ import anyio
 import pytest
 from support import Database, copy, event
 from support.extensions import CreatedPerDay
-from support.folding import Heard, catch_up, checkpoint, differences, mend, opened, run_once, target
+from support.folding import (
+    Heard,
+    catch_up,
+    checkpoint,
+    differences,
+    opened,
+    repair,
+    run_once,
+    target,
+)
 from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
@@ -49,7 +58,7 @@ async def repaired_while(
     """Repair while the events of `change` are folded after the first step; what it reports."""
     found: list[Any] = []
     async with opened(database.path) as thread:
-        steps = replay.mend(thread, projection, await checkpoint(thread, projection))
+        steps = replay.repair(thread, projection, await checkpoint(thread, projection))
         found += (await anext(steps)).differences
         change()
         await run_once(database.path, [projection])
@@ -150,5 +159,5 @@ def test_rows_repaired_before_a_race_was_lost_are_reported(
     )
     monkeypatch.setattr(fix, "CHUNK_CHANGES", 1)
 
-    assert mend(database) == {"view damaged": 3}
+    assert repair(database) == {"view damaged": 3}
     assert differences(database) == {}

@@ -62,7 +62,7 @@ class Heard:
     def __init__(self) -> None:
         self.kinds: dict[str, int] = {}
 
-    def step(self, tally: verify.Tally, step: walk.Step) -> None: ...
+    def step(self, tally: verify.Tally, step: walk.WalkProgress) -> None: ...
 
     def done(self, tally: verify.Tally) -> None:
         for (row, kind), count in tally.rows.items():
@@ -85,7 +85,7 @@ async def compare(database: Any, projections: Sequence[Any], heard: Heard) -> No
     await verify.compare(database, projections, heard)
 
 
-def mend(
+def repair(
     database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
 ) -> dict[str, int]:
     heard = Heard()

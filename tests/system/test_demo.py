@@ -1,4 +1,6 @@
+import os
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -19,6 +21,18 @@ def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
     encodings = Database(path).sql("SELECT DISTINCT typeof(data) FROM event_log ORDER BY 1")
     assert encodings == [("blob",), ("text",)]
     assert DaemonLock(path).leader() is None
+
+
+def test_the_commands_that_it_ends_with_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+
+    said = projector("demo", "--seconds", "1", env=os.environ | {"TMPDIR": str(folder)}).stdout
+
+    (command,) = re.findall(r"projector status -d .*", said)
+    words = shlex.split(command)
+    assert Path(words[-1]).is_file()
+    assert len(words) == 4
 
 
 def test_a_signal_ends_the_demo_and_all_that_it_started() -> None:

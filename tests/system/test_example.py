@@ -146,7 +146,7 @@ def test_a_new_version_of_it_is_made_by_the_next_daemon_and_the_old_one_refuses(
         running.wait_for("views_rebuilt", projection="tokens_per_day")
         running.wait_for("caught_up", projection="tokens_per_day")
 
-    assert "version 2 is here; a daemon that starts rebuilds it" in old
+    assert "outdated; the next daemon rebuilds it as version 2" in old
     assert "tokens_per_day: 1 of 1 views would change" in dry
     assert before == [(f"{DAY}/web", DAY, "web", 3, 6)]
     assert tokens(database) == [(f"{DAY}/web", DAY, "web", 3, 6, 3)]

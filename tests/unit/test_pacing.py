@@ -9,6 +9,7 @@ from session_projector.worker.folding.pacing import (
     LEAST_EVENTS,
     LONGEST_HOLD_S,
     SMALL_EVENTS,
+    TRANSACTIONS,
     WritePacing,
 )
 from session_projector.worker.storage.port import BATCH_EVENTS
@@ -66,3 +67,30 @@ def test_others_are_thought_of_for_a_while() -> None:
         pacing.wrote(others=False)
 
     assert (before, while_others_write, bool(pacing)) == (False, True, False)
+
+
+def test_each_commit_of_others_begins_that_while_again() -> None:
+    pacing = WritePacing()
+    for _ in range(3):
+        pacing.wrote(others=True)
+        for _ in range(TRANSACTIONS - 1):
+            pacing.wrote(others=False)
+        assert pacing
+
+    pacing.wrote(others=False)
+    assert not pacing
+    pacing.wrote(others=False)  # and it has not run up a debt
+    pacing.wrote(others=True)
+    assert pacing
+
+
+def test_a_lock_that_was_held_for_too_long_halves_the_next_batch_and_a_short_one_doubles_it() -> (
+    None
+):
+    pacing = WritePacing()
+    sizes = []
+    for hold_s in (LONGEST_HOLD_S, 1.01 * LONGEST_HOLD_S, 1.01 * LONGEST_HOLD_S, LONGEST_HOLD_S):
+        pacing.held(hold_s, rows=1000, projections=1)
+        sizes.append(pacing.most_events)
+
+    assert sizes == [SMALL_EVENTS, SMALL_EVENTS // 2, SMALL_EVENTS // 4, SMALL_EVENTS // 2]

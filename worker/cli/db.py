@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json
-from session_projector.worker.cli.output import one_line, printable, to_json
+from session_projector.worker.cli.output import one_line, to_json
 from session_projector.worker.storage import open as storage
 
 db = typer.Typer(help=HELP["db"], **SETTINGS)

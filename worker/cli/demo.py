@@ -15,7 +15,8 @@ import typer
 
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
-from session_projector.worker.errors import RetryLater
+from session_projector.worker.cli.inert import printable
+from session_projector.worker.errors import RetryLater, quoted
 from session_projector.worker.operations.status import status
 from session_projector.worker.sessions.read import sessions
 from session_projector.worker.storage.open import database
@@ -48,7 +49,7 @@ def demo(
             _show(scratch, daemon, seconds)
     except KeyboardInterrupt:
         pass
-    name = output.printable(str(path))
+    name = printable(quoted(path))
     print(f"\nThe daemon and the agents have stopped; the database is {name}. Try:\n")
     for command in (
         f"projector session list -d {name}",
@@ -122,4 +123,5 @@ def _draw(head: str, name: str, entries: list[Entry]) -> None:
         "Ctrl-C stops it",
     ]
     picture = "".join(f"{line[:columns]}\x1b[K\n" for line in lines[: height - 1])
-    print(f"\x1b[H{picture}\x1b[J", end="", flush=True)
+    # To the terminal itself, as the commands' own standard output takes no escape sequences.
+    print(f"\x1b[H{picture}\x1b[J", end="", flush=True, file=sys.__stdout__)

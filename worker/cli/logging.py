@@ -7,8 +7,9 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TextIO, cast
 
+from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import pasteable
-from session_projector.worker.cli.output import printable
+from session_projector.worker.cli.output import LONGEST_LINE
 
 # structlog imports rich, a dependency of typer, to draw tracebacks if it is there. We log none, and
 # the import would add 70 ms to every start.
@@ -71,4 +72,11 @@ class _Lenient:
 def _printable(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> Mapping[str, Any]:
     if "hint" in fields:
         fields["hint"] = pasteable(fields["hint"])
-    return {key: printable(v) if isinstance(v, str) else v for key, v in fields.items()}
+    return {key: _value(value) for key, value in fields.items()}
+
+
+def _value(value: Any) -> Any:
+    """A field of a log line: printable, and no longer than a line should be."""
+    if not isinstance(value, str):
+        return value
+    return printable(value if len(value) <= LONGEST_LINE else value[:LONGEST_LINE] + "…")

@@ -3,11 +3,12 @@
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
 
 from session_projector.worker.cli.commands import SETTINGS, Commands
+from session_projector.worker.cli.inert import InertStream
 from session_projector.worker.errors import Finding, ProjectorError
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout:
+        sys.stdout = cast(TextIO, InertStream(sys.stdout))
     try:
         app()
         sys.stdout.flush()

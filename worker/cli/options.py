@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from session_projector.worker.errors import BadUsage, ProjectorError, naming
-from session_projector.worker.storage.open import database
+from session_projector.worker.storage.open import act_as_owner, database
 
 _named: list[str] = []
 
 
 def _remember(url: str) -> str:
     _named[:] = [url]
+    act_as_owner(url)
     return url
 
 

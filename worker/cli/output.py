@@ -9,24 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from session_projector.projections.messagepack import Extension
+from session_projector.worker.cli.inert import printable
 from session_projector.worker.clock import when
 
-# C0 (except line feed and tab), DEL, C1, line and paragraph separators, surrogates, and marks that
-# reorder text.
-_UNPRINTABLE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+LONGEST_LINE: Final = 4000
+"""Characters of a message, and of a finding of doctor."""
+LONGEST_CELL: Final = 200
+"""Characters of a cell of a table; JSON has all of them."""
+_MARKDOWN: Final = re.compile(r"[\\`*_\[\]<>|&!]")
 
 
-def printable(text: str) -> str:
-    """Text with its control characters as escapes."""
-    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def one_line(value: object, width: int | None = None) -> str:
+def one_line(value: object, width: int = LONGEST_LINE) -> str:
     """Printable text on one line, shortened to `width` characters."""
-    text = printable(" ".join(str(value).split()))
-    return text if width is None or len(text) <= width else text[: width - 1] + "…"
+    text = printable(" ".join(str(value)[: 8 * width].split()))
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:
@@ -50,26 +46,32 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in markdown."""
     lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(
-        "| " + " | ".join(_cell(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
 
 
 def _cell(value: object) -> str:
-    """The exact value on one line, so that an id can be copied; empty for None."""
-    return "" if value is None else printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+    """The exact value on one line, so that an id can be copied, but no more than a cell shows;
+    empty for None."""
+    text = "" if value is None else printable(str(value)[: LONGEST_CELL + 1])
+    text = text.replace("\n", "\\n").replace("\t", "\\t")
+    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…"
+
+
+def _markdown(value: object) -> str:
+    """A value that stays the text that it is where markdown is rendered: no link, no HTML."""
+    return _MARKDOWN.sub(r"\\\g<0>", _cell(value))
 
 
 def session_markdown(view: Mapping[str, Any]) -> str:
     """A session in markdown, with one heading per message."""
     lines = [
-        f"# {one_line(view['id'])}",
+        f"# {_markdown(view['id'])}",
         "",
-        f"project {one_line(view['project'])} · {one_line(view['status'])}"
+        f"project {_markdown(view['project'])} · {_markdown(view['status'])}"
         f" · created {when(view['createdAt'])} · updated {when(view['updatedAt'])}",
     ]
     for message in view["messages"]:
-        lines += ["", f"## {one_line(message.get('role', 'message'))}", "", content(message)]
+        lines += ["", f"## {_markdown(message.get('role', 'message'))}", "", content(message)]
     return "\n".join(lines)
 
 
@@ -168,15 +170,22 @@ def _plain(value: Any) -> Any:
         case Extension():
             return {"ext": value.code, "data": base64.b64encode(value.data).decode()}
         case dict():
-            return {_key(key): _plain(item) for key, item in value.items()}
+            return _texts(value)
         case list() | tuple():
             return [_plain(item) for item in value]
     return value
 
 
-def _key(key: Any) -> str:
-    plain = _plain(key)
-    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+def _texts(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """A map with keys that are text; where two would be the same, the type tells them apart."""
+    plain: dict[str, Any] = {key: _plain(value[key]) for key in value if isinstance(key, str)}
+    for key, item in value.items():
+        if not isinstance(key, str):
+            text = _plain(key) if isinstance(key, bytes) else json.dumps(_plain(key))
+            while text in plain:
+                text += f" ({type(key).__name__})"
+            plain[text] = _plain(item)
+    return plain
 
 
 def _width(text: str) -> int:

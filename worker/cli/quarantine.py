@@ -7,11 +7,14 @@ from msgspec.structs import asdict
 
 from session_projector.worker.cli import output
 from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, read_stdin
 from session_projector.worker.errors import BadUsage
 from session_projector.worker.operations import quarantine as events
 from session_projector.worker.storage import open as storage
 
+SHOWN: Final = 16384
+"""Characters of an event that are shown."""
 HEX_BYTES: Final = 1024
 """How much of an event is printed as hex."""
 
@@ -51,15 +54,15 @@ def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
     for label, value in (("id", row.id), ("key", row.key), ("created_at", row.created_at)):
         print(f"{label:10}  {output.one_line(output.to_json(value, indent=None))}")
     if isinstance(row.data, str):
-        print(f"\ndata, a TEXT:\n{output.printable(row.data[:16384])}")
+        print(f"\ndata, a TEXT:\n{_bounded(printable(row.data[: SHOWN + 1]))}")
         data = row.data.encode("utf-8", "surrogateescape")
     elif isinstance(row.data, bytes):
-        print(f"\ndata, a BLOB, as far as it decodes:\n{output.to_json(shown.decoded)}")
+        print(f"\ndata, a BLOB, as far as it decodes:\n{_bounded(output.to_json(shown.decoded))}")
         if shown.fault:
             print(f"… decoding stopped: {shown.fault}")
         data = row.data
     else:
-        print(f"\ndata is {output.to_json(row.data)}, which is not an event")
+        print(f"\ndata is {_bounded(output.to_json(row.data))}, which is not an event")
         return
     print(f"\n{len(data):,} bytes:")
     print(_hex(data[:HEX_BYTES]))
@@ -105,3 +108,7 @@ def _hex(data: bytes) -> str:
         + "".join(chr(byte) if 32 <= byte < 127 else "." for byte in line)
         for number, line in enumerate(lines)
     )
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"

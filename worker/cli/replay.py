@@ -20,7 +20,7 @@ from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification
 from session_projector.worker.replay.difference import ABSENT, NONDETERMINISTIC, Difference
 from session_projector.worker.replay.verify import Tally
-from session_projector.worker.replay.walk import Step
+from session_projector.worker.replay.walk import WalkProgress
 from session_projector.worker.sessions import read as readers
 from session_projector.worker.storage import open as storage
 
@@ -113,7 +113,7 @@ class _Report:
         self._shown: Counter[str] = Counter()
         self._going: dict[str, Tally] = {}
 
-    def step(self, tally: Tally, step: Step) -> None:
+    def step(self, tally: Tally, step: WalkProgress) -> None:
         self._going[tally.projection] = tally
         for difference in step.differences:
             self._clear()
@@ -176,10 +176,8 @@ class _Report:
             f"{', '.join(self._going)}: {last.events:,} of {last.total:,} events,"
             f" {rate:,.0f}/s, {left:,.0f} s left"
         )
-        if self._terminal:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._clear()
+        print(text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
         if self._terminal:

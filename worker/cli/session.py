@@ -10,6 +10,7 @@ from session_projector.projections import BUILT_IN
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, read_stdin
 from session_projector.worker.clock import when
 from session_projector.worker.errors import BadUsage, Finding, NeedsPerson, ProjectorError
@@ -63,7 +64,7 @@ def session_queue(
     target = storage.database(database)
     with target.open(writable=True) as store:
         session_id, seq = write.queue(store, project, message)
-        print(output.printable(session_id), flush=True)
+        print(printable(session_id), flush=True)
         _wait(target, store, seq, wait)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from msgspec import to_builtins
 
 from session_projector.worker.cli import output
+from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, Progress, Status
@@ -24,7 +25,7 @@ def status(database: Database = "local.db", json: Json = False) -> None:
     for label, value in lines:
         print(f"{label:{width}}  {output.one_line(value)}")
     for advice in _advice(found):
-        print(f"\n{output.printable(pasteable(advice))}")
+        print(f"\n{printable(pasteable(advice))}")
 
 
 def _lines(found: Status) -> Iterator[tuple[str, object]]:

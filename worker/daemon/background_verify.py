@@ -15,7 +15,7 @@ from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.difference import Difference
 from session_projector.worker.replay.rebuild import compare
-from session_projector.worker.replay.walk import Step
+from session_projector.worker.replay.walk import WalkProgress
 from session_projector.worker.storage.port import Database
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -66,7 +66,7 @@ class _Rounds:
         """What differs in this one."""
         self._found = self._found_before = self._failures = 0
 
-    def found(self, step: Step) -> None:
+    def found(self, step: WalkProgress) -> None:
         log.debug("verified", events=step.events, views=step.views)
         self._state.differences_found((d.projection, d.kind) for d in step.differences)
         for difference in step.differences:

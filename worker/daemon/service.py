@@ -61,6 +61,9 @@ async def _take_over(
         state.stands_by()
         if not announced:
             leader = leadership.leader()
+            if leader and not leader.pid:
+                hint = f"no daemon that is seen from here; see who: {leadership.who_holds_it}"
+                log.warning("lock_held", hint=hint)
             log.info("standing_by", daemon_pid=leader.pid if leader else None)
             announced = True
         await wait(STANDBY_POLL_S, stop)

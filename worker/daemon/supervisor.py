@@ -18,9 +18,9 @@ from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.faults import faults_of
-from session_projector.worker.replay.plan import is_walked
+from session_projector.worker.replay.plan import calls_for_full_scan
 from session_projector.worker.replay.rebuild import rebuild
-from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Attempt, Turn, side_by_side
+from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Attempt, Scan, interleave
 from session_projector.worker.replay.verify import leader_rebuilds
 from session_projector.worker.replay.walk import Pages
 from session_projector.worker.storage.port import (
@@ -108,7 +108,7 @@ class Supervisor:
                     checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
                     self._state.checkpoint_read(name, checkpoint.position)
                     member = await load(thread, projection)
-                    if await _is_walked(thread, member):
+                    if await _calls_for_full_scan(thread, member):
                         self._state.rebuilding(name, 0, 1)
                         walked.append(projection)
                     else:
@@ -183,7 +183,7 @@ class Supervisor:
     ) -> None:
         """Bring one projection to where the others stand, on a connection of its own."""
         member = await load(thread, projection)
-        if await _is_walked(thread, member):
+        if await _calls_for_full_scan(thread, member):
             await _rebuild(thread, [projection], faults_of, self._stop, outage, share=True)
             member = await load(thread, projection)
         self._state.rebuilt(projection.name, member.checkpoint.position)
@@ -244,7 +244,7 @@ async def _groups(
             await load(thread, projection)
             ours = await _is_ours(thread, projection, leadership)
             member = await load(thread, projection)
-            if ours and await _is_walked(thread, member):
+            if ours and await _calls_for_full_scan(thread, member):
                 walked.append(projection)
     await _rebuild(thread, walked, faults_of, stop)
     groups: dict[int, list[Member]] = {}
@@ -290,7 +290,7 @@ async def _rebuild(
             raise error
         await outage.wait_out(error, stop)
 
-    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+    async def scan(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Scan:
         name, done = projection.name, 0
         total = await thread.run(lambda store: store.log.newest())
         state.rebuilding(name, done, total)
@@ -306,11 +306,13 @@ async def _rebuild(
                     return
                 yield True
 
-    await side_by_side(thread, projections, turn, attempt, share=share)
+    await interleave(thread, projections, scan, attempt, share=share)
 
 
-async def _is_walked(thread: Thread, member: Member) -> bool:
-    return await thread.run(lambda store: is_walked(store, member.projection, member.checkpoint))
+async def _calls_for_full_scan(thread: Thread, member: Member) -> bool:
+    return await thread.run(
+        lambda store: calls_for_full_scan(store, member.projection, member.checkpoint)
+    )
 
 
 @contextmanager

@@ -127,8 +127,7 @@ class Tail:
         if until is not None:
             until = max(until, self.position)
         page, self._ahead = self._ahead, None  # what fails from here on is read again
-        wanted = (self.position, until, self._projections())
-        if page is None or (page.start, page.until, page.decoded_for) != wanted:
+        if page is None or (page.start, page.until) != (self.position, until):
             most = self._size.events if self.members else 1
             names = [projection.name for projection in self._projections()]
             patience_s = 0 if self._woken is None else PATIENCE_S

@@ -1,6 +1,6 @@
 """Whether an event would fold, checked before it is written."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -27,26 +27,21 @@ def verdicts(
     is left out: the session view says the same.
     """
     (event,) = read([row], projections)
-    return dict(_verdicts(store, event, projections))
-
-
-def _verdicts(
-    store: Store | None, event: Event | Rejected, projections: Iterable[Projection]
-) -> Iterator[tuple[str, str | None]]:
+    found: dict[str, str | None] = {}
     for projection in projections:
         if isinstance(event, Rejected):
             if event.type is None or event.type in projection.events:
-                yield projection.name, event.reason
+                found[projection.name] = event.reason
             continue
         key = key_of(projection, event)
         if key is None or isinstance(projection, SessionIndex):
             continue
-        reason = None
+        found[projection.name] = None
         if store is not None:
             view = _current_view(store, projection, event, key)
-            rejected = fold(projection, {key: view}, [event]).quarantined
-            reason = rejected[0].reason if rejected else None
-        yield projection.name, reason
+            for rejected in fold(projection, {key: view}, [event]).quarantined:
+                found[projection.name] = rejected.reason
+    return found
 
 
 def _current_view(store: Store, projection: Projection, event: Event, key: str) -> Any | None:

@@ -1,27 +1,28 @@
 """The moment that rows are compared at, and where a fix moves the checkpoint from there."""
 
-from typing import Final
+from typing import ClassVar
 
 import msgspec
 
 from session_projector.worker.storage.port import Checkpoint
 
 
-class AsOfCheckpoint:
+class AsOfCheckpoint(msgspec.Struct, frozen=True):
     """Rows as of where the checkpoint is when they are read, so that a daemon may go on meanwhile.
 
     A fix raises the generation, so that a batch which was folded onto the rows as they were is not
     committed. A fix that loses this race is made again, as of where the checkpoint is by then.
     """
 
-    follows: Final = True
+    checkpoint: Checkpoint
+    follows: ClassVar[bool] = True
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.until = checkpoint.position
+    @property
+    def until(self) -> int:
+        return self.checkpoint.position
 
     def position(self, now: Checkpoint) -> int:
-        """The position for rows that were read together with a checkpoint."""
+        """The position of rows that were read together with a checkpoint."""
         return now.position
 
     def move(self, now: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
@@ -29,22 +30,20 @@ class AsOfCheckpoint:
         return now, msgspec.structs.replace(now, generation=now.generation + 1)
 
 
-class AsOfPosition:
+class AsOfPosition(msgspec.Struct, frozen=True):
     """All rows as of one position.
 
     A fix needs the checkpoint to be the given one, and leaves it there: what loses a race ends.
     """
 
-    follows: Final = False
+    checkpoint: Checkpoint
+    until: int
+    follows: ClassVar[bool] = False
 
-    def __init__(self, checkpoint: Checkpoint, until: int) -> None:
-        self.checkpoint = checkpoint
-        self.until = until
-
-    def position(self, now: Checkpoint) -> int:  # noqa: ARG002
+    def position(self, _: Checkpoint) -> int:
         return self.until
 
-    def move(self, now: Checkpoint) -> tuple[Checkpoint, Checkpoint]:  # noqa: ARG002
+    def move(self, _: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
         return self.checkpoint, self.checkpoint
 
 

@@ -1,6 +1,7 @@
 """What is stored against what the log gives: rows, quarantine, orphaned rows, the skipped count."""
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from session_projector.projections import fold as folding
@@ -19,8 +20,6 @@ from session_projector.worker.replay.difference import (
 )
 from session_projector.worker.replay.fix import Fixer
 from session_projector.worker.storage.port import Checkpoint, Thread
-
-Views = dict[str, Any]
 
 
 class Comparison:
@@ -44,14 +43,14 @@ class Comparison:
         self._thread = thread
         self._projection = projection
         self._fixer = fixer
-        self._brief = brief
+        self._difference = partial(of_view, projection, brief=brief)
         self._last: LogRow | None = None
 
     async def begin(self) -> None:
         """Remember the event at the position, to notice when the log is another one."""
         self._last = await self._event()
 
-    async def views(self, keys: Sequence[str], folded: Views) -> list[Difference]:
+    async def views(self, keys: Sequence[str], folded: dict[str, Any]) -> list[Difference]:
         """Compare the views of some keys; `folded` has those that an event made."""
         found: list[Difference] = []
         until = position = self.as_of.until
@@ -60,10 +59,7 @@ class Comparison:
             part = keys[: loaded.covered]
             if (now := self.as_of.position(loaded.checkpoint)) > position:
                 folded |= await refold(
-                    *(self._thread, self._projection, {*part}),
-                    after=position,
-                    until=now,
-                    onto=folded,
+                    self._thread, self._projection, {*part}, until=now, after=position, onto=folded
                 )
                 position = now
             rows = {k: self._projection.to_row(folded[k]) for k in part if k in folded}
@@ -74,7 +70,7 @@ class Comparison:
                     done = await self._fixer.replace(
                         loaded.checkpoint, differing, rows, loaded.rows
                     )
-            found += [self._of_view(k, loaded.rows.get(k), rows.get(k)) for k in done]
+            found += [self._difference(k, loaded.rows.get(k), rows.get(k)) for k in done]
             if len(done) == len(differing):  # else the same part again, as it is by then
                 keys, position = keys[loaded.covered :], until
         return found
@@ -84,22 +80,19 @@ class Comparison:
     ) -> list[Difference]:
         """Compare the quarantine of some events, which no other process changes."""
         name = self._projection.name
-        wanted = {rejected.seq: rejected for rejected in expected}
-        stored = await self._thread.run(lambda store: store.quarantine.reasons(name, seqs))
-        differing = sorted(
-            seq
-            for seq in wanted.keys() | stored.keys()
-            if seq not in wanted or stored.get(seq) != wanted[seq].reason
+        reasons = {rejected.seq: rejected.reason for rejected in expected}
+        stored: dict[int, Any] = await self._thread.run(
+            lambda store: store.quarantine.reasons(name, seqs)
         )
+        both = reasons.keys() | stored.keys()
+        differing = {seq for seq in both if stored.get(seq, ...) != reasons.get(seq, ...)}
         await self._fix_quarantine(
-            [wanted[seq] for seq in differing if seq in wanted],
-            [seq for seq in differing if seq not in wanted],
+            [rejected for rejected in expected if rejected.seq in differing],
+            [*(differing - reasons.keys())],
         )
         return [
-            of_quarantine(
-                name, seq, stored.get(seq, ...), wanted[seq].reason if seq in wanted else None
-            )
-            for seq in differing
+            of_quarantine(name, seq, stored.get(seq, ...), reasons.get(seq))
+            for seq in sorted(differing)
         ]
 
     async def orphaned(self) -> AsyncIterator[list[Difference]]:
@@ -117,7 +110,7 @@ class Comparison:
                     done = await self._fixer.replace(now, orphaned, {})
             if len(done) == len(orphaned):
                 after = keys[-1]
-            yield [self._of_view(key, (), None) for key in done]
+            yield [self._difference(key, (), None) for key in done]
 
     async def strays(self) -> AsyncIterator[list[Difference]]:
         """Rows of the quarantine for events that the log does not have, or not yet."""
@@ -146,11 +139,6 @@ class Comparison:
             if await self._fixer.skipped(now, expected + sum(since)):
                 break
         return [of_skipped(self._projection.name, stored, expected)]
-
-    def _of_view(
-        self, key: str, stored: tuple[Any, ...] | None, row: tuple[Any, ...] | None
-    ) -> Difference:
-        return of_view(self._projection, key, stored, row, brief=self._brief)
 
     async def _fix_quarantine(self, added: Sequence[Rejected], cleared: Sequence[int]) -> None:
         while self._fixer and (added or cleared):

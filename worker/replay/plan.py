@@ -12,7 +12,7 @@ EVENT_COST_BYTES: Final = 600
 """An event that is scanned takes as long as to read so many bytes more than its own."""
 
 
-def is_walked(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
+def calls_for_full_scan(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
     """Whether a full scan is to bring the views to the newest event: it must, or it is quicker.
 
     It never is where only the events tell which view they are about, as these are read twice.

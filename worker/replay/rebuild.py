@@ -20,7 +20,7 @@ from session_projector.worker.replay.as_of import AsOfCheckpoint, AsOfPosition
 from session_projector.worker.replay.compare import Comparison
 from session_projector.worker.replay.difference import NONDETERMINISTIC, ORPHANED, Difference
 from session_projector.worker.replay.fix import Fixer, HoldOn
-from session_projector.worker.replay.walk import Pages, Step, Walk
+from session_projector.worker.replay.walk import Pages, Walk, WalkProgress
 from session_projector.worker.storage.port import (
     Change,
     Checkpoint,
@@ -46,7 +46,7 @@ async def compare(
     pages: Pages | None = None,
     only: str | None = None,
     dry_run: bool = False,
-) -> AsyncGenerator[Step, None]:
+) -> AsyncGenerator[WalkProgress, None]:
     """Report what differs from the log, as of the checkpoint.
 
     Raises `NeedsPerson` or `Finding` where the checkpoint did not make the views; a `dry_run`
@@ -94,14 +94,14 @@ async def _is_deterministic(thread: Thread, projection: Projection, key: str, un
     return first == second
 
 
-def mend(
+def repair(
     thread: Thread,
     projection: Projection,
     checkpoint: Checkpoint,
     *,
     pages: Pages | None = None,
     only: str | None = None,
-) -> AsyncGenerator[Step, None]:
+) -> AsyncGenerator[WalkProgress, None]:
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
     as_of = AsOfCheckpoint(checkpoint)
     fixer = Fixer(thread, projection.table, as_of)
@@ -117,7 +117,7 @@ async def rebuild(
     pages: Pages | None = None,
     hold_on: HoldOn | None = None,
     brief: bool = False,
-) -> AsyncGenerator[Step, None]:
+) -> AsyncGenerator[WalkProgress, None]:
     """Bring every view to the newest event, each replaced as a whole, and then the checkpoint.
 
     This is for views that the checkpoint did not make, so that nobody may tail meanwhile. Where it

@@ -14,15 +14,15 @@ from session_projector.worker.storage.port import Checkpoint, Thread
 STANDBY_POLL_S: Final = 0.5
 """How often a process that is waited for is checked."""
 
-Turn = AsyncGenerator[Any, None]
+Scan = AsyncGenerator[Any, None]
 """One projection's scan; it yields False while it waits for another process."""
 Attempt = Callable[[Projection], AbstractContextManager[None]]
 
 
-async def side_by_side(
+async def interleave(
     thread: Thread,
     projections: Sequence[Projection],
-    turn: Callable[[Projection, Checkpoint, Pages], Turn],
+    scan: Callable[[Projection, Checkpoint, Pages], Scan],
     attempt: Attempt,
     *,
     share: bool = False,
@@ -33,25 +33,23 @@ async def side_by_side(
     `share`: other tasks get as much time as the scans take.
     """
     pages = Pages(thread, projections, share=share)
-    checkpoints: dict[Projection, Checkpoint] = {}
+    scans: dict[Projection, Scan] = {}
     for projection in projections:
         with attempt(projection):
-            checkpoints[projection] = await thread.run(
-                lambda store: checkpoint_of(store, projection)
-            )
-    turns = {one: turn(one, checkpoint, pages) for one, checkpoint in checkpoints.items()}
+            checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
+            scans[projection] = scan(projection, checkpoint, pages)
     try:
-        while turns:
+        while scans:
             moved = False
-            for projection, steps in [*turns.items()]:
+            for projection, steps in [*scans.items()]:
                 went = None
                 with attempt(projection):
                     went = await anext(steps, None)
                 moved = moved or went is not False
                 if went is None:
-                    await turns.pop(projection).aclose()
+                    await scans.pop(projection).aclose()
             if not moved:
                 await anyio.sleep(STANDBY_POLL_S)
     finally:
-        for steps in turns.values():
+        for steps in scans.values():
             await steps.aclose()

@@ -18,8 +18,8 @@ from session_projector.worker.errors import (
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as walks
-from session_projector.worker.replay.round_robin import Attempt, Turn, side_by_side
-from session_projector.worker.replay.walk import Pages, Step
+from session_projector.worker.replay.round_robin import Attempt, Scan, interleave
+from session_projector.worker.replay.walk import Pages, WalkProgress
 from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Store, Thread
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -38,7 +38,7 @@ class Tally:
         self.rows: Counter[tuple[str, str]] = Counter()
         self.fields: Counter[str] = Counter()
 
-    def add(self, step: Step) -> None:
+    def add(self, step: WalkProgress) -> None:
         self.events += step.events
         self.views += step.views
         for difference in step.differences:
@@ -49,7 +49,7 @@ class Tally:
 class Listener(Protocol):
     """Whoever is told of the progress of a scan."""
 
-    def step(self, tally: Tally, step: Step) -> None: ...
+    def step(self, tally: Tally, step: WalkProgress) -> None: ...
 
     def done(self, tally: Tally) -> None: ...
 
@@ -69,7 +69,7 @@ async def compare(
     """
     tallies: list[Tally] = []
 
-    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+    async def scan(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Scan:
         only = _view_of(projection, session)
         steps = walks.compare(
             thread, projection, checkpoint, pages=pages, only=only, dry_run=dry_run
@@ -87,7 +87,7 @@ async def compare(
             ) from None
 
     async with database.open_thread() as thread, _each() as attempt:
-        await side_by_side(thread, projections, turn, attempt)
+        await interleave(thread, projections, scan, attempt)
     return sum(tally.rows.total() for tally in tallies)
 
 
@@ -102,7 +102,7 @@ async def replay(
     """Replace what differs from the log. Where views must be rebuilt, `leadership` is acquired; the
     caller releases it."""
 
-    async def turn(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Turn:
+    async def scan(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Scan:
         waiting = lost = False
         while True:
             if lost:
@@ -113,7 +113,7 @@ async def replay(
                 checkpoint = now  # a rebuild that ends leaves the generation as it is
             if await thread.run(lambda store: is_sound(store, projection, checkpoint)):
                 only = _view_of(projection, session)
-                steps = walks.mend(thread, projection, checkpoint, pages=pages, only=only)
+                steps = walks.repair(thread, projection, checkpoint, pages=pages, only=only)
             elif session is not None:
                 raise Finding(
                     f"not all views of {projection.name} were made from this log by this version",
@@ -142,7 +142,7 @@ async def replay(
                 log.warning("checkpoint_moved_by_another", projection=projection.name)
 
     async with database.open_thread() as thread, _each() as attempt:
-        await side_by_side(thread, projections, turn, attempt)
+        await interleave(thread, projections, scan, attempt)
 
 
 @asynccontextmanager
@@ -194,7 +194,7 @@ async def _tally(thread: Thread, projection: Projection) -> Tally:
 
 
 async def _follow(
-    tally: Tally, steps: AsyncGenerator[Step, None], listener: Listener
+    tally: Tally, steps: AsyncGenerator[WalkProgress, None], listener: Listener
 ) -> AsyncGenerator[None, None]:
     async with aclosing(steps) as taken:
         async for step in taken:

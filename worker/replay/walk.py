@@ -18,12 +18,12 @@ from session_projector.projections.projection import Projection
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
 from session_projector.worker.folding.history import history
 from session_projector.worker.folding.tally import Outcomes, outcomes
-from session_projector.worker.replay.compare import Comparison, Views
+from session_projector.worker.replay.compare import Comparison
 from session_projector.worker.replay.difference import Difference
 from session_projector.worker.storage.port import Thread
 
 
-class Step(msgspec.Struct, frozen=True):
+class WalkProgress(msgspec.Struct, frozen=True):
     """What a page of the scan did: events read and what became of them, views compared, and what
     differed."""
 
@@ -33,16 +33,21 @@ class Step(msgspec.Struct, frozen=True):
     outcomes: Outcomes = msgspec.field(default_factory=Outcomes)
 
 
-class Page(msgspec.Struct, frozen=True):
-    """Events, each one's position, how many have which type, and what else is known of a page that
-    several scans share: the events by session, the rows, and their keys, each once."""
+class Page:
+    """Events, and what every scan asks of them; `rows` and `runs` of a page of the log by key."""
 
-    events: Sequence[Event | Rejected]
-    seqs: Sequence[int]
-    types: Mapping[str | None, int]
-    runs: Runs | None = None
-    rows: Sequence[LogRow] = ()
-    keys: Sequence[Any] = ()
+    def __init__(
+        self,
+        events: Sequence[Event | Rejected],
+        rows: Sequence[LogRow] = (),
+        runs: Runs | None = None,
+    ) -> None:
+        self.events = events
+        self.rows = rows
+        self.runs = runs
+        self.keys = [*dict.fromkeys(map(attrgetter("key"), rows))]
+        self.seqs = [*map(attrgetter("seq"), events)]
+        self.types = Counter(map(attrgetter("type"), events))
 
 
 class Pages:
@@ -51,7 +56,7 @@ class Pages:
     def __init__(
         self, thread: Thread, projections: Sequence[Projection], *, share: bool = False
     ) -> None:
-        """`share`: as of `fold_in_slices`, for the whole walks over these pages."""
+        """`share`: as of `fold_in_slices`, for all scans of these pages."""
         self.share = share
         self._thread = thread
         self._projections = projections
@@ -73,9 +78,7 @@ class Pages:
                 lambda store: store.log.by_session(after=after, until=until)
             )
             events = await read_in_slices(rows, self._projections, share=self.share)
-            keys = [*dict.fromkeys(map(attrgetter("key"), rows))]
-            runs = folding.runs_of(events)
-            self._found = _page(events, runs, rows, keys) if rows else None
+            self._found = Page(events, rows, folding.runs_of(events)) if rows else None
             self._asked = asked
         return self._found
 
@@ -104,7 +107,7 @@ class Walk:
         self._until = comparison.as_of.until
         self._gathers = projection.log_keys("") is None
 
-    async def steps(self) -> AsyncGenerator[Step, None]:
+    async def steps(self) -> AsyncGenerator[WalkProgress, None]:
         await self._thread.run(lambda store: store.scratch.clear(self._projection.name))
         await self._comparison.begin()
         async for step in self._fold(self._pages()):
@@ -113,14 +116,14 @@ class Walk:
             async for step in self._fold(self._gathered()):
                 yield step
             async for found in self._comparison.orphaned():
-                yield Step(views=len(found), differences=found)
+                yield WalkProgress(views=len(found), differences=found)
             async for found in self._comparison.strays():
-                yield Step(differences=found)
-            yield Step(differences=await self._comparison.skipped(self.skipped))
+                yield WalkProgress(differences=found)
+            yield WalkProgress(differences=await self._comparison.skipped(self.skipped))
 
-    async def _fold(self, pages: AsyncIterator["_ViewPage"]) -> AsyncIterator[Step]:
+    async def _fold(self, pages: AsyncIterator["_ViewPage"]) -> AsyncIterator[WalkProgress]:
         """Fold pages in which each view's events follow each other, and compare each view once."""
-        views: Views = {}
+        views: dict[str, Any] = {}
         open_key = self._only
         async for page, concerned in pages:
             folded = await fold_in_slices(
@@ -129,15 +132,14 @@ class Walk:
             views.update(folded.views)
             self.skipped += folded.skipped
             found = await self._comparison.quarantine(page.seqs, folded.quarantined)
-            touched = dict.fromkeys((open_key, *concerned))
-            keys = [key for key in touched if key is not None]
+            keys = _views((open_key, *concerned))
             open_key = keys.pop() if keys else None
             found += await self._comparison.views(keys, views)
             views = {key: view for key, view in views.items() if key == open_key}
             became = outcomes(self._projection, page.types, folded)
-            yield Step(len(page.seqs), len(keys), found, became)
+            yield WalkProgress(len(page.seqs), len(keys), found, became)
         if open_key is not None:
-            yield Step(0, 1, await self._comparison.views([open_key], views))
+            yield WalkProgress(0, 1, await self._comparison.views([open_key], views))
 
     async def _pages(self) -> AsyncIterator["_ViewPage"]:
         """The log by view, as far as an index has it so; the rest is gathered for later."""
@@ -150,19 +152,20 @@ class Walk:
                 share=self._shared.share,
             ):
                 if asked:
-                    yield _page(events), asked
+                    yield Page(events), asked
                 else:
                     keys = [folding.key_of(self._projection, event) for event in events]
-                    yield await self._set_aside(_page(events), keys, {*_views(keys)})
+                    yield await self._set_aside(events, keys, {*_views(keys)})
             return
         last = None
         while page := await self._shared.by_key(last, self._until):
             last = page.rows[-1]
             views = self._views(page.keys)
             if twice := await self._spelled_twice(views):
-                yield await self._set_aside(page, [views[row.key] for row in page.rows], twice)
+                keys = [views[row.key] for row in page.rows]
+                yield await self._set_aside(page.events, keys, twice)
             else:
-                yield page, [view for view in views.values() if view is not None]
+                yield page, _views(views.values())
 
     def _views(self, log_keys: Iterable[Any]) -> dict[Any, str | None]:
         """The view that events under each of some log keys concern."""
@@ -172,23 +175,24 @@ class Walk:
         }
 
     async def _set_aside(
-        self, page: Page, keys: Sequence[str | None], aside: Collection[str]
+        self,
+        events: Sequence[Event | Rejected],
+        keys: Sequence[str | None],
+        aside: Collection[str],
     ) -> "_ViewPage":
         """Keep the events of some views in the scratch table, and leave the others in the page."""
-        gathered = [(key, seq) for key, seq in zip(keys, page.seqs, strict=True) if key in aside]
-        if not gathered:
-            return page, _views(keys)
-        pairs = [(str(key), seq) for key, seq in gathered]
+        both = zip(keys, events, strict=True)
+        pairs = [(str(key), event.seq) for key, event in both if key in aside]
         await self._thread.run(lambda store: store.scratch.add(self._projection.name, pairs))
         left = [key not in aside for key in keys]
-        return _page([*compress(page.events, left)]), _views(compress(keys, left))
+        return Page([*compress(events, left)]), _views(compress(keys, left))
 
     async def _gathered(self) -> AsyncIterator["_ViewPage"]:
         after, name = ("", 0), self._projection.name
         while rows := await self._thread.run(lambda store: store.scratch.page(name, after=after)):
             after = (rows[-1][0], rows[-1][1].seq)
             events = folding.read([row for _, row in rows], [self._projection])
-            yield _page(events), _views(key for key, _ in rows)
+            yield Page(events), _views(key for key, _ in rows)
 
     async def _spelled_twice(self, views: Mapping[Any, str | None]) -> set[str]:
         """Those of some views, by log key, that have events under another log key too."""
@@ -208,16 +212,6 @@ class Walk:
 
 _ViewPage = tuple[Page, Sequence[str]]
 """Events, and the views that they may concern; the last one may go on in the next page."""
-
-
-def _page(
-    events: Sequence[Event | Rejected],
-    runs: Runs | None = None,
-    rows: Sequence[LogRow] = (),
-    keys: Sequence[Any] = (),
-) -> Page:
-    seqs = [*map(attrgetter("seq"), events)]
-    return Page(events, seqs, Counter(map(attrgetter("type"), events)), runs, rows, keys)
 
 
 def _views(keys: Iterable[str | None]) -> list[str]:

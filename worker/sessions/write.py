@@ -58,14 +58,29 @@ def set_status(store: Store, session_id: str, new_status: str) -> int:
 
 
 def _append(store: Store, session_id: str, kind: str, data: Mapping[str, Any], now_ms: int) -> int:
-    """Append what any other process would, once it is known to fold; returns the position."""
-    event = {"type": kind, "sessionId": session_id, "data": data, "timestamp": now_ms}
-    row = LogRow(0, uuid.uuid4().hex, PREFIX + session_id, msgspec.msgpack.encode(event), now_ms)
+    return store.log.append(new_event(session_id, kind, data, now_ms, timestamp=now_ms))
+
+
+def new_event(
+    session_id: str,
+    kind: str,
+    data: Mapping[str, Any],
+    created_at: int,
+    *,
+    event_id: str | None = None,
+    timestamp: int | None = None,
+) -> LogRow:
+    """An event as any other process would append it; raises `BadUsage` if it would not fold."""
+    event: dict[str, Any] = {"type": kind, "sessionId": session_id, "data": data}
+    if timestamp is not None:
+        event["timestamp"] = timestamp
+    event_id = uuid.uuid4().hex if event_id is None else event_id
     try:
-        decode(row)
-    except Unfoldable as error:
+        row = LogRow(0, event_id, PREFIX + session_id, msgspec.msgpack.encode(event), created_at)
+        decode(row, (kind,))
+    except (Unfoldable, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BadUsage(f"the event would not fold: {error}", "nothing was written") from None
-    return store.log.append(row)
+    return row
 
 
 def _parse_messages(data: bytes) -> list[Any]:

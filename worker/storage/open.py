@@ -1,9 +1,11 @@
 """Which engine a database has: the one place that imports engines."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from session_projector.worker import linux
 from session_projector.worker.errors import BadUsage
 
 if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
@@ -26,6 +28,19 @@ def database(url: str, limits: "Limits | None" = None) -> "Database":
 
     given = Path(os.path.abspath(path))
     return SqliteDatabase(resolved, limits, given if given != resolved else None)
+
+
+def act_as_owner(url: str) -> None:
+    """As root, be the owner of the database's folder from here on.
+
+    For a program that does nothing else: it cannot be undone. Where it cannot be done, such as for
+    a user who cannot read this installation, opening the database is refused.
+    """
+    if os.geteuid() == 0 and (file := database(url).file):
+        folder = next(one for one in (file, *file.parents) if os.path.isdir(one)).stat()
+        if folder.st_uid:
+            here = (Path(__file__), Path(os.__file__), Path(sys.executable))
+            linux.become(folder.st_uid, folder.st_gid, here)
 
 
 def table_fault(table: "Table") -> str:

@@ -4,9 +4,15 @@ An engine implements `Database`, and with it the parts of `Store`. All of it is 
 command calls a store directly; the daemon runs several calls in one hop to the thread that owns the
 connection (`await thread.run(lambda store: …)`, see `worker.storage.thread`).
 
-Every method may raise `Unavailable` (locked, no room: a retry may help) and the other errors of
-`worker.errors`. Those that touch the rows of one projection may raise `ProjectionFailed`.
-Positions are values of `event_log.seq`. Times are Unix milliseconds unless a name says otherwise.
+Every method may raise `Unavailable` (locked, no room: a retry may help), `NeedsPerson` (a table is
+gone, the file is corrupt, a right is lacking) and, where it touches the rows of a projection,
+`ProjectionFailed`; only other errors are named below. Positions are values of `event_log.seq`, the
+first of which is 1 or more. Times are Unix milliseconds. A row is a tuple in the order of
+`Table.columns`. A text that is not UTF-8 has a lone surrogate for each odd byte. `commit`,
+`prepare`, `load`, `drop`, `report` and `Scratch.add` are transactions by themselves: none of them
+is called within `transaction` or `snapshot`, nor one of these within the other.
+
+`tests/conformance/` holds the laws, one by one.
 """
 
 import hashlib
@@ -24,7 +30,9 @@ from session_projector.projections.projection import Projection, Table
 BATCH_EVENTS: Final = 8192
 """The most events of one batch: what falls into it for one view is one write."""
 ANY_POSITION: Final = 2**63 - 1
+"""No event is above it."""
 BUSY_TIMEOUT_S: Final = 5.0
+"""How long a statement waits for a lock of another process, in seconds."""
 T = TypeVar("T")
 
 
@@ -35,19 +43,23 @@ class Limits(msgspec.Struct, frozen=True):
     """How much one call reads at most, and how long it waits for a lock of another process."""
 
     page_events: int = 4000
-    """Events of a page of a walk; the tail says itself how many it takes."""
+    """Events of a page where the caller does not say how many."""
     page_bytes: int = 8 * 1024 * 1024
+    """A page ends with the event whose `data` takes it above this."""
     page_keys: int = 500
+    """Keys of views, or positions of strays, of a page."""
     view_bytes: int = 24 * 1024 * 1024
     """What one batch may load of views, and so about what it writes while it holds the lock."""
     busy_timeout_s: float = BUSY_TIMEOUT_S
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """How far a projection has come; `digest` is of the event at `position`, '' at 0.
+    """How far a projection has come: `position` is that of the last event that was folded, skipped
+    or quarantined, 0 before the first, and `digest` is that event's, '' at 0.
 
     `version` made the views. Below 0, that version is rebuilding them, and some are still of
-    another version.
+    another version. `generation` is raised by every replay that replaces rows, and `skipped` counts
+    the events up to `position` that are of no concern.
     """
 
     name: str
@@ -59,14 +71,19 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class StoredProjection(msgspec.Struct, frozen=True):
-    """A checkpoint, and the table that its views are stored in."""
+    """A checkpoint, and the table that its views are stored in: its name, key and prefix alone."""
 
     checkpoint: Checkpoint
     table: Table
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What one projection commits: from one checkpoint to the next, whole rows only."""
+    """What one projection commits: from one checkpoint to the next, whole rows only.
+
+    `removed` are keys of its rows. `quarantined` are recorded with the id and key that their
+    events have in the log, a known one with its new reason. `cleared` are positions whose rows of
+    the quarantine are deleted.
+    """
 
     table: Table
     before: Checkpoint
@@ -75,11 +92,11 @@ class Change(msgspec.Struct, frozen=True):
     removed: Sequence[str] = ()
     quarantined: Sequence[Rejected] = ()
     cleared: Sequence[int] = ()
-    """Positions whose rows of the quarantine are deleted."""
 
 
 class LoadedViews(msgspec.Struct, frozen=True):
-    """Rows by key, as of a checkpoint; only the first `covered` of the keys were looked up."""
+    """Rows by key, as of a checkpoint; only the first `covered` of the keys were looked up, and of
+    these it has those that have a row."""
 
     rows: dict[str, tuple[Any, ...]]
     covered: int
@@ -96,7 +113,8 @@ class CommitStats(msgspec.Struct, frozen=True):
 
 
 class ProjectionStatus(msgspec.Struct, frozen=True):
-    """What a projection is doing that is not tailing."""
+    """What a projection is doing that is not tailing: `version` is rebuilding its views, and has
+    read `events` of about `total`, or it failed, and `why`. `since` and `updated_at` are times."""
 
     state: Literal["rebuilding", "failed"]
     version: int
@@ -197,67 +215,81 @@ class Leader(msgspec.Struct, frozen=True):
 
 
 class Log(Protocol):
-    """`event_log`: what anybody wrote. Larger `data` than an event may have is cut."""
+    """`event_log`: what anybody wrote, by position. Of `data` beyond `MAX_EVENT_BYTES` one byte, or
+    character, more than these is read, which shows that it is too large."""
 
     def newest(self) -> int:
-        """The newest position, 0 for an empty log; raises `RetryLater` where it was replaced."""
+        """The newest position, 0 for an empty log; raises `RetryLater` where the database was
+        replaced."""
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
-        """The event at `start` and those after it: `events` of these, or a page of the limits.
+        """The event at `start`, if there is one, and `events` of those after it, up to and with
+        the one at `until`; 0 events are `page_events`.
 
-        Only settled events, below which no other can come.
+        Only settled events: none ever appears at or below the position of one that was returned.
         """
 
     def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
-        """One event; `whole`: its `data` is not cut."""
+        """The event at a position; `whole`: all of its `data`."""
 
     def size(self, seq: int) -> int:
-        """The bytes of an event's `data`."""
+        """The bytes of the `data` of an event, 0 where there is none."""
 
     def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
-        """The next events under some log keys, a page in the order of the log."""
+        """The next events under some log keys, above `after` and up to `until`: a page, by
+        position."""
 
     def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
-        """The next events by log key and then position, a page."""
+        """The next events up to `until` by log key and then by position, beginning with those that
+        have no key: a page. `after` is the last row of the page before."""
 
     def present(
         self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
     ) -> set[str]:
-        """Which log keys have events up to a position, leaving out what is in the quarantine of a
+        """The log keys that have events up to `until`, not counting those in the quarantine of a
         projection."""
 
     def count(self, *, after: int = 0) -> int:
-        """How many events follow a position."""
+        """How many events there are above a position."""
 
     def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
         """How far a batch of `events` from `start` comes; None where it may load all its views."""
 
     def append(self, row: LogRow) -> int:
-        """Write an event as any process does, its `seq` aside; returns its position.
+        """Write an event as any process does, whatever `row.seq` is; returns its position.
 
-        The same event under a known id is there already: its position is returned. Raises
-        `BadUsage` where another event has the id.
+        An event with the same id, key and data is there already: its position is returned. Raises
+        `BadUsage` where an event with another key or other data has the id.
         """
 
     def highest_number(self, prefix: str) -> int:
-        """The highest number that follows `prefix` in a session id, 0 where there is none."""
+        """The highest whole number that is all that follows `prefix` in a session id, 0 where there
+        is none."""
 
 
 class Views(Protocol):
-    """The rows that projections keep."""
+    """The rows that projections keep: one for each view, found by the key of their `table`."""
 
     def prepare(self, projection: Projection) -> Checkpoint:
-        """Create the table and the checkpoint, or bring them to this version's shape.
+        """Create a projection's table and checkpoint, or bring them to its version's shape; returns
+        the checkpoint.
 
-        Where the table was gone the checkpoint begins at 0. One of a newer version stays.
+        A version above the checkpoint's may add columns and indexes, and its table may have another
+        name. Where the table is not there, or another one, the checkpoint goes back to 0, and
+        quarantine and status are deleted. The table and checkpoint of a newer version stay as they
+        are. Raises `ProjectionFailed` where the table does not fit or is another owner's, and
+        `LostRace` where another process dropped the projection meanwhile.
         """
 
     def load(self, projection: Projection, keys: Sequence[str]) -> LoadedViews:
-        """The rows of some views (at least one key), of one moment with the checkpoint: as many as
-        fit a batch. Raises `LostRace` where there is no checkpoint."""
+        """The rows of some views, of one moment with the checkpoint: those of at least one key, and
+        of as many as `view_bytes` allow. A column that the table does not have yet is None.
+
+        Raises `LostRace` where there is no checkpoint.
+        """
 
     def row(self, projection: Projection, key: str) -> tuple[Any, ...] | None:
-        """One row, whether or not there is a checkpoint."""
+        """One row, whether or not there is a checkpoint; None where there is no such row."""
 
     def select(
         self,
@@ -267,82 +299,89 @@ class Views(Protocol):
         above: tuple[str, int] | None = None,
         order: Sequence[str],
     ) -> Iterator[tuple[Any, ...]]:
-        """Rows whose columns have one of the values given, and one column is above a number."""
+        """Rows that have one of the values given in each of these columns and a higher number in
+        the one of `above`, by the columns of `order`. Read them to the end, or close the iterator.
+        """
 
     def highest(self, projection: Projection, column: str) -> int:
         """The highest number in a column, 0 where there is no row."""
 
     def keys(self, projection: Projection, *, after: str | None) -> list[str]:
-        """The next keys of a projection's rows, a page."""
+        """The next keys of a projection's rows, in the order of their bytes: a page."""
 
     def count(self, table: Table) -> int:
-        """How many rows a projection keeps, 0 where its table is gone."""
+        """How many rows a projection keeps, 0 where its table is gone. Of the table its name, key
+        and prefix are enough."""
 
     def owns(self, name: str) -> bool:
         """Whether what a checkpoint says of its table can be true: anybody may write one that names
         the log, or another program's table."""
 
     def drop(self, name: str) -> None:
-        """Delete a projection's rows where it `owns` them, its quarantine and its checkpoint, in
-        one transaction."""
+        """Delete a projection's rows where it `owns` them (its table, unless others keep rows
+        there too), quarantine, status and checkpoint, in one transaction; nothing where there is
+        none."""
 
 
 class Checkpoints(Protocol):
     """How far each projection has come, and what it says of itself meanwhile."""
 
     def get(self, name: str) -> Checkpoint | None:
-        """One checkpoint as it stands."""
+        """The checkpoint of a projection, None where there is none."""
 
     def all(self) -> dict[str, StoredProjection]:
-        """Every checkpoint, by name."""
+        """Every checkpoint, by name and in that order."""
 
     def report(self, name: str, status: ProjectionStatus | None) -> None:
-        """Let everybody see what a projection is doing; None: it tails."""
+        """Let everybody see what a projection is doing; None: it tails. A commit that moves its
+        checkpoint says so too."""
 
     def reports(self) -> dict[str, ProjectionStatus]:
-        """What projections said they are doing, by name."""
+        """What the projections that do not tail are doing, by name and in that order."""
 
 
 class Quarantine(Protocol):
-    """Events that could not be folded, by projection."""
+    """Events that could not be folded, by projection. A commit adds to it and takes from it."""
 
     def reasons(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
-        """The reasons stored for these events; None where id or key are not the event's."""
+        """The reasons stored for those of these events that are there; None where the id or key
+        that is stored is not the event's."""
 
     def strays(self, name: str, *, ahead: int | None) -> list[int]:
-        """Positions without an event, or beyond the checkpoint (or `ahead`); a page."""
+        """The first positions where there is no event, or that are beyond `ahead` (None: beyond the
+        checkpoint): a page."""
 
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
-        """All rows, or those of one event, by position."""
+        """All rows, or those of one event, by position and then by projection."""
 
     def count(self, name: str) -> QuarantineCount:
-        """How many events of a projection there are."""
+        """How many events a projection has there."""
 
     def dismiss(self, seq: int, note: str) -> None:
-        """Note that somebody has looked at an event, within the caller's transaction."""
+        """Note that somebody has looked at the event at a position; a later note replaces it."""
 
 
 class Scratch(Protocol):
-    """Pairs of a view's key and a position, kept for one walk and read by view.
+    """Pairs of a view's key and a position, kept for one scan and read by view.
 
-    They are sorted outside of memory, and end with the connection.
+    They are sorted outside of memory, lock nobody out, and end with the connection.
     """
 
     def clear(self, name: str) -> None:
-        """Forget what a projection's walk added."""
+        """Forget what was added for a projection. Called before anything else."""
 
     def add(self, name: str, pairs: Sequence[tuple[str, int]]) -> None:
-        """Keep some more."""
+        """Keep some more; a pair that is there already counts once."""
 
     def page(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
-        """The next events by view and then position, a page."""
+        """The next pairs above one, by view and then by position, each with its event: a page."""
 
     def present(self, name: str, keys: Sequence[str]) -> set[str]:
-        """Which views have any."""
+        """Those of these views that have any."""
 
 
 class Store(Protocol):
-    """One connection to a database, used by one thread at a time."""
+    """One connection to a database, used by the thread that opened it."""
 
     @property
     def name(self) -> str:
@@ -360,21 +399,23 @@ class Store(Protocol):
     def scratch(self) -> Scratch: ...
 
     def commit(self, changes: Sequence[Change], *, bulk: bool = False) -> CommitStats:
-        """All changes or none, in one transaction; raises `LostRace` where a checkpoint is not
-        `before`.
+        """Make all changes or none, in one transaction.
 
-        `bulk`: what the engine must do after a large commit is done beside the next one.
+        `bulk`: what the engine must do after a large commit is done beside the next one. Raises
+        `LostRace` where the version, position, generation or digest of a checkpoint is not that of
+        `before`, or there is none.
         """
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Several writes at once; nothing of them stays where the block fails."""
+        """Make several writes at once; nothing of them stays where the block fails. What it reads
+        does not keep it from writing later, whoever else wants to."""
 
     def snapshot(self) -> AbstractContextManager[None]:
-        """Several reads of one moment."""
+        """Let several reads see one moment."""
 
     def changed(self) -> bool:
         """Whether another connection may have committed since this was last asked, or since the
-        store was opened.
+        store was opened; never because of what this one committed. Meaningless within `snapshot`.
 
         Raises `RetryLater` where the database was replaced.
         """
@@ -386,7 +427,7 @@ class Store(Protocol):
         """Raises `NeedsPerson` where the schema is not this program's, or not whole."""
 
     def release_memory(self) -> None:
-        """After much work: give back what caches hold, and what was freed."""
+        """Give back, after much work, what caches hold and what was freed."""
 
     def interrupt(self, after_s: float) -> None:
         """From another thread: end a statement that has been running for longer, as one does that
@@ -397,10 +438,11 @@ class Store(Protocol):
 
 
 class Thread(Protocol):
-    """A store in a thread of its own, used by one task."""
+    """A store in a thread of its own, which does one piece of work after the other."""
 
     async def run(self, work: Callable[[Store], T]) -> T:
-        """Some work in that thread, in one hop, to its end also where the caller is cancelled."""
+        """Do some work in that thread, in one hop, to its end also where the caller is cancelled;
+        what it raises comes out as it is."""
         ...
 
 
@@ -408,24 +450,28 @@ class Thread(Protocol):
 
 
 class Leadership(Protocol):
-    """At most one daemon leads. It is no fence, which is the compare-and-set of `Store.commit`; it
-    saves a second daemon from working in vain."""
+    """At most one daemon leads, until it releases that or ends, however it ends.
+
+    It is no fence, which is the compare-and-set of `Store.commit`; it saves a second daemon from
+    working in vain.
+    """
 
     def acquire(self, *, stand_by: bool = False) -> bool:
-        """Take it if nobody has it; `stand_by`: others see meanwhile who waits."""
+        """Lead, if nobody else does; returns whether this one leads now. `stand_by`: until the next
+        try others see that this process waits."""
 
     def release(self) -> None:
-        """Let another daemon lead."""
+        """Let another daemon lead, and stand by no longer."""
 
     def leader(self) -> Leader | None:
         """The daemon that leads, None where there is none."""
 
     @property
     def who_holds_it(self) -> str:
-        """The command that shows who holds what makes a leader, in backticks."""
+        """The shell command that shows which processes hold what makes a leader, in backticks."""
 
     def standing_by(self) -> list[str]:
-        """The processes that wait to lead, as words."""
+        """The other processes that wait to lead, each as its number and name."""
 
 
 class Wakeup(Protocol):
@@ -443,7 +489,7 @@ class Wakeup(Protocol):
 
 
 class Database(Protocol):
-    """A database by its URL, not opened yet."""
+    """A database by its URL, not opened yet. One that is not there is refused by `NeedsPerson`."""
 
     @property
     def name(self) -> str:
@@ -458,10 +504,13 @@ class Database(Protocol):
         """The file that holds all of it, where there is one."""
 
     def exists(self) -> bool:
-        """Whether there is anything to open, were it empty of tables."""
+        """Whether there is anything to open."""
 
     def setup(self, *, group: str | None = None) -> Setup:
-        """Create or upgrade the database; `group` may write events then."""
+        """Create or upgrade the database, and put back what somebody dropped; `group` may write
+        events then. Raises `NeedsPerson`, and changes nothing, where the schema is another
+        program's or newer, and `BadUsage` for a group that there is not.
+        """
 
     def migrations(self) -> list[tuple[str, bool]]:
         """Every migration and whether it is applied, oldest first."""
@@ -470,7 +519,8 @@ class Database(Protocol):
         """A store for one command; raises `NeedsPerson` where the schema is not this program's."""
 
     def open_thread(self) -> AbstractAsyncContextManager[Thread]:
-        """A store in a thread of its own, the database made ready for a daemon."""
+        """A writable store in a thread of its own, the database made ready for a daemon; raises as
+        `open` does."""
 
     def hurry(self) -> None:
         """The process is to end: no statement in a thread may take long from now on."""
@@ -491,7 +541,7 @@ class Database(Protocol):
         """What raises `RetryLater` once the database is another one than at this moment."""
 
     def sizes(self) -> Sizes:
-        """How large it is."""
+        """How large it is, 0 bytes where it is not there."""
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
         """The engine's own checks by name, in order: of what is in the database, of which those of
@@ -501,10 +551,7 @@ class Database(Protocol):
         """
 
     def lock_holders(self) -> list[int]:
-        """The processes that hold the write lock now."""
-
-    def wal_bytes(self) -> int:
-        """The bytes of its write-ahead log alone."""
+        """The processes that hold the write lock now, by number, this one aside."""
 
 
 def size_of(row: Sequence[Any]) -> int:

@@ -1,4 +1,4 @@
-"""Tables and indexes that somebody dropped or changed: refused, and made anew by `db setup`."""
+"""Tables and indexes that somebody dropped or changed: refused, and created again by `db setup`."""
 
 import asyncio
 import re
@@ -37,15 +37,17 @@ def wrong(database: Database) -> set[str]:
     return {one.check for one in examine(database.path) if one.level != "ok"} - OF_THE_MACHINE
 
 
-def mended_by(hint: str) -> None:
-    """Run the command of a hint."""
+def run_the_command_of(hint: str) -> None:
+    """Run the command that a hint names."""
     (command,) = re.findall("`([^`]*)`", hint)
     shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
     subprocess.run(["bash", "-euc", shell + command], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("table", [*DERIVED, "session_index"])
-def test_a_dropped_table_is_made_anew_and_filled_from_the_log(folded: Database, table: str) -> None:
+def test_a_dropped_table_is_created_again_and_filled_from_the_log(
+    folded: Database, table: str
+) -> None:
     before, made = folded.everything(), shape(folded)
     folded.sql(f"DROP TABLE {table}")
 
@@ -58,7 +60,7 @@ def test_a_dropped_table_is_made_anew_and_filled_from_the_log(folded: Database, 
     assert wrong(folded) == {"daemon"}
 
 
-def test_all_of_them_at_once_are_made_anew_together_with_what_an_upgrade_lacks(
+def test_all_of_them_at_once_are_created_again_together_with_what_an_upgrade_lacks(
     folded: Database,
 ) -> None:
     before = folded.everything()
@@ -82,7 +84,7 @@ def test_a_dropped_index_is_found_and_put_back_by_the_command(folded: Database, 
     folded.sql(f"DROP INDEX {index}")
 
     (found,) = [one for one in examine(folded.path) if index in one.found]
-    mended_by(found.fix)
+    run_the_command_of(found.fix)
 
     assert found.level != "ok"
     assert shape(folded) == made
@@ -90,7 +92,7 @@ def test_a_dropped_index_is_found_and_put_back_by_the_command(folded: Database, 
 
 @pytest.mark.parametrize("table", DERIVED)
 @pytest.mark.parametrize("command", [["run", "--once"], ["status"], ["replay"]])
-def test_a_dropped_table_is_refused_with_the_command_that_mends_it(
+def test_a_dropped_table_is_refused_with_the_command_that_fixes_it(
     folded: Database, command: list[str], table: str
 ) -> None:
     folded.sql(f"DROP TABLE {table}")
@@ -102,13 +104,13 @@ def test_a_dropped_table_is_refused_with_the_command_that_mends_it(
 
 
 @pytest.mark.parametrize("table", DERIVED)
-def test_doctor_finds_a_dropped_table_and_its_command_mends_it(
+def test_doctor_finds_a_dropped_table_and_its_command_fixes_it(
     folded: Database, table: str
 ) -> None:
     folded.sql(f"DROP TABLE {table}")
 
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.fix)
+    run_the_command_of(found.fix)
 
     assert found.level == "fail"
     assert f"lacks {table}" in found.found
@@ -123,7 +125,7 @@ def test_a_table_without_one_of_its_columns_is_put_aside_by_the_command(folded: 
     folded.sql("ALTER TABLE quarantine DROP COLUMN reason")
 
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.fix)
+    run_the_command_of(found.fix)
     projector("run", "--once", "-d", folded.path)
 
     assert "lacks the columns checkpoint.kept_in, quarantine.reason" in found.found
@@ -132,7 +134,7 @@ def test_a_table_without_one_of_its_columns_is_put_aside_by_the_command(folded: 
     assert wrong(folded) == {"daemon"}
 
 
-def test_other_programs_rows_and_projections_stay_where_a_table_is_made_anew(
+def test_other_programs_rows_and_projections_stay_where_a_table_is_created_again(
     folded: Database,
 ) -> None:
     folded.sql("INSERT INTO view VALUES ('p', 'project:p', 'x', 'y', 1, 2)")
@@ -190,7 +192,7 @@ def test_replay_that_loses_a_table_on_its_way_says_so(folded: Database) -> None:
 
 
 @pytest.mark.parametrize("column", ["version", "position", "generation"])
-def test_a_checkpoint_that_is_no_number_is_refused_and_mended_by_the_command(
+def test_a_checkpoint_that_is_no_number_is_refused_and_fixed_by_the_command(
     folded: Database, column: str
 ) -> None:
     before = folded.everything()
@@ -199,7 +201,7 @@ def test_a_checkpoint_that_is_no_number_is_refused_and_mended_by_the_command(
 
     said = projector("run", "--once", "-d", folded.path, check=4).stderr
     (found,) = [one for one in examine(folded.path) if one.check == "schema"]
-    mended_by(found.fix)
+    run_the_command_of(found.fix)
     projector("run", "--once", "-d", folded.path)
 
     assert "the checkpoint of sessions is no position" in said

@@ -221,7 +221,7 @@ def test_a_newer_schema_is_refused_by_set_up_and_by_the_daemon(database: Databas
         assert "upgrade projector" in refused.stderr
 
 
-def test_an_older_schema_is_refused_by_the_daemon_with_the_command_that_mends_it(
+def test_an_older_schema_is_refused_by_the_daemon_with_the_command_that_fixes_it(
     kanbatte: Database,
 ) -> None:
     refused = projector("run", "--once", "-d", kanbatte.path, check=4)

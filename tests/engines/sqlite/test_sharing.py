@@ -168,37 +168,73 @@ def lock_of(database: Database) -> Path:
     return database.path.with_name("local.db-projector.lock")
 
 
-def test_a_lock_that_root_made_is_given_to_the_databases_owner(shared: Database) -> None:
-    shared.path.chmod(0o600)
-    projector("replay", "-d", shared.path)
+def test_root_acts_as_the_owner_of_a_folder_that_others_can_write(shared: Database) -> None:
+    """Or, where that user cannot run this installation, refuses and says how it is done."""
+    with closing(sqlite3.connect(shared.path)) as writer:
+        writer.execute("SELECT * FROM event_log").fetchall()
+        done = projector("replay", "-d", shared.path, check=None)
 
-    found = lock_of(shared).stat()
-    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (DAEMON_UID, 0o600)
-    assert as_daemon("run", "--once", "-d", shared.path).returncode == 0
+    if done.returncode == 4:
+        command = f"`setpriv --reuid={DAEMON_UID} --regid={GROUP} --clear-groups -- projector "
+        assert "root does not open" in done.stderr
+        assert command in done.stderr
+        assert not lock_of(shared).exists()
+    else:
+        assert lock_of(shared).stat().st_uid == DAEMON_UID
+
+
+def test_root_becomes_the_owner_for_good(shared: Database) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom session_projector.worker import linux\n"
+        f"seen = linux.become({DAEMON_UID}, {GROUP}, [Path(sys.argv[1])])\n"
+        "print(seen, os.getresuid(), os.getresgid(), os.getgroups())"
+    )
+
+    def become(file: Path) -> str:
+        command = [sys.executable, "-P", "-c", code, file]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    ids = ((DAEMON_UID,) * 3, (GROUP,) * 3, [GROUP])
+    own = shared.path.with_name("of-root")
+    own.touch(0o600)
+
+    assert become(shared.path) == f"True {ids[0]} {ids[1]} {ids[2]}"
+    assert become(own).startswith("False (0, 0, 0) (0, 0, 0)")
+
+
+def test_root_among_others_in_a_folder_of_its_own_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "local.db"
+    projector("db", "setup", "-d", path, "--group", str(GROUP))
+
+    for command in (["status"], ["run", "--once"], ["db", "setup"]):
+        refused = projector(*command, "-d", path, check=4).stderr
+        assert "other users can write its folder" in refused
+        assert f"`chown USER {path.parent}`" in refused
 
 
 def test_the_lock_is_shared_with_the_group_too(shared: Database) -> None:
     lock_of(shared).touch(0o600)
-    os.chown(lock_of(shared), 0, 0)
+    os.chown(lock_of(shared), DAEMON_UID, DAEMON_UID)
 
-    projector("db", "setup", "-d", shared.path, "--group", str(GROUP))
+    done = as_daemon("db", "setup", "-d", shared.path, "--group", str(GROUP))
+    assert done.returncode == 0, done
 
     found = lock_of(shared).stat()
     assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (GROUP, 0o660)
 
 
-def test_a_lock_that_cannot_be_opened_is_mended_by_the_command(shared: Database) -> None:
+def test_a_lock_that_cannot_be_opened_is_fixed_by_the_command(shared: Database) -> None:
     shared.insert("session:A-1", {"type": "of no concern"})
     lock_of(shared).touch(0o600)
     os.chown(lock_of(shared), 0, 0)
     lock_of(shared).chmod(0o600)
 
-    with unprivileged(shared) as running, pytest.raises(AssertionError, match="chown") as refused:
+    with unprivileged(shared) as running, pytest.raises(AssertionError, match="mv -T") as refused:
         running.wait_for("started")
     (command,) = re.findall("`([^`]*)`", str(refused.value))
     subprocess.run(["bash", "-euc", command], check=True)
 
-    assert "the file is another user's" in str(refused.value)
+    assert "cannot be opened (Permission denied)" in str(refused.value)
     with unprivileged(shared) as running:
         running.wait_for("started")
 
@@ -208,4 +244,50 @@ def test_what_is_no_file_in_the_place_of_the_lock_is_said(database: Database) ->
 
     said = projector("run", "-d", database.path, check=4).stderr
 
-    assert "it is no file; put it aside: `mv" in said
+    assert "local.db-projector.lock is a folder" in said
+    assert "move it aside: `mv -T " in said
+
+
+HOLD = f"""{BECOME}
+import fcntl
+held = os.open(sys.argv[1], os.O_RDONLY)
+become({STRANGER_UID})
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def readable(shared: Database) -> Database:
+    """Others may read it, and its lock is as earlier versions made it."""
+    lock_of(shared).touch(0o644)
+    for file, mode in ((shared.path.parent, 0o755), (shared.path, 0o644), (lock_of(shared), 0o644)):
+        os.chown(file, DAEMON_UID, DAEMON_UID)
+        file.chmod(mode)
+    return shared
+
+
+def test_a_reader_who_holds_the_lock_keeps_nobody_from_folding(readable: Database) -> None:
+    command = [sys.executable, "-c", HOLD, str(lock_of(readable))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with unprivileged(readable) as running:
+            running.wait_for("started")
+            assert lock_of(readable).stat().st_mode & 0o777 == 0o600
+        holder.kill()
+
+
+def test_a_reader_is_told_of_the_daemon_whose_lock_it_cannot_open(readable: Database) -> None:
+    code = DAEMON.replace(f"become({DAEMON_UID}, {GROUP})", f"become({STRANGER_UID})")
+    code = code.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
+    code = code.replace(
+        "with tempfile", "import session_projector.worker.cli.status\nwith tempfile"
+    )
+    with unprivileged(readable) as running:
+        running.wait_for("started")
+        command = [sys.executable, "-P", "-c", code, "status", "-d", str(readable.path)]
+        said = subprocess.run(command, capture_output=True, text=True).stdout
+
+    assert f"process {running.process.pid}" in said

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import chain, repeat
 
 import anyio
+import anyio.lowlevel
 import pytest
 from support import Database
 from support.folding import opened
@@ -72,6 +73,8 @@ async def test_what_was_written_before_a_look_or_to_another_file_wakes_nobody(
 
             tasks.start_soon(wait)
             await anyio.wait_all_tasks_blocked()
+            for _ in range(10):  # in which the loop hears of all that the kernel knows
+                await anyio.lowlevel.checkpoint()
             heard.close()
 
     assert woken == [False]

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from session_projector.projections.event import MAX_EVENT_BYTES
 from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import is_read_only, translated
 from session_projector.worker.storage.sqlite.identity import FileIdentity
 
@@ -25,7 +26,7 @@ Values = Sequence[Any] | Mapping[str, Any]
 
 
 def require(path: Path) -> None:
-    """Refuse an absent database: a typing error must not start an empty log."""
+    """Refuse a database that does not exist: a mistyped path must not start an empty log."""
     require_file_or_nothing(path)
     if not path.exists():
         raise NeedsPerson(
@@ -35,15 +36,16 @@ def require(path: Path) -> None:
 
 
 def require_file_or_nothing(path: Path) -> None:
-    """Refuse what no database can be, and a path that may not be looked at."""
+    """Refuse what no database can be, a path that may not be looked at, and root among others."""
     try:
         wrong = path.exists() and not path.is_file()
     except OSError as error:
         raise NeedsPerson(
-            f"{path}: {error.strerror}", "correct the path, or look who you are (`id`)"
+            f"{path}: {error.strerror}", "correct the path, or see who you are (`id`)"
         ) from None
     if wrong:
         raise NeedsPerson(f"{path} is not a file", "give the path of a SQLite file")
+    sidecars.refuse_root(path)
 
 
 def uri(path: Path, *, mode: str) -> str:
@@ -81,6 +83,7 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
         require_file_or_nothing(path)
     else:
         require(path)
+    sidecars.check(path)
     with translated(path):
         connection = sqlite3.connect(
             uri(path, mode=mode) + ("&immutable=1" if mode == "ro" and _is_still(path) else ""),
@@ -141,10 +144,10 @@ class Connection:
         return translated(self.path, projection)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
         """One transaction, its lock taken at once; nothing of it stays where the block fails."""
         with translated(self.path):
-            self.raw.execute("BEGIN IMMEDIATE")
+            self.raw.execute(begin)
             try:
                 self.identity.check()
                 yield

@@ -1,8 +1,8 @@
 """A SQLite file as a database: implements `worker.storage.port.Database`."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing
 from pathlib import Path
 from typing import Final
 
@@ -36,48 +36,45 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, limits: Limits | None = None, given: Path | None = None) -> None:
         """`given`: the name that the path was resolved from, where that is another."""
-        self.path = path
         self._given = given
         self._patience_s = PATIENCE_S
-        self._limits = limits or Limits()
         self.file = path
         self.name = str(path)
+        self._path = path
+        self._limits = limits or Limits()
 
     def exists(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0
+        return _bytes(self._path) > 0
 
     def setup(self, *, group: str | None = None) -> Setup:
-        return migrate.setup(self.path, group=group)
+        return migrate.setup(self._path, group=group)
 
     def migrations(self) -> list[tuple[str, bool]]:
-        return migrate.status(self.path)
+        return migrate.status(self._path)
 
-    @contextmanager
-    def open(self, *, writable: bool = False) -> Iterator[Store]:
-        opened = SqliteStore.open(self.path, self._limits, writable=writable, given=self._given)
-        with closing(opened) as store:
-            yield store
+    def open(self, *, writable: bool = False) -> AbstractContextManager[Store]:
+        return closing(
+            SqliteStore.open(self._path, self._limits, writable=writable, given=self._given)
+        )
 
-    @asynccontextmanager
-    async def open_thread(self) -> AsyncIterator[Thread]:
+    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> Store:
             # Where nothing can be written it can still be compared.
-            can_write = not is_read_only(self.path)
+            can_write = not is_read_only(self._path)
             return SqliteStore.open(
-                self.path, self._limits, for_daemon=can_write, given=self._given
+                self._path, self._limits, for_daemon=can_write, given=self._given
             )
 
-        async with thread.opened(open_store, lambda: self._patience_s) as opened:
-            yield opened
+        return thread.opened(open_store, lambda: self._patience_s)
 
     def hurry(self) -> None:
         self._patience_s = _HURRIED_S
 
     def newest(self, *, busy_timeout_s: float) -> int:
-        connection = connect(self.path, mode="ro", busy_timeout_s=busy_timeout_s)
-        with translated(self.path), closing(connection):
+        connection = connect(self._path, mode="ro", busy_timeout_s=busy_timeout_s)
+        with translated(self._path), closing(connection):
             try:
                 return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0] or 0)
             except sqlite3.OperationalError as error:
@@ -85,25 +82,25 @@ class SqliteDatabase:
                     raise
                 # A disk that fails is held by nobody.
                 hint = "see why with `dmesg | tail`"
-                raise RetryLater(f"{self.path} cannot be read ({error})", hint) from error
+                raise RetryLater(f"{self._path} cannot be read ({error})", hint) from error
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
-        return DaemonLock(self.path, running)
+        return DaemonLock(self._path, running)
 
     def wakeup(self) -> Wakeup:
         from session_projector.worker.storage.sqlite.wakeup import InotifyWakeup
 
-        return InotifyWakeup(self.path)
+        return InotifyWakeup(self._path)
 
     def watch_identity(self) -> Callable[[], None]:
-        return FileIdentity(self.path, self._given).check
+        return FileIdentity(self._path, self._given).check
 
     def sizes(self) -> Sizes:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        size, wal_bytes = self.path.stat().st_size, self.wal_bytes()
-        pinning = beside.pinned_by(self.path) if wal_bytes > WARNING_BYTES else set()
-        return Sizes(size, wal_bytes, WARNING_BYTES, sorted(pinning))
+        wal_bytes = _bytes(self._path.with_name(self._path.name + "-wal"))
+        pinning = beside.pinned_by(self._path) if wal_bytes > WARNING_BYTES else set()
+        return Sizes(_bytes(self._path), wal_bytes, WARNING_BYTES, sorted(pinning))
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
         from session_projector.worker.storage.sqlite.doctor import (
@@ -113,7 +110,7 @@ class SqliteDatabase:
             rights,
         )
 
-        path = self.path
+        path = self._path
         found: list[Check] = []  # by the first check that asks, for all of them
 
         def allowed() -> Iterator[Check]:
@@ -142,10 +139,12 @@ class SqliteDatabase:
     def lock_holders(self) -> list[int]:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        return sorted(beside.lock_holders(self.path, "WRITE"))
+        return sorted(beside.lock_holders(self._path, "WRITE"))
 
-    def wal_bytes(self) -> int:
-        try:
-            return self.path.with_name(self.path.name + "-wal").stat().st_size
-        except OSError:
-            return 0
+
+def _bytes(file: Path) -> int:
+    """The size of a file, 0 where there is none to be seen."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0

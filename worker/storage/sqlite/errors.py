@@ -3,8 +3,6 @@
 import os
 import shlex
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,26 +42,33 @@ def see_triggers(path: Path, table: str) -> str:
     return f"see which, and drop it: `sqlite3 {quoted(path)} {shlex.quote(sql)}`"
 
 
-@contextmanager
-def translated(path: Path, projection: str | None = None) -> Iterator[None]:
-    """Raise what SQLite says of `path` as an error with a hint.
+class translated:  # noqa: N801 - a class, as a generator would cost each statement 1 µs more
+    """Raise what SQLite says of `path` in the block as an error with a hint.
 
     With `projection`, what can only be wrong with the rows of that one is its failure alone.
     """
-    try:
-        yield
-    except sqlite3.Error as error:
-        if projection is not None and _code(error) & 0xFF == sqlite3.SQLITE_INTERRUPT:
-            raise ProjectionFailed(projection, *_endless(path)) from error
-        if projection is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
-            raise _failed(projection, error) from error
-        raise _translate(path, error) from error
-    except (OverflowError, ValueError) as error:
-        if projection is not None:  # a value that SQLite cannot hold
-            raise _failed(projection, error) from error
-        if isinstance(error, UnicodeDecodeError):  # a name in the schema, in what SQLite says
-            raise _corrupt(path, "its schema is malformed") from error
-        raise
+
+    def __init__(self, path: Path, projection: str | None = None) -> None:
+        self._path = path
+        self._projection = projection
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        name = self._projection
+        if isinstance(error, sqlite3.Error):
+            if name is not None and _code(error) & 0xFF == sqlite3.SQLITE_INTERRUPT:
+                raise ProjectionFailed(name, *_endless(self._path)) from error
+            if name is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
+                raise _failed(name, error) from error
+            raise _translate(self._path, error) from error
+        if isinstance(error, OverflowError | ValueError):
+            if name is not None:  # a value that SQLite cannot hold
+                raise _failed(name, error) from error
+            if isinstance(error, UnicodeDecodeError):  # a name in the schema, in what SQLite says
+                raise _corrupt(self._path, "its schema is malformed") from error
 
 
 def _code(error: Exception) -> int:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final
 from session_projector.worker import linux
 from session_projector.worker.errors import NeedsPerson, quoted
 from session_projector.worker.storage.port import Leader
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import require
 from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
 
@@ -18,11 +20,13 @@ LOCK_SUFFIX: Final = "-projector.lock"
 _LOCK_BYTES: Final = 64 * 1024
 _PID: Final = re.compile("[0-9]{1,10}")
 _RUNNING: Final = re.compile("([A-Za-z0-9_]+)=([0-9]{1,10})")
+_CONTENT: Final = re.compile(rb"([0-9]{1,10}(\n[A-Za-z0-9_]+=[0-9]{1,10})*)?\s*")
 
 
 class DaemonLock:
     """Leadership by an advisory lock on `<database>-projector.lock`, held while a daemon lives.
 
+    Only those who can write the database can open the file: whoever opens a file can lock it.
     `running` are the projections that the holder will say it runs, and their versions.
     """
 
@@ -45,8 +49,11 @@ class DaemonLock:
         if self._descriptor is not None:
             return True
         require(self._database)
-        descriptor = self._open(os.O_RDWR | os.O_CREAT)
+        descriptor = self._open()
         if not _try_lock(descriptor, fcntl.LOCK_EX):
+            if self._is_held_by_readers() and self._removed():
+                os.close(descriptor)
+                return self.acquire(stand_by=stand_by)
             self._await(descriptor if stand_by else None)
             if not stand_by:
                 os.close(descriptor)
@@ -73,10 +80,12 @@ class DaemonLock:
         said = self._said()
         if said is None:
             return None
-        pid = linux.holds(int(said[0]), self._path) if said and _PID.fullmatch(said[0]) else None
+        pid = 0
+        if said and _PID.fullmatch(said[0]):
+            pid = linux.holds(int(said[0]), self._path) or 0
         found = map(_RUNNING.fullmatch, said[1:])
         running = {match[1]: int(match[2]) for match in found if match}
-        return Leader(pid or 0, running, bool(pid) and linux.is_stopped(pid or 0))
+        return Leader(pid, running, pid > 0 and linux.is_stopped(pid))
 
     def standing_by(self) -> list[str]:
         """The other processes that have the lock file open: they wait for it."""
@@ -91,47 +100,103 @@ class DaemonLock:
         self._awaited = descriptor
 
     def _said(self) -> list[str] | None:
+        """The words in the file, None where nobody holds it."""
         try:
-            # Of a FIFO there, O_NONBLOCK would not wait for a writer.
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(self._path, os.O_RDONLY | sidecars.SAFELY)
+        except PermissionError:  # for a reader of the database; the kernel tells
+            holders = self._holders()
+            return [str(holders[0])] if holders else None
         except OSError:
             return None
         try:
-            if _try_lock(descriptor, fcntl.LOCK_SH):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode) or _try_lock(
+                descriptor, fcntl.LOCK_SH
+            ):
                 return None
             return os.pread(descriptor, _LOCK_BYTES, 0).decode(errors="replace").split()
-        except OSError:  # it is no plain file
-            return []
         finally:
             os.close(descriptor)
 
-    def _open(self, flags: int) -> int:
+    def _open(self) -> int:
+        """The file, made if there is none: a plain one, of a user of the database.
+
+        Everything is done to what was opened, whatever somebody puts in its place meanwhile.
+        """
         try:
-            descriptor = os.open(self._path, flags | os.O_CLOEXEC, 0o666)
-            shared = self._database.stat()
-            if os.fstat(descriptor).st_uid == os.geteuid():
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | sidecars.SAFELY, 0o600)
+        except OSError as error:
+            why = f"cannot be opened ({error.strerror})"
+            with suppress(OSError):
+                why = sidecars.not_plain(self._path.lstat()) or why
+            raise NeedsPerson(f"{self._path} {why}", self._fix()) from None
+        try:
+            found, database = os.fstat(descriptor), self._database.lstat()
+            if why := self._no_lock(descriptor, found, database):
+                raise NeedsPerson(f"{self._path} {why}", self._fix())
+            if found.st_uid == os.geteuid():
                 if os.geteuid() == 0:  # as SQLite does with its files: or it shuts the owner out
                     with suppress(PermissionError):  # in a container that may not
-                        os.fchown(descriptor, shared.st_uid, shared.st_gid)
-                os.fchmod(descriptor, shared.st_mode & 0o666)
+                        os.fchown(descriptor, database.st_uid, database.st_gid)
+                os.fchmod(descriptor, lock_mode(database))
             return descriptor
-        except OSError as error:
-            raise NeedsPerson(
-                f"{self._path} cannot be opened ({error.strerror})", self._fix()
-            ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _no_lock(self, descriptor: int, found: os.stat_result, database: os.stat_result) -> str:
+        """Why what was opened is no lock of a daemon's, '' where it is one."""
+        if why := sidecars.not_plain(found):
+            return why
+        users = {os.geteuid(), database.st_uid, self._path.parent.stat().st_uid}
+        if not _is_shared(database) and found.st_uid not in users:
+            return f"belongs to {sidecars.user(found.st_uid)}, who is no user of the database"
+        if not _CONTENT.fullmatch(os.pread(descriptor, _LOCK_BYTES, 0)):
+            return "holds something else than the number of a daemon"
+        return ""
+
+    def _is_held_by_readers(self) -> bool:
+        """Whether all who hold it are users who cannot write the database.
+
+        They opened it while its mode was that of the database, as earlier versions made it.
+        """
+        database = self._database.lstat()
+        users = {os.geteuid(), 0, database.st_uid, self._path.parent.stat().st_uid, None}
+        holders = {linux.user(pid) for pid in self._holders()}
+        return bool(holders) and not holders & users and not _is_shared(database)
+
+    def _holders(self) -> list[int]:
+        return sorted({pid for pid, _, _ in linux.locks(self._path, "FLOCK")})
+
+    def _removed(self) -> bool:
+        with suppress(OSError):
+            os.unlink(self._path)
+            return True
+        return False
 
     def _fix(self) -> str:
-        lock, database = quoted(self._path), quoted(self._database)
         if is_read_only(self._path):
             return REMOUNT
-        if not os.path.lexists(self._path):
+        try:
+            found = self._path.lstat()
+        except OSError:
             return f"the daemon needs write access to the folder {self._path.parent}"
-        if not self._path.is_file():
-            return f"it is no file; put it aside: `mv {lock} {lock}.aside`"
-        return (
-            "the file is another user's: as root, make it as the database is:"
-            f" `chown --reference={database} {lock} && chmod --reference={database} {lock}`"
-        )
+        if stat.S_ISREG(found.st_mode):
+            return (
+                "see whose it is (ls -l); when no daemon runs, move it aside, and it is made"
+                f" again: {sidecars.aside(self._path)}"
+            )
+        return sidecars.without(self._path, found)
+
+
+def lock_mode(database: os.stat_result) -> int:
+    """The mode of the lock: readable and writable for who can write the database."""
+    writers = database.st_mode & 0o222
+    return 0o600 | writers | writers << 1
+
+
+def _is_shared(database: os.stat_result) -> bool:
+    """Whether more users than its owner can write it."""
+    return bool(database.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

@@ -24,9 +24,9 @@ from session_projector.worker.storage.sqlite.errors import see_triggers
 from session_projector.worker.storage.sqlite.sql import bound, raw
 
 KEY_BYTES: Final = 4096
-"""What a view counts besides its row: so many of them are no longer one short transaction."""
-SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
-_FROM: Final = SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
+"""What each view counts besides its row, as many small ones are no short transaction either."""
+_SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
+_FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
 
 
 class SqliteLog:
@@ -60,7 +60,7 @@ class SqliteLog:
     def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}
         asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
-        select = f"{SELECT}key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
+        select = f"{_SELECT}key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
         values = {name: raw(key) for name, key in named.items()}
         return self._page([select], {**values, "position": after, "until": until})
 
@@ -69,9 +69,9 @@ class SqliteLog:
         above = "key IS NOT NULL" if key is None else f"key > {bound(':key', key)}"
         return self._page(
             [
-                f"{SELECT}key IS {bound(':key', key)} AND seq > :position AND seq <= :until"
+                f"{_SELECT}key IS {bound(':key', key)} AND seq > :position AND seq <= :until"
                 " ORDER BY seq",
-                f"{SELECT}{above} AND seq <= :until ORDER BY key, seq",
+                f"{_SELECT}{above} AND seq <= :until ORDER BY key, seq",
             ],
             {"position": 0 if after is None else after.seq, "until": until, "key": raw(key)},
         )
@@ -99,12 +99,10 @@ class SqliteLog:
         return {key for (key,) in rows}
 
     def count(self, *, after: int = 0) -> int:
-        sql = (
-            "SELECT count(*) FROM event_log WHERE seq > ?"
-            if after
-            else ("SELECT count(*) FROM event_log")
-        )
-        return int(self._connection.value(sql, (after,) if after else ()))
+        count = "SELECT count(*) FROM event_log"  # for which SQLite reads its smallest index
+        if after:
+            return int(self._connection.value(f"{count} WHERE seq > ?", (after,)))
+        return int(self._connection.value(count))
 
     def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
         values = {"position": start, "until": ANY_POSITION}
@@ -186,7 +184,9 @@ class SqliteLog:
             connection.text_factory = str
             try:
                 return self._rows(selects, values, most)
-            except sqlite3.OperationalError:
+            except sqlite3.OperationalError as error:
+                if hasattr(error, "sqlite_errorcode"):
+                    raise  # what SQLite says, and not what Python says of a text
                 connection.text_factory = lossless_text
                 return self._rows(selects, values, most)
             finally:

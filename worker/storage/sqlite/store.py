@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-from session_projector.worker.errors import RetryLater
+from session_projector.worker.errors import RetryLater, Unavailable
 from session_projector.worker.storage.port import Change, CommitStats, Limits
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
 from session_projector.worker.storage.sqlite.connection import (
@@ -71,6 +72,8 @@ class SqliteStore:
         the name that the path was resolved from.
         """
         mode = "rw" if writable or for_daemon else "ro"
+        if for_daemon:  # which goes on when it is gone; others need somebody who removes it
+            sidecars.check(path, Unavailable)
         identity = FileIdentity(path, given)  # before: a file put there meanwhile is another
         opened = connect(path, mode=mode, busy_timeout_s=limits.busy_timeout_s)
         try:

@@ -1,4 +1,4 @@
-"""The rows that projections keep in SQLite, and the scratch table of a walk."""
+"""The rows that projections keep in SQLite, and the scratch table of a full scan."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,10 +49,7 @@ class SqliteViews:
 
     def prepare(self, projection: Projection) -> Checkpoint:
         if self._lacking(projection):
-            with (
-                self._connection.writing(),
-                self._connection.errors(projection.name),
-            ):
+            with self._connection.writing(), self._connection.errors(projection.name):
                 for statement, values in self._lacking(projection):
                     self._connection.raw.execute(statement, values)
         found = self._checkpoints.get(projection.name)
@@ -66,7 +63,7 @@ class SqliteViews:
             return self._load(projection, columns, keys)
         except ProjectionFailed:
             # In a dry run of a newer version those that it adds are not there yet.
-            present = tables.columns_of(self._connection.raw, projection.table.name)
+            present = self._columns(projection.table)
             columns = [column if column in present else "NULL" for column in columns]
             return self._load(projection, columns, keys)
 
@@ -143,7 +140,7 @@ class SqliteViews:
         return [key for (key,) in rows]
 
     def count(self, table: Table) -> int:
-        if not self._is_there(table.name):
+        if not self._columns(table):
             return 0
         key = identifier(table.key)
         owned = f"{key} >= ? AND {key} < ?" if table.prefix else "? <> ?"
@@ -172,7 +169,7 @@ class SqliteViews:
         if built_in := next((one for one in BUILT_IN if one.name == name), None):
             known = built_in.table
             same = (known.name, known.key, known.prefix) == (table.name, table.key, table.prefix)
-            return same and self._is_there(table.name)
+            return same and bool(self._columns(table))
         row = self._connection.row(
             "SELECT type, sql FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table.name,)
         )
@@ -180,7 +177,7 @@ class SqliteViews:
             "SELECT 1 FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
             (table.name, name),
         )
-        columns = tables.columns_of(self._connection.raw, table.name)
+        columns = self._columns(table)
         return bool(
             row
             and row[0] == "table"
@@ -191,9 +188,9 @@ class SqliteViews:
             and not objects.is_of_the_schema(table.name)
         )
 
-    def _is_there(self, table: str) -> bool:
-        found = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
-        return bool(self._connection.value(found, (table,)))
+    def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
+        with self._connection.errors():
+            return tables.columns_of(self._connection.raw, table.name)
 
     def _lacking(self, projection: Projection) -> list[tuple[str, Sequence[Any]]]:
         """The statements that a projection's table and checkpoint lack."""
@@ -204,7 +201,7 @@ class SqliteViews:
         )
         if row and abs(row[0]) > projection.version:
             return []
-        present = tables.columns_of(self._connection.raw, table.name)
+        present = self._columns(table)
         indexes = self._connection.rows(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
             (table.name,),
@@ -272,12 +269,8 @@ class SqliteScratch:
 
     def add(self, name: str, pairs: Sequence[tuple[str, int]]) -> None:
         insert = "INSERT OR IGNORE INTO temp.gathered VALUES (?, ?, ?)"
-        with self._connection.errors():
-            self._connection.raw.execute("BEGIN")
-            try:
-                self._connection.raw.executemany(insert, [(name, *pair) for pair in pairs])
-            finally:
-                self._connection.raw.execute("COMMIT")
+        with self._connection.writing("BEGIN"):  # which locks nobody out
+            self._connection.raw.executemany(insert, [(name, *pair) for pair in pairs])
 
     def page(self, name: str, *, after: tuple[str, int]) -> list[tuple[str, LogRow]]:
         select = (

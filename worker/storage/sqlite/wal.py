@@ -9,8 +9,8 @@ from typing import Final
 
 import structlog
 
-from session_projector.worker.errors import RetryLater
-from session_projector.worker.storage.sqlite.connection import uri
+from session_projector.worker.errors import ProjectorError
+from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.identity import FileIdentity
 
 WARNING_BYTES: Final = 64 * 1024 * 1024
@@ -99,8 +99,8 @@ class Backfill:
     def _copy(self) -> None:
         # As within a commit, an error is nobody's concern: a later commit copies the same pages.
         with (
-            suppress(sqlite3.Error, OSError, RetryLater),
-            closing(sqlite3.connect(uri(self._path, mode="rw"), timeout=0, uri=True)) as connection,
+            suppress(sqlite3.Error, OSError, ProjectorError),
+            closing(connect(self._path, mode="rw", busy_timeout_s=0)) as connection,
         ):
             connection.execute("SELECT count(*) FROM sqlite_master").close()
             self._identity.check()  # now that it has them open

@@ -1,21 +1,21 @@
 """The check of owner, group and mode of a database, its folder and the files beside it."""
 
-import grp
 import os
-import pwd
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
-from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
+from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock, lock_mode
+from session_projector.worker.storage.sqlite.sidecars import group, user
 
+_LOCK_ASIDE: Final = "when no daemon runs, move it aside, and it is made again: "
 _SHARED: Final = stat.S_ISGID | stat.S_IRWXG
 
 
@@ -24,7 +24,8 @@ def rights(path: Path) -> Iterator[Check]:
 
     Root can do everything: it asks for the user of the live daemon, else the owner of the folder.
     The database itself may be what is wrong, so that the files beside it are only compared with it
-    where nothing else is.
+    where nothing else is. A command that it gives acts on a plain file with one name, or on the
+    name alone: others may have put it there.
     """
     folder = path.parent
     if not os.path.isdir(folder):
@@ -36,8 +37,17 @@ def rights(path: Path) -> Iterator[Check]:
         yield Check("rights", "fail", said, REMOUNT)
         return
     uid, who = _asked_for(path)
-    files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm", LOCK_SUFFIX)]
-    there = [file for file in files if os.path.exists(file)]
+    odd = [Check("rights", "fail", *found) for found in sidecars.faults(path)]
+    there = [path] if os.path.exists(path) else []
+    for file in (path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)):
+        if not os.path.lexists(file):
+            continue
+        found = file.lstat()
+        if not (why := sidecars.not_plain(found)):
+            there.append(file)
+        elif file.name.endswith(LOCK_SUFFIX):
+            fix = sidecars.without(file, found)
+            odd.append(Check("rights", "fail", f"{file} {why}", fix))
     wrong = [
         Check("rights", "fail", f"{who} cannot read and write {_told(file)}", fix)
         for file in (folder, *there)
@@ -46,6 +56,7 @@ def rights(path: Path) -> Iterator[Check]:
     if os.path.isfile(path):
         wrong = wrong or [*_half_shared(path)]
         wrong = wrong or [one for file in there for one in _unlike(file, path)]
+    wrong = odd + wrong
     said = "; ".join([f"{who} can read and write it and its folder", *map(_told, there[:1])])
     yield from wrong or [Check("rights", "ok", said)]
 
@@ -53,12 +64,12 @@ def rights(path: Path) -> Iterator[Check]:
 def _asked_for(path: Path) -> tuple[int, str]:
     """The user who must be able to use the database, by number and in words."""
     if me := os.geteuid():
-        return me, _user(me)
+        return me, user(me)
     leader = DaemonLock(path).leader()
     if leader and leader.pid and (runs_as := linux.user(leader.pid)) is not None:
-        return runs_as, f"{_user(runs_as)}, the user of the daemon ({leader}),"
+        return runs_as, f"{user(runs_as)}, the user of the daemon ({leader}),"
     owner = path.parent.stat().st_uid
-    return owner, f"{_user(owner)}, the owner of the folder,"
+    return owner, f"{user(owner)}, the owner of the folder,"
 
 
 def _barred(file: Path, path: Path, uid: int) -> str:
@@ -75,12 +86,13 @@ def _barred(file: Path, path: Path, uid: int) -> str:
     if found.st_uid == uid:
         return f"`chmod {'u+rwx' if file.is_dir() else 'u+rw'} {quoted(file)}`"
     if file.is_file() and found.st_uid == 0 and folder.st_uid == uid:  # which root can do without
-        own = f"chown --reference={quoted(path.parent)} {quoted(file)}"
-        mode = f"chmod {folder.st_mode & 0o666:o} {quoted(file)}"
-        return f"give it the owner and mode of its folder, as root: `{own} && {mode}`"
-    owner = _user(found.st_uid)
+        if file.name.endswith(LOCK_SUFFIX):
+            return _LOCK_ASIDE + sidecars.aside(file)
+        own = _given(file, found.st_uid, like=path.parent, mode=folder.st_mode & 0o666)
+        return f"give it the owner and mode of its folder, as root: {own}"
+    owner = user(found.st_uid)
     return (
-        f"{file.name or file} is {owner}'s, the folder {_user(folder.st_uid)}'s: find out who is"
+        f"{file.name or file} is {owner}'s, the folder {user(folder.st_uid)}'s: find out who is"
         f" meant to own the database; to share it with a group, as {owner}:"
         f" `projector db setup --group NAME`"
     )
@@ -98,7 +110,7 @@ def _half_shared(path: Path) -> Iterator[Check]:
             "warn",
             f"{_told(path)} is writable by its group, but its folder, {_told(path.parent)}, does"
             " not give that group to the files that SQLite makes beside it",
-            f"`projector db setup --group {shlex.quote(_group(gid))}`",
+            f"`projector db setup --group {shlex.quote(group(gid))}`",
         )
 
 
@@ -106,28 +118,30 @@ def _unlike(file: Path, path: Path) -> Iterator[Check]:
     """A warning of a file beside the database that users of the database cannot use."""
     found, database = file.stat(), path.stat()
     is_shared = database.st_mode & stat.S_IWGRP
-    missing = database.st_mode & ~found.st_mode & 0o666
-    if missing or (
+    is_lock = file.name.endswith(LOCK_SUFFIX)
+    wanted = lock_mode(database) if is_lock else database.st_mode & 0o666
+    if wanted & ~found.st_mode or (
         found.st_gid != database.st_gid if is_shared else found.st_uid != database.st_uid
     ):
         said = f"{_told(file)} is not as the database is, {_told(path)}: it may lock users out"
-        like = f"--reference={quoted(path)} {quoted(file)}"
-        yield Check("rights", "warn", said, f"`chown {like} && chmod {like}`")
+        fix = (
+            "it goes when the last program that has the database open ends well; see which have:"
+            f" `fuser -v {quoted(path)}`"
+        )
+        if is_lock:
+            fix = _LOCK_ASIDE + sidecars.aside(file)
+        elif found.st_uid in (database.st_uid, path.parent.stat().st_uid):
+            fix = _given(file, found.st_uid, like=path, mode=wanted)
+        yield Check("rights", "warn", said, fix)
+
+
+def _given(file: Path, uid: int, *, like: Path, mode: int) -> str:
+    """The command that gives a file an owner and a mode, if it is a plain one of a user's then."""
+    plain = f"find {quoted(file)} -maxdepth 0 -type f -links 1 -uid {uid}"
+    return f"`{plain} -exec chown -h --reference={quoted(like)} {{}} + -exec chmod {mode:o} {{}} +`"
 
 
 def _told(file: Path) -> str:
     found = file.stat()
-    who = f"{_user(found.st_uid)}:{_group(found.st_gid)}"
+    who = f"{user(found.st_uid)}:{group(found.st_gid)}"
     return f"{file.name or file} ({who} {stat.S_IMODE(found.st_mode):04o})"
-
-
-def _user(uid: int) -> str:
-    with suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return f"user {uid}"
-
-
-def _group(gid: int) -> str:
-    with suppress(KeyError):
-        return grp.getgrgid(gid).gr_name
-    return str(gid)

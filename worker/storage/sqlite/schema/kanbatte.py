@@ -1,17 +1,22 @@
 """Whose layout a database has, and the copy made before one of Kanbatte's is adopted."""
 
 import glob
+import os
 import shlex
-import shutil
 import sqlite3
+import stat
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
+from typing import Final
 
 from session_projector.worker.errors import NeedsPerson, quoted
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import connect
+from session_projector.worker.storage.sqlite.schema.sharing import os_errors
 from session_projector.worker.storage.sqlite.sql import identifier
 from session_projector.worker.storage.sqlite.tables import columns_of
 
@@ -24,6 +29,7 @@ class Layout(Enum):
     PROJECTOR = "projector"
 
 
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COLUMNS = {
     ("seq", "id", "key", "data", "created_at"): Layout.PROJECTOR,
     ("id", "key", "data", "created_at"): Layout.KANBATTE,
@@ -75,16 +81,66 @@ def copied(connection: sqlite3.Connection, path: Path) -> Iterator[Path | None]:
     if layout(connection, path) is not Layout.KANBATTE:
         yield None
         return
-    copy = path.with_name(f"{path.name}.copying")
-    for left in path.parent.glob(f"{glob.escape(copy.name)}*"):  # by one that was killed
-        left.unlink(missing_ok=True)
-    try:
+    for left in path.parent.glob(f"{glob.escape(path.name)}.copying*"):  # by one that was killed
+        _remove_left(left)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    named = path.with_name(f"{path.name}.before-projector-{stamp}")
+    with _private_folder(path) as (private, folder):
         with closing(connect(path, mode="ro")) as reading:  # who holds the lock cannot VACUUM
-            reading.execute("VACUUM INTO ?", (str(copy),))
-        shutil.copymode(path, copy)
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        named = path.with_name(f"{path.name}.before-projector-{stamp}")
+            reading.execute("VACUUM INTO ?", (str(private / path.name),))
+        with os_errors(private):  # as when somebody moved the folder meanwhile
+            _like(path, os.open(path.name, os.O_RDONLY | sidecars.SAFELY, dir_fd=folder))
         yield named
-        copy.rename(named)
+        with os_errors(named):
+            os.rename(path.name, named, src_dir_fd=folder)
+
+
+@contextmanager
+def _private_folder(path: Path) -> Iterator[tuple[Path, int]]:
+    """A folder beside a database that nobody else may enter, and its descriptor."""
+    with os_errors(path):
+        private = Path(tempfile.mkdtemp(prefix=f"{path.name}.copying-", dir=path.parent))
+        folder = os.open(private, _FOLDER)
+    try:
+        yield private, folder
     finally:
-        copy.unlink(missing_ok=True)
+        _empty(folder)
+        with suppress(OSError):
+            private.rmdir()
+
+
+def _like(path: Path, copy: int) -> None:
+    """Give a copy, which is closed then, to the group of a database, with its mode."""
+    try:
+        found = path.lstat()
+        with suppress(PermissionError):
+            os.fchown(copy, -1, found.st_gid)
+        is_theirs = os.fstat(copy).st_gid == found.st_gid
+        os.fchmod(copy, found.st_mode & (0o666 if is_theirs else 0o606))
+    finally:
+        os.close(copy)
+
+
+def _remove_left(left: Path) -> None:
+    """What a set-up left that was killed: a folder of ours, or a file of an earlier version."""
+    with suppress(OSError):
+        if not stat.S_ISDIR(left.lstat().st_mode):
+            left.unlink()
+            return
+        folder = os.open(left, _FOLDER)
+        found = os.fstat(folder)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            os.close(folder)
+            return
+        _empty(folder)
+        left.rmdir()
+
+
+def _empty(folder: int) -> None:
+    """Remove the files in a folder by its descriptor, and close that."""
+    try:
+        for name in os.listdir(folder):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(folder)

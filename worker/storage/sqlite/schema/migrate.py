@@ -94,11 +94,11 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
         path.parent.mkdir(exist_ok=True)
     with closing(connect(path, mode="rwc")) as connection, translated(path):
         done = _upgrade(Connection(connection, path, FileIdentity(path)))
-        if gid is not None:
-            share(path, gid)
-        use_wal(connection, path)
-        if gid is not None:
-            share(path, gid)
+        try:
+            use_wal(connection, path)
+        finally:  # last, so that nobody else puts anything there before
+            if gid is not None:
+                share(path, gid)
     return done
 
 

@@ -5,11 +5,12 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import BadUsage, NeedsPerson
+from session_projector.worker.errors import BadUsage, NeedsPerson, quoted
+from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX
 
 _SIDECARS: Final = ("", "-wal", "-shm", LOCK_SUFFIX)
@@ -51,20 +52,43 @@ def group_id(group: str) -> int:
 
 
 def share(path: Path, gid: int) -> None:
-    """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other."""
-    with os_errors(path):
-        _give(path.parent, gid, _SHARED_FOLDER)
+    """Folder 2770, files 0660: new sidecars take the group of the one and the mode of the other.
+
+    The folder comes last: as long as it is not the group's, the group changes nothing in it.
+    """
+    with os_errors(path), _opened(path.parent, os.O_DIRECTORY) as folder:
         for file in (path.with_name(path.name + suffix) for suffix in _SIDECARS):
-            if file.exists():
-                _give(file, gid, 0o660)
+            with suppress(FileNotFoundError), _opened(file, in_folder=folder) as found:
+                if why := sidecars.not_plain(os.fstat(found)):
+                    raise NeedsPerson(f"{file} {why}", sidecars.without(file, os.fstat(found)))
+                _give(found, gid, 0o660)
+        _give(folder, gid, _SHARED_FOLDER)
 
 
-def _give(file: Path, gid: int, mode: int) -> None:
+@contextmanager
+def _opened(path: Path, flags: int = 0, *, in_folder: int | None = None) -> Iterator[int]:
+    """A descriptor of a name itself, not of what a link there leads to.
+
+    By O_PATH, because closing another one of the database would drop SQLite's locks.
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_NONBLOCK)
+    name = path if in_folder is None else path.name
+    descriptor = os.open(name, flags, dir_fd=in_folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _give(descriptor: int, gid: int, mode: int) -> None:
     """Only what differs: a sidecar that another user made is not ours to change, nor need it be."""
-    if file.stat().st_gid != gid:
-        os.chown(file, -1, gid)
-    if stat.S_IMODE(file.stat().st_mode) != mode:
-        file.chmod(mode)
+    found = os.fstat(descriptor)
+    # fchown and fchmod refuse a descriptor by O_PATH; by this name the kernel finds it.
+    target = f"/proc/self/fd/{descriptor}" if hasattr(os, "O_PATH") else descriptor
+    if found.st_gid != gid:
+        os.chown(target, -1, gid)
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
+        os.chmod(target, mode)
 
 
 @contextmanager
@@ -72,7 +96,9 @@ def os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        named = str(error.filename or path)
         raise NeedsPerson(
-            f"{error.filename or path}: {error.strerror}",
-            f"look at `ls -la {path.parent}` and who you are (`id`)",
+            f"{path if named.startswith('/proc/') else named}: {error.strerror}",
+            f"look at `ls -la {quoted(path.parent)}` and who you are (`id`): the owner of the files"
+            " gives them to a group in which it is (`usermod -aG`)",
         ) from None

@@ -13,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from structlog.testing import capture_logs
 from support import PROJECTOR, WRITER, Daemon, Database, daemon, fill, oracle, projector
 from support.extensions import PROGRAM, PerProject
-from support.folding import catch_up, checkpoint, mend, opened
+from support.folding import catch_up, checkpoint, opened, repair, target
 from support.served import HTTP, address, scraped
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import batch_size
+from session_projector.projections.event import Event
+from session_projector.worker.daemon import batch_size, supervisor
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.supervisor import Supervisor
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import Unavailable
+from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as replay
+from session_projector.worker.storage.port import Limits
 from session_projector.worker.telemetry.state import DaemonState
 
 SESSIONS = BUILT_IN[0]
@@ -199,13 +205,13 @@ def test_the_others_tail_while_one_is_rebuilt_and_its_rows_stand(
             assert tailing.process.poll() is None
         # A replay of others moves their checkpoints, and must not throw back the rebuild.
         database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-1'")
-        mended = mend(database)
+        repaired = repair(database)
         still, row = database.sql(rebuilding), per_project(database)
         hold.unlink()
         tailing.wait_for("caught_up", projection="per_project")
 
     assert "being rebuilt as version 2: " in shown
-    assert mended == {"view damaged": 1}
+    assert repaired == {"view damaged": 1}
     assert still == [(1,)]
     assert row == [("F", 5000, None)]
     assert database.contents("A-1") == ["while it is rebuilt"]
@@ -389,6 +395,69 @@ async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database
     assert len(waited) == 1
     assert (after.position, after.generation) == (300, member.checkpoint.generation + 1)
     assert sum(len(step.differences) for step in found) == 300
+    assert database.views() == oracle.fold(database.log()).views
+
+
+async def test_a_stop_is_heeded_while_a_rebuild_is_locked_out(database: Database) -> None:
+    fill(database, sessions=20, events=20)
+    stop = anyio.Event()
+    outage = Outage(DaemonState(lambda _: stop.set()))  # as soon as it waits
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+
+        class LockedOut(PerProject):
+            def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+                if not other.in_transaction:
+                    other.execute("BEGIN IMMEDIATE")
+                return super().fold(view, event)
+
+        async with target(database.path, Limits(busy_timeout_s=0)).open_thread() as thread:
+            with anyio.fail_after(30), pytest.raises(Unavailable):
+                await supervisor._rebuild(thread, [LockedOut()], faults_of, stop, outage)
+
+    assert outage.state.unavailable == 1
+
+
+async def test_one_that_is_still_behind_joins_once_it_has_come(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LONGEST_JOIN_S", 0)  # the others wait for nobody
+    database.created("A-1")
+    state = DaemonState()
+    sessions, index = BUILT_IN
+    async with opened(database.path) as thread, opened(database.path) as own:
+        lead = Tail(thread, [await load(thread, sessions)])
+        await lead.run(anyio.Event(), until=1)
+        daemon = Supervisor(target(database.path), BUILT_IN, anyio.Event(), state)
+        async with anyio.create_task_group() as tasks, lead.lock:
+            tasks.start_soon(daemon._catch_up, own, index, lead, Outage(state))
+            while not lead.lock.statistics().tasks_waiting:
+                await anyio.lowlevel.checkpoint()
+            database.appended("A-1", "which the lead folds first")
+            assert await lead.iterate()
+
+    assert [member.projection for member in lead.members] == [sessions, index]
+    assert {member.checkpoint.position for member in lead.members} == {2}
+
+
+async def test_checkpoints_that_another_process_moved_are_read_again_once(
+    database: Database,
+) -> None:
+    database.created("A-1")
+    stop = anyio.Event()
+    moved: list[bool] = []
+
+    def told(state: DaemonState) -> None:
+        if state.progress["sessions"].position == 1 and not moved:
+            moved.append(True)
+            database.sql("UPDATE checkpoint SET generation = generation + 1")  # as a replay does
+            database.created("A-2")
+        if state.progress["sessions"].position == 2:
+            stop.set()
+
+    with capture_logs() as said, anyio.fail_after(30):
+        await Supervisor(target(database.path), BUILT_IN, stop, DaemonState(told)).run()
+
+    assert [line["event"] for line in said].count("checkpoint_moved_by_another") == 1
     assert database.views() == oracle.fold(database.log()).views
 
 
