@@ -389,10 +389,10 @@ def test_a_file_restored_in_place_is_noticed_and_gone_on_from(
 
 async def test_a_file_replaced_under_the_daemon_ends_it(database: Database, tmp_path: Path) -> None:
     schema.setup(tmp_path / "new.db")
-    with pytest.raises(RetryLater, match="replaced or deleted"):  # noqa: PT012
-        async with opened(database.path) as thread:
-            (tmp_path / "new.db").replace(database.path)
+    async with opened(database.path) as thread:
+        (tmp_path / "new.db").replace(database.path)
 
+        with pytest.raises(RetryLater, match="replaced or deleted"):
             await Tail(thread, [await load(thread, SESSIONS)]).run(anyio.Event())
 
 

@@ -24,6 +24,8 @@ class FileIdentity:
         self._names = [path, *([given] if given else [])]
         self._identity = _found(path)
         self._sidecars: dict[Path, _Found] = {}
+        self.is_said = False
+        """Whether `check` has raised."""
 
     def opened(self) -> None:
         """Remember the files beside it, once a connection has them open, in WAL mode: it holds a
@@ -34,6 +36,13 @@ class FileIdentity:
 
     def check(self) -> None:
         """Raises `RetryLater` when a file was replaced or removed."""
+        try:
+            self._check()
+        except RetryLater:
+            self.is_said = True
+            raise
+
+    def _check(self) -> None:
         for name in self._names:
             if _found(name) != self._identity:
                 raise RetryLater(

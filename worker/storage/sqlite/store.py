@@ -143,11 +143,12 @@ class SqliteStore:
 
     def close(self) -> None:
         self._backfill.end()
+        is_said = self.connection.identity.is_said
         try:
             self.check_identity()
         except RetryLater:
             abandon(self.connection.raw)
-            if self._writable:
+            if self._writable and not is_said:
                 raise
         else:
             self.connection.raw.close()
