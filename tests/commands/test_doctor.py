@@ -17,13 +17,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import PROJECTOR, T0, Database, daemon, event, projector
+from support import INSERT, PROJECTOR, T0, Database, daemon, event, projector
 from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.doctor import host
 from session_projector.worker.storage.port import Check
-from session_projector.worker.storage.sqlite.doctor import checks
+from session_projector.worker.storage.sqlite.doctor import beside, checks
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 STRANGER_UID = 60003
@@ -124,7 +124,7 @@ def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
 
     found = {one["check"]: one for one in json.loads(said.stdout)}
     assert {name for name, one in found.items() if one["level"] != "ok"} <= OF_THE_MACHINE
-    assert len(found) == 18
+    assert len(found) == 19
     assert f"alive, process {running.process.pid}: sessions, session_index" in done.stdout
     assert f"standing by: {waiting.process.pid} (" in found["daemon"]["found"]
     assert f"open in: {running.process.pid} (" in found["wal"]["found"]
@@ -714,14 +714,80 @@ def test_who_pins_the_write_ahead_log_is_named_and_ended(database: Database) -> 
         for _ in range(5):
             database.insert("A-1", bytes(15 * MIB))
         found = look(database, "wal")
+        status = projector("status", "-d", database.path).stdout
         fix(found)
 
     assert found.level == "warn"
+    assert f"a read is open all the time in process\n{pid}." in status
     assert f"{pid} (python" in found.found
     assert f"{idle} (python" in found.found
     assert re.search(rf"open all the time in: {pid} \(python[^,]*$", found.found.split(". It ")[0])
     assert f"kill {pid}`" in found.fix
     assert look(database, "wal").level == "ok"
+
+
+@needs_shell
+def test_a_large_write_ahead_log_that_nobody_pins_is_told_from_one_that_is(
+    database: Database,
+) -> None:
+    with another(OPEN + "db.execute('SELECT * FROM view').fetchall()", database.path):
+        with closing(sqlite3.connect(database.path)) as writer, writer:
+            for number in range(5):
+                writer.execute(INSERT, (f"e{number}", "A-1", bytes(15 * MIB), T0))
+        found = look(database, "wal")
+        status = projector("status", "-d", database.path).stdout
+        fix(found)
+
+    assert found.level == "warn"
+    assert "no read holds it, and 100% of it is copied back" in found.found
+    assert "kill" not in found.fix
+    assert "the write-ahead log is large, and no read holds it" in status
+
+
+@pytest.mark.parametrize("removed", [["-shm"], ["-wal", "-shm"]])
+def test_a_writer_that_goes_on_with_removed_files_is_named_and_ended(
+    folded: Database, removed: list[str]
+) -> None:
+    with another(OPEN + "db.execute('SELECT * FROM view').fetchall()", folded.path) as pid:
+        assert look(folded, "files").level == "ok"
+        for end in removed:
+            os.remove(f"{folded.path}{end}")
+        found = look(folded, "files")
+        folded.created("B")
+        fix(found)
+
+    assert found.level == "fail"
+    assert f"in: {pid} (python" in found.found
+    assert "-wal" in found.found
+    assert look(folded, "files").level == "ok"
+    assert len(folded.log()) == 10
+
+
+def test_a_process_that_has_it_open_by_another_name_is_told_and_the_name(
+    folded: Database, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "second.db"
+    os.link(folded.path, other)
+    assert "has 2 names" in look(folded, "files").found
+
+    with another(OPEN + "db.execute('SELECT * FROM view').fetchall()", other) as pid:
+        levels = [one.level for one in examine(folded.path) if one.check == "files"]
+        found = look(folded, "files")
+
+    assert levels == ["fail", "warn"]
+    assert f"in: {pid} (python" in found.found
+
+
+def test_a_database_that_is_mounted_by_itself_is_told(folded: Database, tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"36 35 98:0 / / rw - ext4 /dev/x rw\n37 36 98:0 / {folded.path} rw - ext4 x rw"
+    )
+
+    (found,) = beside.files(folded.path, mounts)
+
+    assert (found.level, found.fix) == ("fail", "mount its whole folder instead")
 
 
 def test_litestreams_folder_and_process_are_told(database: Database, tmp_path: Path) -> None:
@@ -932,6 +998,38 @@ def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Data
     assert f"{told} read and write local.db (root:root 0600)" in found[1].found
     assert {one.level for one in found} == {"fail"}
     assert not [one for one in found if "chown" in one.fix]
+
+
+@needs_root
+def test_a_copy_on_a_file_system_that_is_mounted_read_only_can_be_compared(
+    folded: Database,
+) -> None:
+    folded.sql("UPDATE view SET data = x'80' WHERE key = 'session:A-1'")
+    program = shlex.join(PROJECTOR)
+    copies = {"as it was made": "VACUUM INTO", "in WAL mode": ""}
+    for name, statement in copies.items():
+        copy = folded.path.parent / name / "local.db"
+        copy.parent.mkdir()
+        if statement:
+            folded.sql(f"{statement} ?", str(copy))
+        else:
+            shutil.copy(folded.path, copy)
+    for name in copies:
+        copy = shlex.quote(str(folded.path.parent / name / "local.db"))
+        script = (
+            f"mount -t tmpfs tmpfs /mnt && cp {copy} /mnt && mount -o remount,ro /mnt || exit 77\n"
+            f"{program} verify -d /mnt/local.db; echo $?; {program} status -d /mnt/local.db\n"
+            f"{program} doctor -d /mnt/local.db; {program} db setup -d /mnt/local.db; echo $?"
+        )
+        done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+        if done.returncode == 77:
+            pytest.skip(f"may not mount a tmpfs: {done.stderr}")
+
+        assert "sessions: 1 of 3 views differ" in done.stdout
+        assert "views          3" in done.stdout
+        assert done.stdout.splitlines()[-1] == "4"
+        assert "mounted read-only" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @needs_root

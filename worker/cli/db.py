@@ -35,7 +35,7 @@ def db_setup(
     for key in done.doubled_keys:
         print(f"repaired {one_line(key)}: kept the newest of its several rows in view")
     for restored in done.restored:
-        print(f"restored {restored}: it was missing or changed")
+        print(f"restored {one_line(restored)}: it was missing or changed")
     if group:
         print(f"shared {name} and its folder with the group {printable(group)}")
     print(

@@ -54,10 +54,14 @@ def projection_drop(
             )
         if listed.version is None:
             raise Finding(f"{one_line(name)} never ran here: there is nothing to drop")
+        kept_in = one_line(listed.kept_in, 200)
+        rows = f"{listed.rows:,} rows of {kept_in}, "
+        if not store.views.owns(name):
+            rows = ""
+            print(f"{kept_in} is no table of this projection, and does not change")
         print(
-            f"drops {listed.rows:,} rows of {listed.kept_in}, {listed.quarantined:,} of quarantine,"
-            f" and the checkpoint of {one_line(name)} at {listed.position:,};"
-            " the log does not change"
+            f"drops {rows}{listed.quarantined:,} of quarantine, and the checkpoint of"
+            f" {one_line(name, 200)} at {listed.position:,}; the log does not change"
         )
         if not yes:
             typer.confirm("Drop it?", abort=True)

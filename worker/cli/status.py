@@ -86,10 +86,15 @@ def _advice(found: Status) -> Iterator[str]:
         yield "start one: `projector run`"
     elif found.daemon.suspended:
         yield f"resume it: kill -CONT {found.daemon.pid}"
-    if found.wal_bytes > found.wal_warning_bytes:
+    if found.wal_readers:
         yield (
-            "the write-ahead log is large: a process keeps an old snapshot or a read open.\n"
-            "See which processes have the database open: `projector doctor`"
+            "the write-ahead log is large: a read is open all the time in process\n"
+            f"{', '.join(map(str, found.wal_readers))}. See which it is: `projector doctor`"
+        )
+    elif found.wal_bytes > found.wal_warning_bytes:
+        yield (
+            "the write-ahead log is large, and no read holds it: a daemon that is alive empties\n"
+            "it within a minute. See how much of it is copied back: `projector doctor`"
         )
     if any(one.quarantined > one.dismissed for one in found.projections):
         yield "see why: `projector quarantine list`"

@@ -33,7 +33,7 @@ async def run(
     leadership = database.leadership({p.name: p.version for p in projections})
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_stop_on_signal, stop, state)
+            await tasks.start(_stop_on_signal, database, stop, state)
             if await _take_over(database, leadership, stop, state):
                 if verify_every_s is not None:
                     verified = (database, projections, verify_every_s, stop, state)
@@ -71,6 +71,7 @@ async def _take_over(
 
 
 async def _stop_on_signal(
+    database: Database,
     stop: anyio.Event,
     state: DaemonState,
     *,
@@ -81,6 +82,7 @@ async def _stop_on_signal(
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
             state.stops()
+            database.hurry()
             stop.set()
 
 

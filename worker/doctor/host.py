@@ -39,7 +39,7 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
     except OSError:
         yield Check("filesystem", "ok", "its type is unknown here")
         return
-    kind, place = _mounted(path.parent, lines)
+    kind, place = mounted(path.parent, lines)
     found = f"{kind} at {place}"
     elsewhere = (
         "move it to a local disk, or a volume on one: stop all that use it, then"
@@ -54,15 +54,15 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
         yield Check("filesystem", "ok", found)
 
 
-def _mounted(folder: Path, lines: list[bytes]) -> tuple[str, str]:
-    """Type and path of the mount that holds a folder; of two at one place, the later."""
+def mounted(place_of: Path, lines: list[bytes]) -> tuple[str, str]:
+    """Type and path of the mount that holds a path; of two at one place, the later."""
     best, kind = "", "unknown"
     for line in lines:
         before, _, after = line.partition(b" - ")  # 36 35 98:0 / /mnt rw master:1 - ext3 /dev/x rw
         if len(fields := before.split()) < 5 or not after:
             continue
         place = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4]))
-        if folder.is_relative_to(place) and len(place) >= len(best):
+        if place_of.is_relative_to(place) and len(place) >= len(best):
             best, kind = place, os.fsdecode(after.split()[0])
     return kind, best
 

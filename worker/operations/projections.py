@@ -1,5 +1,6 @@
 """The projections of a database."""
 
+import shlex
 from collections.abc import Iterable
 
 import msgspec
@@ -77,11 +78,12 @@ def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
     known = {projection.name for projection in projections}
     for name in store.checkpoints.all():
         if name not in known:
+            drop = f"`projector projection drop {shlex.quote(name)}`"
             log.warning(
                 "projection_without_code",
                 projection=name,
                 hint="install its package or name it with --projection MODULE:NAME; if it is no"
-                f" longer needed: `projector projection drop {name}`",
+                f" longer needed: {drop}",
             )
 
 

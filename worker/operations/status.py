@@ -66,6 +66,7 @@ class Status(msgspec.Struct, frozen=True):
     file_bytes: int
     wal_bytes: int
     wal_warning_bytes: int
+    wal_readers: list[int]
 
 
 def status(database: Database) -> Status:
@@ -86,6 +87,7 @@ def status(database: Database) -> Status:
         file_bytes=sizes.file_bytes,
         wal_bytes=sizes.wal_bytes,
         wal_warning_bytes=sizes.wal_warning_bytes,
+        wal_readers=sizes.wal_readers,
     )
 
 

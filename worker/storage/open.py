@@ -26,7 +26,8 @@ def database(url: str, limits: "Limits | None" = None) -> "Database":
         raise BadUsage(f"{path}: {error.strerror}", "give an absolute path") from None
     from session_projector.worker.storage.sqlite.database import SqliteDatabase
 
-    return SqliteDatabase(resolved, limits)
+    given = Path(os.path.abspath(path))
+    return SqliteDatabase(resolved, limits, given if given != resolved else None)
 
 
 def act_as_owner(url: str) -> None:

@@ -182,11 +182,13 @@ Checks = dict[str, Callable[[], Iterator[Check]]]
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Bytes of the database and of its write-ahead log, and when the latter is too large."""
+    """Bytes of the database and of its write-ahead log, when the latter is too large, and the
+    processes that keep it so by a read that they do not end."""
 
     file_bytes: int
     wal_bytes: int
     wal_warning_bytes: int
+    wal_readers: list[int]
 
 
 class Leader(msgspec.Struct, frozen=True):
@@ -311,9 +313,14 @@ class Views(Protocol):
         """How many rows a projection keeps, 0 where its table is gone. Of the table its name, key
         and prefix are enough."""
 
+    def owns(self, name: str) -> bool:
+        """Whether what a checkpoint says of its table can be true: anybody may write one that names
+        the log, or another program's table."""
+
     def drop(self, name: str) -> None:
-        """Delete a projection's rows (its table, unless others keep rows there too), quarantine,
-        status and checkpoint, in one transaction; nothing where there is none."""
+        """Delete a projection's rows where it `owns` them (its table, unless others keep rows
+        there too), quarantine, status and checkpoint, in one transaction; nothing where there is
+        none."""
 
 
 class Checkpoints(Protocol):
@@ -422,6 +429,10 @@ class Store(Protocol):
     def release_memory(self) -> None:
         """Give back, after much work, what caches hold and what was freed."""
 
+    def interrupt(self, after_s: float) -> None:
+        """From another thread: end a statement that has been running for longer, as one does that
+        another program made endless."""
+
     def close(self) -> None:
         """Leave nothing open."""
 
@@ -510,6 +521,9 @@ class Database(Protocol):
     def open_thread(self) -> AbstractAsyncContextManager[Thread]:
         """A writable store in a thread of its own, the database made ready for a daemon; raises as
         `open` does."""
+
+    def hurry(self) -> None:
+        """The process is to end: no statement in a thread may take long from now on."""
 
     def newest(self, *, busy_timeout_s: float) -> int:
         """The newest position by a connection of its own, 0 for an empty log.

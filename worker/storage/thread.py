@@ -1,13 +1,16 @@
 """A store in a thread of its own, which the daemon's event loop hands work to.
 
-The thread and the connection in it are aiosqlite's. That several statements run in one hop, which
+The thread is aiosqlite's, the connection the store's, which alone knows whether it may be closed:
+aiosqlite holds one to nothing. That several statements run in one hop, which
 costs 50 µs there and back, needs `Connection._execute`, which aiosqlite does not publish. It is
 called here alone, and looked for when this module is imported.
 """
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
 
 import aiosqlite
 import anyio
@@ -18,39 +21,61 @@ if not callable(getattr(aiosqlite.Connection, "_execute", None)):
     raise ImportError("this version of aiosqlite has no Connection._execute")
 
 
+LOOK_S: Final = 0.5
+
+
 class StoreThread:
     """Implements `worker.storage.port.Thread`."""
 
-    def __init__(self, connection: aiosqlite.Connection, store: Store) -> None:
+    def __init__(
+        self, connection: aiosqlite.Connection, store: Store, patience_s: Callable[[], float]
+    ) -> None:
         self._connection = connection
         self._store = store
+        self._patience_s = patience_s
+        self._loop = asyncio.get_running_loop()
 
     async def run(self, work: Callable[[Store], T]) -> T:
         # A cancelled task does not take back what the thread has begun: a BEGIN that is abandoned
         # would open a transaction later, and lock every writer out.
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched():
             done: T = await self._connection._execute(work, self._store)  # type: ignore[no-untyped-call]
         return done
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Meanwhile end a statement that does not end by itself."""
+
+        def look() -> None:
+            self._store.interrupt(self._patience_s())
+            timers.append(self._loop.call_later(LOOK_S, look))
+
+        timers = [self._loop.call_later(LOOK_S, look)]
+        try:
+            yield
+        finally:
+            timers[-1].cancel()
 
 
 @asynccontextmanager
 async def opened(
-    open_store: Callable[[], tuple[Store, sqlite3.Connection]],
+    open_store: Callable[[], Store],
+    patience_s: Callable[[], float],
 ) -> AsyncIterator[StoreThread]:
-    """A thread for as long as the block lasts; `open_store` runs in it, and gives the store and the
-    connection under it."""
+    """A thread for as long as the block lasts; `open_store` runs in it.
+
+    `patience_s`: how long a statement may take.
+    """
     stores: list[Store] = []
     failures: list[BaseException] = []
 
     def connect() -> sqlite3.Connection:
         try:
-            store, connection = open_store()
+            stores.append(open_store())
         except BaseException as error:
             # aiosqlite would leave its thread to itself, and that outlive the event loop.
             failures.append(error)
-            return sqlite3.connect(":memory:")
-        stores.append(store)
-        return connection
+        return sqlite3.connect(":memory:")
 
     connection = aiosqlite.Connection(connect, iter_chunk_size=64)
     with anyio.CancelScope(shield=True):
@@ -58,7 +83,7 @@ async def opened(
     try:
         for error in failures:
             raise error
-        yield StoreThread(connection, stores[0])
+        yield StoreThread(connection, stores[0], patience_s)
     finally:
         with anyio.CancelScope(shield=True):
             try:

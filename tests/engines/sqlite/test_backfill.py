@@ -3,14 +3,16 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
-from support import Database
+from support import Database, daemon
 from support.folding import checkpoint, opened
 
 from session_projector.projections import BUILT_IN
@@ -34,6 +36,12 @@ async def write(thread: Thread, data: bytes, *, bulk: bool) -> None:
     await thread.run(lambda store: store.commit([change], bulk=bulk))
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    with anyio.fail_after(20):
+        while not holds():  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+
+
 def without_wal(database: Database, folder: Path) -> list[tuple[Any, ...]]:
     """The views in the database file alone."""
     shutil.copy(database.path, folder / "alone.db")
@@ -50,14 +58,33 @@ async def test_a_commit_that_another_follows_is_copied_back_before_that_one(
     assert without_wal(database, tmp_path) == [("session:A", b"first")]
 
 
-async def test_a_commit_by_itself_leaves_that_to_sqlite(
+async def test_a_commit_by_itself_is_copied_back_a_moment_later(
     database: Database, thread: Thread, tmp_path: Path
 ) -> None:
-    database.sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    await write(thread, b"first", bulk=False)
-    await thread.run(lambda store: store.commit([]))
+    for data in (b"first", b"second"):  # the second copy is of a thread that was over by then
+        await write(thread, data, bulk=False)
 
-    assert without_wal(database, tmp_path) == []
+        await until(lambda: without_wal(database, tmp_path) == [("session:A", data)])
+        await until(lambda: all(one.name != "backfill" for one in threading.enumerate()))
+
+
+def test_a_wal_that_commits_keep_from_being_used_again_is_emptied(database: Database) -> None:
+    text = "x" * 8 * MIB
+    with (
+        closing(sqlite3.connect(database.path, isolation_level=None)) as reader,
+        daemon(database.path) as running,
+    ):
+        database.created("A", text)
+        running.wait_until_at(1)
+        reader.execute("BEGIN")  # which pins it for a while
+        reader.execute("SELECT count(*) FROM view").fetchone()
+        while os.path.getsize(f"{database.path}-wal") < 80 * MIB:
+            running.wait_until_at(database.appended("A", "more"))
+        reader.rollback()
+        while os.path.getsize(f"{database.path}-wal") > 64 * MIB:
+            running.wait_until_at(database.appended("A", "more"))
+        emptied = [line for line in running.lines if line["event"] == "wal_emptied"]
+        assert [line["bytes"] > 64 * MIB for line in emptied] == [True]
 
 
 async def test_the_wal_stays_as_small_as_one_commit(database: Database, thread: Thread) -> None:

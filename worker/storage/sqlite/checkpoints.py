@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from session_projector.projections.projection import Table
+from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.storage.port import (
     Checkpoint,
     Limits,
@@ -16,10 +17,19 @@ from session_projector.worker.storage.port import (
     StoredProjection,
 )
 from session_projector.worker.storage.sqlite.connection import Connection
+from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, is_count
 
 FORGET_STATUS: Final = "DELETE FROM projection_state WHERE projection = ?"
 _CHECKPOINT: Final = "name, version, position, generation, digest, skipped"
 _STATUS: Final = "state, version, why, events, total, since, updated_at"
+
+_IS_STATUS: Final = " AND ".join(  # as anybody may write any row
+    [
+        "typeof(projection) = 'text' AND state IN ('rebuilding', 'failed')",
+        "typeof(why) = 'text'",
+        *map(is_count, ("version", "events", "total", "since", "updated_at")),
+    ]
+)
 
 
 class SqliteCheckpoints:
@@ -29,13 +39,20 @@ class SqliteCheckpoints:
         self._connection = connection
 
     def get(self, name: str) -> Checkpoint | None:
-        select = f"SELECT {_CHECKPOINT} FROM checkpoint WHERE name = ?"
+        select = f"SELECT {_CHECKPOINT}, {IS_SOUND} FROM checkpoint WHERE name = ?"
         row = self._connection.row(select, (name,))
-        return Checkpoint(*row) if row else None
+        if row and not row[-1]:
+            raise ProjectionFailed(
+                name,
+                "its checkpoint is no position: somebody wrote to it",
+                "let it begin at the first event again: `projector db setup`",
+            )
+        return Checkpoint(*row[:-1]) if row else None
 
     def all(self) -> dict[str, StoredProjection]:
         rows = self._connection.rows(
-            f"SELECT {_CHECKPOINT}, kept_in, key_column, prefix FROM checkpoint ORDER BY name"
+            f"SELECT {_CHECKPOINT}, kept_in, key_column, prefix FROM checkpoint"
+            f" WHERE {IS_NAME} AND {IS_SOUND} ORDER BY name"
         )
         return {
             row[0]: StoredProjection(Checkpoint(*row[:6]), Table(row[6], {}, row[7], row[8]))
@@ -57,7 +74,8 @@ class SqliteCheckpoints:
 
     def reports(self) -> dict[str, ProjectionStatus]:
         rows = self._connection.rows(
-            f"SELECT projection, {_STATUS} FROM projection_state ORDER BY projection"
+            f"SELECT projection, {_STATUS} FROM projection_state WHERE {_IS_STATUS}"
+            " ORDER BY projection"
         )
         return {row[0]: ProjectionStatus(*row[1:]) for row in rows}
 

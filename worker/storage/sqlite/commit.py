@@ -1,12 +1,13 @@
 """What a change of a projection is in SQL."""
 
+import shlex
 import sqlite3
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
 from session_projector.projections.projection import Table
-from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed
+from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
 from session_projector.worker.storage.port import Change, size_of
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS
 from session_projector.worker.storage.sqlite.connection import Connection
@@ -94,9 +95,17 @@ def _write(
             name,
             f"{connection.path}: a row of {table.name} cannot be written ({error}): another"
             " program's row has the id that it must have",
-            f"find it: SELECT id, {table.key} FROM {table.name} WHERE id LIKE '{table.prefix}%'"
-            f" AND {table.key} NOT LIKE '{table.prefix}%'",
+            "see which, and let who wrote it take another id (or `UPDATE` it in the same shell):"
+            f" `sqlite3 -readonly {quoted(connection.path)} {shlex.quote(_squatters(table))}`",
         ) from None
+
+
+def _squatters(table: Table) -> str:
+    prefix = f"{table.prefix}%"
+    return (
+        f"SELECT id, {table.key} FROM {table.name}"
+        f" WHERE id LIKE '{prefix}' AND {table.key} NOT LIKE '{prefix}'"
+    )
 
 
 def _upsert(connection: sqlite3.Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:

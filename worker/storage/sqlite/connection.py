@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from session_projector.projections.event import MAX_EVENT_BYTES
-from session_projector.worker.errors import NeedsPerson, RetryLater
+from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite import sidecars
-from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.errors import is_read_only, translated
+from session_projector.worker.storage.sqlite.identity import FileIdentity
 
 # An oversized event is quarantined by its size alone, so no more of it is read.
 EVENT_COLUMNS: Final = (
     f"seq, id, key, CASE WHEN length(data) > {MAX_EVENT_BYTES}"
     f" THEN substr(data, 1, {MAX_EVENT_BYTES + 1}) ELSE data END, created_at"
 )
+_ENDLESS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 Values = Sequence[Any] | Mapping[str, Any]
 
 
@@ -50,7 +53,31 @@ def uri(path: Path, *, mode: str) -> str:
     return f"file:{quote(os.fsencode(path))}?mode={mode}"
 
 
-def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+class TimedConnection(sqlite3.Connection):
+    """Knows since when a statement runs that another program may have made endless, by a trigger or
+    an SQL view. What only its own size makes long is none: a COMMIT, an index, a checkpoint."""
+
+    _since: float | None = None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        self._since = time.monotonic() if sql.startswith(_ENDLESS) else None
+        try:
+            return super().execute(sql, parameters)
+        finally:
+            self._since = None
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        self._since = time.monotonic()
+        try:
+            return super().executemany(sql, parameters)
+        finally:
+            self._since = None
+
+    def is_overdue(self, after_s: float) -> bool:
+        return (since := self._since) is not None and time.monotonic() - since > after_s
+
+
+def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> TimedConnection:
     """A connection outside any transaction unless it begins one."""
     if mode == "rwc":
         require_file_or_nothing(path)
@@ -59,13 +86,25 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
     sidecars.check(path)
     with translated(path):
         connection = sqlite3.connect(
-            uri(path, mode=mode),
+            uri(path, mode=mode) + ("&immutable=1" if mode == "ro" and _is_still(path) else ""),
             uri=True,
             isolation_level=None,
+            factory=TimedConnection,
             timeout=busy_timeout_s,
         )
         connection.text_factory = lossless_text
+        assert isinstance(connection, TimedConnection)
         return connection
+
+
+def _is_still(path: Path) -> bool:
+    """Whether nobody can write to it: a copy on a file system that is mounted read-only. A database
+    in WAL mode could not even be read there, as that makes the files beside it; who has it open for
+    writing from elsewhere has made them."""
+    if not is_read_only(path):
+        return False
+    sidecars = (path.with_name(path.name + end) for end in ("-wal", "-shm", "-journal"))
+    return not any(map(os.path.lexists, sidecars))
 
 
 def lossless_text(data: bytes) -> str:
@@ -73,38 +112,13 @@ def lossless_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-class FileIdentity:
-    """Notices that the file at a path is no longer the one that was opened.
-
-    By `stat` alone: opening and closing the file would drop SQLite's POSIX locks.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = os.fspath(path)
-        self._identity = self._read()
-
-    def check(self) -> None:
-        """Raises `RetryLater` where the file was replaced or deleted."""
-        if self._read() != self._identity:
-            raise RetryLater(
-                f"{self._path} was replaced or deleted while it was open",
-                "start again, and the new file is read",
-            )
-
-    def _read(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
-
 class Connection:
     """A connection whose statements raise errors of this program."""
 
-    def __init__(self, raw: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, raw: TimedConnection, path: Path, identity: FileIdentity) -> None:
         self.raw = raw
         self.path = path
+        self.identity = identity
 
     def rows(
         self, sql: str, values: Values = (), *, projection: str | None = None
@@ -135,7 +149,9 @@ class Connection:
         with translated(self.path):
             self.raw.execute(begin)
             try:
+                self.identity.check()
                 yield
+                self.identity.check()  # what goes into a removed file must not be copied back
                 self.raw.execute("COMMIT")
             except BaseException:
                 self.raw.rollback()

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing
 from pathlib import Path
+from typing import Final
 
 from session_projector.worker.errors import RetryLater
 from session_projector.worker.storage.port import (
@@ -17,12 +18,15 @@ from session_projector.worker.storage.port import (
     Thread,
     Wakeup,
 )
-from session_projector.worker.storage.sqlite.connection import FileIdentity, connect
-from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.connection import connect
+from session_projector.worker.storage.sqlite.errors import is_read_only, translated
+from session_projector.worker.storage.sqlite.identity import FileIdentity
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
-from session_projector.worker.storage.sqlite.store import SqliteStore
+from session_projector.worker.storage.sqlite.store import PATIENCE_S, SqliteStore
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
+
+_HURRIED_S: Final = 2.0
 
 
 class SqliteDatabase:
@@ -30,7 +34,10 @@ class SqliteDatabase:
 
     engine = ("sqlite", sqlite3.sqlite_version)
 
-    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+    def __init__(self, path: Path, limits: Limits | None = None, given: Path | None = None) -> None:
+        """`given`: the name that the path was resolved from, where that is another."""
+        self._given = given
+        self._patience_s = PATIENCE_S
         self.file = path
         self.name = str(path)
         self._path = path
@@ -46,16 +53,24 @@ class SqliteDatabase:
         return migrate.status(self._path)
 
     def open(self, *, writable: bool = False) -> AbstractContextManager[Store]:
-        return closing(SqliteStore.open(self._path, self._limits, writable=writable))
+        return closing(
+            SqliteStore.open(self._path, self._limits, writable=writable, given=self._given)
+        )
 
     def open_thread(self) -> AbstractAsyncContextManager[Thread]:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
-        def open_store() -> tuple[Store, sqlite3.Connection]:
-            store = SqliteStore.open(self._path, self._limits, for_daemon=True)
-            return store, store.connection.raw
+        def open_store() -> Store:
+            # Where nothing can be written it can still be compared.
+            can_write = not is_read_only(self._path)
+            return SqliteStore.open(
+                self._path, self._limits, for_daemon=can_write, given=self._given
+            )
 
-        return thread.opened(open_store)
+        return thread.opened(open_store, lambda: self._patience_s)
+
+    def hurry(self) -> None:
+        self._patience_s = _HURRIED_S
 
     def newest(self, *, busy_timeout_s: float) -> int:
         connection = connect(self._path, mode="ro", busy_timeout_s=busy_timeout_s)
@@ -78,14 +93,22 @@ class SqliteDatabase:
         return InotifyWakeup(self._path)
 
     def watch_identity(self) -> Callable[[], None]:
-        return FileIdentity(self._path).check
+        return FileIdentity(self._path, self._given).check
 
     def sizes(self) -> Sizes:
-        wal = self._path.with_name(self._path.name + "-wal")
-        return Sizes(_bytes(self._path), _bytes(wal), WARNING_BYTES)
+        from session_projector.worker.storage.sqlite.doctor import beside
+
+        wal_bytes = _bytes(self._path.with_name(self._path.name + "-wal"))
+        pinning = beside.pinned_by(self._path) if wal_bytes > WARNING_BYTES else set()
+        return Sizes(_bytes(self._path), wal_bytes, WARNING_BYTES, sorted(pinning))
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
-        from session_projector.worker.storage.sqlite.doctor import checks, old_writers, rights
+        from session_projector.worker.storage.sqlite.doctor import (
+            beside,
+            checks,
+            old_writers,
+            rights,
+        )
 
         path = self._path
         found: list[Check] = []  # by the first check that asks, for all of them
@@ -98,6 +121,7 @@ class SqliteDatabase:
             "database": lambda: checks.opens(path, [*allowed()]),
             "schema": lambda: checks.schema(path),
             "journal mode": lambda: checks.journal_mode(path),
+            "files": lambda: beside.files(path),
             "seq": lambda: checks.autoincrement(path),
             "triggers": lambda: checks.triggers(path),
             "indexes": lambda: checks.indexes(path),
@@ -108,14 +132,14 @@ class SqliteDatabase:
         around: Checks = {
             "sqlite": checks.sqlite_version,
             "rights": allowed,
-            "wal": lambda: checks.wal(path),
+            "wal": lambda: beside.wal(path),
         }
         return inside, around
 
     def lock_holders(self) -> list[int]:
-        from session_projector.worker.storage.sqlite.doctor import checks
+        from session_projector.worker.storage.sqlite.doctor import beside
 
-        return sorted(checks.lock_holders(self._path, "WRITE"))
+        return sorted(beside.lock_holders(self._path, "WRITE"))
 
 
 def _bytes(file: Path) -> int:

@@ -59,6 +59,8 @@ class translated:  # noqa: N801 - a class, as a generator would cost each statem
     ) -> None:
         name = self._projection
         if isinstance(error, sqlite3.Error):
+            if name is not None and _code(error) & 0xFF == sqlite3.SQLITE_INTERRUPT:
+                raise ProjectionFailed(name, *_endless(self._path)) from error
             if name is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
                 raise _failed(name, error) from error
             raise _translate(self._path, error) from error
@@ -110,12 +112,24 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
                 f"look at `ls -la {quoted(path.parent)}`; to share a database among users:"
                 " `projector db setup --group NAME`",
             )
+        case sqlite3.SQLITE_INTERRUPT:
+            return NeedsPerson(*_endless(path))
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _corrupt(path, str(error))
     hint = "see what is wrong: `projector doctor`"
     if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
         hint = "create what is gone again: `projector db setup`"
     return NeedsPerson(f"{path}: SQLite says: {error}", hint)
+
+
+def _endless(path: Path) -> tuple[str, str]:
+    look = "SELECT name, tbl_name, sql FROM sqlite_master WHERE rootpage = 0"
+    return (
+        f"{path}: a statement that should take moments did not end, and was stopped: a trigger or"
+        " an SQL view that another program made there goes on for ever",
+        "see which (and `DROP TRIGGER` it in the same shell):"
+        f" `sqlite3 -readonly {quoted(path)} {shlex.quote(look)}`",
+    )
 
 
 def _corrupt(path: Path, why: str) -> NeedsPerson:

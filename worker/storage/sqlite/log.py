@@ -18,7 +18,6 @@ from session_projector.worker.storage.port import (
 from session_projector.worker.storage.sqlite.connection import (
     EVENT_COLUMNS,
     Connection,
-    FileIdentity,
     lossless_text,
 )
 from session_projector.worker.storage.sqlite.errors import see_triggers
@@ -33,13 +32,12 @@ _FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
 class SqliteLog:
     """Implements `worker.storage.port.Log`."""
 
-    def __init__(self, connection: Connection, limits: Limits, identity: FileIdentity) -> None:
+    def __init__(self, connection: Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
-        self._identity = identity
 
     def newest(self) -> int:
-        self._identity.check()
+        self._connection.identity.check()
         return int(self._connection.value("SELECT coalesce(max(seq), 0) FROM event_log"))
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
@@ -136,6 +134,7 @@ class SqliteLog:
                     "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)",
                     (row.id, row.key, row.data, row.created_at),
                 )
+                self._connection.identity.check()
             except sqlite3.IntegrityError:
                 if (seq := self._connection.value(known, (row.id,))) is None:
                     raise

@@ -1,10 +1,31 @@
 """Small pieces of SQL, and how values are bound in it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from session_projector.projections.event import is_utf8
 from session_projector.projections.projection import Table
+
+# Anybody may write any row into `checkpoint`. This is what those of projections are, by the rules
+# of the registry, and with room for one more.
+IS_NAME: Final = "typeof(name) = 'text' AND name <> '' AND name NOT GLOB '*[^a-zA-Z0-9_]*'"
+IS_VERSION: Final = "typeof(version) = 'integer' AND abs(version / 2) < 1 << 30"
+IS_PREFIX: Final = "typeof(prefix) = 'text' AND prefix IN ('', 'session:')"
+
+
+def is_count(column: str) -> str:
+    """That a column of a row of `checkpoint` holds a number that may be counted on from."""
+    return f"typeof({column}) = 'integer' AND {column} BETWEEN 0 AND 1 << 62"
+
+
+IS_SOUND: Final = " AND ".join(
+    [
+        IS_VERSION,
+        *map(is_count, ("position", "generation", "skipped")),
+        "typeof(digest) = 'text' AND typeof(kept_in) = 'text' AND typeof(key_column) = 'text'",
+        IS_PREFIX,
+    ]
+)
 
 
 def upsert(table: Table, rows: int) -> str:

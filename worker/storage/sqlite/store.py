@@ -1,21 +1,22 @@
 """One connection to a SQLite database: implements `worker.storage.port.Store`."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-from session_projector.worker.errors import Unavailable
+from session_projector.worker.errors import RetryLater, Unavailable
 from session_projector.worker.storage.port import Change, CommitStats, Limits
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
 from session_projector.worker.storage.sqlite.connection import (
     Connection,
-    FileIdentity,
     connect,
 )
+from session_projector.worker.storage.sqlite.identity import FileIdentity, abandon
 from session_projector.worker.storage.sqlite.log import SqliteLog
 from session_projector.worker.storage.sqlite.schema import migrate
 from session_projector.worker.storage.sqlite.views import SqliteScratch, SqliteViews
@@ -31,19 +32,26 @@ _DAEMON_PRAGMAS: Final = (
 )
 
 
+PATIENCE_S: Final = 10.0
+"""How long a statement may take: none of a batch takes more than a moment."""
+_STEPS: Final = 1_000_000
+"""Of SQLite's virtual machine, some tens of milliseconds, between two questions whether to go on.
+Each asks for Python's lock, so that a daemon's statements are watched from outside instead."""
+
+
 class SqliteStore:
     """Open it with `open`; all of it is used by one thread at a time."""
 
-    def __init__(self, connection: Connection, limits: Limits, identity: FileIdentity) -> None:
+    def __init__(self, connection: Connection, limits: Limits, *, writable: bool) -> None:
         self.connection = connection
         self.name = str(connection.path)
-        self._identity = identity
-        self.log = SqliteLog(connection, limits, self._identity)
+        self._writable = writable
+        self.log = SqliteLog(connection, limits)
         self.checkpoints = SqliteCheckpoints(connection)
         self.views = SqliteViews(connection, limits, self.checkpoints)
         self.quarantine = SqliteQuarantine(connection, limits)
         self.scratch = SqliteScratch(connection, limits, self.log)
-        self._backfill = Backfill(connection.path)
+        self._backfill = Backfill(connection.path, connection.identity)
         self._data_version = self._read_data_version()
         """As of the last question, and as of the last commit."""
         self._committed_version: int | None = None
@@ -56,25 +64,34 @@ class SqliteStore:
         *,
         writable: bool = False,
         for_daemon: bool = False,
+        given: Path | None = None,
     ) -> Self:
         """A store on a database whose schema is this program's; raises `ProjectorError`.
 
-        `for_daemon`: in WAL mode, and with settings that suit what can be folded again.
+        `for_daemon`: in WAL mode, and with settings that suit what can be folded again. `given`:
+        the name that the path was resolved from.
         """
         mode = "rw" if writable or for_daemon else "ro"
         if for_daemon:  # which goes on when it is gone; others need somebody who removes it
             sidecars.check(path, Unavailable)
-        identity = FileIdentity(path)  # of before: a file that is put there meanwhile is another
+        identity = FileIdentity(path, given)  # before: a file put there meanwhile is another
         opened = connect(path, mode=mode, busy_timeout_s=limits.busy_timeout_s)
         try:
-            connection = Connection(opened, path)
+            connection = Connection(opened, path, identity)
             with connection.errors():
                 migrate.check(opened, path)
                 if for_daemon:
                     migrate.use_wal(opened, path)
             for pragma in _DAEMON_PRAGMAS if for_daemon else ():
                 connection.rows(pragma)
-            return cls(connection, limits, identity)
+            if not for_daemon:
+                # In a command's only thread; this also lets it be interrupted.
+                limit_s = PATIENCE_S if writable else math.inf
+                opened.set_progress_handler(lambda: opened.is_overdue(limit_s), _STEPS)
+            if connection.value("PRAGMA journal_mode") == "wal":
+                connection.rows("SELECT 1 FROM sqlite_master LIMIT 1")  # now it has them open
+                identity.opened()
+            return cls(connection, limits, writable=mode == "rw")
         except BaseException:
             opened.close()
             raise
@@ -104,7 +121,7 @@ class SqliteStore:
         return before != self._data_version
 
     def check_identity(self) -> None:
-        self._identity.check()
+        self.connection.identity.check()
 
     def _read_data_version(self) -> int:
         return int(self.connection.value("PRAGMA data_version"))
@@ -120,6 +137,18 @@ class SqliteStore:
         with suppress(AttributeError, OSError):
             ctypes.CDLL(None).malloc_trim(0)  # glibc would keep it
 
+    def interrupt(self, after_s: float) -> None:
+        if self.connection.raw.is_overdue(after_s):
+            self.connection.raw.interrupt()
+
     def close(self) -> None:
         self._backfill.end()
-        self.connection.raw.close()
+        is_said = self.connection.identity.is_said
+        try:
+            self.check_identity()
+        except RetryLater:
+            abandon(self.connection.raw)
+            if self._writable and not is_said:
+                raise
+        else:
+            self.connection.raw.close()

@@ -1,8 +1,10 @@
 """The rows that projections keep in SQLite, and the scratch table of a full scan."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import LostRace, ProjectionFailed, quoted
@@ -11,6 +13,7 @@ from session_projector.worker.storage.sqlite import tables
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS, SqliteCheckpoints
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Connection
 from session_projector.worker.storage.sqlite.log import KEY_BYTES, SqliteLog
+from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.sql import (
     bound,
     identifier,
@@ -28,6 +31,8 @@ _RESET_CHECKPOINT: Final = (
     "UPDATE checkpoint SET version = ?, position = 0, digest = '', skipped = 0,"
     " generation = generation + 1, kept_in = ?, key_column = ?, prefix = ? WHERE name = ?"
 )
+_MADE_HERE: Final = re.compile(r"^CREATE TABLE .*\) WITHOUT ROWID$", re.DOTALL)
+"""How `tables.statements` ends, as few others make a table."""
 _FORGET_QUARANTINE: Final = "DELETE FROM quarantine WHERE projection = ?"
 _DELETE_CHECKPOINT: Final = "DELETE FROM checkpoint WHERE name = ?"
 
@@ -146,7 +151,7 @@ class SqliteViews:
         with self._connection.writing():
             execute = self._connection.raw.execute
             stored = self._checkpoints.all().get(name)
-            if stored and self._columns(stored.table):
+            if stored and self.owns(name):
                 table, key = identifier(stored.table.name), identifier(stored.table.key)
                 if stored.table.prefix:
                     where = f"{key} >= ? AND {key} < ?"
@@ -155,6 +160,33 @@ class SqliteViews:
                     execute(f"DROP TABLE {table}")
             for statement in (_FORGET_QUARANTINE, FORGET_STATUS, _DELETE_CHECKPOINT):
                 execute(statement, (name,))
+
+    def owns(self, name: str) -> bool:
+        stored = self._checkpoints.all().get(name)
+        if stored is None:
+            return False
+        table = stored.table
+        if built_in := next((one for one in BUILT_IN if one.name == name), None):
+            known = built_in.table
+            same = (known.name, known.key, known.prefix) == (table.name, table.key, table.prefix)
+            return same and bool(self._columns(table))
+        row = self._connection.row(
+            "SELECT type, sql FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table.name,)
+        )
+        others = self._connection.row(
+            "SELECT 1 FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
+            (table.name, name),
+        )
+        columns = self._columns(table)
+        return bool(
+            row
+            and row[0] == "table"
+            and _MADE_HERE.search(str(row[1]))
+            and [column for column, (_, is_key) in columns.items() if is_key] == [table.key]
+            and not table.prefix
+            and not others
+            and not objects.is_of_the_schema(table.name)
+        )
 
     def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
         with self._connection.errors():

@@ -1,4 +1,4 @@
-"""The checks of an SQLite database: file, schema, triggers, indexes, checkpoints, SQLite, WAL.
+"""The checks of an SQLite database: file, schema, triggers, indexes, checkpoints, SQLite.
 
 Each takes the path, and opens the database for itself and only to read.
 """
@@ -10,27 +10,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from session_projector import migrations
 from session_projector.projections.decode import created_ms
 from session_projector.projections.event import LogRow, Unfoldable
-from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check, digest
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
-from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
+from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, identifier
 
 MIB: Final = 1024 * 1024
 BUSY_TIMEOUT_S: Final = 1.0
 CLOCK_EVENTS: Final = 300
 AHEAD_MS: Final = 60_000
-PIN_WATCH_S: Final = 0.3
-# Bytes of the -shm file that SQLite locks, by its file format ("WAL-mode file locks").
-_LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
 _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
 
 
@@ -82,6 +78,14 @@ def autoincrement(path: Path) -> Iterator[Check]:
         ((sql,),) = db.execute(
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
         )
+        newest = objects.sequence(db)
+    if newest is not None:
+        said = (
+            "somebody raised the counter of positions in sqlite_sequence: the log is closed, or the"
+            " next event leaves a gap that others take for lost events"
+        )
+        yield Check("seq", "fail", said, _SETUP)
+        return
     words = " ".join(str(sql).replace('"', " ").replace("(", " ( ").upper().split())
     if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" in words:
         yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
@@ -100,10 +104,21 @@ def triggers(path: Path) -> Iterator[Check]:
     with reading(path) as db:
         wrong = [f"{name} is {how}" for name, how in objects.amiss(db, "trigger").items()]
         others = [] if wrong else objects.foreign_triggers(db)
+        refused = objects.refused(db)
     named = ", ".join(f"{name} on {table}" for name, table, _ in others)
     if wrong:
         said = f"the log can be rewritten: {', '.join(wrong)}"
         yield Check("triggers", "fail", said, _SETUP)
+    elif refused:
+        told = "; ".join(f"{table}: {why}" for table, why in refused.items())
+        yield Check(
+            "triggers",
+            "fail",
+            f"nothing can be written to {told}: a trigger there, or one that it sets off, names"
+            " what is gone",
+            "see which, and drop it (`DROP TRIGGER NAME`):"
+            f" `sqlite3 -readonly {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+        )
     elif any(meddles for *_, meddles in others):
         yield Check(
             "triggers",
@@ -122,11 +137,20 @@ def indexes(path: Path) -> Iterator[Check]:
     """Check the indexes that make reading fast, and the one that keeps a session in one row."""
     with reading(path) as db:
         amiss = objects.amiss(db, "index")
+        others, obstacles = objects.foreign_indexes(db), objects.obstacles(db)
         doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
+    for one in others:
+        drop = shlex.quote(f"DROP INDEX {identifier(one.name)}")
+        said = f"an index of another program may refuse what is written to {one.table}: {one.name}"
+        if one in obstacles:
+            yield Check("indexes", "fail", said, _SETUP)
+        else:
+            fix = f"if nothing needs it: `sqlite3 {quoted(path)} {drop}`"
+            yield Check("indexes", "warn", said, fix)
     if gone := [name for name in amiss if name != objects.SESSION_KEY]:
         said = f"{', '.join(gone)}: gone, and reading is slow without"
         yield Check("indexes", "warn", said, _SETUP)
-    else:
+    elif not others:
         yield Check("indexes", "ok", "all are there")
     if how := amiss.get(objects.SESSION_KEY):
         said = f"nothing keeps a session from having two rows: {objects.SESSION_KEY} is {how}"
@@ -165,7 +189,8 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
     wrong = []
     with reading(path) as db:
         for name, version, position, remembered in db.execute(
-            "SELECT name, abs(version), position, digest FROM checkpoint ORDER BY name"
+            "SELECT name, abs(version), position, digest FROM checkpoint"
+            f" WHERE {IS_NAME} AND {IS_SOUND} ORDER BY name"
         ):
             here = code_versions.get(name, version)
             if not fits_log(db, position, remembered):
@@ -175,8 +200,15 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
                 wrong.append(Check("checkpoint", "fail", said, fix))
             elif version > here:
                 said = f"the views of {name} are of version {version}, the code here of {here}"
-                fix = "upgrade projector: `pip install -U session-projector`, or its package"
+                fix = "upgrade projector: `pip install -U session-projector`, or its package;"
+                fix += (
+                    " where no newer one ever ran here, somebody wrote that: let the next run build"
+                    f" them again: `projector projection drop {name}`"
+                )
                 wrong.append(Check("checkpoint", "fail", said, fix))
+        if stray := objects.stray_checkpoints(db):
+            said = f"{stray:,} rows of checkpoint are no projection's, by their names"
+            wrong.append(Check("checkpoint", "warn", said, _SETUP))
     yield from wrong or [Check("checkpoint", "ok", "fits the log")]
 
 
@@ -210,40 +242,6 @@ def sqlite_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> It
         f"run a Python whose SQLite has the fix ({fixed} or newer), and see to it that every"
         " other program that opens the database has it too; until then keep backups",
     )
-
-
-def wal(path: Path) -> Iterator[Check]:
-    """Check the size of the write-ahead log, and name who has the database open."""
-    if not os.path.isfile(path):
-        return
-    log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
-    size = log.stat().st_size if log.exists() else 0
-    if not linux.is_there():
-        seen = "unknown processes"
-    else:
-        seen = linux.named(linux.openers([path, log, shm])) or "no other process"
-        if os.geteuid() != 0:
-            seen += "; only root sees the processes of other users"
-    found = f"{size / MIB:,.1f} MiB; open in: {seen}"
-    if size <= WARNING_BYTES:
-        yield Check("wal", "ok", found)
-        return
-    pinning = lock_holders(path, "READ")
-    time.sleep(PIN_WATCH_S)
-    pinning &= lock_holders(path, "READ")
-    truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
-    if pinning:
-        found += f"; a read is open all the time in: {linux.named(pinning)}"
-        end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
-        truncate = f"{end}; then {truncate}"
-    found += ". It is reused from its start once no process holds an old snapshot open"
-    yield Check("wal", "warn", found, truncate)
-
-
-def lock_holders(path: Path, kind: Literal["READ", "WRITE"]) -> set[int]:
-    """The other processes that hold a read lock or the write lock now."""
-    locks = linux.locks(path.with_name(path.name + "-shm"))
-    return {pid for pid, of, at in locks if of == kind and at in _LOCKED[kind]} - {os.getpid()}
 
 
 _SETUP: Final = "`projector db setup`"

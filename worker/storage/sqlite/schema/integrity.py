@@ -12,9 +12,19 @@ from session_projector import migrations
 from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import NeedsPerson
 from session_projector.worker.storage.sqlite import tables
+from session_projector.worker.storage.sqlite.sql import (
+    IS_NAME,
+    IS_PREFIX,
+    IS_SOUND,
+    IS_VERSION,
+    identifier,
+    is_count,
+)
 
 SESSION_KEY: Final = "idx_view_session_key"
 _LOG: Final = "event_log"
+_MOST_AHEAD: Final = 1_000_000
+"""As the trigger on the log has it."""
 _NEWEST_ROW_WINS: Final = (
     "DELETE FROM view WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() OVER"
     " (PARTITION BY key ORDER BY updated_at DESC, rowid DESC) AS n FROM view"
@@ -30,16 +40,19 @@ _FOLD_AGAIN: Final = (
 # Below 0: a rebuild that is not done, and whoever comes next does it.
 _REBUILD_ALL: Final = "UPDATE checkpoint SET version = -abs(version), generation = generation + 1"
 
-# An odd `skipped` is found by verify, and repaired by replay.
-_ODD: Final = (
-    "SELECT name FROM checkpoint WHERE typeof(version) <> 'integer'"
-    " OR typeof(position) <> 'integer' OR typeof(generation) <> 'integer'"
+_ODD: Final = f"SELECT name FROM checkpoint WHERE {IS_NAME} AND NOT ({IS_SOUND})"
+_STRAY: Final = f"checkpoint WHERE NOT ({IS_NAME})"
+_MAKE_SOUND: Final = (
+    f"UPDATE checkpoint SET version = iif({IS_VERSION}, version, 0), position = 0,"
+    f" generation = iif({is_count('generation')}, generation, 0) + 1, digest = '', skipped = 0,"
+    f" kept_in = iif(typeof(kept_in) = 'text', kept_in, ''),"
+    f" key_column = iif(typeof(key_column) = 'text', key_column, ''),"
+    f" prefix = iif({IS_PREFIX}, prefix, '') WHERE name = ?"
 )
-_SOUND: Final = (
-    "UPDATE checkpoint SET version = iif(typeof(version) = 'integer', version, 0), position = 0,"
-    " generation = iif(typeof(generation) = 'integer', generation, 0) + 1, digest = '', skipped = 0"
-    " WHERE name = ?"
-)
+
+
+_PLAIN_INDEX: Final = re.compile(r"(?is)^create\s+index\b[^(]*\([^()]*\)\s*$")
+"""Not unique, on columns alone, and of all rows."""
 
 
 class Object(NamedTuple):
@@ -92,21 +105,97 @@ def foreign(connection: sqlite3.Connection) -> list[Object]:
     return [one for key, one in _objects(connection).items() if key not in _schema()]
 
 
+def foreign_indexes(connection: sqlite3.Connection) -> list[Object]:
+    """Those of others on the log, on our tables and on those of projections that may refuse a row:
+    a unique one, or one on an expression."""
+    ours = _written(connection)
+    return [
+        one
+        for one in foreign(connection)
+        if one.kind == "index" and one.table.lower() in ours and not _PLAIN_INDEX.search(one.sql)
+    ]
+
+
 def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, bool]]:
     """Those of others on the log, on our tables and on those of projections.
 
     Name, table, and whether one may refuse or lose what is written there, or writes there itself.
     """
-    kept = connection.execute("SELECT DISTINCT lower(kept_in) FROM checkpoint").fetchall()
-    ours = {_LOG, *_tables(), *(table for (table,) in kept)}
+    ours = _written(connection)
+    own = _tables().keys() - {"view"}
     names = "|".join(map(re.escape, ours))
     into = rf"(?:update(?:\s+or\s+\w+)?|into|delete\s+from)\s+[\"'`\[]?(?:{names})\b"
-    meddles = re.compile(rf"\braise\b|\b{into}", re.IGNORECASE)
+    meddles = re.compile(rf"\braise\b|\brecursive\b|\b{into}", re.IGNORECASE)
     return [
-        (one.name, one.table, bool(meddles.search(one.sql.partition(one.table)[2])))
+        (
+            one.name,
+            one.table,
+            one.table.lower() in own or bool(meddles.search(one.sql.partition(one.table)[2])),
+        )
         for one in foreign(connection)
         if one.kind == "trigger" and one.table.lower() in ours
     ]
+
+
+def _built_in() -> set[str]:
+    return {projection.table.name for projection in BUILT_IN}
+
+
+def views_in_place(connection: sqlite3.Connection) -> list[str]:
+    """SQL views that another program made under the name of a table of ours."""
+    ours = {*_tables(), *_built_in()}
+    return [
+        one.name for one in foreign(connection) if one.kind == "view" and one.name.lower() in ours
+    ]
+
+
+def sequence(connection: sqlite3.Connection) -> int | None:
+    """What the next position of the log must follow, where somebody raised it so that the log is
+    closed or soon will be; None where it is as it should be."""
+    ((kept, newest),) = connection.execute(
+        "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'event_log'),"
+        " (SELECT coalesce(max(seq), 0) FROM event_log)"
+    )
+    if kept is None or (isinstance(kept, int) and kept <= newest + _MOST_AHEAD):
+        return None
+    ((folded,),) = connection.execute(
+        f"SELECT coalesce(max(position), 0) FROM checkpoint WHERE {IS_NAME} AND {IS_SOUND}"
+    )
+    return int(min(max(newest, folded), newest + _MOST_AHEAD))
+
+
+def is_of_the_schema(table: str) -> bool:
+    """Whether a table, or a projection that is built in, is what the migrations make."""
+    return table.lower() in {_LOG, "umzug_meta", *_tables(), *_built_in()}
+
+
+def refused(connection: sqlite3.Connection) -> dict[str, str]:
+    """Tables that no row can be written to, and why: a trigger on it names what is gone, say."""
+    found = {}
+    for table in sorted(_written(connection) - {_LOG}):
+        if columns := tables.columns_of(connection, table):
+            column = identifier(next(iter(columns)))
+            for sql in ("INSERT INTO {0} DEFAULT VALUES", "UPDATE {0} SET {1} = {1}"):
+                try:
+                    statement = sql.format(identifier(table), column)
+                    connection.execute(f"EXPLAIN {statement}").close()
+                except sqlite3.Error as error:
+                    found[table] = str(error)
+    return found
+
+
+def _written(connection: sqlite3.Connection) -> set[str]:
+    """The log, our tables and those of projections."""
+    kept = connection.execute(
+        f"SELECT DISTINCT lower(kept_in) FROM checkpoint WHERE {IS_NAME} AND {IS_SOUND}"
+    )
+    return {_LOG, *_tables(), *(table for (table,) in kept)}
+
+
+def obstacles(connection: sqlite3.Connection) -> list[Object]:
+    """Indexes of others that may refuse a row of a table that nobody else has to do with."""
+    own = _tables().keys() - {"view"}
+    return [one for one in foreign_indexes(connection) if one.table.lower() in own]
 
 
 def odd_checkpoints(connection: sqlite3.Connection) -> list[str]:
@@ -114,9 +203,21 @@ def odd_checkpoints(connection: sqlite3.Connection) -> list[str]:
     return [str(name) for (name,) in connection.execute(_ODD)]
 
 
+def stray_checkpoints(connection: sqlite3.Connection) -> int:
+    """How many rows of `checkpoint` can be no projection's, by their name."""
+    return int(connection.execute(f"SELECT count(*) FROM {_STRAY}").fetchone()[0])
+
+
 def is_whole(connection: sqlite3.Connection) -> bool:
     """Whether there is nothing to restore."""
-    return not (_gone(connection) or amiss(connection) or odd_checkpoints(connection))
+    return not (
+        _gone(connection)
+        or amiss(connection)
+        or odd_checkpoints(connection)
+        or stray_checkpoints(connection)
+        or obstacles(connection)
+        or sequence(connection) is not None
+    )
 
 
 def restore(connection: sqlite3.Connection) -> list[str]:
@@ -132,9 +233,18 @@ def restore(connection: sqlite3.Connection) -> list[str]:
     if "quarantine" in gone:
         connection.execute(_REBUILD_ALL)
     kept = [table for table in gone if _fold_again(connection, table)]
+    hindering = obstacles(connection)
+    for one in hindering:
+        connection.execute(f"DROP INDEX {identifier(one.name)}")
+    if (newest := sequence(connection)) is not None:
+        connection.execute("DELETE FROM sqlite_sequence WHERE name = 'event_log'")
+        connection.execute("INSERT INTO sqlite_sequence VALUES ('event_log', ?)", (newest,))
+    counter = [] if newest is None else [f"the counter of positions at {newest:,}"]
     odd = odd_checkpoints(connection)
     for name in odd:
-        connection.execute(_SOUND, (name,))
+        connection.execute(_MAKE_SOUND, (name,))
+    if stray := stray_checkpoints(connection):
+        connection.execute(f"DELETE FROM {_STRAY}")
     faults = amiss(connection)
     ours = {wanted.name: wanted for wanted in _schema().values()}
     for one in _objects(connection).values():
@@ -151,8 +261,17 @@ def restore(connection: sqlite3.Connection) -> list[str]:
         if name == SESSION_KEY:
             connection.execute(_NEWEST_ROW_WINS)
         connection.execute(ours[name].sql)
+    without = [f"{one.table} without the index {one.name}" for one in hindering]
+    strays = [f"checkpoint without {stray} rows of no projection"] if stray else []
     made = [table for table in gone if table in _tables() or table in kept]
-    return [*made, *(f"the checkpoint of {name}" for name in odd), *faults]
+    return [
+        *made,
+        *(f"the checkpoint of {name}" for name in odd),
+        *strays,
+        *without,
+        *counter,
+        *faults,
+    ]
 
 
 def _fold_again(connection: sqlite3.Connection, table: str) -> bool:

@@ -2,20 +2,22 @@
 
 import glob
 import os
+import shlex
 import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import NeedsPerson, quoted
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.schema.sharing import os_errors
+from session_projector.worker.storage.sqlite.sql import identifier
 from session_projector.worker.storage.sqlite.tables import columns_of
 
 
@@ -29,8 +31,8 @@ class Layout(Enum):
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COLUMNS = {
-    ("id", "key", "data", "created_at"): Layout.KANBATTE,
     ("seq", "id", "key", "data", "created_at"): Layout.PROJECTOR,
+    ("id", "key", "data", "created_at"): Layout.KANBATTE,
 }
 _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_at")
 
@@ -46,9 +48,27 @@ def layout(connection: sqlite3.Connection, path: Path) -> Layout:
             f"{path} has a layout that is not known here (event_log has the columns"
             f" {', '.join(log) or 'of no table'}; view {', '.join(view) or 'is absent'}), and was"
             " left untouched",
-            "only databases of projector and of Kanbatte up to 0.0.3 can be taken over",
+            _without_added(path, log, view)
+            or "only databases of projector and of Kanbatte up to 0.0.3 can be taken over",
         )
     return found
+
+
+def _without_added(path: Path, log: Sequence[str], view: Sequence[str]) -> str:
+    """What makes the layout one that is known, where somebody only added columns."""
+    for ours in _COLUMNS:
+        added = [
+            f"ALTER TABLE {table} DROP COLUMN {identifier(column)}"
+            for table, columns, known in (("event_log", log, ours), ("view", view, _VIEW_COLUMNS))
+            for column in columns
+            if column not in known
+        ]
+        if {*ours} <= {*log} and (not view or {*_VIEW_COLUMNS} <= {*view}):
+            return (
+                "somebody added columns; if nothing needs them, and what is in them:"
+                f" `sqlite3 {quoted(path)} {shlex.quote('; '.join(added))}`"
+            )
+    return ""
 
 
 @contextmanager

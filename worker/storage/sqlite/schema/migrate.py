@@ -12,6 +12,7 @@ from session_projector.worker.errors import NeedsPerson, RetryLater, quoted
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import translated
+from session_projector.worker.storage.sqlite.identity import FileIdentity
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema.kanbatte import Layout, copied, layout
 from session_projector.worker.storage.sqlite.schema.sharing import (
@@ -47,12 +48,25 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} lacks {', '.join(missing)}",
             "upgrade it with `projector db setup`",
         )
+    refuse_views_in_place(connection, path)
     if lacking := objects.lacking(connection):
         raise _not_whole(lacking, path)
     if odd := objects.odd_checkpoints(connection):
         raise NeedsPerson(
             f"{path}: the checkpoint of {', '.join(odd)} is no position: somebody wrote to it",
             "let the projection begin at the first event again: `projector db setup`",
+        )
+
+
+def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
+    if names := objects.views_in_place(connection):
+        drop = "; ".join(f"DROP VIEW {name}" for name in names)
+        schema = " ".join(shlex.quote(f".schema {name}") for name in names)
+        raise NeedsPerson(
+            f"{path}: an SQL view of another program stands in the place of the table"
+            f" {', '.join(names)}",
+            f"see how it was made: `sqlite3 -readonly {quoted(path)} {schema}`. Then put the table"
+            f" back: `sqlite3 {quoted(path)} {shlex.quote(drop)} && projector db setup`",
         )
 
 
@@ -79,7 +93,7 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     with os_errors(path):
         path.parent.mkdir(exist_ok=True)
     with closing(connect(path, mode="rwc")) as connection, translated(path):
-        done = _upgrade(Connection(connection, path))
+        done = _upgrade(Connection(connection, path, FileIdentity(path)))
         try:
             use_wal(connection, path)
         finally:  # last, so that nobody else puts anything there before
@@ -96,6 +110,7 @@ def _upgrade(opened: Connection) -> Setup:
     if applied >= migrations.load().keys() and objects.is_whole(connection):
         return Setup([], None, [])
     # Everything is looked at again: another set-up may have been here since.
+    refuse_views_in_place(connection, path)
     with opened.writing(), copied(connection, path) as copy:
         doubled = doubled_keys(connection)
         names = _migrate(connection, path)

@@ -1,0 +1,275 @@
+"""SQL that other programs leave in the database: named, survived, and put right if that is safe."""
+
+import json
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from typing import Any
+
+import pytest
+from support import PROJECTOR, Database, daemon, projector
+from support.folding import catch_up
+
+ENDLESS = (
+    "SELECT count(*) FROM"
+    " (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT n FROM c)"
+)
+MOST = 2**63 - 1
+
+
+def doctor(database: Database, check: str) -> list[dict[str, Any]]:
+    done = projector("doctor", "--json", "-d", database.path, check=None)
+    return [one for one in json.loads(done.stdout) if one["check"] == check]
+
+
+def fix(found: dict[str, Any]) -> None:
+    """Paste the first command that a finding gives into a shell."""
+    ours = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
+    command = re.findall("`([^`]*)`", found["mend"])[0]
+    subprocess.run(["bash", "-euc", ours + command], check=True, capture_output=True)
+
+
+def goes_on(database: Database) -> None:
+    """What is written is folded, and as the log says."""
+    database.created("B-1", "more")
+    database.insert("B-1", "no event")
+    projector("run", "--once", "-d", database.path)
+    projector("verify", "-d", database.path)
+
+
+@pytest.fixture
+def folded(database: Database) -> Database:
+    database.created("A-1", "one")
+    database.insert("A-1", "no event")
+    catch_up(database)
+    return database
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    "table", ["event_log", "EVENT_LOG", "view", "quarantine", "theirs", "nope"]
+)
+@pytest.mark.parametrize("prefix", ["", "session:"])
+def test_dropping_a_projection_leaves_every_table_that_is_not_its_own(
+    folded: Database, table: str, prefix: str
+) -> None:
+    folded.sql("CREATE TABLE theirs (key TEXT PRIMARY KEY)")
+    folded.sql("INSERT INTO theirs VALUES ('session:x')")
+    before = [folded.everything(), folded.sql("SELECT * FROM theirs")]
+    row = ("tokens", 1, 0, 0, "", 0, table, "key", prefix)
+    folded.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+
+    said = projector("projection", "drop", "tokens", "--yes", "-d", folded.path).stdout
+
+    assert f"{table}{' (session:…)' if prefix else ''} is no table of this projection" in said
+    assert [folded.everything(), folded.sql("SELECT * FROM theirs")] == before
+
+
+def test_a_table_of_two_projections_is_dropped_with_neither(folded: Database) -> None:
+    row = ("tokens", 1, 0, 0, "", 0, "session_index", "session", "")
+    folded.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+
+    projector("projection", "drop", "tokens", "--yes", "-d", folded.path)
+
+    assert len(folded.index()) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("version", -MOST - 1),
+        ("position", MOST),
+        ("generation", 1.5),
+        ("skipped", MOST),
+        ("kept_in", b"x"),
+        ("prefix", "\U0010ffff"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_counted_on_from_is_named_and_put_right(
+    folded: Database, column: str, value: Any
+) -> None:
+    folded.sql(f"UPDATE checkpoint SET {column} = ?", value)
+    for command in ("status", "replay", "run --once"):
+        projector(*command.split(), "-d", folded.path, check=4)
+
+    (found,) = doctor(folded, "schema")
+    assert found["level"] == "fail"
+    assert "the checkpoint of sessions, session_index is no position" in found["found"]
+    fix(found)
+    goes_on(folded)
+
+
+def test_rows_under_names_that_no_projection_has_are_nobodys(folded: Database) -> None:
+    for name in ("a; rm -rf ~", "$(x)", "`x`", b"\xff", "a\nb", "", "\x1b[2J", "--yes"):
+        row = (name, "v", MOST, 0, "", 0, "event_log", "key", "")
+        folded.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+    folded.sql("UPDATE checkpoint SET name = CAST(name AS TEXT) WHERE name = x'ff'")
+    done = projector("run", "--once", "-d", folded.path)
+    for command in ("status", "projection list", "verify"):
+        projector(*command.split(), "-d", folded.path)
+
+    assert "projection drop" not in done.stderr
+    (found,) = doctor(folded, "checkpoint")
+    assert "8 rows of checkpoint are no projection's" in found["found"]
+    fix(found)
+    assert folded.sql("SELECT count(*) FROM checkpoint") == [(2,)]
+
+
+def test_a_projection_that_never_was_is_dropped_by_a_command_that_is_safe_to_paste(
+    folded: Database,
+) -> None:
+    row = ("tokens", 1, 0, 0, "", 0, "event_log", "key", "")
+    folded.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+
+    said = projector("run", "--once", "-d", folded.path).stderr
+    (line,) = [json.loads(text) for text in said.splitlines() if "without_code" in text]
+
+    fix({"mend": f"{line['hint'][:-1]} --yes -d {folded.path}`"})
+    assert folded.sql("SELECT count(*) FROM checkpoint") == [(2,)]
+
+
+def test_what_others_report_of_projections_is_not_believed(folded: Database) -> None:
+    folded.sql(
+        "INSERT INTO projection_state VALUES (x'ff', 1, 'x', 2, 'x', 'y', 'z', NULL)".replace(
+            "NULL", "0"
+        )
+    )
+    folded.sql("INSERT INTO projection_state VALUES ('sessions', 'failed', 'v', 7, 0, 0, 'x', 0)")
+    for command in ("status", "doctor", "health", "projection list"):
+        projector(*command.split(), "-d", folded.path, check=None)
+    goes_on(folded)
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'ALTER TABLE event_log ADD COLUMN "a\'; x"',
+        "ALTER TABLE view ADD COLUMN extra DEFAULT 7",
+        "ALTER TABLE session_index RENAME TO s; CREATE VIEW session_index AS SELECT * FROM s",
+        "DROP TABLE view; CREATE VIEW view AS SELECT 1 AS key",
+        "DROP TABLE checkpoint; CREATE VIEW checkpoint AS SELECT 1 AS name",
+    ],
+)
+def test_a_table_that_others_changed_or_replaced_is_put_right_by_what_doctor_says(
+    folded: Database, statement: str
+) -> None:
+    with closing(sqlite3.connect(folded.path)) as connection:
+        connection.executescript(statement)
+    before = folded.log()
+
+    (found,) = doctor(folded, "schema")
+    assert found["level"] == "fail"
+    for command in re.findall("`([^`]*)`", found["mend"]):
+        fix({"mend": f"`{command}`"})
+
+    goes_on(folded)
+    assert [row[1] for row in folded.log()][:2] == [row[1] for row in before]
+
+
+@pytest.mark.parametrize("counter", [MOST, 5_000_000, "x"])
+def test_a_counter_of_positions_that_others_raised_is_named_and_put_back(
+    folded: Database, counter: Any
+) -> None:
+    folded.sql("UPDATE sqlite_sequence SET seq = ? WHERE name = 'event_log'", counter)
+
+    (found,) = doctor(folded, "seq")
+    assert found["level"] == "fail"
+    fix(found)
+
+    assert folded.created("A-2") == 3
+    goes_on(folded)
+
+
+# Indexes and triggers
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "UNIQUE INDEX hostile ON checkpoint (iif(position > 2, 1, name))",
+        "UNIQUE INDEX hostile ON quarantine (projection)",
+        "INDEX hostile ON checkpoint (json(digest))",
+        'UNIQUE INDEX "hostile ""`x`" ON projection_state (1)',
+    ],
+)
+def test_an_index_of_others_on_a_table_of_ours_is_named_and_dropped(
+    folded: Database, index: str
+) -> None:
+    if "json" in index:
+        folded.sql("UPDATE checkpoint SET digest = '1'")
+    folded.sql(f"CREATE {index}")
+
+    (found,) = doctor(folded, "indexes")
+    assert found["level"] == "fail"
+    assert "hostile" in found["found"]
+    fix(found)
+    projector("replay", "-d", folded.path)
+    goes_on(folded)
+
+
+def test_an_index_of_others_on_the_views_is_named_and_left_alone(folded: Database) -> None:
+    folded.sql('CREATE UNIQUE INDEX "their\'s" ON view (last_offset_id)')
+    folded.sql("CREATE INDEX harmless ON view (created_at, key)")
+
+    projector("db", "setup", "-d", folded.path)
+    (found,) = doctor(folded, "indexes")
+    assert (found["level"], "their's" in found["found"]) == ("warn", True)
+    fix(found)
+    assert folded.sql("SELECT name FROM sqlite_master WHERE name IN ('their''s', 'harmless')") == [
+        ("harmless",)
+    ]
+
+
+@pytest.mark.parametrize("on", ["INSERT ON view", "UPDATE ON checkpoint", "INSERT ON quarantine"])
+def test_a_trigger_that_names_what_is_gone_is_told(folded: Database, on: str) -> None:
+    folded.sql("CREATE TABLE gone (x)")
+    folded.sql(f"CREATE TRIGGER hostile AFTER {on} BEGIN INSERT INTO gone VALUES (1); END")
+    folded.sql("DROP TABLE gone")
+    folded.created("A-2")
+    folded.insert("A-2", "no event")
+    projector("run", "--once", "-d", folded.path, check=4)
+
+    (found,) = doctor(folded, "triggers")
+
+    assert found["level"] == "fail"
+    assert f"{on.split()[-1]}: no such table: main.gone" in found["found"]
+
+
+@pytest.mark.timeout(120)
+def test_a_trigger_that_never_ends_is_ended_and_said(folded: Database) -> None:
+    folded.sql(f"CREATE TRIGGER hostile AFTER UPDATE ON checkpoint BEGIN {ENDLESS}; END")
+    folded.created("A-2")
+    with daemon(folded.path) as running:
+        _, rest = running.process.communicate(timeout=60)
+    written = projector("session", "queue", "-p", "x", "hi", "-d", folded.path)
+
+    assert running.process.returncode == 4
+    assert "a statement that should take moments did not end" in rest
+    assert written.stdout == "x-1\n"
+    (found,) = doctor(folded, "triggers")
+    assert (found["level"], "hostile on checkpoint" in found["found"]) == ("warn", True)
+
+
+def test_a_stop_is_heeded_while_a_trigger_never_ends(folded: Database) -> None:
+    folded.sql(f"CREATE TRIGGER hostile AFTER INSERT ON view BEGIN {ENDLESS}; END")
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        folded.created("A-2")
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not locked(folded):
+            time.sleep(0.02)
+        assert running.stop(signal.SIGTERM) == 0
+
+
+def locked(database: Database) -> bool:
+    done = subprocess.run(["sqlite3", database.path, "BEGIN IMMEDIATE"], capture_output=True)
+    return b"locked" in done.stderr

@@ -1,0 +1,137 @@
+"""The checks of the files beside an SQLite database: who has which open, and what the WAL holds."""
+
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal
+
+from session_projector.worker import linux
+from session_projector.worker.doctor.host import MOUNTS, mounted
+from session_projector.worker.errors import quoted
+from session_projector.worker.storage.port import Check
+from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
+
+MIB: Final = 1024 * 1024
+WATCH_S: Final = 0.4
+LOOKS: Final = 8
+# What SQLite locks, by its file format ("WAL-mode file locks"): bytes of the -shm file, and of the
+# database what each connection in WAL mode holds for as long as it lives.
+_LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
+_OPEN_AT: Final = 0x40000002
+_SHM_HEAD: Final = struct.Struct("=16x I 76x I")
+"""How many frames of the WAL are valid, and how many of them are copied back."""
+
+
+def files(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
+    """Check that all who have the database open use the same files beside it."""
+    wrong = []
+    if strangers := _strangers(path):
+        pids = " ".join(map(str, sorted(strangers)))
+        said = (
+            f"open with other -wal and -shm files than stand beside it, in:"
+            f" {linux.named(strangers)}. They were removed, or are those of another name of the"
+            " file: what is written there is not seen here, and may damage the database"
+        )
+        fix = (
+            f"see which, as root: `ls -l {' '.join(f'/proc/{pid}/fd' for pid in strangers)}`. Where"
+            f" they were removed (deleted): `kill -KILL {pids}`, because at a clean end SQLite"
+            " would put the old files over the new ones. Where it is another name: stop it, and let"
+            " all use one. Then see what is left with `projector verify`"
+        )
+        wrong.append(Check("files", "fail", said, fix))
+    if (names := path.stat().st_nlink) > 1:
+        said = (
+            f"the file has {names} names (hard links): who opens it by another one uses another"
+            " -wal and -shm, and the database breaks"
+        )
+        fix = (
+            "find the others, and remove them or let nobody open them:"
+            f" `find {quoted(path.parent)} -xdev -samefile {quoted(path)}`"
+        )
+        wrong.append(Check("files", "warn", said, fix))
+    with suppress(OSError):
+        if mounted(path, mounts.read_bytes().splitlines())[1] == str(path):
+            said = (
+                f"{path} is mounted by itself: its -wal and -shm are not those that others use"
+                " where it comes from, and the database breaks"
+            )
+            wrong.append(Check("files", "fail", said, "mount its whole folder instead"))
+    yield from wrong or [Check("files", "ok", "one file, and all use the same -wal and -shm")]
+
+
+def _strangers(path: Path) -> set[int]:
+    """The processes that have the database open in WAL mode, and not its -shm, all the time."""
+    shm = path.with_name(path.name + "-shm")
+
+    def now() -> set[int]:
+        opened = {pid for pid, _, at in linux.locks(path) if at == _OPEN_AT}
+        return opened - {pid for pid, *_ in linux.locks(shm)}
+
+    found = now()
+    for _ in range(LOOKS if found else 0):
+        time.sleep(WATCH_S / LOOKS)
+        found &= now()
+    return found
+
+
+def wal(path: Path) -> Iterator[Check]:
+    """Check the size of the write-ahead log, and name who has the database open."""
+    if not os.path.isfile(path):
+        return
+    log, shm = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+    size = log.stat().st_size if log.exists() else 0
+    if not linux.is_there():
+        seen = "unknown processes"
+    else:
+        seen = linux.named(linux.openers([path, log, shm])) or "no other process"
+        if os.geteuid() != 0:
+            seen += "; only root sees the processes of other users"
+    found = f"{size / MIB:,.1f} MiB; open in: {seen}"
+    if size <= WARNING_BYTES:
+        yield Check("wal", "ok", found)
+        return
+    truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
+    if pinning := pinned_by(path):
+        found += f"; a read is open all the time in: {linux.named(pinning)}"
+        end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
+        truncate = f"{end}; then {truncate}"
+        found += ". It is reused from its start once no process holds an old snapshot open"
+    elif (copied := _copied(shm)) is not None:
+        found += f"; no read holds it, and {copied:.0%} of it is copied back into the database"
+        truncate = f"a daemon that is alive empties it within a minute, or do it: {truncate}"
+    yield Check("wal", "warn", found, truncate)
+
+
+def _copied(shm: Path) -> float | None:
+    """Which share of the WAL is copied back; None where that cannot be read."""
+    with suppress(OSError, struct.error):
+        frames, copied = _SHM_HEAD.unpack_from(shm.read_bytes())
+        return copied / frames if frames else 1.0
+    return None
+
+
+def pinned_by(path: Path) -> set[int]:
+    """The other processes that hold one snapshot open all the time; one that reads again and again
+    lets go in between."""
+    found = _locks_of(path, "READ")
+    for _ in range(LOOKS if found else 0):
+        time.sleep(WATCH_S / LOOKS)
+        found &= _locks_of(path, "READ")
+    return {pid for pid, _ in found}
+
+
+def lock_holders(path: Path, kind: Literal["READ", "WRITE"]) -> set[int]:
+    """The other processes that hold a read lock or the write lock now."""
+    return {pid for pid, _ in _locks_of(path, kind)}
+
+
+def _locks_of(path: Path, kind: Literal["READ", "WRITE"]) -> set[tuple[int, int]]:
+    locks = linux.locks(path.with_name(path.name + "-shm"))
+    return {
+        (pid, at)
+        for pid, of, at in locks
+        if of == kind and at in _LOCKED[kind] and pid != os.getpid()
+    }

@@ -1,0 +1,82 @@
+"""Whether the files of a database are still the ones that a connection has open."""
+
+import ctypes
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from session_projector.worker.errors import RetryLater
+
+_SIDECARS: Final = ("-wal", "-shm")
+_Found = tuple[int, int] | None
+
+
+class FileIdentity:
+    """Notices that the file at a path, or one beside it, is no longer the one that was opened.
+
+    By `stat` alone: opening and closing the file would drop SQLite's POSIX locks.
+    """
+
+    def __init__(self, path: Path, given: Path | None = None) -> None:
+        """`given`: the name that the path was resolved from, which may be a link."""
+        self._path = path
+        self._names = [path, *([given] if given else [])]
+        self._identity = _found(path)
+        self._sidecars: dict[Path, _Found] = {}
+        self.is_said = False
+        """Whether `check` has raised."""
+
+    def opened(self) -> None:
+        """Remember the files beside it, once a connection has them open, in WAL mode: it holds a
+        lock on the database then, under which nobody but a `rm` removes them."""
+        for suffix in _SIDECARS:
+            sidecar = self._path.with_name(self._path.name + suffix)
+            self._sidecars[sidecar] = _found(sidecar, follow=False)
+
+    def check(self) -> None:
+        """Raises `RetryLater` when a file was replaced or removed."""
+        try:
+            self._check()
+        except RetryLater:
+            self.is_said = True
+            raise
+
+    def _check(self) -> None:
+        for name in self._names:
+            if _found(name) != self._identity:
+                raise RetryLater(
+                    f"{name} was replaced or deleted while it was open"
+                    if name == self._path
+                    else f"{name} led to {self._path}, and now leads elsewhere",
+                    "start again, and the new file is read",
+                )
+        for sidecar, identity in self._sidecars.items():
+            if _found(sidecar, follow=False) != identity:
+                raise RetryLater(
+                    f"{sidecar} was removed or replaced while it was open: what others write from"
+                    " now on cannot be seen here, and what is written here is not kept",
+                    "start again: nothing was written into the file that others use. See who has"
+                    " the removed files open: `projector doctor`",
+                )
+
+
+def _found(path: Path, *, follow: bool = True) -> _Found:
+    try:
+        found = os.stat(path, follow_symlinks=follow)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+_abandoned: Final[list[sqlite3.Connection]] = []
+
+
+def abandon(connection: sqlite3.Connection) -> None:
+    """Never close a connection whose files went away, at the end of the process neither.
+
+    The last connection to close copies its write-ahead log into the file and deletes the one that
+    stands at the path: but that is another one, with what others have committed since.
+    """
+    _abandoned.append(connection)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # the interpreter clears the list
