@@ -3,14 +3,18 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_projector.worker import linux
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import BadUsage, NeedsPerson
 
 if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
     from session_projector.projections.projection import Table
     from session_projector.worker.storage.port import Database, Limits
+
+
+_MAX_LINKS: Final = 40
+"""As many as the kernel follows."""
 
 
 def database(url: str, limits: "Limits | None" = None) -> "Database":
@@ -21,6 +25,7 @@ def database(url: str, limits: "Limits | None" = None) -> "Database":
     if not (path := rest if colon else url):
         raise BadUsage("the name of the database is empty", "give the path of a SQLite file")
     try:
+        _refuse_planted_links(path)
         resolved = Path(os.path.realpath(path))
     except OSError as error:  # the working folder is gone
         raise BadUsage(f"{path}: {error.strerror}", "give an absolute path") from None
@@ -36,11 +41,37 @@ def act_as_owner(url: str) -> None:
     For a program that does nothing else: it cannot be undone. Where it cannot be done, such as for
     a user who cannot read this installation, opening the database is refused.
     """
-    if os.geteuid() == 0 and (file := database(url).file):
-        folder = next(one for one in (file, *file.parents) if os.path.isdir(one)).stat()
+    if os.geteuid() != 0:
+        return
+    name = Path(os.path.abspath(url.removeprefix("sqlite://")))
+    for file in (name, Path(os.path.realpath(name))):  # where a link to it lies, and where it does
+        folder = next(one for one in file.parents if os.path.isdir(one)).stat()
         if folder.st_uid:
             here = (Path(__file__), Path(os.__file__), Path(sys.executable))
             linux.become(folder.st_uid, folder.st_gid, here)
+            return
+
+
+def _refuse_planted_links(path: str) -> None:
+    """Refuse a name that a link leads elsewhere which another user put there.
+
+    What is in reach of this user and not of that one would be opened, or a database made there.
+    """
+    name = Path(os.path.abspath(path))
+    for _ in range(_MAX_LINKS):
+        links = (one for one in (*reversed(name.parents), name) if one.is_symlink())
+        if (link := next(links, None)) is None:
+            return
+        users = {0, os.geteuid()}
+        if os.geteuid() != 0:
+            users.add(link.parent.stat().st_uid)
+        if (owner := link.lstat().st_uid) not in users:
+            raise NeedsPerson(
+                f"{link} is a symbolic link of user {owner}, and leads to {os.readlink(link)!r}",
+                "give the path of the database itself, if it is the one that is meant",
+            )
+        rest = name.relative_to(link)
+        name = Path(os.path.abspath(link.parent / os.readlink(link) / rest))
 
 
 def table_fault(table: "Table") -> str:

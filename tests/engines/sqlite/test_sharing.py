@@ -202,6 +202,31 @@ def test_root_becomes_the_owner_for_good(shared: Database) -> None:
     assert become(own).startswith("False (0, 0, 0) (0, 0, 0)")
 
 
+def test_a_link_that_another_user_made_leads_nobody_elsewhere(shared: Database) -> None:
+    elsewhere = shared.path.parent.parent / "elsewhere"
+    elsewhere.mkdir(mode=0o777)
+    shared.path.unlink()
+    shared.path.symlink_to(elsewhere / "made.db")
+    os.chown(shared.path, WRITER_UID, WRITER_UID, follow_symlinks=False)
+
+    refused = projector("db", "setup", "-d", shared.path, check=4).stderr
+    as_owner = as_daemon("db", "setup", "-d", shared.path)
+
+    said = f"{shared.path} is a symbolic link of user {WRITER_UID}, and leads to '{elsewhere}"
+    assert said in refused
+    assert as_owner.returncode == 4
+    assert said in as_owner.stderr
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_link_of_ones_own_is_followed(shared: Database) -> None:
+    link = shared.path.with_name("link.db")
+    link.symlink_to(shared.path)
+    os.chown(link, DAEMON_UID, -1, follow_symlinks=False)
+
+    assert as_daemon("run", "--once", "-d", link).returncode == 0
+
+
 def test_root_among_others_in_a_folder_of_its_own_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data" / "local.db"
     projector("db", "setup", "-d", path, "--group", str(GROUP))
