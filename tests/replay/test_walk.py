@@ -22,6 +22,7 @@ from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import Projection
+from session_projector.worker.errors import LostRace
 from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.storage.port import Limits
@@ -145,19 +146,64 @@ async def test_the_skipped_count_is_repaired_as_of_where_the_checkpoint_is_by_th
     assert database.sql("SELECT skipped FROM checkpoint WHERE name = 'sessions'") == [(2,)]
 
 
-def test_rows_repaired_before_a_race_was_lost_are_reported(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("damage", "change", "kind"),
+    [
+        ("UPDATE view SET data = x'80'", "UPDATE", "view damaged"),
+        ("UPDATE view SET key = 'session:a' || id, id = 'a' || id", "DELETE", "view ghost"),
+    ],
+)
+def test_rows_repaired_before_a_race_was_lost_are_reported_and_the_others_repaired(
+    database: Database, monkeypatch: pytest.MonkeyPatch, damage: str, change: str, kind: str
 ) -> None:
     """The checkpoint moves right after the first of three rows, each in its own transaction."""
     for number in range(3):
         database.created(f"A-{number}")
     catch_up(database)
-    database.sql("UPDATE view SET data = x'80'")
+    database.sql(damage)
     database.sql(
-        "CREATE TRIGGER race AFTER UPDATE ON view WHEN NEW.key = 'session:A-0' BEGIN"
+        f"CREATE TRIGGER race AFTER {change} ON view WHEN OLD.key LIKE '%A-0' BEGIN"
         " UPDATE checkpoint SET generation = generation + 1 WHERE name = 'sessions'; END"
     )
     monkeypatch.setattr(fix, "CHUNK_CHANGES", 1)
 
-    assert repair(database) == {"view damaged": 3}
+    assert repair(database)[kind] == 3
     assert differences(database) == {}
+
+
+def test_a_quarantine_is_repaired_in_as_many_transactions_as_it_takes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        database.insert(f"A-{number}", b"\xc1")
+    catch_up(database)
+    before = database.quarantine()
+    database.sql("DELETE FROM quarantine WHERE projection = 'sessions' AND seq > 2")
+    database.sql("UPDATE quarantine SET seq = seq + 90 WHERE projection = 'session_index'")
+    monkeypatch.setattr(fix, "CHUNK_CHANGES", 2)
+
+    assert repair(database) == {"quarantine missing": 8, "quarantine ghost": 5}
+    assert differences(database) == {}
+    assert database.quarantine() == before
+
+
+async def test_of_two_rebuilds_only_the_later_one_goes_on(database: Database) -> None:
+    for number in range(6):
+        database.created(f"A-{number}")
+    limits = Limits(page_events=2)
+    async with (
+        target(database.path, limits).open_thread() as one,
+        target(database.path, limits).open_thread() as other,
+    ):
+        first = replay.rebuild(one, SESSIONS, await checkpoint(one, SESSIONS))
+        await anext(first)
+        second = replay.rebuild(other, SESSIONS, await checkpoint(other, SESSIONS))
+        await anext(second)
+
+        with pytest.raises(LostRace):
+            await anext(first)
+        async for _ in second:
+            pass
+
+    await run_once(database.path)
+    assert len(database.views()) == 6
