@@ -2,12 +2,14 @@
 
 import os
 import pwd
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 PROC: Final = Path("/proc")
+MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 def is_there() -> bool:
@@ -153,3 +155,16 @@ def _identity(file: Path) -> tuple[int, int] | None:
         found = file.stat()
         return found.st_dev, found.st_ino
     return None
+
+
+def mounted(place_of: Path, lines: list[bytes]) -> tuple[str, str]:
+    """Type and path of the mount that holds a path; of two at one place, the later."""
+    best, kind = "", "unknown"
+    for line in lines:
+        before, _, after = line.partition(b" - ")  # 36 35 98:0 / /mnt rw master:1 - ext3 /dev/x rw
+        if len(fields := before.split()) < 5 or not after:
+            continue
+        place = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4]))
+        if place_of.is_relative_to(place) and len(place) >= len(best):
+            best, kind = place, os.fsdecode(after.split()[0])
+    return kind, best

@@ -1,7 +1,6 @@
 """Checks of the host: file system, free space, Litestream, the clock."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,6 @@ from session_projector.worker.storage.port import Check
 MIB: Final = 1024 * 1024
 LITTLE_ROOM_BYTES: Final = 64 * MIB
 NO_ROOM_BYTES: Final = 8 * MIB
-MOUNTS: Final = Path("/proc/self/mountinfo")
 _2024_MS: Final = 1_704_067_200_000
 
 SHARED_FILESYSTEMS: Final = frozenset(
@@ -33,13 +31,13 @@ _DOUBTFUL: Final = {
 }
 
 
-def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
+def filesystem(path: Path, mounts: Path = linux.MOUNTS) -> Iterator[Check]:
     try:
         lines = mounts.read_bytes().splitlines()
     except OSError:
         yield Check("filesystem", "ok", "its type is unknown here")
         return
-    kind, place = mounted(path.parent, lines)
+    kind, place = linux.mounted(path.parent, lines)
     found = f"{kind} at {place}"
     elsewhere = (
         "move it to a local disk, or a volume on one: stop all that use it, then"
@@ -52,19 +50,6 @@ def filesystem(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
         yield Check("filesystem", "warn", f"{found}: {why}", elsewhere)
     else:
         yield Check("filesystem", "ok", found)
-
-
-def mounted(place_of: Path, lines: list[bytes]) -> tuple[str, str]:
-    """Type and path of the mount that holds a path; of two at one place, the later."""
-    best, kind = "", "unknown"
-    for line in lines:
-        before, _, after = line.partition(b" - ")  # 36 35 98:0 / /mnt rw master:1 - ext3 /dev/x rw
-        if len(fields := before.split()) < 5 or not after:
-            continue
-        place = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields[4]))
-        if place_of.is_relative_to(place) and len(place) >= len(best):
-            best, kind = place, os.fsdecode(after.split()[0])
-    return kind, best
 
 
 def space(path: Path) -> Iterator[Check]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from session_projector.worker import linux
-from session_projector.worker.doctor.host import MOUNTS, mounted
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
@@ -25,7 +24,7 @@ _SHM_HEAD: Final = struct.Struct("=16x I 76x I")
 """How many frames of the WAL are valid, and how many of them are copied back."""
 
 
-def files(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
+def files(path: Path, mounts: Path = linux.MOUNTS) -> Iterator[Check]:
     """Check that all who have the database open use the same files beside it."""
     wrong = []
     if strangers := _strangers(path):
@@ -53,7 +52,7 @@ def files(path: Path, mounts: Path = MOUNTS) -> Iterator[Check]:
         )
         wrong.append(Check("files", "warn", said, fix))
     with suppress(OSError):
-        if mounted(path, mounts.read_bytes().splitlines())[1] == str(path):
+        if linux.mounted(path, mounts.read_bytes().splitlines())[1] == str(path):
             said = (
                 f"{path} is mounted by itself: its -wal and -shm are not those that others use"
                 " where it comes from, and the database breaks"
