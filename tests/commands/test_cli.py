@@ -536,14 +536,31 @@ def test_what_a_projection_that_is_gone_left_behind_can_be_dropped(database: Dat
     database.sql('CREATE TABLE "a""b" (k)')
     fold(database)
     before = database.everything()
-    for name, table, prefix in (("odd", 'a"b', ""), ("gone", "gone", "p:"), ("none", "none", "")):
-        database.sql(
-            "INSERT INTO checkpoint VALUES (?, 1, 5, 0, 'x', 0, ?, 'k', ?)", name, table, prefix
-        )
+    for name in ("gone", "none"):
+        row = "INSERT INTO checkpoint VALUES (?, 1, 5, 0, 'x', 0, ?, 'k', '')"
+        database.sql(row, name, name)
     listed = json.loads(run(database, "projection", "list", "--json"))
 
-    for name in ("odd", "gone", "none"):
+    for name in ("gone", "none"):
         run(database, "projection", "drop", name, "--yes")
 
-    assert {"odd", "gone", "none"} < {row["name"] for row in listed}
+    assert {"gone", "none"} < {row["name"] for row in listed}
+    assert database.everything() == before
+
+
+def test_a_checkpoint_that_no_projection_can_have_is_made_sound_by_the_command_that_is_named(
+    database: Database,
+) -> None:
+    fold(database)
+    before = database.everything()
+    for name, table, prefix in (("odd", 'a"b', ""), ("gone", "gone", "p:")):
+        row = "INSERT INTO checkpoint VALUES (?, 1, 5, 0, 'x', 0, ?, 'k', ?)"
+        database.sql(row, name, table, prefix)
+
+    refused = projector("projection", "list", "-d", database.path, check=4)
+    projector("db", "setup", "-d", database.path)
+    for name in ("odd", "gone"):
+        run(database, "projection", "drop", name, "--yes")
+
+    assert f"`projector db setup -d {database.path}`" in refused.stderr
     assert database.everything() == before

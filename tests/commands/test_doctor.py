@@ -1017,7 +1017,8 @@ def test_a_copy_on_a_file_system_that_is_mounted_read_only_can_be_compared(
     for name in copies:
         copy = shlex.quote(str(folded.path.parent / name / "local.db"))
         script = (
-            f"mount -t tmpfs tmpfs /mnt && cp {copy} /mnt && mount -o remount,ro /mnt || exit 77\n"
+            f"mount -t tmpfs -o mode=755 tmpfs /mnt && cp {copy} /mnt || exit 77\n"
+            "mount -o remount,ro /mnt || exit 77\n"
             f"{program} verify -d /mnt/local.db; echo $?; {program} status -d /mnt/local.db\n"
             f"{program} doctor -d /mnt/local.db; {program} db setup -d /mnt/local.db; echo $?"
         )

@@ -404,7 +404,6 @@ def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
         "INSERT INTO session_index SELECT CAST('zz' AS BLOB), project, status, title,"
         " message_count, last_role, created_at, updated_at, last_event_id, last_seq"
         " FROM session_index WHERE session_id = 'A-1'",
-        "UPDATE checkpoint SET skipped = 'abc'",
         "INSERT INTO quarantine VALUES ('sessions', CAST(x'ff' AS TEXT), 1, 2, 'r')",
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,10 +26,11 @@ def database(url: str, limits: "Limits | None" = None) -> "Database":
     if not (path := rest if colon else url):
         raise BadUsage("the name of the database is empty", "give the path of a SQLite file")
     try:
-        _refuse_planted_links(path)
         resolved = Path(os.path.realpath(path))
     except OSError as error:  # the working folder is gone
         raise BadUsage(f"{path}: {error.strerror}", "give an absolute path") from None
+    with suppress(OSError):  # what cannot be looked at is told of where it is opened
+        _refuse_planted_links(path)
     from session_projector.worker.storage.sqlite.database import SqliteDatabase
 
     given = Path(os.path.abspath(path))
@@ -43,9 +45,13 @@ def act_as_owner(url: str) -> None:
     """
     if os.geteuid() != 0:
         return
-    name = Path(os.path.abspath(url.removeprefix("sqlite://")))
-    for file in (name, Path(os.path.realpath(name))):  # where a link to it lies, and where it does
-        folder = next(one for one in file.parents if os.path.isdir(one)).stat()
+    try:
+        name = Path(os.path.abspath(url.removeprefix("sqlite://")))
+        files = (name, Path(os.path.realpath(name)))  # where a link to it lies, and where it does
+    except OSError:  # the working folder is gone, as is told of where the database is opened
+        return
+    for file in files:
+        folder = next(one for one in (*file.parents, file) if os.path.isdir(one)).stat()
         if folder.st_uid:
             here = (Path(__file__), Path(os.__file__), Path(sys.executable))
             linux.become(folder.st_uid, folder.st_gid, here)

@@ -191,7 +191,7 @@ def test_replay_that_loses_a_table_on_its_way_says_so(folded: Database) -> None:
     assert "lacks view" in said
 
 
-@pytest.mark.parametrize("column", ["version", "position", "generation"])
+@pytest.mark.parametrize("column", ["version", "position", "generation", "skipped"])
 def test_a_checkpoint_that_is_no_number_is_refused_and_fixed_by_the_command(
     folded: Database, column: str
 ) -> None:
