@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import INSERT, PROJECTOR, T0, Database, daemon, event, projector
+from support import INSERT, PROJECTOR, T0, Database, daemon, event, projector, users
 from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
@@ -859,18 +859,7 @@ def test_a_file_beside_it_of_another_user_is_given_back(database: Database) -> N
     assert wrong(database) == {"daemon"}
 
 
-AS_STRANGER = f"""
-import os, sys, tempfile
-from session_projector.worker.cli import main as cli
-with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
-    cli.app(["db", "setup", "-d", folder + "/db"], standalone_mode=False)
-    cli.app(["doctor", "-d", folder + "/db"], standalone_mode=False)
-print("---")
-os.setgroups([])
-os.setgid({STRANGER_UID})
-os.setuid({STRANGER_UID})
-cli.main()
-"""
+AS_STRANGER = f"{users.PROJECTOR}\nprint('---')\nbecome({STRANGER_UID})\ncli.main()\n"
 
 
 @needs_root
@@ -983,8 +972,7 @@ def test_a_folder_in_the_place_of_the_database_has_nothing_given_to_it(
 
 @needs_root
 def test_the_user_of_the_live_daemon_is_who_must_be_able_to_write(stranger: Database) -> None:
-    become = f"os.setgroups([])\nos.setgid({STRANGER_UID})\nos.setuid({STRANGER_UID})\n"
-    code = f"import os, session_projector.worker.storage.sqlite.lock\n{become}{HOLD_LOCK}"
+    code = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
     with another(code, stranger.path) as pid:
         well = look(stranger, "rights")
         os.chown(stranger.path, 0, 0)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from support import INSERT, T0, Database, daemon, event, oracle, projector
+from support import INSERT, T0, Database, daemon, event, oracle, projector, users
 from support.folding import opened, run_once
 from support.interrupted import Interrupted
 
@@ -169,19 +169,7 @@ def test_a_file_size_limit_is_waited_out_and_nothing_is_lost(database: Database)
 
 # Rights
 
-AS_STRANGER = f"""
-import os, sys, tempfile
-import anyio
-from session_projector.worker.cli import main as cli
-from session_projector.worker.telemetry import systemd
-anyio.open_signal_receiver  # imported when first named
-with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
-    cli.app(["run", "--once", "--create", "-d", folder + "/db"], standalone_mode=False)
-os.setgroups([])
-os.setgid({STRANGER_UID})
-os.setuid({STRANGER_UID})
-cli.main()
-"""
+AS_STRANGER = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\ncli.main()\n"
 
 
 @pytest.fixture

@@ -14,38 +14,24 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
-from support import INSERT, T0, Daemon, Database, daemon, projector
+from support import INSERT, T0, Daemon, Database, daemon, projector, users
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
 DAEMON_UID, WRITER_UID, STRANGER_UID = 60001, 60002, 60003
 GROUP = 60010
 
-# Each begins as root, to import what other users may not read, and then is nobody but itself,
-# with a umask that would keep every new file to itself.
-BECOME = """
-import os, sys
-import sqlite3
-def become(uid, *groups):
-    os.setgroups(groups)
-    os.setgid(uid)
-    os.setuid(uid)
-    os.umask(0o077)
-"""
-DAEMON = f"""{BECOME}
-import tempfile
-import anyio
-from session_projector.worker.cli import main as cli
-from session_projector.worker.telemetry import systemd
-anyio.open_signal_receiver  # imported when first named
-with tempfile.TemporaryDirectory() as folder:  # all that is imported late, imported now
-    cli.app(["run", "--once", "--create", "-d", folder + "/db"], standalone_mode=False)
+# With a umask that would keep every new file to itself.
+DAEMON = f"""{users.PROJECTOR}
 become({DAEMON_UID}, {GROUP})
+os.umask(0o077)
 cli.main()
 """
-WRITER = f"""{BECOME}
+WRITER = f"""{users.BECOME}
+import sqlite3
 path, uid, event_id, kind = sys.argv[1:]
 become(int(uid), *([{GROUP}] if int(uid) == {WRITER_UID} else []))
+os.umask(0o077)
 data = '{{"type": "%s", "data": {{"project": "A", "messages": [{{"n": 1}}]}}}}' % kind
 connection = sqlite3.connect(path, timeout=30)
 with connection:
@@ -273,7 +259,7 @@ def test_what_is_no_file_in_the_place_of_the_lock_is_said(database: Database) ->
     assert "move it aside: `mv -T " in said
 
 
-HOLD = f"""{BECOME}
+HOLD = f"""{users.BECOME}
 import fcntl
 held = os.open(sys.argv[1], os.O_RDONLY)
 become({STRANGER_UID})
@@ -307,9 +293,6 @@ def test_a_reader_who_holds_the_lock_keeps_nobody_from_folding(readable: Databas
 def test_a_reader_is_told_of_the_daemon_whose_lock_it_cannot_open(readable: Database) -> None:
     code = DAEMON.replace(f"become({DAEMON_UID}, {GROUP})", f"become({STRANGER_UID})")
     code = code.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
-    code = code.replace(
-        "with tempfile", "import session_projector.worker.cli.status\nwith tempfile"
-    )
     with unprivileged(readable) as running:
         running.wait_for("started")
         command = [sys.executable, "-P", "-c", code, "status", "-d", str(readable.path)]
