@@ -11,7 +11,7 @@ from typing import Any
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import Finding, ProjectorError, naming
+from session_projector.worker.errors import CheckFailed, ProjectorError, naming
 from session_projector.worker.operations import wait as waiting
 from session_projector.worker.sessions.read import session
 from session_projector.worker.sessions.write import new_event
@@ -36,7 +36,7 @@ def append(
     it returns the position of the event that is there. `timestamp` is the event's time in Unix
     milliseconds, by default the time of the call.
 
-    Raises `BadUsage` for an event that would not fold whatever the session says, and for an
+    Raises `UsageError` for an event that would not fold whatever the session says, and for an
     `id` that another event has.
     """
     row = new_event(session_id, type, data, now_ms(), event_id=id, timestamp=timestamp)
@@ -56,7 +56,7 @@ def wait(
     Waits for the views that `read` returns and for the table `session_index`; or for one
     `projection`, by its name. An event that went to quarantine counts as folded.
 
-    Raises `Finding` when it takes longer than `timeout_s` seconds, and says why.
+    Raises `CheckFailed` when it takes longer than `timeout_s` seconds, and says why.
     """
     with _opened(database) as (target, store):
         if projection is not None:
@@ -75,7 +75,7 @@ def read(database: _Database, session_id: str) -> dict[str, Any] | None:
     with _opened(database) as (_, store):
         try:
             return session(store, session_id)
-        except Finding:
+        except CheckFailed:
             return None
 
 

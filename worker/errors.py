@@ -20,34 +20,34 @@ class ProjectorError(Exception):
         self.hint = hint
 
 
-class Finding(ProjectorError):
+class CheckFailed(ProjectorError):
     """Exit code 1: the answer is no, such as no such session, or an event that would not fold."""
 
 
-class BadUsage(ProjectorError):
+class UsageError(ProjectorError):
     """Exit code 2: the command or the call is wrong, such as an invalid value."""
 
     exit_code = 2
 
 
-class RetryLater(ProjectorError):
+class TransientError(ProjectorError):
     """Exit code 3: transient, safe to retry: database locked, disk full, file replaced."""
 
     exit_code = 3
 
 
-class Unavailable(RetryLater):
+class DatabaseUnavailable(TransientError):
     """Exit code 3: the database cannot be written or read for now; a daemon waits and continues."""
 
 
-class NeedsPerson(ProjectorError):
+class InterventionRequired(ProjectorError):
     """Exit code 4: permanent, needs an operator: no database, unknown layout, newer schema, corrupt
     file, or a log that does not match its checkpoint."""
 
     exit_code = 4
 
 
-class ProjectionFailed(NeedsPerson):
+class ProjectionFailed(InterventionRequired):
     """Exit code 4: one projection cannot continue; a daemon sets it aside and runs the others."""
 
     def __init__(self, projection: str, message: str, hint: str) -> None:

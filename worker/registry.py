@@ -13,7 +13,7 @@ import structlog
 from session_projector import migrations
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import PerSession, Projection, Table
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import UsageError
 from session_projector.worker.storage.open import table_fault
 
 GROUP: Final = "projector.projections"
@@ -29,7 +29,7 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
     """The built-in projections, the installed ones and those named as `module:Name`, in this order.
 
     An installed projection that cannot be used is logged and left out, so that it does not stop the
-    others. A named one raises `BadUsage`.
+    others. A named one raises `UsageError`.
     """
     found = [*BUILT_IN]
     # Loaded first, so that an installed package of the same name does not shadow them.
@@ -38,7 +38,7 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
         try:
             module, _, name = point.value.partition(" ")[0].partition(":")
             _add(found, _load(module, name))
-        except BadUsage as error:
+        except UsageError as error:
             package = point.dist.name if point.dist else None
             log.error("projection_not_loaded", package=package, why=str(error), hint=error.hint)
     for projection in own:
@@ -58,7 +58,7 @@ def chosen(name: str | None) -> list[Projection]:
     for projection in projections:
         if projection.name == name:
             return [projection]
-    raise BadUsage(
+    raise UsageError(
         f"there is no projection {name}",
         f"there are {', '.join(p.name for p in projections)}; give one that is not installed as"
         " module:Name",
@@ -68,7 +68,7 @@ def chosen(name: str | None) -> list[Projection]:
 def _named(spec: str) -> Any:
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise BadUsage(f"{spec} does not name a projection", "give module:Name")
+        raise UsageError(f"{spec} does not name a projection", "give module:Name")
     if "." not in sys.path:
         sys.path.insert(_behind_standard_library(), ".")
     return _load(module, name)
@@ -90,14 +90,14 @@ def _load(module: str, name: str) -> Any:
             value = getattr(value, part)
         return value() if isinstance(value, type) else value
     except (Exception, SystemExit) as error:
-        raise BadUsage(
+        raise UsageError(
             f"the projection {module}:{name} cannot be loaded: {type(error).__name__}: {error}",
             f"see what is wrong: {sys.executable} -c 'import {module}'",
         ) from None
 
 
 def _add(found: list[Projection], projection: Any) -> None:
-    """Add a projection unless it is there already; raises `BadUsage` if it cannot be used."""
+    """Add a projection unless it is there already; raises `UsageError` if it cannot be used."""
     name = getattr(projection, "name", None)
     same = [p for p in found if type(p) is type(projection) and p.name == name]
     if not same:
@@ -107,7 +107,7 @@ def _add(found: list[Projection], projection: Any) -> None:
             wrong = f"{type(error).__name__}: {error}"
         if wrong:
             of = f"{type(projection).__module__}:{type(projection).__qualname__}"
-            raise BadUsage(f"the projection {of} cannot be used: {wrong}", "fix its code")
+            raise UsageError(f"the projection {of} cannot be used: {wrong}", "fix its code")
         found.append(projection)
 
 

@@ -19,7 +19,7 @@ from support.folding import run_once, target
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import MAX_EVENT_BYTES
 from session_projector.projections.messagepack import decode_exact
-from session_projector.worker.errors import BadUsage, Finding, naming
+from session_projector.worker.errors import CheckFailed, UsageError, naming
 from session_projector.worker.sessions import time_travel as look_back
 from session_projector.worker.sessions import timeline as history
 from session_projector.worker.storage.port import Store
@@ -101,7 +101,7 @@ def view_at(store: Store, session_id: str, seq: int) -> str:
     """As text, in which 1, 1.0 and true differ."""
     try:
         return repr(look_back.view_at(store, session_id, look_back.point(str(seq))))
-    except Finding:
+    except CheckFailed:
         return repr(None)
 
 
@@ -110,7 +110,7 @@ def check_diff(store: Store, session_id: str, views: list[Any], pair: tuple[int,
     the same."""
     points = [look_back.point(str(at)) for at in pair]
     if views == [None, None]:
-        with pytest.raises(Finding):
+        with pytest.raises(CheckFailed):
             look_back.diff(store, session_id, *points)
         return
     changes = look_back.diff(store, session_id, *points)
@@ -244,7 +244,7 @@ def test_a_session_without_events_is_exit_1(database: Database) -> None:
     assert "there is no session A-1" in refused(database, "history", "A-1", code=1)
     with target(database.path).open() as store:
         for look in look_backs(store):
-            with pytest.raises(Finding, match="there is no session A-1"):
+            with pytest.raises(CheckFailed, match="there is no session A-1"):
                 look()
 
 
@@ -257,7 +257,7 @@ def test_a_session_of_which_nothing_folds_has_a_history_and_no_view(database: Da
 
         assert [step.reason is None for step in listed] == [True, False]
         for look in look_backs(store):
-            with pytest.raises(Finding, match="none of the events of session A-1") as raised:
+            with pytest.raises(CheckFailed, match="none of the events of session A-1") as raised:
                 look()
             hint = naming(str(database.path), raised.value.hint)
             assert f"`projector session history A-1 -d {database.path}`" in hint
@@ -352,7 +352,7 @@ def test_a_time_without_an_offset_is_utc_and_a_date_its_midnight(session: Databa
     ],
 )
 def test_a_point_that_is_neither_position_nor_time_is_a_usage_error(at: str) -> None:
-    with pytest.raises(BadUsage):
+    with pytest.raises(UsageError):
         look_back.point(at)
 
 

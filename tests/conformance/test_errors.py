@@ -7,7 +7,11 @@ import pytest
 from conformance.engines import Outsider
 from support.laws import COUNTED, WIDENED, append, change, keep
 
-from session_projector.worker.errors import NeedsPerson, RetryLater, Unavailable
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    InterventionRequired,
+    TransientError,
+)
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Checkpoint, Database, ProjectionStatus, Store
 
@@ -43,12 +47,12 @@ def test_a_write_that_another_process_locks_out_is_unavailable_until_it_ends(
     keep(store, COUNTED, ("a", 1, None))
 
     with outside.locking():
-        with pytest.raises(Unavailable, match="locked by another process") as locked_out:
+        with pytest.raises(DatabaseUnavailable, match="locked by another process") as locked_out:
             WRITES[name](store)
         assert store.views.load(COUNTED, ["a"]).rows == {"a": ("a", 1, None)}  # reading goes on
         assert store.log.page(start=0) == []
 
-    assert isinstance(locked_out.value, RetryLater)
+    assert isinstance(locked_out.value, TransientError)
     assert locked_out.value.hint
     WRITES[name](store)
 
@@ -58,7 +62,7 @@ def test_a_table_that_is_dropped_under_an_open_store_needs_a_person(
 ) -> None:
     outside.sql("DROP TABLE quarantine")
 
-    with pytest.raises(NeedsPerson) as refused:
+    with pytest.raises(InterventionRequired) as refused:
         store.quarantine.entries()
 
     assert "`projector db setup`" in refused.value.hint
@@ -87,7 +91,7 @@ def test_a_database_that_is_another_one_than_at_first_is_noticed(
             (tmp_path / "new.db").replace(database.file)
 
         for ask in asked:
-            with pytest.raises(RetryLater, match="replaced or deleted"):
+            with pytest.raises(TransientError, match="replaced or deleted"):
                 ask()
 
 
@@ -98,5 +102,5 @@ def test_what_is_no_database_needs_a_person(tmp_path: Path, path: str) -> None:
     database = storage.database(str(tmp_path / path))
 
     for work in (database.setup, lambda: database.open().__enter__()):
-        with pytest.raises(NeedsPerson):
+        with pytest.raises(InterventionRequired):
             work()

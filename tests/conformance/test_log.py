@@ -11,7 +11,7 @@ from conformance.engines import Outsider, Raw
 from support.laws import T0, append, elsewhere, event, said, tell
 
 from session_projector.projections.event import MAX_EVENT_BYTES, LogRow
-from session_projector.worker.errors import BadUsage, ProjectorError
+from session_projector.worker.errors import ProjectorError, UsageError
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Database, Limits, Store, digest
 
@@ -110,7 +110,7 @@ def test_another_event_under_a_known_id_is_refused(
     (first,) = append(store, "e1")
     before = everything(store)
 
-    with pytest.raises(BadUsage, match=f"position {first} "):
+    with pytest.raises(UsageError, match=f"position {first} "):
         store.log.append(event("e1", key, data))
     with pytest.raises(outside.error):
         outside.insert("event_log", id="e1", key=key, data=data, created_at=T0)

@@ -7,7 +7,7 @@ import pytest
 from conformance.engines import Outsider
 from support.laws import COUNTED, append, elsewhere, keep, said, tell
 
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Database, Store
 
@@ -70,7 +70,7 @@ OPENED: dict[str, Callable[[Database], object]] = {
 
 @pytest.mark.parametrize("name", OPENED)
 def test_what_is_not_there_is_refused_with_the_command_that_makes_it(url: str, name: str) -> None:
-    with pytest.raises(NeedsPerson) as refused:
+    with pytest.raises(InterventionRequired) as refused:
         OPENED[name](storage.database(url))
 
     assert "`projector db setup`" in refused.value.hint
@@ -78,7 +78,7 @@ def test_what_is_not_there_is_refused_with_the_command_that_makes_it(url: str, n
 
 
 async def test_a_daemon_is_refused_where_nothing_is_there(url: str) -> None:
-    with pytest.raises(NeedsPerson) as refused:
+    with pytest.raises(InterventionRequired) as refused:
         await storage.database(url).open_thread().__aenter__()
 
     assert "`projector db setup`" in refused.value.hint
@@ -89,12 +89,12 @@ async def test_a_schema_of_a_newer_program_is_refused_by_all(
 ) -> None:
     outside.insert("umzug_meta", name="9999-projector-later")
 
-    refused: list[NeedsPerson] = []
+    refused: list[InterventionRequired] = []
     for work in (database.setup, lambda: database.open().__enter__()):
-        with pytest.raises(NeedsPerson, match="newer schema") as error:
+        with pytest.raises(InterventionRequired, match="newer schema") as error:
             work()
         refused.append(error.value)
-    with pytest.raises(NeedsPerson, match="newer schema") as error:
+    with pytest.raises(InterventionRequired, match="newer schema") as error:
         await database.open_thread().__aenter__()
     refused.append(error.value)
 
@@ -108,7 +108,7 @@ def test_a_schema_of_an_older_program_is_refused_and_upgraded_by_set_up(
     *_, (newest, _) = database.migrations()
     outside.sql(f"DELETE FROM umzug_meta WHERE name = '{newest}'")
 
-    with pytest.raises(NeedsPerson, match=f"lacks {newest}") as refused:
+    with pytest.raises(InterventionRequired, match=f"lacks {newest}") as refused:
         database.open().__enter__()
 
     assert "`projector db setup`" in refused.value.hint
@@ -123,7 +123,7 @@ def test_a_layout_that_is_not_known_is_refused_and_left_as_it_is(
     outside.sql("ALTER TABLE event_log RENAME COLUMN key TO partition")
 
     for work in (database.setup, lambda: database.open().__enter__()):
-        with pytest.raises(NeedsPerson, match="layout that is not known"):
+        with pytest.raises(InterventionRequired, match="layout that is not known"):
             work()
 
     assert outside.sql("SELECT partition FROM event_log") == []
@@ -135,7 +135,7 @@ def test_a_table_that_is_gone_is_noticed_also_by_an_open_store_and_put_back_by_s
 ) -> None:
     outside.sql(f"DROP TABLE {table}")
 
-    with pytest.raises(NeedsPerson, match=f"lacks {table}") as refused:
+    with pytest.raises(InterventionRequired, match=f"lacks {table}") as refused:
         store.check_schema()
 
     assert "`projector db setup`" in refused.value.hint

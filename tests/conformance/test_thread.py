@@ -10,7 +10,7 @@ from conformance.engines import Outsider
 from support.interrupted import Interrupted
 from support.laws import COUNTED, append, change, elsewhere, later, said
 
-from session_projector.worker.errors import LostRace, NeedsPerson, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, InterventionRequired, LostRace
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Checkpoint, Database, Store, Thread
 
@@ -41,7 +41,7 @@ async def test_an_error_comes_out_as_it_is_and_the_thread_goes_on(
         await thread.run(lambda store: store.commit([change(COUNTED, absent)]))
     with pytest.raises(ZeroDivisionError, match="modulo by zero"):
         await thread.run(lambda _: 1 // 0)
-    with outside.locking(), pytest.raises(Unavailable):
+    with outside.locking(), pytest.raises(DatabaseUnavailable):
         await thread.run(lambda store: append(store, "e1"))
 
     assert await thread.run(lambda store: append(store, "e1")) == [1]
@@ -125,7 +125,7 @@ async def test_a_thread_ends_with_its_block_also_where_it_could_not_open(
         await thread.run(
             lambda store: store.commit([change(COUNTED, checkpoint, after, rows)], bulk=True)
         )
-    with pytest.raises(NeedsPerson, match="there is no database"):
+    with pytest.raises(InterventionRequired, match="there is no database"):
         await storage.database(f"{url}-absent").open_thread().__aenter__()
 
     for left in {*threading.enumerate()} - before:
@@ -141,7 +141,7 @@ def test_a_thread_that_could_not_open_has_nothing_to_say_when_the_event_loop_has
         await database.open_thread().__aenter__()
 
     for _ in range(30):
-        with pytest.raises(NeedsPerson):
+        with pytest.raises(InterventionRequired):
             anyio.run(enter)
 
 

@@ -10,7 +10,7 @@ from support.extensions import PerProject
 from support.folding import opened
 
 from session_projector.worker.daemon.outage import LONGEST_RETRY_S, Failures, Outage
-from session_projector.worker.errors import ProjectionFailed, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, ProjectionFailed
 from session_projector.worker.storage.port import Thread
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -30,7 +30,7 @@ async def test_each_outage_is_said_once_and_its_end_too() -> None:
         outage.over()
         for attempts in (3, 1):
             for _ in range(attempts):
-                await outage.wait_out(Unavailable("locked", "a hint"), stop)
+                await outage.wait_out(DatabaseUnavailable("locked", "a hint"), stop)
             outage.over()
             outage.over()
 

@@ -25,7 +25,7 @@ from session_projector.projections.event import LogRow
 from session_projector.worker.daemon import supervisor
 from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.tail import Tail
-from session_projector.worker.errors import Finding, LostRace, NeedsPerson
+from session_projector.worker.errors import CheckFailed, InterventionRequired, LostRace
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
 from session_projector.worker.replay import fix, plan
 from session_projector.worker.replay import rebuild as replay
@@ -254,7 +254,7 @@ class Machine(RuleBasedStateMachine):
         differs = self._differences()
         try:
             self._run(compare(self.target, BUILT_IN, heard))
-        except (Finding, NeedsPerson):
+        except (CheckFailed, InterventionRequired):
             cut_off = self._sql("SELECT 1 FROM checkpoint WHERE version < 0")  # a replay was
             assert self.damaged or (unsound and (differs or cut_off))
         else:
@@ -442,7 +442,7 @@ class Machine(RuleBasedStateMachine):
             assert any([await _moved(daemon.thread, member) for member in remembered])
             await self._load(daemon)
             return False
-        except NeedsPerson:
+        except InterventionRequired:
             assert self.damaged
             return False
         return True
@@ -487,7 +487,7 @@ class Machine(RuleBasedStateMachine):
     async def _catch_up(self) -> None:
         try:
             await supervisor.run_once(self.target, BUILT_IN)
-        except NeedsPerson:
+        except InterventionRequired:
             assert self.damaged
             return
         newest = self.log[-1][0] if self.log else 0
@@ -509,7 +509,7 @@ class Machine(RuleBasedStateMachine):
         error = task.exception()
         if isinstance(error, LostRace) and losing:
             return True
-        if isinstance(error, NeedsPerson):
+        if isinstance(error, InterventionRequired):
             assert self.damaged
             return True
         if error is not None:

@@ -28,7 +28,7 @@ from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.supervisor import Supervisor
 from session_projector.worker.daemon.tail import Tail
-from session_projector.worker.errors import Unavailable
+from session_projector.worker.errors import DatabaseUnavailable
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.storage.port import Limits
@@ -377,10 +377,10 @@ def test_a_replay_beside_a_rebuild_by_the_daemon_ends_after_it(
 
 async def test_a_walk_that_is_locked_out_goes_on_where_it_was(database: Database) -> None:
     fill(database, sessions=300, events=300)
-    waited: list[Unavailable] = []
+    waited: list[DatabaseUnavailable] = []
     with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
 
-        async def hold_on(error: Unavailable) -> None:
+        async def hold_on(error: DatabaseUnavailable) -> None:
             waited.append(error)
             other.execute("ROLLBACK")
 
@@ -411,7 +411,7 @@ async def test_a_stop_is_heeded_while_a_rebuild_is_locked_out(database: Database
                 return super().fold(view, event)
 
         async with target(database.path, Limits(busy_timeout_s=0)).open_thread() as thread:
-            with anyio.fail_after(30), pytest.raises(Unavailable):
+            with anyio.fail_after(30), pytest.raises(DatabaseUnavailable):
                 await supervisor._rebuild(thread, [LockedOut()], faults_of, stop, outage)
 
     assert outage.state.unavailable == 1
@@ -464,7 +464,7 @@ async def test_checkpoints_that_another_process_moved_are_read_again_once(
 async def test_only_the_waiting_of_the_lead_is_a_sign_of_life() -> None:
     turns: list[bool] = []
     state = DaemonState(lambda now: turns.append(now.unavailable_now))
-    stop, locked = anyio.Event(), Unavailable("locked")
+    stop, locked = anyio.Event(), DatabaseUnavailable("locked")
     stop.set()
     state.polled(9, {"slow": 5})
 

@@ -23,7 +23,11 @@ from session_projector.worker.daemon.batch_size import FIRST_EVENTS
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.tail import Tail
-from session_projector.worker.errors import NeedsPerson, RetryLater, Unavailable
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    InterventionRequired,
+    TransientError,
+)
 from session_projector.worker.storage.port import Limits, Thread
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 from session_projector.worker.telemetry.state import DaemonState
@@ -43,7 +47,7 @@ class LockedStore:
 
     def changed(self) -> bool:
         if next(self._locked):
-            raise Unavailable("locked", "try again")
+            raise DatabaseUnavailable("locked", "try again")
         return bool(self._store.changed())
 
 
@@ -165,7 +169,7 @@ async def test_what_was_read_ahead_is_not_used_after_a_failure(
         assert database.position() == FIRST_EVENTS
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(Unavailable):
+            with pytest.raises(DatabaseUnavailable):
                 await tail.iterate()
         copy(restored.path, database.path)
         await tail.run(anyio.Event())
@@ -359,12 +363,14 @@ def test_a_rewound_log_is_refused_with_the_command_that_mends_it(
     for row in checkpoint:
         rewound.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
 
-    with pytest.raises(NeedsPerson, match="checkpoint sessions@2 does not match") as refused:
+    with pytest.raises(
+        InterventionRequired, match="checkpoint sessions@2 does not match"
+    ) as refused:
         catch_up(rewound)
     assert "projector replay" in refused.value.hint
 
     rewound.insert("A-1", event("session_append", {"messages": [{}]}), id="another second event")
-    with pytest.raises(NeedsPerson, match="checkpoint sessions@2 does not match"):
+    with pytest.raises(InterventionRequired, match="checkpoint sessions@2 does not match"):
         catch_up(rewound)
 
 
@@ -392,7 +398,7 @@ async def test_a_file_replaced_under_the_daemon_ends_it(database: Database, tmp_
     async with opened(database.path) as thread:
         (tmp_path / "new.db").replace(database.path)
 
-        with pytest.raises(RetryLater, match="replaced or deleted"):
+        with pytest.raises(TransientError, match="replaced or deleted"):
             await Tail(thread, [await load(thread, SESSIONS)]).run(anyio.Event())
 
 

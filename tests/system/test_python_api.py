@@ -19,10 +19,10 @@ from support.folding import catch_up
 
 import session_projector
 from session_projector import (
-    BadUsage,
-    Finding,
-    NeedsPerson,
-    RetryLater,
+    CheckFailed,
+    InterventionRequired,
+    TransientError,
+    UsageError,
     append,
     read,
     testing,
@@ -110,9 +110,9 @@ def test_a_repeated_call_writes_nothing_and_returns_the_position_that_is_there(
 
     assert again() == 1
     for changed in ({"session_id": "A-2"}, {"type": "x"}, {"data": {}}, {"timestamp": 5}):
-        with pytest.raises(BadUsage, match="the id e is that of another event: position 1"):
+        with pytest.raises(UsageError, match="the id e is that of another event: position 1"):
             again(**changed)
-    with pytest.raises(BadUsage, match="the id misplaced is that of another event"):
+    with pytest.raises(UsageError, match="the id misplaced is that of another event"):
         again(id="misplaced")
     assert database.log() == log
 
@@ -137,7 +137,7 @@ def test_a_repeated_call_writes_nothing_and_returns_the_position_that_is_there(
 def test_an_event_that_is_wrong_in_itself_is_not_written(
     database: Database, arguments: Any, words: str
 ) -> None:
-    with pytest.raises(BadUsage, match=words) as caught:
+    with pytest.raises(UsageError, match=words) as caught:
         append(database.path, *arguments)
 
     assert caught.value.hint == "nothing was written"
@@ -169,7 +169,7 @@ def test_a_lock_is_waited_for_and_an_event_refused_after_5_s_may_be_repeated(
         ThreadPoolExecutor() as pool,
     ):
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(RetryLater, match="is locked by another process"):
+        with pytest.raises(TransientError, match="is locked by another process"):
             write("e1")
         waiting = pool.submit(write, "e1")
         settled([waiting], timeout=0.2)
@@ -187,7 +187,7 @@ def test_a_lock_is_waited_for_and_an_event_refused_after_5_s_may_be_repeated(
     ],
 )
 def test_an_absent_database_is_not_made(tmp_path: Path, call: Callable[[Path], Any]) -> None:
-    with pytest.raises(NeedsPerson, match="there is no database at") as caught:
+    with pytest.raises(InterventionRequired, match="there is no database at") as caught:
         call(tmp_path / "local.db")
 
     assert f"projector db setup -d {tmp_path}/local.db" in caught.value.hint
@@ -197,11 +197,13 @@ def test_an_absent_database_is_not_made(tmp_path: Path, call: Callable[[Path], A
 def test_a_wait_that_takes_too_long_says_how_far_it_is(database: Database) -> None:
     append(database.path, "A-1", "session_created", {"project": "P"})
 
-    with pytest.raises(Finding, match=r"not reached within 0\.05 s: sessions is at 0") as caught:
+    with pytest.raises(
+        CheckFailed, match=r"not reached within 0\.05 s: sessions is at 0"
+    ) as caught:
         wait(database.path, 1, timeout_s=0.05)
-    with pytest.raises(Finding, match="0 s: session_index is at 0; no daemon is alive"):
+    with pytest.raises(CheckFailed, match="0 s: session_index is at 0; no daemon is alive"):
         wait(database.path, 1, timeout_s=0, projection="session_index")
-    with pytest.raises(BadUsage, match="there is no projection x"):
+    with pytest.raises(UsageError, match="there is no projection x"):
         wait(database.path, 1, projection="x")
 
     assert caught.value.exit_code == 1
@@ -213,5 +215,5 @@ def test_a_view_that_somebody_else_wrote_is_not_returned(database: Database) -> 
     catch_up(database)
     database.sql("UPDATE view SET data = x'80' WHERE key = 'session:A-1'")
 
-    with pytest.raises(NeedsPerson, match="was not written by projector"):
+    with pytest.raises(InterventionRequired, match="was not written by projector"):
         read(database.path, "A-1")

@@ -16,7 +16,7 @@ import typer
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.errors import RetryLater, quoted
+from session_projector.worker.errors import TransientError, quoted
 from session_projector.worker.operations.status import status
 from session_projector.worker.sessions.read import sessions
 from session_projector.worker.storage.open import database
@@ -80,7 +80,7 @@ def _show(scratch: Database, daemon: subprocess.Popen[bytes], seconds: float | N
     seen: dict[str, Entry] = {}
     while deadline is None or time.monotonic() < deadline:
         if daemon.poll() is not None:
-            raise RetryLater("the daemon of the demo has ended", "its last log lines are above")
+            raise TransientError("the daemon of the demo has ended", "its last log lines are above")
         with scratch.open() as store:
             entries = list(sessions(store))
         now = status(scratch)

@@ -8,7 +8,7 @@ import typer
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.options import Database, read_stdin
 from session_projector.worker.cli.output import one_line
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import UsageError
 from session_projector.worker.operations.event_check import check
 from session_projector.worker.storage import open as storage
 
@@ -26,5 +26,5 @@ def event_check(
     try:
         data = read_stdin() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        raise BadUsage(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
+        raise UsageError(f"{file}: {error.strerror}", "give a file, or - for stdin") from None
     print(one_line(check(storage.database(database), data)))

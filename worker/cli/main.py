@@ -9,7 +9,7 @@ import typer
 
 from session_projector.worker.cli.commands import SETTINGS, Commands
 from session_projector.worker.cli.inert import InertStream
-from session_projector.worker.errors import Finding, ProjectorError
+from session_projector.worker.errors import CheckFailed, ProjectorError
 
 app = typer.Typer(
     cls=Commands,
@@ -34,7 +34,7 @@ def main() -> NoReturn:
         _fail(error)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
-        _fail(Finding(f"{error.filename or 'standard output'}: {error.strerror}"))
+        _fail(CheckFailed(f"{error.filename or 'standard output'}: {error.strerror}"))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

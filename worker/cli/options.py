@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from session_projector.worker.errors import BadUsage, ProjectorError, naming
+from session_projector.worker.errors import ProjectorError, UsageError, naming
 from session_projector.worker.storage.open import act_as_owner, database
 
 _named: list[str] = []
@@ -47,5 +47,5 @@ def pasteable(text: str) -> str:
 def read_stdin() -> bytes:
     """Read all of standard input."""
     if sys.stdin is None:
-        raise BadUsage("standard input is closed", "pipe something in")
+        raise UsageError("standard input is closed", "pipe something in")
     return sys.stdin.buffer.read()

@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.cli.output import one_line, table, to_json
-from session_projector.worker.errors import Finding
+from session_projector.worker.errors import CheckFailed
 from session_projector.worker.operations import projections
 from session_projector.worker.storage import open as storage
 
@@ -48,12 +48,12 @@ def projection_drop(
         listed = projections.find(store, name)
         leader = target.leadership().leader()
         if leader and (name in leader.running or (listed.code_version and leader.runs(name))):
-            raise Finding(
+            raise CheckFailed(
                 f"a daemon ({leader}) runs {name} and would rebuild it at once",
                 "stop the daemon first",
             )
         if listed.version is None:
-            raise Finding(f"{one_line(name)} never ran here: there is nothing to drop")
+            raise CheckFailed(f"{one_line(name)} never ran here: there is nothing to drop")
         kept_in = one_line(listed.kept_in, 200)
         rows = f"{listed.rows:,} rows of {kept_in}, "
         if not store.views.owns(name):

@@ -9,7 +9,7 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, read_stdin
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import UsageError
 from session_projector.worker.operations import quarantine as events
 from session_projector.worker.storage import open as storage
 
@@ -82,7 +82,7 @@ def quarantine_resubmit(
     try:
         data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
     except UnicodeEncodeError:
-        raise BadUsage("the event is not UTF-8", "set a UTF-8 locale, or correct it") from None
+        raise UsageError("the event is not UTF-8", "set a UTF-8 locale, or correct it") from None
     with storage.database(database).open(writable=True) as store:
         print(events.resubmit(store, seq, data))
 
@@ -95,7 +95,7 @@ def quarantine_dismiss(
 ) -> None:
     """Leave an event out of the count that `status` warns about."""
     if not note.strip():
-        raise BadUsage("the note is empty", "say why the event may stay: --note TEXT")
+        raise UsageError("the note is empty", "say why the event may stay: --note TEXT")
     with storage.database(database).open(writable=True) as store:
         events.dismiss(store, seq, note.encode("utf-8", "replace").decode())
     print(f"dismissed event {seq}")

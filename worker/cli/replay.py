@@ -15,7 +15,7 @@ from session_projector.worker import registry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.daemon.supervisor import run_once
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import UsageError
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification
 from session_projector.worker.replay.difference import ABSENT, NONDETERMINISTIC, Difference
@@ -96,7 +96,7 @@ def _chosen(database: str, name: str | None, session: str | None) -> list[Projec
             readers.require_known(store, session)
             found = [p for p in found if p.view_of("session:x") is not None]
             if not found:
-                raise BadUsage(f"{name} has no view for each session", "leave out --session")
+                raise UsageError(f"{name} has no view for each session", "leave out --session")
         if name is None:
             catalog.warn_of_unknown(store, found)
     return found

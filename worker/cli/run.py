@@ -15,7 +15,7 @@ from session_projector.worker.cli import logging
 from session_projector.worker.cli.logging import LogFormat, LogLevel
 from session_projector.worker.cli.options import Database
 from session_projector.worker.daemon import service, supervisor
-from session_projector.worker.errors import BadUsage
+from session_projector.worker.errors import UsageError
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.storage import open as storage
 from session_projector.worker.telemetry.state import DaemonState
@@ -73,7 +73,7 @@ def run(
 ) -> None:
     """Run the daemon: catch up, then follow the log."""
     if verify_every is not None and not math.isfinite(verify_every):
-        raise BadUsage(
+        raise UsageError(
             f"--verify-every {verify_every} is not a number of seconds", "give one, such as 1"
         )
     target = storage.database(database)

@@ -13,7 +13,12 @@ from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, read_stdin
 from session_projector.worker.clock import when
-from session_projector.worker.errors import BadUsage, Finding, NeedsPerson, ProjectorError
+from session_projector.worker.errors import (
+    CheckFailed,
+    InterventionRequired,
+    ProjectorError,
+    UsageError,
+)
 from session_projector.worker.operations.wait import wait as wait_for
 from session_projector.worker.sessions import read, time_travel, timeline, write
 from session_projector.worker.storage import open as storage
@@ -32,7 +37,7 @@ def _utf8(text: str | None) -> str | None:
         if text:
             text.encode()
     except UnicodeEncodeError:
-        raise BadUsage("an argument is not UTF-8", "set a UTF-8 locale, or correct it") from None
+        raise UsageError("an argument is not UTF-8", "set a UTF-8 locale, or correct it") from None
     return text
 
 
@@ -241,7 +246,7 @@ def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) ->
             wait_for(database, store, seq, names=[projection.name for projection in BUILT_IN])
         except ProjectorError as error:
             # Never exit code 3: a retry would write the event twice.
-            kind = NeedsPerson if isinstance(error, NeedsPerson) else Finding
+            kind = InterventionRequired if isinstance(error, InterventionRequired) else CheckFailed
             raise kind(f"event {seq} is written, but {error}", error.hint) from None
 
 

@@ -7,7 +7,7 @@ import structlog
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import now_ms, wait
-from session_projector.worker.errors import ProjectionFailed, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, ProjectionFailed
 from session_projector.worker.storage.port import ProjectionStatus, Thread
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -29,7 +29,7 @@ class Outage:
         self._fields = {"projection": projection} if projection else {}
         self._failures = 0
 
-    async def wait_out(self, error: Unavailable, stop: anyio.Event) -> None:
+    async def wait_out(self, error: DatabaseUnavailable, stop: anyio.Event) -> None:
         """Wait until another attempt is due."""
         self.state.waited_for_database(self._projection)
         if not self._failures:

@@ -15,7 +15,7 @@ from session_projector.worker.clock import wait
 from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.outage import Failures, Outage
 from session_projector.worker.daemon.tail import Tail
-from session_projector.worker.errors import LostRace, ProjectionFailed, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, LostRace, ProjectionFailed
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.plan import calls_for_full_scan
@@ -88,7 +88,7 @@ class Supervisor:
                     lead.members = [m for m in lead.members if m not in failed]
                     for member in failed:
                         tasks.start_soon(self._alone, member.projection, lead)
-                except Unavailable as error:
+                except DatabaseUnavailable as error:
                     await self._outage.wait_out(error, self._stop)
 
     async def _close_at_stop(self, wakeup: Wakeup) -> None:
@@ -150,7 +150,7 @@ class Supervisor:
                 if projection not in rest:
                     log.info("caught_up", projection=projection.name)
             projections = rest
-        except (LostRace, ProjectionFailed, Unavailable):
+        except (LostRace, ProjectionFailed, DatabaseUnavailable):
             pass
         for projection in projections:
             tasks.start_soon(self._alone, projection, lead)
@@ -175,7 +175,7 @@ class Supervisor:
                 await wait(failures.retry_s, self._stop)
             except LostRace:
                 log.info("checkpoint_moved_by_another", projection=projection.name)
-            except Unavailable as error:
+            except DatabaseUnavailable as error:
                 await outage.wait_out(error, self._stop)
 
     async def _catch_up(
@@ -285,7 +285,7 @@ async def _rebuild(
     `Outage` if it was given one."""
     state = outage.state if outage else DaemonState()
 
-    async def hold_on(error: Unavailable) -> None:
+    async def hold_on(error: DatabaseUnavailable) -> None:
         if outage is None or stop.is_set():
             raise error
         await outage.wait_out(error, stop)

@@ -15,7 +15,7 @@ from session_projector.worker.daemon.batch_size import BatchSize
 from session_projector.worker.daemon.member import Member
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.page import Page, decoded, read_page
-from session_projector.worker.errors import LostRace, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, LostRace
 from session_projector.worker.folding.checkpoints import checkpoint_of, does_not_fit, fits_log
 from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup
@@ -78,7 +78,7 @@ class Tail:
             try:
                 async with self.lock:
                     moved = await self.iterate(until)
-            except Unavailable as error:
+            except DatabaseUnavailable as error:
                 if self._outage is None:
                     raise
                 await self._outage.wait_out(error, stop)

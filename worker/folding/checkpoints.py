@@ -1,7 +1,7 @@
 """Whether a checkpoint matches the log, the code and the views."""
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import Checkpoint, Store, digest
 
 
@@ -19,12 +19,12 @@ def fits_log(store: Store, checkpoint: Checkpoint) -> bool:
 
 
 def refuse_newer(projection: Projection, version: int) -> None:
-    """Raises `NeedsPerson` where a newer version made the views.
+    """Raises `InterventionRequired` where a newer version made the views.
 
     `version` is that of the checkpoint, below 0 while a rebuild by that version is not done.
     """
     if abs(version) > projection.version:
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"the views of {projection.name} were made by version {abs(version)} of the"
             f" projection; this projector has version {projection.version}",
             "upgrade projector (pip install -U session-projector), or the projection's own package",
@@ -47,9 +47,9 @@ def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bo
     return fits_log(store, checkpoint)
 
 
-def does_not_fit(name: str, position: int) -> NeedsPerson:
+def does_not_fit(name: str, position: int) -> InterventionRequired:
     """The error of a log that is not the one that was folded."""
-    return NeedsPerson(
+    return InterventionRequired(
         f"event_log was truncated or replaced: checkpoint {name}@{position} does not match",
         "fold it again from the first event: `projector replay`",
     )

@@ -13,7 +13,7 @@ from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.rows import restore
 from session_projector.projections.session_index import SessionIndex
 from session_projector.worker import registry
-from session_projector.worker.errors import Finding, ProjectorError
+from session_projector.worker.errors import CheckFailed, ProjectorError
 from session_projector.worker.sessions.timeline import SESSIONS, folded
 from session_projector.worker.storage.port import Database, Store
 
@@ -55,7 +55,7 @@ def _current_view(store: Store, projection: Projection, event: Event, key: str) 
 
 
 def check(database: Database, data: bytes) -> str:
-    """Say what a MessagePack or JSON event would do; raises `Finding` if it would not fold."""
+    """Say what a MessagePack or JSON event would do; raises `CheckFailed` if it would not fold."""
     text = as_data(data)
     stated = stated_key(text)
     row = LogRow(0, "checked", stated or PREFIX + _UNSTATED, text, 0)
@@ -73,10 +73,10 @@ def check(database: Database, data: bytes) -> str:
 
 
 def require_foldable(found: Mapping[str, str | None], hint: str) -> None:
-    """Raise `Finding` for the first of `verdicts` with a reason."""
+    """Raise `CheckFailed` for the first of `verdicts` with a reason."""
     for name, reason in found.items():
         if reason is not None:
-            raise Finding(f"would not fold into {name}: {reason}", hint)
+            raise CheckFailed(f"would not fold into {name}: {reason}", hint)
 
 
 NO_PROJECTION: Final = "no projection here folds events of its type"

@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-from session_projector.worker.errors import Finding
+from session_projector.worker.errors import CheckFailed
 from session_projector.worker.storage.port import Database, Leader, Store
 
 MOVES_WITHIN_S: Final = 3.0
@@ -14,13 +14,15 @@ take minutes for one. Restarting it too early makes it start again from the begi
 
 
 def check(database: Database) -> str:
-    """Describe a healthy daemon in one line; raises `Finding` if it is not healthy."""
+    """Describe a healthy daemon in one line; raises `CheckFailed` if it is not healthy."""
     leader = database.leadership().leader()
     if leader and leader.suspended:
-        raise Finding(f"the daemon ({leader}) is suspended (SIGSTOP)", f"kill -CONT {leader.pid}")
+        raise CheckFailed(
+            f"the daemon ({leader}) is suspended (SIGSTOP)", f"kill -CONT {leader.pid}"
+        )
     with database.open() as store:
         if leader is None:
-            raise Finding("no daemon is alive", "start one: `projector run`")
+            raise CheckFailed("no daemon is alive", "start one: `projector run`")
         _require_none_failed(store, leader)
         _require_rebuilds_to_move(store, leader)
         newest = store.log.newest()
@@ -30,7 +32,7 @@ def check(database: Database) -> str:
         until = time.monotonic() + MOVES_WITHIN_S
         while newest > max(now := _positions(store, leader) or before) and max(now) == max(before):
             if time.monotonic() > until:
-                raise Finding(
+                raise CheckFailed(
                     f"the daemon ({leader}) is stuck at {max(now)}; the newest event is {newest}",
                     "see why: `projector status`",
                 )
@@ -42,7 +44,7 @@ def _require_none_failed(store: Store, leader: Leader) -> None:
     for name, report in store.checkpoints.reports().items():
         if report.state == "failed" and leader.runs(name):
             hint = "see all projections: `projector status`"
-            raise Finding(f"a projection is failing: {report.why}", hint)
+            raise CheckFailed(f"a projection is failing: {report.why}", hint)
 
 
 def _require_rebuilds_to_move(store: Store, leader: Leader) -> None:
@@ -52,7 +54,7 @@ def _require_rebuilds_to_move(store: Store, leader: Leader) -> None:
         if time.monotonic() > until:
             name, for_s = stuck[0]
             hint = "see its progress: `projector status`"
-            raise Finding(f"the rebuild of {name} made no progress for {for_s:.0f} s", hint)
+            raise CheckFailed(f"the rebuild of {name} made no progress for {for_s:.0f} s", hint)
         time.sleep(0.05)
 
 

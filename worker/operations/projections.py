@@ -8,7 +8,7 @@ import structlog
 
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker import registry
-from session_projector.worker.errors import Finding
+from session_projector.worker.errors import CheckFailed
 from session_projector.worker.folding.checkpoints import refuse_newer
 from session_projector.worker.storage.port import Checkpoint, Store
 
@@ -62,12 +62,12 @@ def _info(
 
 
 def find(store: Store, name: str) -> ProjectionInfo:
-    """One of `listing`, by name; raises `Finding`."""
+    """One of `listing`, by name; raises `CheckFailed`."""
     known = listing(store)
     for info in known:
         if info.name == name:
             return info
-    raise Finding(
+    raise CheckFailed(
         f"there is no projection {name} in {store.name}",
         f"there are {', '.join(info.name for info in known)}",
     )
@@ -88,7 +88,7 @@ def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
 
 
 def refuse_newer_views(store: Store, projections: Iterable[Projection]) -> None:
-    """Raise `NeedsPerson` if a newer version of a projection made its views."""
+    """Raise `InterventionRequired` if a newer version of a projection made its views."""
     stored = store.checkpoints.all()
     for projection in projections:
         if projection.name in stored:

@@ -10,7 +10,7 @@ from session_projector.projections.fold import key_of, read
 from session_projector.projections.messagepack import decode_partly
 from session_projector.worker import registry
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import Finding
+from session_projector.worker.errors import CheckFailed
 from session_projector.worker.operations import event_check
 from session_projector.worker.operations.event_check import as_data, stated_key
 from session_projector.worker.storage.port import QuarantineEntry, Store
@@ -30,7 +30,7 @@ class QuarantinedEvent(msgspec.Struct, frozen=True):
 
 
 def show(store: Store, seq: int) -> QuarantinedEvent:
-    """One quarantined event; raises `Finding` if it is not quarantined."""
+    """One quarantined event; raises `CheckFailed` if it is not quarantined."""
     row, entries = _row(store, seq), _entries(store, seq)
     decoded, fault = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
     reasons = {entry.projection: entry.reason for entry in entries}
@@ -40,8 +40,8 @@ def show(store: Store, seq: int) -> QuarantinedEvent:
 def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
     """Append a quarantined event again, fixed or unchanged, and dismiss the old one.
 
-    The new event's id is `resubmit-<seq>-…`; returns its position. Raises `Finding` if it would not
-    fold.
+    The new event's id is `resubmit-<seq>-…`; returns its position. Raises `CheckFailed` if it would
+    not fold.
     """
     with store.transaction():
         row = _row(store, seq)
@@ -57,7 +57,7 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
 
 
 def dismiss(store: Store, seq: int, note: str) -> None:
-    """Leave an event out of the count that `status` warns about; raises `Finding`."""
+    """Leave an event out of the count that `status` warns about; raises `CheckFailed`."""
     with store.transaction():
         _entries(store, seq)
         store.quarantine.dismiss(seq, note)
@@ -66,14 +66,14 @@ def dismiss(store: Store, seq: int, note: str) -> None:
 def _row(store: Store, seq: int) -> LogRow:
     row = store.log.event(seq, whole=True)
     if row is None:
-        raise Finding(f"there is no event {seq} in {store.name}", _LIST)
+        raise CheckFailed(f"there is no event {seq} in {store.name}", _LIST)
     return row
 
 
 def _entries(store: Store, seq: int) -> list[QuarantineEntry]:
     entries = store.quarantine.entries(seq)
     if not entries:
-        raise Finding(f"event {seq} is not in quarantine in {store.name}", _LIST)
+        raise CheckFailed(f"event {seq} is not in quarantine in {store.name}", _LIST)
     return entries
 
 
@@ -85,7 +85,7 @@ def _require_foldable(store: Store, old: LogRow, projections: list[str], new: Lo
     (event,) = read([old], known)
     folded = [p.name for p in known if p.name not in projections and key_of(p, event) is not None]
     if folded:
-        raise Finding(
+        raise CheckFailed(
             f"event {old.seq} is quarantined only for {', '.join(projections)}: appended again, it"
             f" would count twice for {', '.join(folded)}",
             "fix the code, raise its version and restart the daemon, or run `projector replay`",
@@ -94,4 +94,4 @@ def _require_foldable(store: Store, old: LogRow, projections: list[str], new: Lo
     found = event_check.verdicts(store, new, known)
     event_check.require_foldable(found, hint)
     if not found:
-        raise Finding(f"would be skipped: {event_check.NO_PROJECTION}", hint)
+        raise CheckFailed(f"would be skipped: {event_check.NO_PROJECTION}", hint)

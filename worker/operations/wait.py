@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Final
 
 from session_projector.worker import registry
-from session_projector.worker.errors import BadUsage, Finding
+from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.folding.checkpoints import does_not_fit, fits_log
 from session_projector.worker.storage.port import Database, Store
 
@@ -25,8 +25,8 @@ def wait(
     """Wait until each projection has reached a position; returns the lowest.
 
     Without a `seq`, the position is that of the newest event now. Without `names`, it waits for the
-    projections that the daemon runs, or for all known ones if none is running. Raises `Finding`
-    after the timeout, and `NeedsPerson` if a checkpoint does not match the log.
+    projections that the daemon runs, or for all known ones if none is running. Raises `CheckFailed`
+    after the timeout, and `InterventionRequired` if a checkpoint does not match the log.
     """
     if seq is None:
         seq = store.log.newest()
@@ -50,10 +50,10 @@ def wait(
 
 
 def require_known(store: Store, name: str) -> None:
-    """Raise `BadUsage` for a projection that never ran and is not known here either."""
+    """Raise `UsageError` for a projection that never ran and is not known here either."""
     names = [*(p.name for p in registry.known()), *store.checkpoints.all()]
     if name not in names:
-        raise BadUsage(
+        raise UsageError(
             f"there is no projection {name}", f"there are {', '.join(dict.fromkeys(names))}"
         )
 
@@ -65,7 +65,7 @@ def _positions(store: Store, names: Collection[str]) -> dict[str, int]:
 
 
 def _require_fit(store: Store, names: Collection[str]) -> None:
-    """Raise `NeedsPerson` if a checkpoint does not match the log: its position means nothing."""
+    """Raise `InterventionRequired` for a checkpoint that does not match the log."""
     for name, stored in store.checkpoints.all().items():
         if name in names and not fits_log(store, stored.checkpoint):
             raise does_not_fit(name, stored.checkpoint.position)
@@ -73,7 +73,7 @@ def _require_fit(store: Store, names: Collection[str]) -> None:
 
 def _too_late(
     database: Database, store: Store, seq: int, positions: dict[str, int], timeout_s: float
-) -> Finding:
+) -> CheckFailed:
     reports = store.checkpoints.reports()
     why = {name: report.why for name, report in reports.items() if report.state == "failed"}
     behind = [
@@ -84,7 +84,7 @@ def _too_late(
     leader, newest = database.leadership().leader(), store.log.newest()
     ahead = f"; the newest event is {newest}" if newest < seq else ""
     alive = f"a daemon is alive, process {leader.pid}" if leader else "no daemon is alive"
-    return Finding(
+    return CheckFailed(
         f"position {seq} was not reached within {timeout_s:g} s: {', '.join(behind)}{ahead};"
         f" {alive}",
         "see why: `projector status`" if leader else "start one: `projector run`",

@@ -8,7 +8,7 @@ import msgspec
 
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Table
-from session_projector.worker.errors import LostRace, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, LostRace
 from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.replay.as_of import AsOf
 from session_projector.worker.storage.port import Change, Checkpoint, Thread, size_of
@@ -19,7 +19,7 @@ CHUNK_BYTES: Final = 1024 * 1024
 SHARE_BESIDE_WRITERS: Final = 8
 """While other processes write, a transaction has this part of them."""
 Rows = Mapping[str, tuple[Any, ...]]
-HoldOn = Callable[[Unavailable], Awaitable[None]]
+HoldOn = Callable[[DatabaseUnavailable], Awaitable[None]]
 
 
 class Fixer:
@@ -97,7 +97,7 @@ class Fixer:
                 if not self._as_of.follows:
                     raise
                 return False
-            except Unavailable as error:
+            except DatabaseUnavailable as error:
                 if self._hold_on is None:
                     raise
                 await self._hold_on(error)

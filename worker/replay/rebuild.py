@@ -9,7 +9,7 @@ import structlog
 from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import Finding, LostRace
+from session_projector.worker.errors import CheckFailed, LostRace
 from session_projector.worker.folding.checkpoints import (
     does_not_fit,
     fits_log,
@@ -49,8 +49,9 @@ async def compare(
 ) -> AsyncGenerator[WalkProgress, None]:
     """Report what differs from the log, as of the checkpoint.
 
-    Raises `NeedsPerson` or `Finding` where the checkpoint did not make the views; a `dry_run`
-    compares these as of the newest event, and those of an older version as of the checkpoint.
+    Raises `InterventionRequired` or `CheckFailed` where the checkpoint did not make the views; a
+    `dry_run` compares these as of the newest event, and those of an older version as of the
+    checkpoint.
     """
     outdated, fits, newest = await thread.run(
         lambda store: (
@@ -65,7 +66,7 @@ async def compare(
         by = f"version {checkpoint.version}" if checkpoint.position else "another program"
         if checkpoint.version < 0:
             by = "a rebuild that is not done"
-        raise Finding(
+        raise CheckFailed(
             f"the views of {projection.name} were made by {by}, and not yet by version"
             f" {projection.version}",
             "`projector run` or `projector replay` rebuilds them; `projector replay --dry-run`"

@@ -9,11 +9,11 @@ import structlog
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.errors import (
-    Finding,
+    CheckFailed,
+    InterventionRequired,
     LostRace,
-    NeedsPerson,
     ProjectorError,
-    RetryLater,
+    TransientError,
 )
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound
 from session_projector.worker.folding.faults import faults_of
@@ -80,7 +80,7 @@ async def compare(
             async for _ in _follow(tally, steps, listener):
                 yield True
         except LostRace:
-            raise RetryLater(
+            raise TransientError(
                 f"{database.name} was restored, or {projection.name} dropped, while it was"
                 " compared",
                 "start again",
@@ -115,7 +115,7 @@ async def replay(
                 only = _view_of(projection, session)
                 steps = walks.repair(thread, projection, checkpoint, pages=pages, only=only)
             elif session is not None:
-                raise Finding(
+                raise CheckFailed(
                     f"not all views of {projection.name} were made from this log by this version",
                     "replay all of them: `projector replay`",
                 )
@@ -155,7 +155,7 @@ async def _each() -> AsyncIterator[Attempt]:
         try:
             with faults_of(projection):
                 yield
-        except (Finding, NeedsPerson) as error:
+        except (CheckFailed, InterventionRequired) as error:
             errors.append(error)
 
     yield attempt
@@ -170,14 +170,14 @@ async def _each() -> AsyncIterator[Attempt]:
 def leader_rebuilds(leadership: Leadership, projection: Projection) -> bool:
     """Whether the daemon that leads runs a projection, and will rebuild it.
 
-    Raises `RetryLater` where it is a daemon of an older version, which never will.
+    Raises `TransientError` where it is a daemon of an older version, which never will.
     """
     leader = leadership.leader()
     if leader is None:
         return True  # it has ended just now: look again
     version = leader.running.get(projection.name, projection.version)
     if version < projection.version:
-        raise RetryLater(
+        raise TransientError(
             f"the daemon that is alive ({leader}) runs version {version} of"
             f" {projection.name}, and this is version {projection.version}",
             "restart the daemon, and it rebuilds the views by itself",

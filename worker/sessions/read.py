@@ -10,7 +10,7 @@ from session_projector.projections.messagepack import Malformed, decode_exact
 from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
 from session_projector.projections.session_index import Entry, SessionIndex
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.sessions.timeline import SESSIONS, no_session
 from session_projector.worker.storage.port import Store
 
@@ -54,7 +54,7 @@ def watch(store: Store, project: str | None) -> Iterator[Entry]:
 
 
 def session(store: Store, session_id: str) -> dict[str, Any]:
-    """The stored view of a session; raises `Finding` if there is none."""
+    """The stored view of a session; raises `CheckFailed` if there is none."""
     row = store.views.row(SESSIONS, PREFIX + session_id)
     if row is None:
         raise no_session(store, session_id)
@@ -65,7 +65,7 @@ def session(store: Store, session_id: str) -> dict[str, Any]:
         view = {"messages": [None]}
     if not all(isinstance(message, dict) for message in view["messages"]):
         adopted = not any(s.checkpoint.position for s in store.checkpoints.all().values())
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"the view of session {session_id} in {store.name} was not written by projector",
             "fold it from the log: `projector run`"
             if adopted
@@ -75,7 +75,7 @@ def session(store: Store, session_id: str) -> dict[str, Any]:
 
 
 def require_known(store: Store, session_id: str) -> None:
-    """Raise `Finding` if neither the log nor a view has the session."""
+    """Raise `CheckFailed` if neither the log nor a view has the session."""
     if is_utf8(session_id) and (
         store.log.present(keys_of(session_id))
         or store.views.row(SESSIONS, PREFIX + session_id)

@@ -16,7 +16,7 @@ from session_projector.projections.event import (
 )
 from session_projector.projections.messagepack import decode_exact, fields, items
 from session_projector.worker.clock import when
-from session_projector.worker.errors import BadUsage, Finding
+from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.sessions.timeline import SESSIONS, Moment, moments
 from session_projector.worker.storage.port import Store
 
@@ -77,7 +77,7 @@ class Origins(msgspec.Struct, frozen=True):
 
 
 def point(text: str) -> Point:
-    """Parse a position or an ISO 8601 time; raises `BadUsage`."""
+    """Parse a position or an ISO 8601 time; raises `UsageError`."""
     if text.isascii() and text.isdigit():
         if len(text) <= len(str(_MAX_SEQ)) and int(text) <= _MAX_SEQ:
             return Point(int(text), is_time=False)
@@ -88,14 +88,14 @@ def point(text: str) -> Point:
             return Point(since_epoch // timedelta(milliseconds=1), is_time=True)
         except ValueError:
             pass
-    raise BadUsage(
+    raise UsageError(
         f"{text} is neither a position in the log nor a time",
         "give a seq such as 1041, or an ISO 8601 time such as 2026-03-01T12:00:00Z",
     )
 
 
 def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
-    """The view of a session at a point; raises `Finding` if it had not begun."""
+    """The view of a session at a point; raises `CheckFailed` if it had not begun."""
     begin, (moment,) = _at(store, session_id, [at])
     if moment is None:
         raise _not_begun(session_id, begin)
@@ -104,7 +104,7 @@ def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
 
 
 def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:
-    """What changed between two points; raises `Finding` if the session began after both."""
+    """What changed between two points; raises `CheckFailed` if the session began after both."""
     begin, (before, after) = _at(store, session_id, [start, end])
     if before is None and after is None:
         raise _not_begun(session_id, begin)
@@ -124,7 +124,7 @@ def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:
 
 
 def why(store: Store, session_id: str) -> Origins:
-    """The events that a session's view comes from; raises `Finding` if none can be folded."""
+    """The events that a session's view comes from; raises `CheckFailed` if none can be folded."""
     origins: dict[str, Origin] = {}
     runs: list[tuple[int, int, Origin]] = []
     values: dict[str, Any] = {}
@@ -160,8 +160,8 @@ def _at(
     return begin, found
 
 
-def _not_begun(session_id: str, begin: Event) -> Finding:
-    return Finding(
+def _not_begun(session_id: str, begin: Event) -> CheckFailed:
+    return CheckFailed(
         f"session {session_id} begins after that, at seq {begin.seq} ({when(begin.time)})",
         "give that seq, or a later one",
     )

@@ -19,7 +19,7 @@ from session_projector.projections.event import (
 from session_projector.projections.fold import Rejected, fold, read
 from session_projector.projections.messagepack import Malformed, decode, decode_partly
 from session_projector.projections.sessions import Session, Sessions
-from session_projector.worker.errors import Finding
+from session_projector.worker.errors import CheckFailed
 from session_projector.worker.storage.port import Store
 
 SESSIONS: Final = Sessions()
@@ -71,7 +71,7 @@ def timeline(store: Store, session_id: str) -> Iterator[TimelineEntry]:
 
 
 def listing(store: Store, session_id: str) -> list[TimelineEntry]:
-    """A session's events without their contents; raises `Finding` if there are none."""
+    """A session's events without their contents; raises `CheckFailed` if there are none."""
     found = [msgspec.structs.replace(entry, moment=None) for entry in timeline(store, session_id)]
     if not found:
         raise no_session(store, session_id)
@@ -79,7 +79,7 @@ def listing(store: Store, session_id: str) -> list[TimelineEntry]:
 
 
 def moments(store: Store, session_id: str) -> Iterator[Moment]:
-    """Yield each folded event and the view after it; raises `Finding` if there is none."""
+    """Yield each folded event and the view after it; raises `CheckFailed` if there is none."""
     known = begun = False
     for entry in timeline(store, session_id):
         known = True
@@ -89,7 +89,7 @@ def moments(store: Store, session_id: str) -> Iterator[Moment]:
     if not known:
         raise no_session(store, session_id)
     if not begun:
-        raise Finding(
+        raise CheckFailed(
             f"none of the events of session {session_id} in {store.name} can be folded",
             f"see why: `projector session history {shlex.quote(session_id)}`",
         )
@@ -107,13 +107,13 @@ def exists(store: Store, session_id: str) -> bool:
     return any(entry.moment for entry in timeline(store, session_id))
 
 
-def no_session(store: Store, session_id: str) -> Finding:
+def no_session(store: Store, session_id: str) -> CheckFailed:
     if is_utf8(session_id) and exists(store, session_id):
-        return Finding(
+        return CheckFailed(
             f"session {session_id} is in the log but not yet folded into a view",
             "is a daemon running? `projector status`",
         )
-    return Finding(
+    return CheckFailed(
         f"there is no session {session_id} in {store.name}",
         "list the sessions: `projector session list`",
     )

@@ -10,7 +10,7 @@ import msgspec
 from session_projector.projections.decode import decode
 from session_projector.projections.event import PREFIX, LogRow, Unfoldable, keys_of
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import BadUsage, Finding
+from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.sessions.timeline import exists
 from session_projector.worker.storage.port import Store
 
@@ -21,7 +21,7 @@ def queue(store: Store, project: str, message: str) -> tuple[str, int]:
     The id is the project's name and its next free number.
     """
     if not project or not project.isprintable():
-        raise BadUsage(
+        raise UsageError(
             "the project name is empty or has unprintable characters", "give a name: -p PROJECT"
         )
     # Read outside the write lock: only the number to start trying from.
@@ -70,7 +70,7 @@ def new_event(
     event_id: str | None = None,
     timestamp: int | None = None,
 ) -> LogRow:
-    """An event as any other process would append it; raises `BadUsage` if it would not fold."""
+    """An event as any other process would append it; raises `UsageError` if it would not fold."""
     event: dict[str, Any] = {"type": kind, "sessionId": session_id, "data": data}
     if timestamp is not None:
         event["timestamp"] = timestamp
@@ -79,7 +79,7 @@ def new_event(
         row = LogRow(0, event_id, PREFIX + session_id, msgspec.msgpack.encode(event), created_at)
         decode(row, (kind,))
     except (Unfoldable, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadUsage(f"the event would not fold: {error}", "nothing was written") from None
+        raise UsageError(f"the event would not fold: {error}", "nothing was written") from None
     return row
 
 
@@ -89,21 +89,21 @@ def _parse_messages(data: bytes) -> list[Any]:
         messages = msgspec.json.decode(data)
         msgspec.msgpack.encode(messages)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise BadUsage(f"the messages are not {wanted}: {error}") from None
+        raise UsageError(f"the messages are not {wanted}: {error}") from None
     if not isinstance(messages, list) or not messages:
-        raise BadUsage(f"the messages are not {wanted}")
+        raise UsageError(f"the messages are not {wanted}")
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadUsage(f"message {number} has no role", f"give {wanted}")
+            raise UsageError(f"message {number} has no role", f"give {wanted}")
         if message.get("content") is None:
-            raise BadUsage(f"message {number} has no content", f"give {wanted}")
+            raise UsageError(f"message {number} has no content", f"give {wanted}")
     return messages
 
 
 def _require_session(store: Store, session_id: str) -> None:
     """Checked outside the write lock, as it may take a while: a session never leaves the log."""
     if not session_id or not exists(store, session_id):
-        raise Finding(
+        raise CheckFailed(
             f"there is no session {session_id} in {store.name}",
             "queue one with `projector session queue -p PROJECT MESSAGE`",
         )

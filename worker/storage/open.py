@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from session_projector.worker import linux
-from session_projector.worker.errors import BadUsage, NeedsPerson
+from session_projector.worker.errors import InterventionRequired, UsageError
 
 if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
     from session_projector.projections.projection import Table
@@ -19,16 +19,16 @@ _MAX_LINKS: Final = 40
 
 
 def database(url: str, limits: "Limits | None" = None) -> "Database":
-    """The database of a path or `sqlite:` URL, its path resolved; raises `BadUsage`."""
+    """The database of a path or `sqlite:` URL, its path resolved; raises `UsageError`."""
     scheme, colon, rest = url.partition("://")
     if colon and scheme != "sqlite":
-        raise BadUsage(f"there is no engine for {scheme}://", "give the path of a SQLite file")
+        raise UsageError(f"there is no engine for {scheme}://", "give the path of a SQLite file")
     if not (path := rest if colon else url):
-        raise BadUsage("the name of the database is empty", "give the path of a SQLite file")
+        raise UsageError("the name of the database is empty", "give the path of a SQLite file")
     try:
         resolved = Path(os.path.realpath(path))
     except OSError as error:  # the working folder is gone
-        raise BadUsage(f"{path}: {error.strerror}", "give an absolute path") from None
+        raise UsageError(f"{path}: {error.strerror}", "give an absolute path") from None
     with suppress(OSError):  # what cannot be looked at is told of where it is opened
         _refuse_planted_links(path)
     from session_projector.worker.storage.sqlite.database import SqliteDatabase
@@ -72,7 +72,7 @@ def _refuse_planted_links(path: str) -> None:
         if os.geteuid() != 0:
             users.add(link.parent.stat().st_uid)
         if (owner := link.lstat().st_uid) not in users:
-            raise NeedsPerson(
+            raise InterventionRequired(
                 f"{link} is a symbolic link of user {owner}, and leads to {os.readlink(link)!r}",
                 "give the path of the database itself, if it is the one that is meant",
             )

@@ -4,13 +4,14 @@ An engine implements `Database`, and with it the parts of `Store`. All of it is 
 command calls a store directly; the daemon runs several calls in one hop to the thread that owns the
 connection (`await thread.run(lambda store: …)`, see `worker.storage.thread`).
 
-Every method may raise `Unavailable` (locked, no room: a retry may help), `NeedsPerson` (a table is
-gone, the file is corrupt, a right is lacking) and, where it touches the rows of a projection,
-`ProjectionFailed`; only other errors are named below. Positions are values of `event_log.seq`, the
-first of which is 1 or more. Times are Unix milliseconds. A row is a tuple in the order of
-`Table.columns`. A text that is not UTF-8 has a lone surrogate for each odd byte. `commit`,
-`prepare`, `load`, `drop`, `report` and `Scratch.add` are transactions by themselves: none of them
-is called within `transaction` or `snapshot`, nor one of these within the other.
+Every method may raise `DatabaseUnavailable` (locked, no room: a retry may help),
+`InterventionRequired` (a table is gone, the file is corrupt, a right is lacking) and, where it
+touches the rows of a projection, `ProjectionFailed`; only other errors are named below. Positions
+are values of `event_log.seq`, the first of which is 1 or more. Times are Unix milliseconds. A row
+is a tuple in the order of `Table.columns`. A text that is not UTF-8 has a lone surrogate for each
+odd byte. `commit`, `prepare`, `load`, `drop`, `report` and `Scratch.add` are transactions by
+themselves: none of them is called within `transaction` or `snapshot`, nor one of these within the
+other.
 
 `tests/conformance/` holds the laws, one by one.
 """
@@ -219,7 +220,7 @@ class Log(Protocol):
     character, more than these is read, which shows that it is too large."""
 
     def newest(self) -> int:
-        """The newest position, 0 for an empty log; raises `RetryLater` where the database was
+        """The newest position, 0 for an empty log; raises `TransientError` where the database was
         replaced."""
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
@@ -259,7 +260,7 @@ class Log(Protocol):
         """Write an event as any process does, whatever `row.seq` is; returns its position.
 
         An event with the same id, key and data is there already: its position is returned. Raises
-        `BadUsage` where an event with another key or other data has the id.
+        `UsageError` where an event with another key or other data has the id.
         """
 
     def highest_number(self, prefix: str) -> int:
@@ -417,14 +418,14 @@ class Store(Protocol):
         """Whether another connection may have committed since this was last asked, or since the
         store was opened; never because of what this one committed. Meaningless within `snapshot`.
 
-        Raises `RetryLater` where the database was replaced.
+        Raises `TransientError` where the database was replaced.
         """
 
     def check_identity(self) -> None:
-        """Raises `RetryLater` where the database is no longer the one that was opened."""
+        """Raises `TransientError` where the database is no longer the one that was opened."""
 
     def check_schema(self) -> None:
-        """Raises `NeedsPerson` where the schema is not this program's, or not whole."""
+        """Raises `InterventionRequired` where the schema is not this program's, or not whole."""
 
     def release_memory(self) -> None:
         """Give back, after much work, what caches hold and what was freed."""
@@ -489,7 +490,10 @@ class Wakeup(Protocol):
 
 
 class Database(Protocol):
-    """A database by its URL, not opened yet. One that is not there is refused by `NeedsPerson`."""
+    """A database by its URL, not opened yet.
+
+    One that is not there is refused with `InterventionRequired`.
+    """
 
     @property
     def name(self) -> str:
@@ -508,15 +512,18 @@ class Database(Protocol):
 
     def setup(self, *, group: str | None = None) -> Setup:
         """Create or upgrade the database, and put back what somebody dropped; `group` may write
-        events then. Raises `NeedsPerson`, and changes nothing, where the schema is another
-        program's or newer, and `BadUsage` for a group that there is not.
+        events then. Raises `InterventionRequired`, and changes nothing, where the schema is another
+        program's or newer, and `UsageError` for a group that there is not.
         """
 
     def migrations(self) -> list[tuple[str, bool]]:
         """Every migration and whether it is applied, oldest first."""
 
     def open(self, *, writable: bool = False) -> AbstractContextManager[Store]:
-        """A store for one command; raises `NeedsPerson` where the schema is not this program's."""
+        """A store for one command.
+
+        Raises `InterventionRequired` where the schema is not this program's.
+        """
 
     def open_thread(self) -> AbstractAsyncContextManager[Thread]:
         """A writable store in a thread of its own, the database made ready for a daemon; raises as
@@ -528,7 +535,7 @@ class Database(Protocol):
     def newest(self, *, busy_timeout_s: float) -> int:
         """The newest position by a connection of its own, 0 for an empty log.
 
-        Raises `Unavailable` only where another process holds the database.
+        Raises `DatabaseUnavailable` only where another process holds the database.
         """
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
@@ -538,7 +545,7 @@ class Database(Protocol):
         """What tells of new events."""
 
     def watch_identity(self) -> Callable[[], None]:
-        """What raises `RetryLater` once the database is another one than at this moment."""
+        """What raises `TransientError` once the database is another one than at this moment."""
 
     def sizes(self) -> Sizes:
         """How large it is, 0 bytes where it is not there."""

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from session_projector.worker.errors import BadUsage, RetryLater
+from session_projector.worker.errors import TransientError, UsageError
 from session_projector.worker.telemetry.probes import health, readiness
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -37,13 +37,13 @@ Respond = Callable[[str, list[tuple[str, str]]], Any]
 def served(
     address: str, state: DaemonState, newest: Callable[[], int], metrics: Collector
 ) -> Iterator[None]:
-    """Serve on `host:port` until the block ends; raises `BadUsage` and `RetryLater`.
+    """Serve on `host:port` until the block ends; raises `UsageError` and `TransientError`.
 
     `newest` reads the newest position from the database, for the health checks.
     """
     parsed = _ADDRESS.fullmatch(address)
     if not parsed or int(parsed[3]) > 65535:
-        raise BadUsage(
+        raise UsageError(
             f"--http {address} is not an address", "give host:port, such as 127.0.0.1:9187"
         )
     host = parsed[1] or parsed[2]
@@ -53,9 +53,9 @@ def served(
         what = f"cannot listen on --http {address} ({error.strerror})"
         if error.errno in _TRANSIENT:
             hint = "another process may use the port: give another port, or stop that process"
-            raise RetryLater(what, hint) from None
+            raise TransientError(what, hint) from None
         hint = "give an address of this machine, such as 127.0.0.1:9187, or a port above 1023"
-        raise BadUsage(what, hint) from None
+        raise UsageError(what, hint) from None
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     named = f"[{host}]" if ":" in host else host
     log.info("serving_http", address=f"{named}:{server.server_port}")

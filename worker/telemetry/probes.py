@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Final
 
-from session_projector.worker.errors import ProjectorError, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, ProjectorError
 from session_projector.worker.telemetry.state import DaemonState
 
 STALE_S: Final = 10.0
@@ -30,7 +30,7 @@ def health(newest_event: Callable[[], int], state: DaemonState) -> str:
         return f"the tail has finished no iteration for {silent_s:.0f} s"
     try:
         newest = newest_event()
-    except Unavailable:
+    except DatabaseUnavailable:
         return ""  # another process has locked it, and the tail waits, too
     except ProjectorError as error:
         return f"the log cannot be read: {error}"

@@ -16,13 +16,13 @@ from support.laws import elsewhere, said, tell
 from session_projector.worker.storage.sqlite.schema import migrate
 
 STORE = """
-from session_projector.worker.errors import RetryLater
+from session_projector.worker.errors import TransientError
 try:
     with database.open(writable=True) as store:
         append(store, "before")
         say("opened")
         exec(input())
-except RetryLater as error:
+except TransientError as error:
     say(str(error))
 """
 

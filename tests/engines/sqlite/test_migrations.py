@@ -11,7 +11,7 @@ import pytest
 from support import PROJECTOR, Database, event, projector
 
 from session_projector import migrations
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 SAMPLE = Path(__file__).parents[2] / "support" / "kanbatte-sample.db"
@@ -306,7 +306,7 @@ def test_dump_and_reload_keeps_positions_and_the_protection(
 
 
 def test_an_absent_folder_of_folders_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NeedsPerson):
+    with pytest.raises(InterventionRequired):
         schema.setup(tmp_path / "no" / "such" / "local.db")
 
 

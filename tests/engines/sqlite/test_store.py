@@ -8,7 +8,7 @@ from support import Database
 from support.folding import opened, target
 from support.laws import COUNTED, append, keep
 
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import Limits
 
 
@@ -66,7 +66,7 @@ def test_an_event_that_a_trigger_of_others_keeps_out_is_not_taken_for_written(
 
     with (
         target(database.path).open(writable=True) as store,
-        pytest.raises(NeedsPerson, match="a trigger keeps it out") as refused,
+        pytest.raises(InterventionRequired, match="a trigger keeps it out") as refused,
     ):
         append(store, "e1")
 

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Final
 
 from session_projector.projections.projection import Table
-from session_projector.worker.errors import LostRace, NeedsPerson, ProjectionFailed, quoted
+from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed, quoted
 from session_projector.worker.storage.port import Change, size_of
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS
 from session_projector.worker.storage.sqlite.connection import Connection
@@ -35,14 +35,14 @@ _QUARANTINE: Final = (
 
 def apply(connection: Connection, change: Change) -> None:
     """Within a transaction; raises `LostRace` where the checkpoint is not `before`, and
-    `NeedsPerson` where it is and stays so."""
+    `InterventionRequired` where it is and stays so."""
     before, after, table = change.before, change.after, change.table
     execute = connection.raw.execute
     moved = (after.version, after.position, after.generation, after.digest, after.skipped)
     known = (before.name, before.version, before.position, before.generation, before.digest)
     if execute(_MOVE, (*moved, *known)).rowcount != 1:
         if execute(_UNMOVED, known).fetchone():
-            raise NeedsPerson(
+            raise InterventionRequired(
                 f"{connection.path}: the checkpoint of {before.name} stays at {before.position}"
                 " whatever is written to it: a trigger keeps it there",
                 see_triggers(connection.path, "checkpoint"),

@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from session_projector.projections.event import MAX_EVENT_BYTES
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import is_read_only, translated
@@ -29,7 +29,7 @@ def require(path: Path) -> None:
     """Refuse a database that does not exist: a mistyped path must not start an empty log."""
     require_file_or_nothing(path)
     if not path.exists():
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"there is no database at {path}",
             "create it with `projector db setup`, or correct the path",
         )
@@ -40,11 +40,11 @@ def require_file_or_nothing(path: Path) -> None:
     try:
         wrong = path.exists() and not path.is_file()
     except OSError as error:
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path}: {error.strerror}", "correct the path, or see who you are (`id`)"
         ) from None
     if wrong:
-        raise NeedsPerson(f"{path} is not a file", "give the path of a SQLite file")
+        raise InterventionRequired(f"{path} is not a file", "give the path of a SQLite file")
     sidecars.refuse_root(path)
 
 

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, clos
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import RetryLater
+from session_projector.worker.errors import TransientError
 from session_projector.worker.storage.port import (
     Check,
     Checks,
@@ -82,7 +82,7 @@ class SqliteDatabase:
                     raise
                 # A disk that fails is held by nobody.
                 hint = "see why with `dmesg | tail`"
-                raise RetryLater(f"{self._path} cannot be read ({error})", hint) from error
+                raise TransientError(f"{self._path} cannot be read ({error})", hint) from error
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
         return DaemonLock(self._path, running)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from session_projector.worker.errors import (
-    NeedsPerson,
+    DatabaseUnavailable,
+    InterventionRequired,
     ProjectionFailed,
     ProjectorError,
-    RetryLater,
-    Unavailable,
+    TransientError,
     quoted,
 )
 
@@ -89,37 +89,37 @@ def _failed(name: str, error: Exception) -> ProjectionFailed:
 def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
     code = _code(error)
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
-        return RetryLater(f"{path} was moved or replaced while it was open", "start again")
+        return TransientError(f"{path} was moved or replaced while it was open", "start again")
     match code & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return Unavailable(
+            return DatabaseUnavailable(
                 f"{path} is locked by another process ({error})",
                 f"see who holds it with `fuser {quoted(path)}`, then try again",
             )
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
-            return Unavailable(
+            return DatabaseUnavailable(
                 f"{path} cannot be written or read ({error})",
                 f"make room on its disk (`df {quoted(path.parent)}`), or lift a file-size limit"
                 " (`ulimit -f`), then try again",
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN if is_read_only(path):
-            return NeedsPerson(
+            return InterventionRequired(
                 f"{path} is on a file system that is mounted read-only ({error})", REMOUNT
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            return NeedsPerson(
+            return InterventionRequired(
                 f"{path} or its folder is not writable by this user ({error})",
                 f"look at `ls -la {quoted(path.parent)}`; to share a database among users:"
                 " `projector db setup --group NAME`",
             )
         case sqlite3.SQLITE_INTERRUPT:
-            return NeedsPerson(*_endless(path))
+            return InterventionRequired(*_endless(path))
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _corrupt(path, str(error))
     hint = "see what is wrong: `projector doctor`"
     if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
         hint = "create what is gone again: `projector db setup`"
-    return NeedsPerson(f"{path}: SQLite says: {error}", hint)
+    return InterventionRequired(f"{path}: SQLite says: {error}", hint)
 
 
 def _endless(path: Path) -> tuple[str, str]:
@@ -132,8 +132,8 @@ def _endless(path: Path) -> tuple[str, str]:
     )
 
 
-def _corrupt(path: Path, why: str) -> NeedsPerson:
-    return NeedsPerson(
+def _corrupt(path: Path, why: str) -> InterventionRequired:
+    return InterventionRequired(
         f"{path} is damaged or not a SQLite database ({why})",
         f"see what is left with `sqlite3 {quoted(path)} .recover` (where the shell has"
         " it), or restore a backup",

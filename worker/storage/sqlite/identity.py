@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import RetryLater
+from session_projector.worker.errors import TransientError
 
 _SIDECARS: Final = ("-wal", "-shm")
 _Found = tuple[int, int] | None
@@ -35,17 +35,17 @@ class FileIdentity:
             self._sidecars[sidecar] = _found(sidecar, follow=False)
 
     def check(self) -> None:
-        """Raises `RetryLater` when a file was replaced or removed."""
+        """Raises `TransientError` when a file was replaced or removed."""
         try:
             self._check()
-        except RetryLater:
+        except TransientError:
             self.is_said = True
             raise
 
     def _check(self) -> None:
         for name in self._names:
             if _found(name) != self._identity:
-                raise RetryLater(
+                raise TransientError(
                     f"{name} was replaced or deleted while it was open"
                     if name == self._path
                     else f"{name} led to {self._path}, and now leads elsewhere",
@@ -53,7 +53,7 @@ class FileIdentity:
                 )
         for sidecar, identity in self._sidecars.items():
             if _found(sidecar, follow=False) != identity:
-                raise RetryLater(
+                raise TransientError(
                     f"{sidecar} was removed or replaced while it was open: what others write from"
                     " now on cannot be seen here, and what is written here is not kept",
                     "start again: nothing was written into the file that others use. See who has"

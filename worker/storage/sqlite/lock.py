@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from session_projector.worker import linux
-from session_projector.worker.errors import NeedsPerson, quoted
+from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.storage.port import Leader
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import require
@@ -128,11 +128,11 @@ class DaemonLock:
             why = f"cannot be opened ({error.strerror})"
             with suppress(OSError):
                 why = sidecars.not_plain(self._path.lstat()) or why
-            raise NeedsPerson(f"{self._path} {why}", self._fix()) from None
+            raise InterventionRequired(f"{self._path} {why}", self._fix()) from None
         try:
             found, database = os.fstat(descriptor), self._database.lstat()
             if why := self._no_lock(descriptor, found, database):
-                raise NeedsPerson(f"{self._path} {why}", self._fix())
+                raise InterventionRequired(f"{self._path} {why}", self._fix())
             if found.st_uid == os.geteuid():
                 if os.geteuid() == 0:  # as SQLite does with its files: or it shuts the owner out
                     with suppress(PermissionError):  # in a container that may not

@@ -8,7 +8,7 @@ from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
-from session_projector.worker.errors import BadUsage, NeedsPerson
+from session_projector.worker.errors import InterventionRequired, UsageError
 from session_projector.worker.storage.port import (
     ANY_POSITION,
     BatchReach,
@@ -138,7 +138,7 @@ class SqliteLog:
             except sqlite3.IntegrityError:
                 if (seq := self._connection.value(known, (row.id,))) is None:
                     raise
-                raise BadUsage(
+                raise UsageError(
                     f"the id {row.id} is that of another event: position {seq} in {path} has"
                     " another session, type or data",
                     "nothing was written; a new event needs a new id",
@@ -146,7 +146,7 @@ class SqliteLog:
         # The log ignores an event that it has already.
         seq = cursor.lastrowid if cursor.rowcount else self._connection.value(known, (row.id,))
         if seq is None:
-            raise NeedsPerson(
+            raise InterventionRequired(
                 f"{path} does not have the event that was written to it: a trigger keeps it out",
                 see_triggers(path, "event_log"),
             )

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import NeedsPerson, ProjectorError, quoted
+from session_projector.worker.errors import InterventionRequired, ProjectorError, quoted
 
 SIDECARS: Final = ("-wal", "-shm", "-journal")
 SAFELY: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -24,7 +24,7 @@ _TRAILER_BYTES: Final = 16
 """Length, checksum and magic, after the name of a super-journal at the end of a journal."""
 
 
-def check(path: Path, kind: type[ProjectorError] = NeedsPerson) -> None:
+def check(path: Path, kind: type[ProjectorError] = InterventionRequired) -> None:
     """Refuse a database beside which something lies that SQLite must not be given."""
     for said, hint in faults(path):
         raise kind(said, hint)
@@ -82,9 +82,9 @@ def refuse_root(path: Path) -> None:
     said = f"root does not open {path}, because other users can write its folder"
     if folder.st_uid != 0:
         command = f"{run_as(folder.st_uid, folder.st_gid)} projector doctor"
-        raise NeedsPerson(said, f"run it as the owner of the folder, such as `{command}`")
+        raise InterventionRequired(said, f"run it as the owner of the folder, such as `{command}`")
     if folder.st_mode & stat.S_IWOTH or (folder.st_mode & stat.S_IWGRP and folder.st_gid != 0):
-        raise NeedsPerson(
+        raise InterventionRequired(
             said,
             "give the folder to the user that the daemon is to run as, and work as that user:"
             f" `chown USER {quoted(path.parent)}`; or close it: `chmod go-w {quoted(path.parent)}`",

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Self
 
-from session_projector.worker.errors import RetryLater, Unavailable
+from session_projector.worker.errors import DatabaseUnavailable, TransientError
 from session_projector.worker.storage.port import Change, CommitStats, Limits
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
@@ -73,7 +73,7 @@ class SqliteStore:
         """
         mode = "rw" if writable or for_daemon else "ro"
         if for_daemon:  # which goes on when it is gone; others need somebody who removes it
-            sidecars.check(path, Unavailable)
+            sidecars.check(path, DatabaseUnavailable)
         identity = FileIdentity(path, given)  # before: a file put there meanwhile is another
         opened = connect(path, mode=mode, busy_timeout_s=limits.busy_timeout_s)
         try:
@@ -146,7 +146,7 @@ class SqliteStore:
         is_said = self.connection.identity.is_said
         try:
             self.check_identity()
-        except RetryLater:
+        except TransientError:
             abandon(self.connection.raw)
             if self._writable and not is_said:
                 raise

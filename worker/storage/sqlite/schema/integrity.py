@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from session_projector import migrations
 from session_projector.projections import BUILT_IN
-from session_projector.worker.errors import NeedsPerson
+from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.sqlite import tables
 from session_projector.worker.storage.sqlite.sql import (
     IS_NAME,
@@ -223,8 +223,8 @@ def is_whole(connection: sqlite3.Connection) -> bool:
 def restore(connection: sqlite3.Connection) -> list[str]:
     """Put back what is gone or changed, within the caller's transaction; returns the names.
 
-    A table is created empty, and what stood in it is folded again. Raises `NeedsPerson` where one
-    of the names is taken by something of another program's.
+    A table is created empty, and what stood in it is folded again. Raises `InterventionRequired`
+    where one of the names is taken by something of another program's.
     """
     gone = _gone(connection)
     for statements in gone.values():
@@ -250,7 +250,7 @@ def restore(connection: sqlite3.Connection) -> list[str]:
     for one in _objects(connection).values():
         wanted = ours.get(one.name.lower(), one)
         if wanted.name in faults and (one.kind, one.table.lower()) != (wanted.kind, wanted.table):
-            raise NeedsPerson(
+            raise InterventionRequired(
                 f"{one.name} is {one.kind} of {one.table}: another program took the name of what"
                 " keeps the log and the views sound",
                 f"give that {one.kind} another name, and run this again",

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import NeedsPerson, quoted
+from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.schema.sharing import os_errors
@@ -38,13 +38,13 @@ _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_a
 
 
 def layout(connection: sqlite3.Connection, path: Path) -> Layout:
-    """Recognised by columns; raises `NeedsPerson` for any other layout."""
+    """Recognised by columns; raises `InterventionRequired` for any other layout."""
     log, view = (tuple(columns_of(connection, table)) for table in ("event_log", "view"))
     if not log and not view:
         return Layout.EMPTY
     found = _COLUMNS.get(log)
     if found is None or view not in (_VIEW_COLUMNS, ()):
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path} has a layout that is not known here (event_log has the columns"
             f" {', '.join(log) or 'of no table'}; view {', '.join(view) or 'is absent'}), and was"
             " left untouched",

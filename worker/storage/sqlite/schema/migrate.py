@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from session_projector import migrations
-from session_projector.worker.errors import NeedsPerson, RetryLater, quoted
+from session_projector.worker.errors import InterventionRequired, TransientError, quoted
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import translated
@@ -39,12 +39,12 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a database whose schema is older or newer than this program's, or not whole."""
     applied = _applied(connection, path)
     if newer := _newer(applied):
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path} has a newer schema than this projector ({', '.join(newer)})",
             "upgrade projector: pip install -U session-projector",
         )
     if missing := [name for name in migrations.load() if name not in applied]:
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path} lacks {', '.join(missing)}",
             "upgrade it with `projector db setup`",
         )
@@ -52,7 +52,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
     if lacking := objects.lacking(connection):
         raise _not_whole(lacking, path)
     if odd := objects.odd_checkpoints(connection):
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path}: the checkpoint of {', '.join(odd)} is no position: somebody wrote to it",
             "let the projection begin at the first event again: `projector db setup`",
         )
@@ -62,7 +62,7 @@ def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
     if names := objects.views_in_place(connection):
         drop = "; ".join(f"DROP VIEW {name}" for name in names)
         schema = " ".join(shlex.quote(f".schema {name}") for name in names)
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path}: an SQL view of another program stands in the place of the table"
             f" {', '.join(names)}",
             f"see how it was made: `sqlite3 -readonly {quoted(path)} {schema}`. Then put the table"
@@ -70,15 +70,15 @@ def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _not_whole(lacking: Mapping[str, Sequence[str]], path: Path) -> NeedsPerson:
+def _not_whole(lacking: Mapping[str, Sequence[str]], path: Path) -> InterventionRequired:
     if gone := [name for name, columns in lacking.items() if not columns]:
-        return NeedsPerson(
+        return InterventionRequired(
             f"{path} lacks {', '.join(gone)}: somebody dropped what the migrations made",
             "create it again with `projector db setup`",
         )
     told = ", ".join(f"{name}.{column}" for name, columns in lacking.items() for column in columns)
     aside = "; ".join(f"ALTER TABLE {name} RENAME TO {name}_aside" for name in lacking)
-    return NeedsPerson(
+    return InterventionRequired(
         f"{path} lacks the columns {told}: somebody changed the table",
         f"put it aside and create it again: `sqlite3 {quoted(path)} {shlex.quote(aside)}"
         " && projector db setup`",
@@ -212,7 +212,7 @@ def use_wal(connection: sqlite3.Connection, path: Path) -> None:
         if mode == "wal":
             return
         if time.monotonic() > deadline:
-            raise RetryLater(
+            raise TransientError(
                 f"the schema of {path} is ready, but its journal mode is still not WAL, because"
                 " other processes keep it busy",
                 "stop them, and run `projector db setup` again",

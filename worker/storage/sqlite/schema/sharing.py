@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import BadUsage, NeedsPerson, quoted
+from session_projector.worker.errors import InterventionRequired, UsageError, quoted
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX
 
@@ -33,7 +33,7 @@ def check_folder(path: Path, gid: int) -> None:
     except FileNotFoundError:
         return
     if others:
-        raise BadUsage(
+        raise UsageError(
             f"--group would open the whole folder {path.parent}, which holds more than the database"
             f" ({others[0]}{', …' if len(others) > 1 else ''})",
             "give it a folder of its own: projector db setup -d FOLDER/local.db --group NAME",
@@ -46,7 +46,7 @@ def group_id(group: str) -> int:
             return int(group)
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise BadUsage(
+        raise UsageError(
             f"there is no group {group}", f"make it: groupadd {shlex.quote(group)}"
         ) from None
 
@@ -60,7 +60,9 @@ def share(path: Path, gid: int) -> None:
         for file in (path.with_name(path.name + suffix) for suffix in _SIDECARS):
             with suppress(FileNotFoundError), _opened(file, in_folder=folder) as found:
                 if why := sidecars.not_plain(os.fstat(found)):
-                    raise NeedsPerson(f"{file} {why}", sidecars.without(file, os.fstat(found)))
+                    raise InterventionRequired(
+                        f"{file} {why}", sidecars.without(file, os.fstat(found))
+                    )
                 _give(found, gid, 0o660)
         _give(folder, gid, _SHARED_FOLDER)
 
@@ -97,7 +99,7 @@ def os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = str(error.filename or path)
-        raise NeedsPerson(
+        raise InterventionRequired(
             f"{path if named.startswith('/proc/') else named}: {error.strerror}",
             f"look at `ls -la {quoted(path.parent)}` and who you are (`id`): the owner of the files"
             " gives them to a group in which it is (`usermod -aG`)",
