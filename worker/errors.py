@@ -59,18 +59,46 @@ class LostRace(Exception):
     """Another process moved the checkpoint: drop what is remembered of it and read it again."""
 
 
-def quoted(path: Path) -> str:
-    """A path, quoted for a shell."""
-    return shlex.quote(str(path))
+def quoted(text: str | Path) -> str:
+    """A path or a name, quoted for a shell.
+
+    What a terminal would not show, or what could be taken for another part of a hint, is escaped
+    as bash, ksh, zsh and busybox read it: `$'a\\x60b'`.
+    """
+    name = str(text)
+    if name.isprintable() and not _AMBIGUOUS.search(name):
+        return shlex.quote(name)
+    escaped = _UNSAFE.sub(lambda one: _bytes_of(one[0]), name)
+    return f"$'{escaped}'"
+
+
+def argument(text: str) -> str:
+    """A name, quoted for a shell, as the last argument of a command of this program."""
+    return f"-- {quoted(text)}" if text.startswith("-") else quoted(text)
 
 
 def naming(database: str, hint: str) -> str:
-    """Add `-d DATABASE`, quoted for a shell, to this program's commands in a hint."""
-    option = f" -d {shlex.quote(database)}"
-    return _QUOTED.sub(
-        lambda quoted: _COMMAND.sub(lambda command: command[0] + option, quoted[0]), hint
-    )
+    """Add `-d DATABASE`, quoted for a shell, to this program's commands in a hint.
+
+    Names within them must be `quoted`: nothing in such a name is taken for a command.
+    """
+    option = f" -d {quoted(database)}"
+
+    def named(command: re.Match[str]) -> str:
+        words, dashes, last = command[0].partition(" -- ")
+        return f"{words}{option}{dashes}{last}"
+
+    return _IN_BACKTICKS.sub(lambda commands: _COMMAND.sub(named, commands[0]), hint)
 
 
-_QUOTED: Final = re.compile("`[^`]+`")
+_AMBIGUOUS: Final = re.compile(
+    "[`\u115f\u1160\u180e\u3164\uffa0]|projector | -d | && | -- "  # the letters show nothing
+)
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9/._+,:@%=-]")
+_IN_BACKTICKS: Final = re.compile("`[^`]+`")
 _COMMAND: Final = re.compile(r"\bprojector (?!.* -d )(?:(?! && )[^`])+")
+
+
+def _bytes_of(character: str) -> str:
+    odd = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", odd))

@@ -1,6 +1,5 @@
 """The projections of a database."""
 
-import shlex
 from collections.abc import Iterable
 
 import msgspec
@@ -8,7 +7,7 @@ import structlog
 
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker import registry
-from session_projector.worker.errors import CheckFailed
+from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.folding.checkpoints import refuse_newer
 from session_projector.worker.storage.port import Checkpoint, Store
 
@@ -78,7 +77,7 @@ def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
     known = {projection.name for projection in projections}
     for name in store.checkpoints.all():
         if name not in known:
-            drop = f"`projector projection drop {shlex.quote(name)}`"
+            drop = f"`projector projection drop {argument(name)}`"
             log.warning(
                 "projection_without_code",
                 projection=name,

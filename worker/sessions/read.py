@@ -1,6 +1,5 @@
 """Reading sessions: the list, one view, and changes as they happen."""
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -10,7 +9,7 @@ from session_projector.projections.messagepack import Malformed, decode_exact
 from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
 from session_projector.projections.session_index import Entry, SessionIndex
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.sessions.timeline import SESSIONS, no_session
 from session_projector.worker.storage.port import Store
 
@@ -69,7 +68,7 @@ def session(store: Store, session_id: str) -> dict[str, Any]:
             f"the view of session {session_id} in {store.name} was not written by projector",
             "fold it from the log: `projector run`"
             if adopted
-            else f"fix it: `projector replay --session {shlex.quote(session_id)}`",
+            else f"fix it: `projector replay --session={quoted(session_id)}`",
         )
     return view
 

@@ -1,6 +1,5 @@
 """The timeline of one session: its events, and the view after each one that can be folded."""
 
-import shlex
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from session_projector.projections.event import (
 from session_projector.projections.fold import Rejected, fold, read
 from session_projector.projections.messagepack import Malformed, decode, decode_partly
 from session_projector.projections.sessions import Session, Sessions
-from session_projector.worker.errors import CheckFailed
+from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.storage.port import Store
 
 SESSIONS: Final = Sessions()
@@ -91,7 +90,7 @@ def moments(store: Store, session_id: str) -> Iterator[Moment]:
     if not begun:
         raise CheckFailed(
             f"none of the events of session {session_id} in {store.name} can be folded",
-            f"see why: `projector session history {shlex.quote(session_id)}`",
+            f"see why: `projector session history {argument(session_id)}`",
         )
 
 

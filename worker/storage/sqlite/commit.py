@@ -1,6 +1,5 @@
 """What a change of a projection is in SQL."""
 
-import shlex
 import sqlite3
 from collections.abc import Sequence
 from itertools import chain
@@ -96,7 +95,7 @@ def _write(
             f"{connection.path}: a row of {table.name} cannot be written ({error}): another"
             " program's row has the id that it must have",
             "see which, and let who wrote it take another id (or `UPDATE` it in the same shell):"
-            f" `sqlite3 -readonly {quoted(connection.path)} {shlex.quote(_squatters(table))}`",
+            f" `sqlite3 -readonly {quoted(connection.path)} {quoted(_squatters(table))}`",
         ) from None
 
 

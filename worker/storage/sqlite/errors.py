@@ -1,7 +1,6 @@
 """What SQLite says, as errors of this program with a hint."""
 
 import os
-import shlex
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from session_projector.worker.errors import (
     ProjectionFailed,
     ProjectorError,
     TransientError,
+    argument,
     quoted,
 )
 
@@ -39,7 +39,7 @@ def is_read_only(path: Path) -> bool:
 def see_triggers(path: Path, table: str) -> str:
     """The hint where a trigger of another program may be what is wrong with a table."""
     sql = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = '{table}'"
-    return f"see which, and drop it: `sqlite3 {quoted(path)} {shlex.quote(sql)}`"
+    return f"see which, and drop it: `sqlite3 {quoted(path)} {quoted(sql)}`"
 
 
 class translated:  # noqa: N801 - a class, as a generator would cost each statement 1 µs more
@@ -76,7 +76,7 @@ def _code(error: Exception) -> int:
 
 
 def _failed(name: str, error: Exception) -> ProjectionFailed:
-    hint = f"build its views again: `projector projection drop {name}`, then run again"
+    hint = f"build its views again: `projector projection drop {argument(name)}`, then run again"
     if _code(error) & 0xFF == sqlite3.SQLITE_CONSTRAINT:
         hint = (
             "a trigger or an index on its table refuses the row: SELECT sql FROM"
@@ -128,7 +128,7 @@ def _endless(path: Path) -> tuple[str, str]:
         f"{path}: a statement that should take moments did not end, and was stopped: a trigger or"
         " an SQL view that another program made there goes on for ever",
         "see which (and `DROP TRIGGER` it in the same shell):"
-        f" `sqlite3 -readonly {quoted(path)} {shlex.quote(look)}`",
+        f" `sqlite3 -readonly {quoted(path)} {quoted(look)}`",
     )
 
 

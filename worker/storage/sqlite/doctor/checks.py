@@ -4,7 +4,6 @@ Each takes the path, and opens the database for itself and only to read.
 """
 
 import os
-import shlex
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Final
 from session_projector import migrations
 from session_projector.projections.decode import created_ms
 from session_projector.projections.event import LogRow, Unfoldable
-from session_projector.worker.errors import quoted
+from session_projector.worker.errors import argument, quoted
 from session_projector.worker.storage.port import Check, digest
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, connect
 from session_projector.worker.storage.sqlite.errors import translated
@@ -117,7 +116,7 @@ def triggers(path: Path) -> Iterator[Check]:
             f"nothing can be written to {told}: a trigger there, or one that it sets off, names"
             " what is gone",
             "see which, and drop it (`DROP TRIGGER NAME`):"
-            f" `sqlite3 -readonly {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+            f" `sqlite3 -readonly {quoted(path)} {quoted(_LOOK_AT_TRIGGERS)}`",
         )
     elif any(meddles for *_, meddles in others):
         yield Check(
@@ -126,7 +125,7 @@ def triggers(path: Path) -> Iterator[Check]:
             "triggers of other programs may refuse or lose what is written to our tables, or write"
             f" to them: {named}",
             "see what each does, and drop what is not wanted (`DROP TRIGGER NAME`):"
-            f" `sqlite3 {quoted(path)} {shlex.quote(_LOOK_AT_TRIGGERS)}`",
+            f" `sqlite3 {quoted(path)} {quoted(_LOOK_AT_TRIGGERS)}`",
         )
     else:
         also = f"; other programs have triggers here: {named}" if others else ""
@@ -140,7 +139,7 @@ def indexes(path: Path) -> Iterator[Check]:
         others, obstacles = objects.foreign_indexes(db), objects.obstacles(db)
         doubled = migrate.doubled_keys(db) if objects.SESSION_KEY in amiss else []
     for one in others:
-        drop = shlex.quote(f"DROP INDEX {identifier(one.name)}")
+        drop = quoted(f"DROP INDEX {identifier(one.name)}")
         said = f"an index of another program may refuse what is written to {one.table}: {one.name}"
         if one in obstacles:
             yield Check("indexes", "fail", said, _SETUP)
@@ -203,7 +202,7 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
                 fix = "upgrade projector: `pip install -U session-projector`, or its package;"
                 fix += (
                     " where no newer one ever ran here, somebody wrote that: let the next run build"
-                    f" them again: `projector projection drop {name}`"
+                    f" them again: `projector projection drop {argument(name)}`"
                 )
                 wrong.append(Check("checkpoint", "fail", said, fix))
         if stray := objects.stray_checkpoints(db):

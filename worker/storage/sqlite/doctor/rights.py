@@ -1,7 +1,6 @@
 """The check of owner, group and mode of a database, its folder and the files beside it."""
 
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +109,7 @@ def _half_shared(path: Path) -> Iterator[Check]:
             "warn",
             f"{_told(path)} is writable by its group, but its folder, {_told(path.parent)}, does"
             " not give that group to the files that SQLite makes beside it",
-            f"`projector db setup --group {shlex.quote(group(gid))}`",
+            f"`projector db setup --group {quoted(group(gid))}`",
         )
 
 

@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shlex
 import sqlite3
 import stat
 import tempfile
@@ -66,7 +65,7 @@ def _without_added(path: Path, log: Sequence[str], view: Sequence[str]) -> str:
         if {*ours} <= {*log} and (not view or {*_VIEW_COLUMNS} <= {*view}):
             return (
                 "somebody added columns; if nothing needs them, and what is in them:"
-                f" `sqlite3 {quoted(path)} {shlex.quote('; '.join(added))}`"
+                f" `sqlite3 {quoted(path)} {quoted('; '.join(added))}`"
             )
     return ""
 

@@ -1,6 +1,5 @@
 """Migrations: which are applied, and making or upgrading a database to the newest."""
 
-import shlex
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,12 +60,12 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
 def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
     if names := objects.views_in_place(connection):
         drop = "; ".join(f"DROP VIEW {name}" for name in names)
-        schema = " ".join(shlex.quote(f".schema {name}") for name in names)
+        schema = " ".join(quoted(f".schema {name}") for name in names)
         raise InterventionRequired(
             f"{path}: an SQL view of another program stands in the place of the table"
             f" {', '.join(names)}",
             f"see how it was made: `sqlite3 -readonly {quoted(path)} {schema}`. Then put the table"
-            f" back: `sqlite3 {quoted(path)} {shlex.quote(drop)} && projector db setup`",
+            f" back: `sqlite3 {quoted(path)} {quoted(drop)} && projector db setup`",
         )
 
 
@@ -80,7 +79,7 @@ def _not_whole(lacking: Mapping[str, Sequence[str]], path: Path) -> Intervention
     aside = "; ".join(f"ALTER TABLE {name} RENAME TO {name}_aside" for name in lacking)
     return InterventionRequired(
         f"{path} lacks the columns {told}: somebody changed the table",
-        f"put it aside and create it again: `sqlite3 {quoted(path)} {shlex.quote(aside)}"
+        f"put it aside and create it again: `sqlite3 {quoted(path)} {quoted(aside)}"
         " && projector db setup`",
     )
 

@@ -2,7 +2,6 @@
 
 import grp
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,7 +46,7 @@ def group_id(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise UsageError(
-            f"there is no group {group}", f"make it: groupadd {shlex.quote(group)}"
+            f"there is no group {group}", f"make it: groupadd {quoted(group)}"
         ) from None
 
 
