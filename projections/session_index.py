@@ -107,7 +107,7 @@ class SessionIndex(PerSession[Entry]):
 def _changed(
     view: Entry, event: Event, added: Sequence[Messages], project: str, status: str
 ) -> Entry:
-    """`event` is the last one, of which the other columns are."""
+    """The row after some messages; status and times are those of `event`, the last one."""
     title, last_role = view.title, view.last_role
     count = view.message_count
     last = None

@@ -1,9 +1,10 @@
 """A client for other Python programs: append an event, wait until it is folded, read the view.
 
 Each call opens the database and closes it again. It waits up to 5 seconds for a lock that another
-process holds. `database` is a path or a `sqlite:` URL.
+process holds. `database` is a path or `sqlite://PATH`.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import CheckFailed, ProjectorError, naming
+from session_projector.worker.errors import CheckFailed, ProjectorError, UsageError, naming
 from session_projector.worker.operations import wait as waiting
 from session_projector.worker.sessions.read import session
 from session_projector.worker.sessions.write import new_event
@@ -34,7 +35,8 @@ def append(
 
     With an `id` of your own the call may be repeated: as long as session and event are the same,
     it returns the position of the event that is there. `timestamp` is the event's time in Unix
-    milliseconds, by default the time of the call.
+    milliseconds, by default the time of the call. `session_id` is without `session:`, which the key
+    in the log begins with.
 
     Raises `UsageError` for an event that would not fold whatever the session says, and for an
     `id` that another event has.
@@ -58,6 +60,11 @@ def wait(
 
     Raises `CheckFailed` when it takes longer than `timeout_s` seconds, and says why.
     """
+    if not isinstance(seq, int) or not 0 <= timeout_s < math.inf:
+        raise UsageError(
+            f"cannot wait {timeout_s!r} seconds for position {seq!r}",
+            "give the position that append returned, and seconds of 0 or more",
+        )
     with _opened(database) as (target, store):
         if projection is not None:
             waiting.require_known(store, projection)

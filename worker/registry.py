@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import structlog
 
-from session_projector import migrations
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import PerSession, Projection, Table
 from session_projector.worker.errors import UsageError
@@ -67,8 +66,11 @@ def chosen(name: str | None) -> list[Projection]:
 
 def _named(spec: str) -> Any:
     module, _, name = spec.partition(":")
-    if not module or not name:
-        raise UsageError(f"{spec} does not name a projection", "give module:Name")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise UsageError(
+            f"{spec} does not name a projection",
+            "give module:Name as Python imports it, such as projections.balance:Balance",
+        )
     if "." not in sys.path:
         sys.path.insert(_behind_standard_library(), ".")
     return _load(module, name)
@@ -92,7 +94,7 @@ def _load(module: str, name: str) -> Any:
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"the projection {module}:{name} cannot be loaded: {type(error).__name__}: {error}",
-            f"see what is wrong: {sys.executable} -c 'import {module}'",
+            f"see what is wrong: {sys.executable} -c 'from {module} import {name.split('.')[0]}'",
         ) from None
 
 
@@ -149,16 +151,7 @@ def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
     if odd := [index for index in table.indexes if not _INDEX.fullmatch(index)]:
         yield f"the index {odd[0]!r} is not a list of columns such as 'day, project'"
     name = table.name.lower()
-    if name in taken | _ours() or name.startswith(("sqlite_", "pragma_", "json_")):
-        yield f"the table {table.name} belongs to another program or projection"
+    if name in taken:
+        yield f"the table {table.name} belongs to another projection"
     if fault := table_fault(table):
         yield fault
-
-
-def _ours() -> set[str]:
-    """The names that projector's own tables and statements use."""
-    sql = " ".join(migrations.load().values())
-    names = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)
-    # Names that our statements give to other things.
-    meant = {"excluded", "gathered", "temp", "main", "new", "old", "rowid"}
-    return {"schema_migrations", "umzug_meta", *meant, *(name.lower() for name in names)}

@@ -217,3 +217,26 @@ def test_a_view_that_somebody_else_wrote_is_not_returned(database: Database) -> 
 
     with pytest.raises(InterventionRequired, match="was not written by projector"):
         read(database.path, "A-1")
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf"), -1])
+def test_a_wait_that_could_not_end_is_refused(database: Database, timeout_s: float) -> None:
+    with pytest.raises(UsageError, match="cannot wait") as refused:
+        wait(database.path, 1, timeout_s=timeout_s)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("session_id", "data", "why"),
+    [
+        (None, {"project": "P"}, "the session id is None, not a text"),
+        ("A-1", {"project": "P", "x": object()}, "MessagePack cannot hold the event"),
+        ("A-1", {"project": "P", "x": 2**64}, "MessagePack cannot hold the event"),
+    ],
+)
+def test_an_event_that_cannot_be_written_is_refused(
+    database: Database, session_id: Any, data: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UsageError, match=why):
+        append(database.path, session_id, "session_created", data)
+    assert database.log() == []

@@ -88,7 +88,7 @@ def _fields(
 
 
 def _within(stored: Any, expected: Any, path: str) -> Iterator[FieldDiff]:
-    """Down to the fields of a message, and no further: its content differs as a whole."""
+    """The fields that differ, those of messages too; the content of a message is compared whole."""
     if isinstance(stored, dict) and isinstance(expected, dict) and path.count(".") < 1:
         for name in [*expected, *(name for name in stored if name not in expected)]:
             pair = (stored.get(name, ABSENT), expected.get(name, ABSENT))

@@ -62,10 +62,10 @@ async def compare(
     session: str | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Report what differs from the log; returns how much. `dry_run`: a log that was replaced too.
+    """Report what differs from the log; returns the number of views.
 
-    Where a projection cannot be compared, the others are; the gravest of such errors is raised at
-    the end.
+    A `dry_run` also compares where the log was replaced. Where one projection cannot be compared,
+    the others are; the gravest of such errors is raised at the end.
     """
     tallies: list[Tally] = []
 

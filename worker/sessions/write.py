@@ -71,14 +71,21 @@ def new_event(
     timestamp: int | None = None,
 ) -> LogRow:
     """An event as any other process would append it; raises `UsageError` if it would not fold."""
+    if not isinstance(session_id, str):
+        raise UsageError(f"the session id is {session_id!r}, not a text", "nothing was written")
     event: dict[str, Any] = {"type": kind, "sessionId": session_id, "data": data}
     if timestamp is not None:
         event["timestamp"] = timestamp
     event_id = uuid.uuid4().hex if event_id is None else event_id
     try:
-        row = LogRow(0, event_id, PREFIX + session_id, msgspec.msgpack.encode(event), created_at)
+        encoded = msgspec.msgpack.encode(event)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        why = f"MessagePack cannot hold the event: {error}"
+        raise UsageError(why, "nothing was written") from None
+    row = LogRow(0, event_id, PREFIX + session_id, encoded, created_at)
+    try:
         decode(row, (kind,))
-    except (Unfoldable, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Unfoldable as error:
         raise UsageError(f"the event would not fold: {error}", "nothing was written") from None
     return row
 
@@ -101,7 +108,8 @@ def _parse_messages(data: bytes) -> list[Any]:
 
 
 def _require_session(store: Store, session_id: str) -> None:
-    """Checked outside the write lock, as it may take a while: a session never leaves the log."""
+    """Raise `CheckFailed` if no event created the session; called outside the write lock, as it may
+    take a while, and a session never leaves the log."""
     if not session_id or not exists(store, session_id):
         raise CheckFailed(
             f"there is no session {session_id} in {store.name}",

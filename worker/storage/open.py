@@ -19,11 +19,21 @@ _MAX_LINKS: Final = 40
 
 
 def database(url: str, limits: "Limits | None" = None) -> "Database":
-    """The database of a path or `sqlite:` URL, its path resolved; raises `UsageError`."""
-    scheme, colon, rest = url.partition("://")
-    if colon and scheme != "sqlite":
+    """The database of a path or `sqlite://PATH`, the path resolved; raises `UsageError`."""
+    scheme, path = _split(url)
+    if scheme != "sqlite":
         raise UsageError(f"there is no engine for {scheme}://", "give the path of a SQLite file")
-    if not (path := rest if colon else url):
+    return _sqlite(path, limits)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The engine that a name asks for, and the rest of it; a name without a scheme is a path."""
+    scheme, found, rest = url.partition("://")
+    return (scheme, rest) if found else ("sqlite", url)
+
+
+def _sqlite(path: str, limits: "Limits | None") -> "Database":
+    if not path:
         raise UsageError("the name of the database is empty", "give the path of a SQLite file")
     try:
         resolved = Path(os.path.realpath(path))
@@ -43,10 +53,11 @@ def act_as_owner(url: str) -> None:
     For a program that does nothing else: it cannot be undone. Where it cannot be done, such as for
     a user who cannot read this installation, opening the database is refused.
     """
-    if os.geteuid() != 0:
+    scheme, path = _split(url)
+    if os.geteuid() != 0 or scheme != "sqlite":
         return
     try:
-        name = Path(os.path.abspath(url.removeprefix("sqlite://")))
+        name = Path(os.path.abspath(path))
         files = (name, Path(os.path.realpath(name)))  # where a link to it lies, and where it does
     except OSError:  # the working folder is gone, as is told of where the database is opened
         return

@@ -334,8 +334,10 @@ class Checkpoints(Protocol):
         """Every checkpoint, by name and in that order."""
 
     def report(self, name: str, status: ProjectionStatus | None) -> None:
-        """Let everybody see what a projection is doing; None: it tails. A commit that moves its
-        checkpoint says so too."""
+        """Store what a projection is doing, for all to read; None where it follows the log.
+
+        A commit that moves its checkpoint does the same.
+        """
 
     def reports(self) -> dict[str, ProjectionStatus]:
         """What the projections that do not tail are doing, by name and in that order."""

@@ -29,7 +29,7 @@ IS_SOUND: Final = " AND ".join(
 
 
 def upsert(table: Table, rows: int) -> str:
-    """So many rows at once."""
+    """The statement that writes a number of rows, new or there already."""
     columns = ", ".join(table.columns)
     updates = ", ".join(f"{column} = excluded.{column}" for column in table.columns)
     values = ", ".join([f"({placeholders([*table.columns])})"] * rows)

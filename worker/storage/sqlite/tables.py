@@ -1,10 +1,17 @@
 """The tables that projections keep their views in: made, and brought to the shape of a version."""
 
+import re
 import sqlite3
 from collections.abc import Collection, Mapping
 from contextlib import closing
+from typing import Final
 
+from session_projector import migrations
 from session_projector.projections.projection import Table
+
+# Names of other programs' tables, and those that our statements give to other things.
+_TAKEN: Final = {"schema_migrations", "excluded", "gathered", "temp", "main", "new", "old", "rowid"}
+_OF_SQLITE: Final = ("sqlite_", "pragma_", "json_")
 
 
 def statements(table: Table, indexes: Collection[str] = ()) -> list[str]:
@@ -70,7 +77,9 @@ def changes(
 
 
 def fault(table: Table) -> str:
-    """Why SQLite would not have such a table, '' where it would."""
+    """Why a projection cannot have such a table, '' where it can."""
+    if table.name.lower() in _ours() or table.name.lower().startswith(_OF_SQLITE):
+        return f"the table {table.name} belongs to another program"
     with closing(sqlite3.connect(":memory:")) as connection:
         try:
             for statement in statements(table):
@@ -82,3 +91,10 @@ def fault(table: Table) -> str:
         except sqlite3.Error as error:
             return f"SQLite cannot make its table: {error}"
     return ""
+
+
+def _ours() -> set[str]:
+    """The names that must not be a projection's, in small letters."""
+    sql = " ".join(migrations.load().values())
+    names = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)
+    return _TAKEN | {name.lower() for name in names}

@@ -244,8 +244,8 @@ class SqliteViews:
             raise ProjectionFailed(
                 name,
                 f"the table {table.name} {whose}",
-                f"if it is of no use: sqlite3 {quoted(self._connection.path)} 'DROP TABLE"
-                f" {table.name}'; else give the projection's table another name",
+                "give the projection's table another name; or drop that table, if nothing needs it:"
+                f" `sqlite3 {quoted(self._connection.path)} 'DROP TABLE {table.name}'`",
             )
 
 

@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 LONGEST_IDLE_S: Final = 1.0
-"""After so much waiting it is asked whatever was heard."""
+"""The longest wait until SQLite is asked, even if no file was changed."""
 FIRST_POLL_S: Final = 0.001
 IDLE_POLL_S: Final = 0.1
 """Between two questions where nothing is heard."""

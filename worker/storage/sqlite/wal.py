@@ -17,8 +17,8 @@ WARNING_BYTES: Final = 64 * 1024 * 1024
 """A write-ahead log is used again from its start at about 4 MiB, unless a reader pins it or writers
 commit so often that no copy of it is ever complete: then it is emptied at this size."""
 QUIET_S: Final = 0.5
-"""After a commit by itself. What is older than that is in the database file, whatever happens to
-the files beside it."""
+"""Time between a commit and the copy of the WAL. What is older is in the database file, whatever
+happens to the files beside it."""
 _EMPTY_WITHIN_S: Final = 0.1
 """How long emptying it may wait for readers while it holds the writers' lock."""
 _RETRY_S: Final = (1.0, 60.0)

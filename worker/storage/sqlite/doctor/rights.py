@@ -72,7 +72,7 @@ def _asked_for(path: Path) -> tuple[int, str]:
 
 
 def _barred(file: Path, path: Path, uid: int) -> str:
-    """What lets a user read and write a file without locking others out; '' where he can."""
+    """The command that lets a user read and write a file, '' where he can already."""
     found, folder = file.stat(), path.parent.stat()
     bits = 7 if file.is_dir() else 6
     if uid == os.geteuid():

@@ -106,8 +106,7 @@ def foreign(connection: sqlite3.Connection) -> list[Object]:
 
 
 def foreign_indexes(connection: sqlite3.Connection) -> list[Object]:
-    """Those of others on the log, on our tables and on those of projections that may refuse a row:
-    a unique one, or one on an expression."""
+    """Indexes of other programs that may refuse a row of ours: unique ones, or on an expression."""
     ours = _written(connection)
     return [
         one
@@ -275,8 +274,10 @@ def restore(connection: sqlite3.Connection) -> list[str]:
 
 
 def _fold_again(connection: sqlite3.Connection, table: str) -> bool:
-    """Let the projections that kept their views in a table that was gone begin at the first event,
-    as their checkpoints say that its rows are there; whether there are any."""
+    """Let projections whose table was gone begin at the first event; returns whether there are any.
+
+    Their checkpoints say that the rows are there.
+    """
     changed = [connection.execute(statement, (table,)).rowcount for statement in _FOLD_AGAIN]
     return changed[-1] > 0
 

@@ -121,7 +121,7 @@ def _like(path: Path, copy: int) -> None:
 
 
 def _remove_left(left: Path) -> None:
-    """What a set-up left that was killed: a folder of ours, or a file of an earlier version."""
+    """Remove what a killed set-up left: a folder of ours, or a file of an earlier version."""
     with suppress(OSError):
         if not stat.S_ISDIR(left.lstat().st_mode):
             left.unlink()

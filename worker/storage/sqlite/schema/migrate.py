@@ -189,7 +189,7 @@ def _others_on_the_log(connection: sqlite3.Connection) -> set[str]:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """One by one: `executescript` would commit the transaction first."""
+    """The statements of a script; `executescript` would commit the transaction first."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

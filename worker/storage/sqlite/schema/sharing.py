@@ -46,7 +46,7 @@ def group_id(group: str) -> int:
         return grp.getgrnam(group).gr_gid
     except KeyError:
         raise UsageError(
-            f"there is no group {group}", f"make it: groupadd {quoted(group)}"
+            f"there is no group {group}", f"create it: `groupadd {quoted(group)}`"
         ) from None
 
 
@@ -82,7 +82,7 @@ def _opened(path: Path, flags: int = 0, *, in_folder: int | None = None) -> Iter
 
 
 def _give(descriptor: int, gid: int, mode: int) -> None:
-    """Only what differs: a sidecar that another user made is not ours to change, nor need it be."""
+    """Give a file to the group with a mode; nothing is done where it has both already."""
     found = os.fstat(descriptor)
     # fchown and fchmod refuse a descriptor by O_PATH; by this name the kernel finds it.
     target = f"/proc/self/fd/{descriptor}" if hasattr(os, "O_PATH") else descriptor
