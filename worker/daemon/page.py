@@ -28,8 +28,8 @@ class Page(msgspec.Struct, frozen=True):
     newest: int
     touched: bool
     """Whether another connection may have committed since the read before."""
-    checkpoints: list[Checkpoint | None]
-    """Of the projections that were asked for."""
+    moved: bool
+    """Whether there are no rows, and a checkpoint that was asked for is another one by now."""
     events: Sequence[Event | Rejected] = ()
     """The rows as `decoded_for` is to fold them; none until they are decoded."""
     decoded_for: tuple[Projection, ...] = ()
@@ -60,7 +60,7 @@ def read_page(
     start: int,
     until: int | None,
     events: int,
-    names: Sequence[str] = (),
+    checkpoints: Sequence[Checkpoint] = (),
     patience_s: float = 0,
 ) -> Page:
     """Read the event at `start` and `events` of those after it. Where there are none this waits for
@@ -76,8 +76,9 @@ def read_page(
             rows = store.log.page(start=start, until=last, events=events)
     newest = max(store.log.newest(), rows[-1].seq if rows else 0)
     first = rows.pop(0) if start and rows and rows[0].seq == start else None
-    checkpoints = [store.checkpoints.get(name) for name in names]
-    return Page(start, until, first, rows, newest, touched, checkpoints)
+    # Where there are rows the commit asks.
+    moved = not rows and any(store.checkpoints.get(c.name) != c for c in checkpoints)
+    return Page(start, until, first, rows, newest, touched, moved)
 
 
 async def decoded(page: Page, projections: tuple[Projection, ...], *, share: bool) -> Page:

@@ -1,12 +1,11 @@
 """The tail: page by page, the events that are new are folded and committed; then it waits."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 import structlog
 
 from session_projector.projections.projection import Projection
@@ -128,10 +127,12 @@ class Tail:
             until = max(until, self.position)
         page, self._ahead = self._ahead, None  # what fails from here on is read again
         if page is None or (page.start, page.until) != (self.position, until):
-            most = self._size.events if self.members else 1
-            names = [projection.name for projection in self._projections()]
+            start, most = self.position, self._size.events if self.members else 1
+            checkpoints = [member.checkpoint for member in self.members]
             patience_s = 0 if self._woken is None else PATIENCE_S
-            page = await self._read(self.position, until, most, names, patience_s)
+            page = await self._thread.run(
+                lambda store: read_page(store, start, until, most, checkpoints, patience_s)
+            )
         self._newest = page.newest
         self._state.polled(page.newest, self._positions(), leading=self._leading)
         return page
@@ -141,36 +142,32 @@ class Tail:
         that are remembered."""
         if not self.members:
             return False
-        checkpoints = [member.checkpoint for member in self.members]
-        if not page.fits(checkpoints):
+        if not page.fits([member.checkpoint for member in self.members]):
             await self._check_log()
-        # A database restored in place stands elsewhere than what is remembered of it.
-        if not page.rows and page.checkpoints != checkpoints:
+        if page.moved:  # as in a database that was restored in place
             raise LostRace
         return bool(page.rows)
 
     async def _commit(self, batch: Batch, page: Page) -> CommitStats:
-        """Commit a batch, and move the members on. Meanwhile what follows is read ahead, unless it
-        is the rest of this page."""
+        """Commit a batch, and move the members on. In the same hop what follows is read ahead,
+        unless it is the rest of this page."""
         rest = page.after(len(batch.events))
-        ahead = [rest] if rest.rows else []
         much = batch.size > MUCH_BYTES
         self._took_memory = self._took_memory or much
-        changes, bulk = batch.changes, much and not self._pacing
-        async with _beside(self._read_ahead, page, ahead, wanted=page.more and not ahead):
-            committed = await self._thread.run(lambda store: store.commit(changes, bulk=bulk))
-            # At once: what fails from here on must not fold again what is committed.
-            self.members = [part.committed() for part in batch.parts]
-        self._ahead = ahead[0] if ahead else None  # not before: what follows a failure is read
-        return committed
+        changes, bulk, most = batch.changes, much and not self._pacing, self._size.events
 
-    async def _read_ahead(self, page: Page, ahead: list[Page]) -> None:
-        """Read and decode what follows a page, while the database's thread commits. It can be done
-        without: where it fails it is forgotten, and the next read meets what was wrong."""
-        with suppress(Exception):
-            found = await self._read(page.rows[-1].seq, page.until, self._size.events)
-            if found.rows:
-                ahead.append(await decoded(found, page.decoded_for, share=self._share))
+        def work(store: Store) -> tuple[CommitStats, Page | None]:
+            committed = store.commit(changes, bulk=bulk)
+            if rest.rows or not page.more:
+                return committed, rest
+            with suppress(DatabaseUnavailable):  # what is committed must not be folded again
+                return committed, read_page(store, rest.start, page.until, most)
+            return committed, None
+
+        committed, ahead = await self._thread.run(work)
+        self.members = [part.committed() for part in batch.parts]
+        self._ahead = ahead if ahead and ahead.rows else None
+        return committed
 
     async def _learn(
         self, batch: Batch, page: Page, committed: CommitStats, started: float
@@ -211,19 +208,6 @@ class Tail:
             fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
         (log.warning if quarantined else log.info)("batch_committed", **fields)
 
-    async def _read(
-        self,
-        start: int,
-        until: int | None,
-        events: int,
-        names: Sequence[str] = (),
-        patience_s: float = 0,
-    ) -> Page:
-        """One page, in one hop."""
-        return await self._thread.run(
-            lambda store: read_page(store, start, until, events, names, patience_s)
-        )
-
     async def _changed(self) -> bool:
         return await self._thread.run(lambda store: store.changed())
 
@@ -244,21 +228,3 @@ class Tail:
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
-
-
-@asynccontextmanager
-async def _beside(
-    work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any, wanted: bool
-) -> AsyncIterator[None]:
-    """Some work beside the block; what either raises comes out as it is."""
-    if not wanted:
-        yield
-        return
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(work, *arguments)
-            # So that the database's thread gets this work before the block's.
-            await anyio.lowlevel.checkpoint()
-            yield
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None

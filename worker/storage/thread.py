@@ -8,8 +8,8 @@ called here alone, and looked for when this module is imported.
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiosqlite
@@ -36,25 +36,20 @@ class StoreThread:
         self._loop = asyncio.get_running_loop()
 
     async def run(self, work: Callable[[Store], T]) -> T:
-        # A cancelled task does not take back what the thread has begun: a BEGIN that is abandoned
-        # would open a transaction later, and lock every writer out.
-        with anyio.CancelScope(shield=True), self._watched():
-            done: T = await self._connection._execute(work, self._store)  # type: ignore[no-untyped-call]
-        return done
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Meanwhile end a statement that does not end by itself."""
-
         def look() -> None:
+            """End a statement that does not end by itself."""
             self._store.interrupt(self._patience_s())
             timers.append(self._loop.call_later(LOOK_S, look))
 
         timers = [self._loop.call_later(LOOK_S, look)]
         try:
-            yield
+            # A cancelled task does not take back what the thread has begun: a BEGIN that is
+            # abandoned would open a transaction later, and lock every writer out.
+            with anyio.CancelScope(shield=True):
+                done: T = await self._connection._execute(work, self._store)  # type: ignore[no-untyped-call]
         finally:
             timers[-1].cancel()
+        return done
 
 
 @asynccontextmanager

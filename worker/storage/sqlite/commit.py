@@ -58,9 +58,8 @@ def apply(connection: Connection, change: Change) -> None:
                 f" AND {table.key} = {bound('?', key)}",
                 (raw(key),),
             )
-    connection.raw.executemany(
-        _QUARANTINE, [(before.name, event.reason, event.seq) for event in change.quarantined]
-    )
+    for event in change.quarantined:
+        execute(_QUARANTINE, (before.name, event.reason, event.seq))
     for seq in change.cleared:
         execute(
             f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",

@@ -149,7 +149,6 @@ class Connection:
         with translated(self.path):
             self.raw.execute(begin)
             try:
-                self.identity.check()
                 yield
                 self.identity.check()  # what goes into a removed file must not be copied back
                 self.raw.execute("COMMIT")

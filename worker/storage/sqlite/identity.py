@@ -3,12 +3,12 @@
 import ctypes
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from session_projector.worker.errors import TransientError
 
-_SIDECARS: Final = ("-wal", "-shm")
 _Found = tuple[int, int] | None
 
 
@@ -20,19 +20,18 @@ class FileIdentity:
 
     def __init__(self, path: Path, given: Path | None = None) -> None:
         """`given`: the name that the path was resolved from, which may be a link."""
-        self._path = path
-        self._names = [path, *([given] if given else [])]
-        self._identity = _found(path)
-        self._sidecars: dict[Path, _Found] = {}
+        self._path = str(path)
+        self._names = [self._path, *([str(given)] if given else [])]
+        self._identity = _found(os.stat, self._path)
+        self._sidecars: dict[str, _Found] = {}
         self.is_said = False
         """Whether `check` has raised."""
 
     def opened(self) -> None:
         """Remember the files beside it, once a connection has them open, in WAL mode: it holds a
         lock on the database then, under which nobody but a `rm` removes them."""
-        for suffix in _SIDECARS:
-            sidecar = self._path.with_name(self._path.name + suffix)
-            self._sidecars[sidecar] = _found(sidecar, follow=False)
+        sidecars = (f"{self._path}-wal", f"{self._path}-shm")
+        self._sidecars = {sidecar: _found(os.lstat, sidecar) for sidecar in sidecars}
 
     def check(self) -> None:
         """Raises `TransientError` when a file was replaced or removed."""
@@ -44,7 +43,7 @@ class FileIdentity:
 
     def _check(self) -> None:
         for name in self._names:
-            if _found(name) != self._identity:
+            if _found(os.stat, name) != self._identity:
                 raise TransientError(
                     f"{name} was replaced or deleted while it was open"
                     if name == self._path
@@ -52,7 +51,7 @@ class FileIdentity:
                     "start again, and the new file is read",
                 )
         for sidecar, identity in self._sidecars.items():
-            if _found(sidecar, follow=False) != identity:
+            if _found(os.lstat, sidecar) != identity:
                 raise TransientError(
                     f"{sidecar} was removed or replaced while it was open: what others write from"
                     " now on cannot be seen here, and what is written here is not kept",
@@ -61,9 +60,9 @@ class FileIdentity:
                 )
 
 
-def _found(path: Path, *, follow: bool = True) -> _Found:
+def _found(stat: Callable[[str], os.stat_result], name: str) -> _Found:
     try:
-        found = os.stat(path, follow_symlinks=follow)
+        found = stat(name)
     except OSError:
         return None
     return found.st_dev, found.st_ino
