@@ -6,16 +6,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 import anyio
+import msgspec
 import structlog
 
-from session_projector.projections.projection import Projection
 from session_projector.worker.daemon.batch import Batch, fold_batch
 from session_projector.worker.daemon.batch_size import BatchSize
 from session_projector.worker.daemon.member import Member
 from session_projector.worker.daemon.outage import Outage
-from session_projector.worker.daemon.page import Page, decoded, read_page
+from session_projector.worker.daemon.page import Page, read_page
 from session_projector.worker.errors import DatabaseUnavailable, LostRace
-from session_projector.worker.folding.checkpoints import checkpoint_of, does_not_fit, fits_log
+from session_projector.worker.folding.cooperative import read_in_slices
 from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup
 from session_projector.worker.telemetry.state import Batch as BatchStats
@@ -77,6 +77,7 @@ class Tail:
             try:
                 async with self.lock:
                     moved = await self.iterate(until)
+                    self._iterated()
             except DatabaseUnavailable as error:
                 if self._outage is None:
                     raise
@@ -102,16 +103,14 @@ class Tail:
             if self._took_memory:
                 await self._thread.run(lambda store: store.release_memory())
                 self._took_memory = False
-            self._state.iterated(self._newest, self._positions(), leading=self._leading)
+            self._iterated()
 
     async def iterate(self, until: int | None = None) -> bool:
         """Fold one batch, or none where there is nothing new; returns whether there was."""
         started = time.perf_counter()
         page = await self._next_page(until)
-        if not await self._has_events(page):
-            self._state.iterated(page.newest, self._positions(), leading=self._leading)
+        if not self.members or not page.rows:
             return False
-        page = await decoded(page, self._projections(), share=self._share)
         brief = self._leading and len(self.members) > 1  # so as not to hold up the others
         batch = await fold_batch(self._thread, self.members, page, brief=brief, share=self._share)
         if page.more:
@@ -122,51 +121,47 @@ class Tail:
         return True
 
     async def _next_page(self, until: int | None) -> Page:
-        """The page that was read ahead, if it is what follows; else one that is read now."""
+        """The page that was read ahead, if it is what follows; else one that is read now. Its
+        events are decoded."""
+        checkpoints = [member.checkpoint for member in self.members]
         if until is not None:
             until = max(until, self.position)
         page, self._ahead = self._ahead, None  # what fails from here on is read again
-        if page is None or (page.start, page.until) != (self.position, until):
-            start, most = self.position, self._size.events if self.members else 1
-            checkpoints = [member.checkpoint for member in self.members]
+        if page is None or (page.checkpoints, page.until) != (checkpoints, until):
+            most = self._size.events if self.members else 1
             patience_s = 0 if self._woken is None else PATIENCE_S
             page = await self._thread.run(
-                lambda store: read_page(store, start, until, most, checkpoints, patience_s)
+                lambda store: read_page(store, checkpoints, until, most, patience_s)
             )
         self._newest = page.newest
         self._state.polled(page.newest, self._positions(), leading=self._leading)
-        return page
-
-    async def _has_events(self, page: Page) -> bool:
-        """Whether a page has events to fold. Raises where the log or the checkpoints are not those
-        that are remembered."""
-        if not self.members:
-            return False
-        if not page.fits([member.checkpoint for member in self.members]):
-            await self._check_log()
-        if page.moved:  # as in a database that was restored in place
-            raise LostRace
-        return bool(page.rows)
+        if page.events or not self.members:
+            return page
+        projections = [member.projection for member in self.members]
+        events = await read_in_slices(page.rows, projections, share=self._share)
+        return msgspec.structs.replace(page, events=events)
 
     async def _commit(self, batch: Batch, page: Page) -> CommitStats:
         """Commit a batch, and move the members on. In the same hop what follows is read ahead,
         unless it is the rest of this page."""
-        rest = page.after(len(batch.events))
+        after, done = [change.after for change in batch.changes], len(batch.events)
         much = batch.size > MUCH_BYTES
         self._took_memory = self._took_memory or much
         changes, bulk, most = batch.changes, much and not self._pacing, self._size.events
+        rest = msgspec.structs.replace(
+            page, checkpoints=after, rows=page.rows[done:], events=page.events[done:]
+        )
 
-        def work(store: Store) -> tuple[CommitStats, Page | None]:
+        def work(store: Store) -> tuple[CommitStats, Page]:
             committed = store.commit(changes, bulk=bulk)
-            if rest.rows or not page.more:
-                return committed, rest
-            with suppress(DatabaseUnavailable):  # what is committed must not be folded again
-                return committed, read_page(store, rest.start, page.until, most)
-            return committed, None
+            if page.more and not rest.rows:
+                with suppress(DatabaseUnavailable, LostRace):  # the next read meets it again
+                    return committed, read_page(store, after, page.until, most)
+            return committed, rest
 
         committed, ahead = await self._thread.run(work)
         self.members = [part.committed() for part in batch.parts]
-        self._ahead = ahead if ahead and ahead.rows else None
+        self._ahead = ahead if ahead.rows else None
         return committed
 
     async def _learn(
@@ -194,7 +189,6 @@ class Tail:
         )
         self._woken = None
         self._state.committed(stats, self._positions())
-        self._state.iterated(page.newest, self._positions(), leading=self._leading)
         changes = batch.changes
         fields: dict[str, Any] = {
             "position": self.position,
@@ -211,20 +205,9 @@ class Tail:
     async def _changed(self) -> bool:
         return await self._thread.run(lambda store: store.changed())
 
-    async def _check_log(self) -> None:
-        """The log does not fit what is remembered: was the database restored in place?"""
-        members = self.members
-
-        def misfits(store: Store) -> list[Member]:
-            if any(checkpoint_of(store, m.projection) != m.checkpoint for m in members):
-                raise LostRace
-            return [m for m in members if not fits_log(store, m.checkpoint)]
-
-        odd = await self._thread.run(misfits)
-        raise does_not_fit((odd or members)[0].projection.name, self.position)
-
-    def _projections(self) -> tuple[Projection, ...]:
-        return tuple(member.projection for member in self.members)
+    def _iterated(self) -> None:
+        """Tell the metrics and systemd that this goes on."""
+        self._state.iterated(self._newest, self._positions(), leading=self._leading)
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}

@@ -167,9 +167,9 @@ async def test_without_inotify_it_asks(
 async def test_a_patient_look_sees_what_is_committed_meanwhile(
     database: Database, thread: Thread, others: list[str]
 ) -> None:
-    await thread.run(lambda store: read_page(store, 0, None, 10))
+    await thread.run(lambda store: read_page(store, [], None, 10))
     looks = asyncio.create_task(
-        thread.run(lambda store: read_page(store, 0, None, 10, patience_s=3600))
+        thread.run(lambda store: read_page(store, [], None, 10, patience_s=3600))
     )
     await asyncio.sleep(0)
     for statement in others:
