@@ -331,6 +331,26 @@ def test_a_database_restored_to_an_earlier_checkpoint_is_noticed_while_idle(
     assert database.contents("A-1") == ["one", "two"]
 
 
+def test_a_database_restored_with_other_events_is_folded_on_from_its_own_checkpoint(
+    database: Database, tmp_path: Path
+) -> None:
+    database.created("A-1", "one")
+    catch_up(database)
+    copy(database.path, tmp_path / "one.db")
+    database.appended("A-1", "another two")
+    database.appended("A-1", "three")
+    copy(database.path, tmp_path / "backup.db")  # the checkpoint is two events behind
+    copy(tmp_path / "one.db", database.path)
+    database.appended("A-1", "two")
+    with daemon(database.path) as running:
+        running.wait_until_at(2)
+        copy(tmp_path / "backup.db", database.path)
+        running.wait_for("checkpoint_moved_by_another")
+        running.wait_until_at(3)
+
+    assert database.contents("A-1") == ["one", "another two", "three"]
+
+
 def test_views_are_found_through_our_own_index(database: Database) -> None:
     """A Kanbatte database may lack its index on `key`; without one each look-up reads every row."""
     database.sql("DROP INDEX idx_view_key")
