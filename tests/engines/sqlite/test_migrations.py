@@ -1,3 +1,4 @@
+import re
 import shutil
 import signal
 import sqlite3
@@ -210,6 +211,52 @@ def test_any_other_layout_is_refused_untouched_in_one_sentence(tmp_path: Path, l
     assert "layout that is not known" in refused.stderr
     assert database.path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["other.db"]
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
+def test_a_database_in_utf_16_is_refused_untouched_and_its_copy_as_printed_is_adopted(
+    tmp_path: Path, encoding: str
+) -> None:
+    events = [(1, "é", "session:😀", '{"type": "task_created"}', 1), (2, "b", "b", b"\x80\xff", 2)]
+    other = Database(tmp_path / "it's other.db")
+    with closing(sqlite3.connect(other.path)) as connection:
+        connection.execute(f"PRAGMA encoding = '{encoding}'")
+        connection.executescript("\n".join(migrations.load().values()))
+        connection.executemany("INSERT INTO event_log VALUES (?, ?, ?, ?, ?)", events)
+        connection.commit()
+    before = other.path.read_bytes()
+
+    for command in (["db", "setup"], ["run"], ["status"]):
+        refused = projector(*command, "-d", other.path, check=4)
+        assert f"keeps its texts as {encoding}; only a database in UTF-8" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 2
+    assert other.path.read_bytes() == before
+
+    (fix,) = re.findall("`(.*)`", refused.stderr)
+    subprocess.run(["bash", "-c", fix], check=True)
+    copy = Database(tmp_path / "it's other-utf8.db")
+    projector("db", "setup", "-d", copy.path)
+    projector("run", "--once", "-d", copy.path)
+    assert copy.sql("SELECT * FROM event_log") == events
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("sqlite_version_info", (3, 31, 1), "is too old: "),
+        ("threadsafety", 0, "is built for programs of one thread alone"),
+    ],
+)
+def test_a_sqlite_that_lacks_what_is_needed_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object, told: str
+) -> None:
+    monkeypatch.setattr(sqlite3, name, value)
+
+    with pytest.raises(InterventionRequired, match=f"the SQLite of .*python.* {told}") as refused:
+        schema.setup(tmp_path / "new.db")
+
+    assert refused.value.exit_code == 4
+    assert not (tmp_path / "new.db").exists()
 
 
 def test_a_newer_schema_is_refused_by_set_up_and_by_the_daemon(database: Database) -> None:

@@ -96,9 +96,9 @@ class SqliteQuarantine:
             return {}
         rows = self._connection.rows(
             "SELECT q.seq, iif(q.id IS e.id AND q.key IS e.key, q.reason, NULL)"
-            " FROM json_each(?) AS asked CROSS JOIN quarantine AS q"
-            " ON q.projection = ? AND q.seq = asked.value JOIN event_log AS e ON e.seq = q.seq",
-            (str(asked), name),
+            " FROM quarantine AS q JOIN event_log AS e ON e.seq = q.seq"
+            f" WHERE q.projection = ? AND q.seq IN ({str(asked)[1:-1]})",
+            (name,),
         )
         return dict(rows)
 

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,8 @@ EVENT_COLUMNS: Final = (
     f"seq, id, key, CASE WHEN length(data) > {MAX_EVENT_BYTES}"
     f" THEN substr(data, 1, {MAX_EVENT_BYTES + 1}) ELSE data END, created_at"
 )
+OLDEST: Final = (3, 32)
+"""The first SQLite that has `iif`; the JSON functions, which a build may lack, are not used."""
 _ENDLESS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 Values = Sequence[Any] | Mapping[str, Any]
 
@@ -46,6 +49,21 @@ def require_file_or_nothing(path: Path) -> None:
     if wrong:
         raise InterventionRequired(f"{path} is not a file", "give the path of a SQLite file")
     sidecars.refuse_root(path)
+
+
+def require_library() -> None:
+    """Refuse a SQLite that lacks what this program needs, rather than fail at some statement."""
+    if sqlite3.sqlite_version_info < OLDEST:
+        wrong = f"is too old: {sqlite3.sqlite_version}, where {OLDEST[0]}.{OLDEST[1]} is needed"
+    elif sqlite3.threadsafety == 0:
+        wrong = "is built for programs of one thread alone (SQLITE_THREADSAFE=0)"
+    else:
+        return
+    raise InterventionRequired(
+        f"the SQLite of {sys.executable} {wrong}",
+        "install projector with a Python that has another SQLite:"
+        " `python3 -c 'import sqlite3; print(sqlite3.sqlite_version)'`",
+    )
 
 
 def uri(path: Path, *, mode: str) -> str:
@@ -79,6 +97,7 @@ class TimedConnection(sqlite3.Connection):
 
 def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> TimedConnection:
     """A connection outside any transaction unless it begins one."""
+    require_library()
     if mode == "rwc":
         require_file_or_nothing(path)
     else:

@@ -37,7 +37,16 @@ _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_a
 
 
 def layout(connection: sqlite3.Connection, path: Path) -> Layout:
-    """Recognised by columns; raises `InterventionRequired` for any other layout."""
+    """Recognised by columns; raises `InterventionRequired` for any other layout, and for a database
+    whose texts are UTF-16: its order of keys, and the bytes of its texts, are others."""
+    ((encoding,),) = connection.execute("PRAGMA encoding")
+    if encoding != "UTF-8":
+        copy = path.with_name(f"{path.stem}-utf8{path.suffix}")
+        raise InterventionRequired(
+            f"{path} keeps its texts as {encoding}; only a database in UTF-8 can be used",
+            "while nobody writes, make a copy, which is in UTF-8, and use that instead:"
+            f" `sqlite3 -readonly {quoted(path)} .dump | sqlite3 {quoted(copy)}`",
+        )
     log, view = (tuple(columns_of(connection, table)) for table in ("event_log", "view"))
     if not log and not view:
         return Layout.EMPTY

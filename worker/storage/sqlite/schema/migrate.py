@@ -146,7 +146,7 @@ def _record(connection: sqlite3.Connection, name: str) -> None:
         )
     ]
     columns = ", ".join(["name", *(f'"{column}"' for column in wanted)])
-    values = ", ".join(["?", *("unixepoch()" for _ in wanted)])
+    values = ", ".join(["?", *("CAST(strftime('%s', 'now') AS INTEGER)" for _ in wanted)])
     connection.execute(
         f"INSERT INTO umzug_meta ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING", (name,)
     )
