@@ -101,6 +101,17 @@ def test_a_start_fails_where_the_set_up_may_be_tried_again_or_was_killed(
     assert (done.returncode == 0) == starts
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_and_the_compose_file_limit_memory_and_tasks_alike(name: str) -> None:
+    """The worst case that was measured takes 1.7 GiB (docs/performance.md)."""
+    text = (DEPLOY / name).read_text()
+    limits = dict(re.findall(r"^(Memory(?:High|Max)|TasksMax)=(\w+)$", text, re.M))
+    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
+
+    assert limits == {"MemoryHigh": "2G", "MemoryMax": "3G", "TasksMax": "64"}
+    assert {(service["mem_limit"], service["pids_limit"]) for service in services} == {("3g", 64)}
+
+
 @pytest.mark.parametrize("name", SYSTEM_UNITS)
 def test_a_system_unit_lets_the_set_up_give_its_files_to_the_group(name: str) -> None:
     """The lists are read in order; without it `db setup --group` is killed at its chown."""
