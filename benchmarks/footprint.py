@@ -35,7 +35,7 @@ LARGE: Final = Log(10_001, 1, content_bytes=1000)
 def idle(options: Options) -> Iterator[Figure]:
     """Measure an idle daemon after a burst: processor time, writes and wake-ups."""
     seconds = 2 if options.quick else 20
-    cpu, writes, waking, own = [], [], [], []
+    cpu, writes, waking, own, beside = [], [], [], [], []
     path = workload.copied(filled(SMALL, options), options.folder / "run.db")
     with daemon(path) as running:
         running.caught_up(SMALL.events)
@@ -52,11 +52,24 @@ def idle(options: Options) -> Iterator[Figure]:
             _burst(path, 1)
             time.sleep(1)
             own.append(float(wake_ups(running.pid) - woken))
+            beside.append(_beside(running.pid, path.with_name("notes.txt"), seconds))
     workload.check(path)
     yield Figure("idle: processor", "%", cpu, 0.1)
+    yield Figure("idle, 3,000 writes a second to another file: processor", "%", beside, 3)
     yield Figure("idle: writes and syncs", "calls", writes, 0)
     yield Figure("idle: threads wake up", "1/s", waking)
     yield Figure("one event: threads wake up in the second after it", "times", own)
+
+
+def _beside(pid: int, file: Path, seconds: float) -> float:
+    """Write to another file in the folder; returns the processor time of the daemon in %."""
+    before, began, written = cpu_s(pid), time.monotonic(), 0
+    with file.open("wb", buffering=0) as other:
+        while (elapsed := time.monotonic() - began) < seconds:
+            while written < 3000 * elapsed:
+                written += other.write(b"x")
+            time.sleep(0.001)
+    return (cpu_s(pid) - before) / elapsed * 100
 
 
 def _burst(path: Path, count: int) -> None:
