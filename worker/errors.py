@@ -1,7 +1,11 @@
 """The errors that a user can cause: what happened, to which file or event, and what fixes it."""
 
+import errno
+import os
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -57,6 +61,41 @@ class ProjectionFailed(InterventionRequired):
 
 class LostRace(Exception):
     """Another process moved the checkpoint: drop what is remembered of it and read it again."""
+
+
+@contextmanager
+def no_thread() -> Iterator[None]:
+    """Raises `DatabaseUnavailable` where the block starts a thread and the system allows none."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DatabaseUnavailable(
+            f"no thread can be started ({error}): a limit on tasks or memory is reached",
+            "see what has so many (`ps -eLf`), or raise the limit (`ulimit -u`, `ulimit -v`;"
+            " TasksMax= or MemoryMax= of a systemd unit; pids_limit of a container)",
+        ) from error
+
+
+def run_out(error: OSError) -> DatabaseUnavailable | None:
+    """The error of a process that has no file descriptor or memory left, None for any other."""
+    if error.errno == errno.ENOMEM:
+        return no_memory()
+    if error.errno not in (errno.EMFILE, errno.ENFILE):
+        return None
+    return DatabaseUnavailable(
+        f"no file descriptor is left ({os.strerror(error.errno)})",
+        "see what is open (`lsof -p PID`), or raise the limit (`ulimit -n`; LimitNOFILE= of a"
+        " systemd unit)",
+    )
+
+
+def no_memory() -> DatabaseUnavailable:
+    """The error of a process that has no memory left."""
+    return DatabaseUnavailable(
+        "no memory is left",
+        "see what has it (`free -m`), or raise the limit (`ulimit -v`; MemoryMax= of a systemd"
+        " unit; mem_limit of a container)",
+    )
 
 
 def quoted(text: str | Path) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from session_projector.worker.cli.commands import SETTINGS, Commands
 from session_projector.worker.cli.inert import InertStream
-from session_projector.worker.errors import CheckFailed, ProjectorError
+from session_projector.worker.errors import CheckFailed, ProjectorError, no_memory, run_out
 
 app = typer.Typer(
     cls=Commands,
@@ -32,7 +32,11 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except ProjectorError as error:
         _fail(error)
+    except MemoryError:
+        _fail(no_memory())
     except OSError as error:
+        if told := run_out(error):
+            _fail(told)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
         _fail(CheckFailed(f"{error.filename or 'standard output'}: {error.strerror}"))
     except KeyboardInterrupt:

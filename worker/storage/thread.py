@@ -15,6 +15,7 @@ from typing import Final
 import aiosqlite
 import anyio
 
+from session_projector.worker.errors import no_thread
 from session_projector.worker.storage.port import Store, T
 
 if not callable(getattr(aiosqlite.Connection, "_execute", None)):
@@ -73,7 +74,7 @@ async def opened(
         return sqlite3.connect(":memory:")
 
     connection = aiosqlite.Connection(connect, iter_chunk_size=64)
-    with anyio.CancelScope(shield=True):
+    with anyio.CancelScope(shield=True), no_thread():
         await connection
     try:
         for error in failures:

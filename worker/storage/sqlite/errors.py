@@ -12,7 +12,9 @@ from session_projector.worker.errors import (
     ProjectorError,
     TransientError,
     argument,
+    no_memory,
     quoted,
+    run_out,
 )
 
 REMOUNT: Final = (
@@ -20,6 +22,8 @@ REMOUNT: Final = (
     " `mount -o remount,rw` on the mount that `findmnt -T` names; in a systemd unit, name its"
     " folder with ReadWritePaths="
 )
+_FILES: Final = 4
+"""A database, its write-ahead log, the shared memory and a temporary file."""
 _OF_ONE_PROJECTION: Final = {
     sqlite3.SQLITE_ERROR,  # no such table, no such column
     sqlite3.SQLITE_CONSTRAINT,
@@ -64,6 +68,8 @@ class translated:  # noqa: N801 - a class, as a generator would cost each statem
             if name is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
                 raise _failed(name, error) from error
             raise _translate(self._path, error) from error
+        if isinstance(error, MemoryError):
+            raise no_memory() from error
         if isinstance(error, OverflowError | ValueError):
             if name is not None:  # a value that SQLite cannot hold
                 raise _failed(name, error) from error
@@ -99,9 +105,12 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return DatabaseUnavailable(
                 f"{path} cannot be written or read ({error})",
-                f"make room on its disk (`df {quoted(path.parent)}`), or lift a file-size limit"
+                f"make room on its disk (`df {quoted(path.parent)}`) and where SQLite has temporary"
+                " files ($SQLITE_TMPDIR, else $TMPDIR, /var/tmp or /tmp), or lift a file-size limit"
                 " (`ulimit -f`), then try again",
             )
+        case sqlite3.SQLITE_CANTOPEN if told := _no_descriptor():
+            return told
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN if is_read_only(path):
             return InterventionRequired(
                 f"{path} is on a file system that is mounted read-only ({error})", REMOUNT
@@ -120,6 +129,20 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
     if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
         hint = "create what is gone again: `projector db setup`"
     return InterventionRequired(f"{path}: SQLite says: {error}", hint)
+
+
+def _no_descriptor() -> DatabaseUnavailable | None:
+    """The error where there are fewer descriptors than SQLite opens files; it does not tell."""
+    found: list[int] = []
+    try:
+        for _ in range(_FILES):
+            found.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return run_out(error)
+    finally:
+        for descriptor in found:
+            os.close(descriptor)
+    return None
 
 
 def _endless(path: Path) -> tuple[str, str]:

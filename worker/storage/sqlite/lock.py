@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from session_projector.worker import linux
-from session_projector.worker.errors import InterventionRequired, quoted
+from session_projector.worker.errors import InterventionRequired, quoted, run_out
 from session_projector.worker.storage.port import Leader
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import require
@@ -125,6 +125,8 @@ class DaemonLock:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | sidecars.SAFELY, 0o600)
         except OSError as error:
+            if told := run_out(error):
+                raise told from None
             why = f"cannot be opened ({error.strerror})"
             with suppress(OSError):
                 why = sidecars.not_plain(self._path.lstat()) or why

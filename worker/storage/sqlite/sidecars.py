@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import InterventionRequired, ProjectorError, quoted
+from session_projector.worker.errors import InterventionRequired, ProjectorError, quoted, run_out
 
 SIDECARS: Final = ("-wal", "-shm", "-journal")
 SAFELY: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -117,6 +117,8 @@ def _journal_faults(journal: Path, path: Path) -> Iterator[tuple[str, str]]:
     except FileNotFoundError:
         return
     except OSError as error:
+        if told := run_out(error):
+            raise told from None
         yield (
             f"{journal} cannot be read ({error.strerror}), and SQLite opens nothing without",
             "see whose it is (ls -l); when no program has the database open, move it aside:"
