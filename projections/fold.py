@@ -72,9 +72,9 @@ def fold(
             if not built_in:
                 require_row(projection, key, projection.to_row(view))
             changed[key] = view
-        except MemoryError:  # says nothing of the event
+        except (MemoryError, KeyboardInterrupt):  # say nothing of the event
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # nothing is awaited here: no other task cancels this
             quarantined.append(Rejected(event.seq, _reason(error), event.type))
     return Folded(changed, quarantined, skipped)
 
@@ -147,9 +147,9 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
         key = projection.key_of(event)
         if key is not None and not projection.built_in:
             require_key(key)
-    except MemoryError:
+    except (MemoryError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit):
+    except BaseException:
         return None
     return key
 

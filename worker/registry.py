@@ -91,7 +91,9 @@ def _load(module: str, name: str) -> Any:
         for part in name.split("."):
             value = getattr(value, part)
         return value() if isinstance(value, type) else value
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise UsageError(
             f"the projection {module}:{name} cannot be loaded: {type(error).__name__}: {error}",
             f"see what is wrong: {sys.executable} -c 'from {module} import {name.split('.')[0]}'",
@@ -105,7 +107,9 @@ def _add(found: list[Projection], projection: Any) -> None:
     if not same:
         try:
             wrong = next(_faults(projection, found), None)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             wrong = f"{type(error).__name__}: {error}"
         if wrong:
             of = f"{type(projection).__module__}:{type(projection).__qualname__}"
