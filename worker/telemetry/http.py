@@ -1,23 +1,29 @@
 """The HTTP server of `projector run --http`: metrics and two health checks, in its own threads."""
 
 import errno
+import ipaddress
 import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socketserver import TCPServer
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from session_projector.worker.errors import TransientError, UsageError
+from session_projector.worker.errors import TransientError, UsageError, no_thread
 from session_projector.worker.telemetry.probes import health, readiness
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -25,12 +31,19 @@ _ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
 _CLIENTS: Final = 32
 """Clients served at the same time; another one waits `_PATIENCE_S`, then it is disconnected."""
 _PATIENCE_S: Final = 1.0
+_READ_WITHIN_S: Final = 2.0
+"""The time that a client has to send its request, however it spreads it."""
+_ANSWERED_WITHIN_S: Final = 10.0
+"""The time that it then has to take the answer."""
+_INERT: Final = [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+_HOST: Final = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")
 _NO_DESCRIPTOR_S: Final = 0.1
 """Pause before accepting a client again after the process had no file descriptor for it."""
 _TRANSIENT: Final = {errno.EADDRINUSE, errno.EADDRNOTAVAIL, socket.EAI_AGAIN}
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 Respond = Callable[[str, list[tuple[str, str]]], Any]
+App = Callable[[dict[str, Any], Respond], Iterable[bytes]]
 
 
 @contextmanager
@@ -48,7 +61,8 @@ def served(
         )
     host = parsed[1] or parsed[2]
     try:
-        server = make_server(host, int(parsed[3]), _app(state, newest, metrics), _Server, _Handler)
+        app = _guarded(_app(state, newest, metrics), host)
+        server = make_server(host, int(parsed[3]), app, _Server, _Handler)
     except OSError as error:
         what = f"cannot listen on --http {address} ({error.strerror})"
         if error.errno in _TRANSIENT:
@@ -56,7 +70,8 @@ def served(
             raise TransientError(what, hint) from None
         hint = "give an address of this machine, such as 127.0.0.1:9187, or a port above 1023"
         raise UsageError(what, hint) from None
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    with no_thread():
+        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     named = f"[{host}]" if ":" in host else host
     log.info("serving_http", address=f"{named}:{server.server_port}")
     try:
@@ -72,28 +87,55 @@ class _Server(ThreadingWSGIServer):
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._slots = threading.BoundedSemaphore(_CLIENTS)
+        self._lock = threading.Lock()
+        self._deadlines: dict[Any, float] = {}
         super().__init__(address, handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
         except OSError:
-            time.sleep(
-                _NO_DESCRIPTOR_S
-            )  # the client is still waiting: without a pause this would spin
+            # The client is still waiting: without a pause this would spin.
+            time.sleep(_NO_DESCRIPTOR_S)
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._slots.acquire(timeout=_PATIENCE_S):
-            super().process_request(request, client_address)
-        else:
+        self.service_actions()
+        if not self._slots.acquire(timeout=_PATIENCE_S):
             self.shutdown_request(request)
+            return
+        self.give_time(request, _READ_WITHIN_S)
+        try:
+            super().process_request(request, client_address)
+        except BaseException as error:
+            self._end(request)
+            log.warning("http_refused", why=str(error))
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            self._end(request)
+
+    def give_time(self, request: Any, seconds: float) -> None:
+        """Cut a connection off if it is not done by then."""
+        with self._lock:
+            self._deadlines[request] = time.monotonic() + seconds
+
+    def service_actions(self) -> None:
+        """Called between clients, and every half second: cut off those whose time is up."""
+        now = time.monotonic()
+        with self._lock:
+            overdue = [request for request, until in self._deadlines.items() if now > until]
+        for request in overdue:
+            with suppress(OSError):  # it is done meanwhile
+                request.shutdown(socket.SHUT_RDWR)
+
+    def _end(self, request: Any) -> None:
+        with self._lock:
+            del self._deadlines[request]
+        self._slots.release()
 
     def handle_error(self, *_: object) -> None:
         """A client that disconnected or sent nothing is not worth more than a debug line."""
@@ -107,19 +149,53 @@ class _Server(ThreadingWSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10
+    server: _Server
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        self.server.give_time(self.connection, _ANSWERED_WITHIN_S)
+        return parsed
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         log.debug("http_request", request=format % args)
 
 
-def _app(
-    state: DaemonState, newest: Callable[[], int], metrics: Collector
-) -> Callable[[dict[str, Any], Respond], Iterable[bytes]]:
+def _guarded(app: App, host: str) -> App:
+    """An application that answers nothing to web pages, and without a traceback if it fails."""
+
+    def guarded(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
+        site = environ.get("HTTP_SEC_FETCH_SITE", "none")
+        if "HTTP_ORIGIN" in environ or site not in ("none", "same-origin"):
+            return _text(respond, "403 Forbidden", "pages of other sites are not answered")
+        if not _is_ours(environ.get("HTTP_HOST", "localhost"), host):
+            text = "ask by an address, by the name of this machine, or by the name in --http"
+            return _text(respond, "403 Forbidden", text)
+        try:
+            return app(environ, respond)
+        except Exception as error:
+            log.warning("http_refused", why=f"{type(error).__name__}: {error}")
+            return _text(respond, "500 Internal Server Error", type(error).__name__)
+
+    return guarded
+
+
+def _is_ours(asked: str, host: str) -> bool:
+    """Whether a client asks for this server: by an address, which no other site has for a name, or
+    by a name of ours. A name of somebody else's may lead a browser here (DNS rebinding)."""
+    match = _HOST.fullmatch(asked)
+    name = match[1].lower().rstrip(".") if match else ""
+    with suppress(ValueError):
+        ipaddress.ip_address(name.strip("[]"))
+        return True
+    machine = socket.gethostname().lower()
+    ours = {"localhost", host.lower().rstrip("."), machine, machine.partition(".")[0]}
+    return name in ours or name.endswith(".localhost")
+
+
+def _app(state: DaemonState, newest: Callable[[], int], metrics: Collector) -> App:
     registry = CollectorRegistry()
     registry.register(metrics)
     ProcessCollector(registry=registry)
-    exposition: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
 
     def app(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "HEAD":
@@ -130,7 +206,8 @@ def _app(
     def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
         match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
             case "GET", "/metrics":
-                return exposition(environ, respond)
+                respond("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), *_INERT])
+                return [generate_latest(registry)]
             case "GET", "/healthz":
                 wrong = health(newest, state)
             case "GET", "/readyz":
@@ -147,5 +224,5 @@ def _app(
 
 
 def _text(respond: Respond, status: str, text: str, *headers: tuple[str, str]) -> list[bytes]:
-    respond(status, [("Content-Type", "text/plain"), *headers])
+    respond(status, [("Content-Type", "text/plain"), *_INERT, *headers])
     return [f"{text}\n".encode()]
