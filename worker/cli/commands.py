@@ -1,5 +1,6 @@
 """The list of commands. A command is imported when it is called, so that `--help` imports none."""
 
+import signal
 from importlib import import_module
 from typing import Any, Final
 
@@ -48,13 +49,21 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, rest = super().resolve_command(ctx, args)
-        return name, command(name) if name else None, rest
+        found = command(name) if name else None
+        heed_interrupts()
+        return name, found, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         del ctx
         for title, lines in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([*lines.items()])
+
+
+def heed_interrupts() -> None:
+    """Let Ctrl-C raise `KeyboardInterrupt`, unless it is ignored: a command may clean up."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def load(name: str) -> Any:
