@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TextIO, cast
 
-from session_projector.worker.cli.inert import printable
+from session_projector.worker.cli.inert import InertStream, printable
 from session_projector.worker.cli.options import pasteable
 from session_projector.worker.cli.output import LONGEST_LINE
 
@@ -36,9 +36,21 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
-def configure(level: LogLevel, form: LogFormat) -> None:
-    """Log JSON lines or readable ones; `auto` is readable if stderr is a terminal."""
+def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None:
+    """Log JSON lines or readable ones; `auto` is readable if stderr is a terminal.
+
+    `queued`: what is written to stderr or stdout from here on goes to stderr by a thread, see
+    `log_queue`.
+    Raises `DatabaseUnavailable` where that cannot be started.
+    """
     terminal = sys.stderr.isatty()
+    limit: list[Any] = []
+    if queued:
+        from session_projector.worker.cli.log_queue import LineLimit, LogQueue
+
+        limit = [LineLimit()]
+        sys.stderr = cast(TextIO, LogQueue(sys.stderr, *limit))
+        sys.stdout = cast(TextIO, InertStream(sys.stderr))  # what projections print
     readable = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and terminal)
     last: list[Any] = [
         structlog.dev.ConsoleRenderer(colors=terminal)
@@ -49,11 +61,12 @@ def configure(level: LogLevel, form: LogFormat) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *limit,
             _printable,
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lenient())),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Lenient())),
     )
 
 

@@ -3,6 +3,8 @@
 import math
 import os
 import re
+import signal
+import sys
 from contextlib import ExitStack
 from functools import partial
 from typing import Annotated
@@ -76,8 +78,10 @@ def run(
         raise UsageError(
             f"--verify-every {verify_every} is not a number of seconds", "give one, such as 1"
         )
+    if not sys.stderr.isatty():  # a terminal that is closed ends what runs in it
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     target = storage.database(database)
-    logging.configure(log_level, log_format)
+    logging.configure(log_level, log_format, queued=True)
     if create and not target.exists():
         target.setup()
     with target.open(writable=True) as store:
