@@ -1,5 +1,6 @@
 """Projections of other packages, for daemons started with `--projection support.extensions:…`."""
 
+import asyncio
 import os
 import random
 import time
@@ -114,6 +115,32 @@ class Greedy(PerProject):
         if self.key_of(event) == "much":
             return ("x" * 2**62,)
         return super().fold(view, event)
+
+
+ESCAPES: dict[str, type[BaseException]] = {
+    "cancelled": asyncio.CancelledError,
+    "interrupted": KeyboardInterrupt,
+    "ended": SystemExit,
+    "closed": GeneratorExit,
+}
+
+
+class Escaping(PerProject):
+    """A projection that raises what is no `Exception`, for projects called by it."""
+
+    def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+        if error := ESCAPES.get(self.key_of(event)):
+            raise error
+        return super().fold(view, event)
+
+
+class EscapingLater(PerProject):
+    """A projection that raises the same where no event is to blame."""
+
+    def settled(self, view: tuple[Any, ...]) -> tuple[Any, ...]:
+        if error := ESCAPES.get(view[0]):
+            raise error
+        return view
 
 
 class Shifting(PerProject):
