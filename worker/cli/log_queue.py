@@ -41,7 +41,7 @@ class LogQueue:
         self._encoding = stream.encoding
         self._limit = limit
         self._writes: SimpleQueue[str | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may print while it is held
         self._part = ""
         """The beginning of a line."""
         self._dropped = 0
@@ -125,7 +125,7 @@ class LineLimit:
     def __init__(self) -> None:
         self.held_back: Callable[[], object] = lambda: None
         """Called when a line is held back."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._buckets: dict[tuple[str, str], _Bucket] = {}
 
     def __call__(
