@@ -42,8 +42,8 @@ class LogQueue:
         self._limit = limit
         self._writes: SimpleQueue[str | None] = SimpleQueue()
         self._lock = threading.RLock()  # the garbage collector may print while it is held
-        self._part = ""
-        """The beginning of a line."""
+        self._of_thread = threading.local()
+        """`part`, the beginning of a line that the thread has not ended yet."""
         self._dropped = 0
         limit.held_back = lambda: self._writes.put("")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -52,11 +52,12 @@ class LogQueue:
         atexit.register(self._end)
 
     def write(self, text: str) -> int:
-        with self._lock:
-            lines, newline, self._part = (self._part + text).rpartition("\n")
-            if len(self._part) > LONGEST_PART:
-                lines, self._part = lines + newline + self._part, ""
-        if lines or newline:
+        before, self._of_thread.part = getattr(self._of_thread, "part", ""), ""
+        lines, newline, part = (before + text).rpartition("\n")
+        if len(part) > LONGEST_PART:
+            lines, newline, part = lines + newline, part, ""
+        self._of_thread.part = part
+        if newline:
             self._put(lines + newline)
         return len(text)
 
@@ -76,7 +77,7 @@ class LogQueue:
             self._drop(text)
 
     def _end(self) -> None:
-        if self._part:
+        if getattr(self._of_thread, "part", ""):
             self.write("\n")
         self._writes.put(None)
         self._thread.join(LAST_WORDS_S)
@@ -124,7 +125,7 @@ class LineLimit:
 
     def __init__(self) -> None:
         self.held_back: Callable[[], object] = lambda: None
-        """Called when a line is held back."""
+        """Called when a line is held back, and none of its event was before."""
         self._lock = threading.RLock()
         self._buckets: dict[tuple[str, str], _Bucket] = {}
 
@@ -133,13 +134,15 @@ class LineLimit:
     ) -> Mapping[str, Any]:
         with self._lock:
             bucket = self._buckets.setdefault((str(fields.get("event")), method), _Bucket())
-            bucket.left_out += bucket.held is not None
+            waits = bucket.held is not None
+            bucket.left_out += waits
             if bucket.take():
                 bucket.held = None
                 left_out, bucket.left_out = bucket.left_out, 0
                 return {**fields, "left_out": left_out} if left_out else fields
             bucket.held = dict(fields)
-        self.held_back()
+        if not waits:
+            self.held_back()
         raise structlog.DropEvent
 
     def due_s(self) -> float | None:
