@@ -38,7 +38,7 @@ class LogQueue:
     def __init__(self, stream: TextIO, limit: "LineLimit") -> None:
         """Raises `DatabaseUnavailable` where no thread can be started."""
         self._descriptor = stream.fileno()
-        self._encoding = stream.encoding
+        self.encoding = stream.encoding
         self._limit = limit
         self._writes: SimpleQueue[str | None] = SimpleQueue()
         self._lock = threading.RLock()  # the garbage collector may print while it is held
@@ -97,7 +97,7 @@ class LogQueue:
             self._write(self._writes.get() or "")
 
     def _write(self, text: str) -> None:
-        data = text.encode(self._encoding, "backslashreplace")
+        data = text.encode(self.encoding, "backslashreplace")
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
