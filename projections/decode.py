@@ -103,6 +103,7 @@ def _from_json(text: str) -> bytes:
     try:
         data = text.encode()
     except UnicodeEncodeError:
+        _check_size(text.encode("utf-8", "replace"))  # of a text that was cut in a character too
         raise Unfoldable("not JSON: the text is not UTF-8") from None
     _check_size(data)
     _check_json_limits(data)

@@ -15,7 +15,7 @@ from session_projector.projections.event import (
 )
 from session_projector.projections.messagepack import fields, items, list_header, scalar
 from session_projector.projections.projection import CorruptRow, PerSession, Table
-from session_projector.projections.scanner import is_list, is_map
+from session_projector.projections.scanner import FAILURES, is_list, is_map
 
 TITLE_LENGTH: Final = 80
 """Characters, the ellipsis included."""
@@ -143,7 +143,20 @@ def _first_title(added: Messages) -> str | None:
     return None
 
 
+class _Said(msgspec.Struct, gc=False):
+    """What most messages have; nothing else of them is decoded."""
+
+    role: str | None = None
+
+
+_decode_said = msgspec.msgpack.Decoder(list[_Said]).decode
+
+
 def _role(added: Messages) -> str | None:
+    try:
+        return _decode_said(list_header(added.count) + added.body)[-1].role
+    except FAILURES:  # of keys that are not text, or a role that is none
+        pass
     role = scalar(fields(_said(added)[-1], _SAID)[0])
     return role if isinstance(role, str) else None
 
