@@ -1,7 +1,7 @@
 """What the worst events cost to decode: python benchmarks/hostile.py
 
-Each is within 16 MiB. A line says the seconds of one core and the MiB that decoding it took in a process of its own, beyond
-what that had before, and what became of the event.
+Each is within 16 MiB. A line says the seconds of one core and the MiB that decoding it took in a
+process of its own, beyond what that had before, and what became of the event.
 """
 
 import resource

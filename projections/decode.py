@@ -1,5 +1,6 @@
 """From a row of the log to a typed event, or the reason why not."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from typing import Annotated, Any, Final, TypeVar
@@ -133,7 +134,7 @@ def _check_json_limits(data: bytes) -> None:
     # they become one, and whatever is between quotes stays there.
     unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     marks = unescaped.translate(None, _NO_MARKS).replace(b'""', b"")
-    brackets = b"".join(marks.split(b'"')[::2])
+    brackets = _TEXT.sub(b"", marks)
     if brackets.count(b"[") + brackets.count(b"{") > MAX_CONTAINERS:
         raise Unfoldable(TOO_MANY)
     # What closes more than there is to close is no JSON, so no more of it is looked at.
@@ -142,6 +143,7 @@ def _check_json_limits(data: bytes) -> None:
         raise Unfoldable(f"JSON {TOO_DEEP}")
 
 
+_TEXT: Final = re.compile(rb'"[^"]*+"?')
 _NO_MARKS: Final = bytes({*range(256)} - {*b'[]{}"'})
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 

@@ -1,8 +1,8 @@
 """MessagePack looked at without building it: is it whole, and within the limits of an event?
 
 A regular expression walks over a run of plain values at once, so that Python takes one step for a
-map, a list, a long text or a run, and not for each value: 16 MiB take at most a second, whatever
-they are. Nothing is hashed, and few values are built at a time.
+map, a list, a long text or a run, and not for each value: `benchmarks/hostile.py` has what the
+worst events cost. Nothing is hashed, and few values are built at a time.
 """
 
 import re
@@ -80,7 +80,7 @@ def end_of(data: bytes, start: int = 0, values: int = 1, most: float = MAX_CONTA
 
 def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> int:
     in_map = False
-    outer: list[tuple[int, bool]] = []
+    outer: list[int] = []  # what is left of each, twice, and 1 more for a map
     steps, counts = _steps()
     while True:
         for found in steps(data, position):
@@ -97,7 +97,7 @@ def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> 
                 if not most:
                     raise Malformed(TOO_MANY)
                 most -= 1
-                outer.append((left - 1, in_map))
+                outer.append(2 * left - 2 + in_map)
                 in_map = head < 0x90 or head > 0xDD
                 left, position = head & 0x0F, position + 1
                 if width:
@@ -108,15 +108,16 @@ def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> 
                 count = counts[found.lastindex]
                 if runs.count > _CHECKED_AT_ONCE:
                     runs.check()
-                runs.spans.append((position, end))
+                runs.starts.append(position)
+                runs.ends.append(end)
                 runs.count += count
                 left -= count
                 position = end
             while left <= 0:  # a run may end in what this is in: below 0 by as many values
                 if not outer:
                     return position if not left else runs.without_last(-left)
-                more, in_map = outer.pop()
-                left += more
+                more = outer.pop()
+                left, in_map = left + (more >> 1), more & 1 == 1
         if position == len(data):
             raise cut_short(data)
         if (head := data[position]) in _LENGTHS:
@@ -124,7 +125,8 @@ def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> 
             while not left:
                 if not outer:
                     return position
-                left, in_map = outer.pop()
+                more = outer.pop()
+                left, in_map = more >> 1, more & 1 == 1
             continue
         if head == 0xC1:
             raise no_value(position)
@@ -161,25 +163,25 @@ class _Runs:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self.spans: list[tuple[int, int]] = []
+        self.starts: list[int] = []
+        self.ends: list[int] = []
         self.count = 0
 
     def without_last(self, many: int) -> int:
         """Leave out the last values of the last run, which nobody asked for; returns where those
         begin."""
-        start, end = self.spans.pop()
-        ends = [start]
-        while ends[-1] < end:
+        ends, last = [self.starts[-1]], self.ends[-1]
+        while ends[-1] < last:
             ends.append(_one_end(self._data, ends[-1]))
-        self.spans.append((start, ends[-1 - many]))
+        self.ends[-1] = ends[-1 - many]
         self.count -= many
-        return ends[-1 - many]
+        return self.ends[-1]
 
     def check(self) -> None:
         """Raises `Malformed` for the first text that is not UTF-8."""
-        spans, count = self.spans, self.count
-        self.spans, self.count = [], 0
-        values = b"".join([self._data[start:end] for start, end in spans])
+        data, starts, ends, count = self._data, self.starts, self.ends, self.count
+        self.starts, self.ends, self.count = [], [], 0
+        values = b"".join([data[a:b] for a, b in zip(starts, ends, strict=True)])
         if not values.translate(None, _NO_TEXTS):
             return
         try:
@@ -189,7 +191,7 @@ class _Runs:
             try:
                 msgspec.msgpack.decode(_list_header(len(texts)) + b"".join(texts))
             except FAILURES:
-                for start, end in spans:
+                for start, end in zip(starts, ends, strict=True):
                     self._check_each(start, end)
 
     def _check_each(self, position: int, end: int) -> None:

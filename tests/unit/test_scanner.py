@@ -80,7 +80,7 @@ def event(containers: int, kind: str, *, text: bool) -> Any:
     inner = containers - 5
     if text:
         maps = "[" + "{}," * (inner - 1) + '"[\\"{"]' if inner else "[]"
-        maps = maps.replace('"[', "{},\"[", 1)
+        maps = maps.replace('"[', '{},"[', 1)
         return f'{{"type":"{kind}","data":{{"messages":[{{"a":{maps}}}]}}}}'
     head = b"\x82\xa4type" + msgpack.packb(kind) + b"\xa4data\x81\xa8messages\x91\x81\xa1a"
     return head + b"\xdd" + inner.to_bytes(4, "big") + b"\x80" * inner
