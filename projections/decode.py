@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from itertools import accumulate
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from session_projector.projections import messagepack
 from session_projector.projections.event import (
     MAX_EVENT_BYTES,
+    MAX_NAME_BYTES,
     PREFIX,
     Body,
     Event,
@@ -19,8 +21,19 @@ from session_projector.projections.event import (
     SessionCreated,
     SessionUpdated,
     Unfoldable,
+    is_too_long,
     is_utf8,
     session_of,
+)
+from session_projector.projections.scanner import (
+    FAILURES,
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    TOO_DEEP,
+    TOO_MANY,
+    Malformed,
+    is_list,
+    is_map,
 )
 
 _MAX_MS: Final = 2**53
@@ -34,8 +47,11 @@ def decode(row: LogRow, others: Collection[str] = ()) -> Event:
 
 
 def _any(row: LogRow, others: Collection[str]) -> Event:
-    data, event = _whole(row.data)
-    kind = event.get("type")
+    for name, value in (("id", row.id), ("key", row.key)):
+        if is_too_long(value):
+            raise Unfoldable(f"{name} is longer than {MAX_NAME_BYTES} bytes, the most it may have")
+    kind_data, stated, timestamp, data = messagepack.fields(_whole(row.data), _EVENT)
+    kind = messagepack.scalar(kind_data)
     if not isinstance(kind, str):
         raise _wrong("type", kind, "text")
     read_body = _READERS.get(kind)
@@ -44,26 +60,19 @@ def _any(row: LogRow, others: Collection[str]) -> Event:
     if read_body is None:
         return Event(row.seq, "", kind, "", 0, None)
     try:
-        return _typed(row, kind, _Data(event, data), read_body)
+        time = time_of(messagepack.scalar(timestamp), row.created_at)
+        event_id = _text("id", row.id)
+        session_id = _session_id(_text("key", row.key), messagepack.scalar(stated))
+        if data is None or not is_map(data[0]):
+            raise _wrong("data", messagepack.scalar(data), "a map")
+        return Event(row.seq, event_id, kind, session_id, time, read_body(_Data(data), time))
     except Unfoldable as error:
         raise Unfoldable(str(error), kind) from None
 
 
-def _typed(
-    row: LogRow, kind: str, data: "_Data", read_body: "Callable[[_Data, int], Body]"
-) -> Event:
-    event = data.event
-    time = time_of(event, row.created_at)
-    event_id = _text("id", row.id)
-    session_id = _session_id(_text("key", row.key), event.get("sessionId"))
-    if not isinstance(event.get("data"), dict):
-        raise _wrong("data", event.get("data"), "a map")
-    return Event(row.seq, event_id, kind, session_id, time, read_body(data, time))
-
-
-def time_of(event: Mapping[Any, Any], created_at: Any) -> int:
+def time_of(timestamp: Any, created_at: Any) -> int:
     """An event's own time, else that of its row, in milliseconds; raises `Unfoldable`."""
-    time = _optional_ms(event, "timestamp")
+    time = _optional_ms("timestamp", timestamp)
     return created_ms(created_at) if time is None else time
 
 
@@ -73,42 +82,39 @@ def created_ms(value: Any) -> int:
     return _in_range("created_at", number * 1000 if number < _SECONDS_BELOW else number)
 
 
-def _whole(data: Any) -> tuple[bytes, dict[Any, Any]]:
-    """The event in MessagePack and its values, whichever encoding the writer chose."""
+def _whole(data: Any) -> bytes:
+    """The event as a map in MessagePack, whole and within the limits, in whichever encoding it was
+    written. What it costs is bounded before anything of it is built."""
     if isinstance(data, str):
-        value = _decode_json(data)
-        data = _encode(value)
+        data = _from_json(data)
     elif isinstance(data, bytes):
         _check_size(data)
         try:
-            value = messagepack.decode(data)
-        except messagepack.Malformed as error:
+            messagepack.check(data)
+        except Malformed as error:
             raise Unfoldable(str(error)) from None
     else:
         raise _wrong("data", data, "MessagePack (a BLOB) or JSON (a TEXT)")
-    if not isinstance(value, dict):
-        raise _wrong("the event", value, "a map")
-    return data, value
+    if not is_map(data[0]):
+        raise _wrong("the event", messagepack.scalar(data), "a map")
+    return bytes(data)
 
 
-def _decode_json(text: str) -> Any:
+def _from_json(text: str) -> bytes:
     try:
         data = text.encode()
     except UnicodeEncodeError:
+        _check_size(text.encode("utf-8", "replace"))  # of a text that was cut in a character too
         raise Unfoldable("not JSON: the text is not UTF-8") from None
     _check_size(data)
-    if _json_depth(text) > messagepack.MAX_DEPTH:
-        raise Unfoldable(f"JSON nested deeper than {messagepack.MAX_DEPTH} levels")
+    _check_json_limits(data)
     try:
-        return msgspec.json.decode(data)
+        value = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise Unfoldable(
             "not JSON (RFC 8259: UTF-8, no byte-order mark, no NaN, no lone surrogate, no number"
             " beyond float64)"
         ) from None
-
-
-def _encode(value: Any) -> bytes:
     try:
         return msgspec.msgpack.encode(value)
     except OverflowError:
@@ -117,22 +123,29 @@ def _encode(value: Any) -> bytes:
         ) from None
 
 
-def _json_depth(text: str) -> int:
-    """The deepest nesting, exact where it could be beyond the limit: there, as the library's own
-    limit differs between Pythons, it is counted before the text is decoded."""
-    if text.count("[") + text.count("{") <= messagepack.MAX_DEPTH:
-        return 0
-    # Each step is linear in the text, however malformed: without its strings it is every other
-    # piece between its quotes.
-    unescaped = text.replace("\\\\", "").replace('\\"', "")
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall("".join(unescaped.split('"')[::2])):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+def _check_json_limits(data: bytes) -> None:
+    """The nesting, and how many maps and lists there are, exact where either could be too much.
+
+    Each step is linear in the text, however malformed, and done by the C library.
+    """
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    # What is left of a text without brackets are its two quotes. Where texts follow each other
+    # they become one, and whatever is between quotes stays there.
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = unescaped.translate(None, _NO_MARKS).replace(b'""', b"")
+    brackets = _TEXT.sub(b"", marks)
+    if brackets.count(b"[") + brackets.count(b"{") > MAX_CONTAINERS:
+        raise Unfoldable(TOO_MANY)
+    # What closes more than there is to close is no JSON, so no more of it is looked at.
+    steps = brackets[: 2 * MAX_CONTAINERS].translate(_STEPS)
+    if max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH:
+        raise Unfoldable(f"JSON {TOO_DEEP}")
 
 
-_BRACKETS: Final = re.compile(r"[\[\]{}]")
+_TEXT: Final = re.compile(rb'"[^"]*+"?')
+_NO_MARKS: Final = bytes({*range(256)} - {*b'[]{}"'})
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 
 def _check_size(data: bytes) -> None:
@@ -150,14 +163,22 @@ def _session_id(key: str, stated: Any) -> str:
     return session_of(key)
 
 
-class _Data(msgspec.Struct, frozen=True):
+_EVENT: Final = ("type", "sessionId", "timestamp", "data")
+_DATA: Final = ("messages", "status", "project", "createdAt")
+
+
+class _Data:
     """The fields of an event's own `data`."""
 
-    event: dict[Any, Any]
-    encoded: bytes
+    def __init__(self, encoded: bytes) -> None:
+        self.encoded = encoded
+        self._fields = dict(zip(_DATA, messagepack.fields(encoded, _DATA), strict=True))
+
+    def value(self, name: str) -> Any:
+        return messagepack.scalar(self._fields[name])
 
     def optional_text(self, name: str) -> str | None:
-        value = self.event["data"].get(name)
+        value = self.value(name)
         return None if value is None else _text(name, value)
 
     def status(self) -> str | None:
@@ -167,16 +188,15 @@ class _Data(msgspec.Struct, frozen=True):
         return status
 
     def messages(self) -> Messages | None:
-        values = self.event["data"].get("messages")
-        if values is None:
+        encoded = self._fields["messages"]
+        if encoded is None:
             return None
-        if not isinstance(values, list):
-            raise _wrong("messages", values, "a list")
-        for index, message in enumerate(values):
-            if not isinstance(message, dict):
-                raise _wrong(f"message {index}", message, "a map")
-        data = messagepack.fields(self.encoded)["data"]
-        return Messages(*messagepack.split_list(messagepack.fields(data)["messages"]))
+        if not is_list(encoded[0]):
+            raise _wrong("messages", self.value("messages"), "a list")
+        if odd := messagepack.other_than_map(encoded):
+            index, message = odd
+            raise _wrong(f"message {index}", messagepack.scalar(message), "a map")
+        return Messages(*messagepack.split_list(encoded))
 
 
 _NO_MESSAGES: Final = Messages(0, b"")
@@ -219,7 +239,9 @@ def plain(row: LogRow) -> Event | None:
     key, data, event_id = row.key, row.data, row.id
     if type(data) is not bytes or type(key) is not str or type(event_id) is not str:
         return None
-    if len(data) > MAX_EVENT_BYTES or not (key.isascii() and event_id.isascii()):
+    if len(data) > MAX_CONTAINERS or not (key.isascii() and event_id.isascii()):
+        return None  # what is smaller has no more maps and lists
+    if len(key) > MAX_NAME_BYTES or len(event_id) > MAX_NAME_BYTES:
         return None
     try:
         event = _decode_plain(data)
@@ -232,7 +254,7 @@ def plain(row: LogRow) -> Event | None:
         time = event.timestamp
         if time is None:
             time = created_ms(row.created_at)
-    except (*messagepack.FAILURES, Unfoldable):
+    except (*FAILURES, Unfoldable):
         return None
     session = key.removeprefix(PREFIX)
     if not session or event.sessionId not in (None, session):
@@ -260,7 +282,7 @@ def plain(row: LogRow) -> Event | None:
 
 
 def _created(data: _Data, time: int) -> SessionCreated:
-    created_at = _optional_ms(data.event["data"], "createdAt")
+    created_at = _optional_ms("createdAt", data.value("createdAt"))
     return SessionCreated(
         project=_required(data.optional_text("project"), "project"),
         messages=data.messages() or _NO_MESSAGES,
@@ -285,7 +307,10 @@ def _updated(data: _Data, _time: int) -> SessionUpdated:
 
 
 def _other(data: _Data, _time: int) -> Other:
-    return Other(data.event["data"])
+    try:
+        return Other(messagepack.decode(data.encoded))
+    except Malformed as error:
+        raise Unfoldable(str(error)) from None
 
 
 _READERS: Final[Mapping[str, Callable[[_Data, int], Body]]] = {
@@ -311,8 +336,7 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _optional_ms(fields: Mapping[Any, Any], name: str) -> int | None:
-    value = fields.get(name)
+def _optional_ms(name: str, value: Any) -> int | None:
     return None if value is None else _in_range(name, _integer(name, value))
 
 

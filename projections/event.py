@@ -8,6 +8,8 @@ from session_projector.projections import messagepack
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 """The largest `data` that is read, as stored."""
+MAX_NAME_BYTES: Final = 64 * 1024
+"""The longest `id` and `key`, in bytes of UTF-8."""
 PREFIX: Final = "session:"
 """How the keys of sessions begin, in the log and in `view`."""
 SESSION_EVENTS: Final = frozenset(
@@ -31,6 +33,14 @@ class Unfoldable(Exception):
     def __init__(self, reason: str, type: str | None = None) -> None:  # noqa: A002
         super().__init__(reason)
         self.type = type
+
+
+class OutOfMemory(MemoryError):
+    """There is too little memory for an event: nobody knows yet what it does."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"too little memory to fold event {seq}")
+        self.seq = seq
 
 
 class LogRow(msgspec.Struct, frozen=True, gc=False):
@@ -121,3 +131,22 @@ def keys_of(session_id: str) -> tuple[str, ...]:
 def is_utf8(text: str) -> bool:
     """Whether a text of the database was UTF-8: `LogRow` has lone surrogates where it was not."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_too_long(name: Any) -> bool:
+    """Whether an `id` or `key` is beyond `MAX_NAME_BYTES`."""
+    if not isinstance(name, str | bytes) or 4 * len(name) <= MAX_NAME_BYTES:
+        return False
+    if isinstance(name, str) and not name.isascii() and len(name) <= MAX_NAME_BYTES:
+        return len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES
+    return len(name) > MAX_NAME_BYTES
+
+
+def is_name(value: Any) -> bool:
+    """Whether this can be the key of an event that is folded."""
+    return isinstance(value, str) and is_utf8(value) and not is_too_long(value)
+
+
+def beginning(name: Any) -> Any:
+    """As much of an `id` or `key` as an event may have."""
+    return name[: MAX_NAME_BYTES + 1] if isinstance(name, str | bytes) else name

@@ -7,9 +7,16 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.decode import decode, plain
-from session_projector.projections.event import SESSION_EVENTS, Event, LogRow, Unfoldable
+from session_projector.projections.event import (
+    SESSION_EVENTS,
+    Event,
+    LogRow,
+    OutOfMemory,
+    Unfoldable,
+)
 from session_projector.projections.projection import FAULT, Projection
 from session_projector.projections.rows import require_key, require_row
+from session_projector.projections.scanner import Malformed
 
 MAX_REASON: Final = 1000
 """Characters of a reason in the quarantine."""
@@ -72,7 +79,9 @@ def fold(
             if not built_in:
                 require_row(projection, key, projection.to_row(view))
             changed[key] = view
-        except (MemoryError, KeyboardInterrupt):  # say nothing of the event
+        except MemoryError:  # nothing that the next try would find too
+            raise OutOfMemory(event.seq) from None
+        except KeyboardInterrupt:  # says nothing of the event
             raise
         except BaseException as error:  # nothing is awaited here: no other task cancels this
             quarantined.append(Rejected(event.seq, _reason(error), event.type))
@@ -134,7 +143,7 @@ def _read(row: LogRow, others: Collection[str]) -> Event | Rejected:
     try:
         return decode(row, others)
     except MemoryError:
-        raise
+        raise OutOfMemory(row.seq) from None
     except Exception as error:
         return Rejected(row.seq, _reason(error), getattr(error, "type", None))
 
@@ -147,7 +156,9 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
         key = projection.key_of(event)
         if key is not None and not projection.built_in:
             require_key(key)
-    except (MemoryError, KeyboardInterrupt):
+    except MemoryError:
+        raise OutOfMemory(event.seq) from None
+    except KeyboardInterrupt:
         raise
     except BaseException:
         return None
@@ -156,6 +167,6 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
 
 def _reason(error: BaseException) -> str:
     """Why an event goes to quarantine; a fault in the code is no reason to stop the feed either."""
-    if isinstance(error, Unfoldable):
+    if isinstance(error, Unfoldable | Malformed):
         return str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
     return f"{FAULT}{type(error).__name__}"

@@ -1,50 +1,80 @@
 """MessagePack read exactly, with the same limits on every Python.
 
-msgspec does nearly all the work. `_Reader` is the definition: it is asked where msgspec says no
-(its nesting limit differs between Pythons, it rejects timestamps out of its range and extension
-types as map keys) and where nesting could be beyond the limit.
+`check` says whether bytes are one whole value within the limits, and builds little; `fields`,
+`items` and `scalar` look into bytes that it accepted. `decode` builds all of it. msgspec does
+nearly all the work. `scanner` and `_Reader` are the definition, the same in other words: they are
+asked where msgspec says no (its nesting limit differs between Pythons, it rejects times out of its
+range), and where it would build or hash too much.
 """
 
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from functools import cache
+from math import inf
+from typing import Any, Final
 
 import msgspec
 
+from session_projector.projections import scanner
+from session_projector.projections.scanner import (
+    FAILURES,
+    MAX_CONTAINERS,
+    MAX_DEPTH,
+    TOO_MANY,
+    Malformed,
+    is_list,
+    is_map,
+)
+
 Buffer = bytes | msgspec.Raw
 
-MAX_DEPTH = 256
-"""Levels of maps and lists, the outermost counted as the first; plain values do not count."""
+MAX_NUMBER_KEYS: Final = 1000
+"""Keys of one map that `decode` builds: what hash they have is no secret, so that somebody may
+choose them to have the same one."""
+SMALL_BYTES: Final = 64 * 1024
+"""So few bytes are built and hashed whatever they are: that takes 0.1 s at most."""
+_VALUES_AT_ONCE: Final = 1 << 20
 
-_NOT_CONTAINERS = bytes({*range(256)} - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
-FAILURES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_fields = msgspec.msgpack.Decoder(dict[Any, msgspec.Raw])
-_items = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_SCALAR: Final = bool | int | float | str | None
+_Value: Any = _SCALAR
+for _level in range(7):
+    _Value = _SCALAR | list[_Value] | dict[str, _Value]
+_check_value = msgspec.msgpack.Decoder(_Value).decode
+_items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-class Malformed(ValueError):
-    """Not one whole MessagePack value within the limits; the text says what and at which byte."""
+def check(data: bytes, most: float = MAX_CONTAINERS) -> None:
+    """Raises `Malformed` unless this is one whole value with at most so many maps and lists, and
+    within the other limits."""
+    if len(data) <= MAX_CONTAINERS:  # so it has no more maps and lists
+        try:
+            _check_value(data)
+        except FAILURES:
+            pass
+        else:
+            return
+    scanner.check(data, most)
 
 
 def decode(data: bytes) -> Any:
-    """One whole value, every byte of it checked; raises `Malformed`."""
+    """What `check` accepts, built. Raises `Malformed`, also for a map of more than 64 KiB with more
+    than `MAX_NUMBER_KEYS` keys that are numbers."""
     try:
-        value = msgspec.msgpack.decode(data)
+        return _check_value(data)
     except FAILURES:
-        return _Reader(data).whole()
-    if may_be_deep(data):
-        _Reader(data).whole()
-    return value
-
-
-def may_be_deep(data: bytes) -> bool:
-    """Whether there are as many bytes that could begin a map or list as are needed for that."""
-    return len(data) > MAX_DEPTH and len(data.translate(None, _NOT_CONTAINERS)) > MAX_DEPTH
+        pass
+    try:
+        if len(data) <= SMALL_BYTES:
+            return msgspec.msgpack.decode(data)
+    except FAILURES:
+        pass
+    return _Reader(data).whole()
 
 
 def decode_exact(data: bytes) -> Any:
-    """One whole value, slower than `decode`: every extension type, time too, as `Extension`."""
-    return _Reader(data).whole()
+    """One whole value, slower than `decode` and however large: every extension type, time too, is
+    an `Extension`. Raises `Malformed`."""
+    return _Reader(data, most=inf).whole()
 
 
 def decode_partly(data: bytes) -> tuple[Any, str | None]:
@@ -56,17 +86,87 @@ def decode_partly(data: bytes) -> tuple[Any, str | None]:
     return value, reader.fault
 
 
-def fields(data: Buffer) -> Mapping[Any, Buffer]:
-    """The entries of a map that `decode` accepts, each value as the bytes that hold it."""
+def fields(data: Buffer, names: tuple[str, ...]) -> list[bytes | None]:
+    """The values of some entries of a map that `check` accepts, each as the bytes that hold it,
+    None where there is none or it is null; the last of two equal keys counts."""
     try:
-        return _fields.decode(data)
-    except FAILURES:
-        return _Reader(bytes(data)).fields()
+        found: Iterable[Any] = msgspec.structs.astuple(_decoder(names)(data))
+    except FAILURES:  # of keys that are not text
+        found = _any_fields(bytes(data), names)
+    values = (None if value is None else bytes(value) for value in found)
+    return [None if value == b"\xc0" else value for value in values]
 
 
-def items(data: Buffer) -> list[bytes]:
-    """The values of a list that `decode` accepts, each as the bytes that hold it."""
-    return [bytes(item) for item in _items.decode(data)]
+@cache
+def _decoder(names: tuple[str, ...]) -> Any:
+    empty: Any = msgspec.field(default=None)
+    made = msgspec.defstruct("Fields", [(n, msgspec.Raw, empty) for n in names], gc=False)
+    return msgspec.msgpack.Decoder(made).decode
+
+
+def _any_fields(data: bytes, names: tuple[str, ...]) -> list[msgspec.Raw | None]:
+    """No key is hashed but those that are as short as the names."""
+    reader = _Reader(data)
+    left = reader.map_length()
+    found: dict[str, msgspec.Raw] = {}
+    position = reader.position
+    spellings = {spelling: name for name in names for spelling in _spellings(name.encode())}
+    while left:
+        pairs = min(left, _VALUES_AT_ONCE // 16)
+        end = scanner.end_of(data, position, 2 * pairs) if pairs < left else len(data)
+        values = iter(_items(list_header(2 * pairs) + data[position:end]))
+        for key, value in zip(values, values, strict=True):
+            if name := spellings.get(bytes(key)):
+                found[name] = value
+        left, position = left - pairs, end
+    return [found.get(name) for name in names]
+
+
+def _spellings(name: bytes) -> list[bytes]:
+    """The ways to write a short text."""
+    size = len(name)
+    heads = (b"\xd9", b"\xda\x00", b"\xdb\x00\x00\x00")
+    return [bytes([0xA0 | size]) + name, *(head + bytes([size]) + name for head in heads)]
+
+
+def scalar(data: bytes | None) -> Any:
+    """A value that `check` accepts; of a map or list an empty one."""
+    if data is None:
+        return None
+    if is_list(data[0]):
+        return []
+    return {} if is_map(data[0]) else _Reader(data).value(0)
+
+
+def items(data: Buffer) -> list[msgspec.Raw]:
+    """The values of a list that `check` accepts, each as the bytes that hold it."""
+    return _items(data)
+
+
+def other_than_map(data: Buffer) -> tuple[int, bytes] | None:
+    """The first value of a list that is no map, and the how manieth it is; None where all are."""
+    count, body = split_list(data)
+    done = position = 0
+    while done < count:
+        some = min(count - done, _VALUES_AT_ONCE)
+        whole = some == count - done
+        end = len(body) if whole else scanner.end_of(body, position, some, most=inf)
+        part = list_header(some) + body[position:end]
+        try:
+            _maps(part)
+        except FAILURES:  # also of a map with other keys than texts
+            for index, item in enumerate(_items(part)):
+                if not is_map(memoryview(item)[0]):
+                    return done + index, bytes(item)
+        done, position = done + some, end
+    return None
+
+
+class _Map(msgspec.Struct, gc=False):
+    """Any map with nothing but texts as keys, none of which is kept."""
+
+
+_maps = msgspec.msgpack.Decoder(list[_Map]).decode
 
 
 def list_header(count: int) -> bytes:
@@ -90,25 +190,16 @@ def split_list(data: Buffer) -> tuple[int, bytes]:
 class _Reader:
     """A recursive reader, at most `MAX_DEPTH` deep."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most: float = MAX_CONTAINERS) -> None:
         self.data = data
         self.position = 0
+        self.left = most
 
     def whole(self) -> Any:
         value = self.value(0)
         if self.position < len(self.data):
-            left = len(self.data) - self.position
-            raise Malformed(f"not MessagePack: {left} bytes are left over at its end")
+            raise scanner.left_over(len(self.data) - self.position)
         return value
-
-    def fields(self) -> dict[Any, bytes]:
-        found = {}
-        for _ in range(self.map_length()):
-            key = self.value(1)
-            start = self.position
-            self.value(1)
-            found[_frozen(key)] = self.data[start : self.position]
-        return found
 
     def list_length(self) -> int:
         byte: int = self.number("B")
@@ -140,7 +231,7 @@ class _Reader:
         if 0xC4 <= byte <= 0xDB:
             return self.scalar(byte)
         if byte == 0xC1:
-            raise Malformed(f"not MessagePack: byte {at} is 0xc1, which begins no value")
+            raise scanner.no_value(at)
         return {0xC0: None, 0xC2: False, 0xC3: True}[byte]
 
     def scalar(self, byte: int) -> Any:
@@ -155,27 +246,40 @@ class _Reader:
         return self.text(self.number("BHI"[byte - 0xD9]))
 
     def container(self, byte: int, at: int, depth: int) -> Any:
-        if depth > MAX_DEPTH:
-            raise Malformed(f"nested deeper than {MAX_DEPTH} levels (at byte {at})")
-        self.position = at
-        if 0x90 <= byte <= 0x9F or byte in (0xDC, 0xDD):
+        self.begin(at, depth)
+        if is_list(byte):
             return [self.value(depth) for _ in range(self.list_length())]
-        found = {}
+        found: dict[Any, Any] = {}
+        numbers = 0
         for _ in range(self.map_length()):
-            at_key = self.position
-            key = self.value(depth)
-            try:
-                found[_frozen(key)] = self.value(depth)
-            except TypeError:
-                raise Malformed(f"a map is used as a map key (at byte {at_key})") from None
+            key = self.key(depth)
+            numbers += isinstance(key, int | float)
+            if numbers > MAX_NUMBER_KEYS and len(self.data) > SMALL_BYTES:
+                raise Malformed(f"a map with more than {MAX_NUMBER_KEYS} numbers as keys")
+            found[key] = self.value(depth)
         return found
+
+    def begin(self, at: int, depth: int) -> None:
+        """Go back to where a map or list begins, if there may be one more."""
+        if depth > MAX_DEPTH:
+            raise scanner.too_deep(at)
+        self.left -= 1
+        if self.left < 0:
+            raise Malformed(TOO_MANY)
+        self.position = at
+
+    def key(self, depth: int) -> Any:
+        head = self.data[self.position : self.position + 1]
+        if head and (is_list(head[0]) or is_map(head[0])):
+            raise scanner.no_key(head[0], self.position)
+        return self.value(depth)
 
     def text(self, length: int) -> str:
         at = self.position
         try:
             return self.take(length).decode()
         except UnicodeDecodeError:
-            raise Malformed(f"not MessagePack: the text at byte {at} is not UTF-8") from None
+            raise scanner.no_text(at) from None
 
     def extension(self, length: int) -> "Extension":
         return Extension(self.number("b"), self.take(length))
@@ -186,7 +290,7 @@ class _Reader:
     def take(self, length: int) -> bytes:
         start, self.position = self.position, self.position + length
         if self.position > len(self.data):
-            raise Malformed(f"not MessagePack: cut short after {len(self.data)} bytes")
+            raise scanner.cut_short(self.data)
         return self.data[start : self.position]
 
 
@@ -202,11 +306,16 @@ class _PartReader(_Reader):
             self.fault = str(error)
             return "…"
 
+    def key(self, depth: int) -> Any:
+        try:
+            return super().key(depth)
+        except Malformed as error:
+            self.fault = self.fault or str(error)
+            return "…"
+
     def container(self, byte: int, at: int, depth: int) -> Any:
-        if depth > MAX_DEPTH:
-            return super().container(byte, at, depth)
-        self.position = at
-        if 0x90 <= byte <= 0x9F or byte in (0xDC, 0xDD):
+        self.begin(at, depth)
+        if is_list(byte):
             items: list[Any] = []
             for _ in range(self.list_length()):
                 items.append(self.value(depth))
@@ -215,13 +324,9 @@ class _PartReader(_Reader):
             return items
         found: dict[Any, Any] = {}
         for _ in range(self.map_length()):
-            key = _frozen(self.value(depth))
+            key = self.key(depth)
             if self.fault is not None:
                 break
-            try:
-                hash(key)
-            except TypeError:  # a map is in it
-                key = str(key)
             found[key] = self.value(depth)
             if self.fault is not None:
                 break
@@ -233,7 +338,3 @@ class Extension(msgspec.Struct, frozen=True):
 
     code: int
     data: bytes
-
-
-def _frozen(key: Any) -> Any:
-    return tuple(map(_frozen, key)) if isinstance(key, list) else key

@@ -13,7 +13,9 @@ from session_projector.projections.event import (
     SessionCreated,
     SessionUpdated,
 )
+from session_projector.projections.messagepack import fields, items, list_header, scalar
 from session_projector.projections.projection import CorruptRow, PerSession, Table
+from session_projector.projections.scanner import FAILURES, is_list, is_map
 
 TITLE_LENGTH: Final = 80
 """Characters, the ellipsis included."""
@@ -43,7 +45,7 @@ class SessionIndex(PerSession[Entry]):
     """Folds every event of a session into a few plain columns."""
 
     name = "session_index"
-    version = 1
+    version = 2
     built_in = True
     table = Table(
         name="session_index",
@@ -134,24 +136,54 @@ def _changed(
 
 
 def _first_title(added: Messages) -> str | None:
-    for message in added.values:
-        if message.get("role") == "user":
-            return _title(message)
+    for message in _said(added):
+        role, content = fields(message, _SAID)
+        if scalar(role) == "user":
+            return _title(content)
     return None
 
 
+class _Said(msgspec.Struct, gc=False):
+    """What most messages have; nothing else of them is decoded."""
+
+    role: str | None = None
+
+
+_decode_said = msgspec.msgpack.Decoder(list[_Said]).decode
+
+
 def _role(added: Messages) -> str | None:
-    role = added.values[-1].get("role")
+    try:
+        return _decode_said(list_header(added.count) + added.body)[-1].role
+    except FAILURES:  # of keys that are not text, or a role that is none
+        pass
+    role = scalar(fields(_said(added)[-1], _SAID)[0])
     return role if isinstance(role, str) else None
 
 
-def _title(message: dict[Any, Any]) -> str:
+def _said(added: Messages) -> list[msgspec.Raw]:
+    return items(list_header(added.count) + added.body)
+
+
+_SAID: Final = ("role", "content")
+_PART: Final = ("type", "text")
+
+
+def _title(content: bytes | None) -> str:
     """What a user's message says, in one line; '' where it says nothing in words."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = (
-        part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"
-    )
-    text = next((text for text in texts if isinstance(text, str)), "")
+    text = _text(content)
     line = _WHITE_SPACE.sub(" ", text).strip(" ")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def _text(content: bytes | None) -> str:
+    """The content, or the first part of it that is text."""
+    if content is None or not is_list(content[0]):
+        text = scalar(content)
+        return text if isinstance(text, str) else ""
+    for part in items(content):
+        if is_map(memoryview(part)[0]):
+            kind, said = (scalar(value) for value in fields(part, _PART))
+            if kind == "text" and isinstance(said, str):
+                return said
+    return ""

@@ -1,6 +1,7 @@
 """The `session:<id>` rows of `view`: one whole session each."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Final
 
 import msgspec
@@ -15,12 +16,13 @@ from session_projector.projections.event import (
     Unfoldable,
 )
 from session_projector.projections.messagepack import (
-    Malformed,
-    decode_exact,
+    check,
     list_header,
+    other_than_map,
     split_list,
 )
 from session_projector.projections.projection import CorruptRow, PerSession, Table
+from session_projector.projections.scanner import Malformed
 
 MAX_VIEW_BYTES: Final = 256 * 1024 * 1024
 """The largest `view.data` that a fold may make."""
@@ -49,7 +51,7 @@ class Sessions(PerSession[Session]):
     """Folds every event of a session into its row."""
 
     name = "sessions"
-    version = 1
+    version = 2
     built_in = True
     table = Table(
         name="view",
@@ -120,10 +122,11 @@ class Sessions(PerSession[Session]):
         try:
             fields = _decode(data)
             count, body = split_list(fields.messages)
-            messages = _messages(fields.messages)
+            # Every byte, as they are built upon without being looked at again.
+            check(bytes(fields.messages), most=inf)
         except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, Malformed) as error:
             raise CorruptRow(f"data is not a session: {error}") from None
-        if not all(isinstance(message, dict) for message in messages):
+        if other_than_map(fields.messages):
             raise CorruptRow("a message is not a map")
         session = Session(
             id=fields.id,
@@ -156,18 +159,6 @@ _decode = msgspec.msgpack.Decoder(_Data).decode
 _encode = msgspec.msgpack.Encoder().encode
 _MAP: Final = bytes([0x80 | len(_Data.__struct_fields__)])
 _NAMES: Final = tuple(map(_encode, _Data.__struct_fields__))
-
-
-def _messages(encoded: msgspec.Raw) -> list[Any]:
-    """Every byte of them checked, as they are built upon without being looked at again."""
-    try:
-        return _decode_list(encoded)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        messages: list[Any] = decode_exact(bytes(encoded))
-        return messages
-
-
-_decode_list = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def _created(event: Event, body: SessionCreated) -> Session:

@@ -6,7 +6,7 @@ import pytest
 from conformance.engines import Outsider, Raw
 from support.laws import COUNTED, append, change, later
 
-from session_projector.projections.event import LogRow
+from session_projector.projections.event import MAX_EVENT_BYTES, MAX_NAME_BYTES, LogRow
 from session_projector.projections.fold import Rejected
 from session_projector.worker.storage.port import (
     ProjectionStatus,
@@ -131,6 +131,34 @@ def test_an_odd_id_and_key_are_recorded_as_they_are(
     assert store.quarantine.reasons("counted", [row.seq]) == {row.seq: f"bad {row.seq}"}
     (entry,) = store.quarantine.entries()
     assert (entry.id, entry.key, entry.dismissed) == (row.id, row.key, "odd")
+
+
+@pytest.mark.needs("odd values")
+@pytest.mark.parametrize("size", [MAX_NAME_BYTES, MAX_NAME_BYTES + 1, MAX_EVENT_BYTES + 2])
+@pytest.mark.parametrize("one", ["x", "ä", Raw(b"\xff"), b"x"], ids=repr)
+def test_of_an_id_or_key_that_is_too_long_the_beginning_is_kept(
+    store: Store, outside: Outsider, one: Any, size: int
+) -> None:
+    """Whichever of them it is, and however the event came to be read."""
+    of_text = one.encode() if isinstance(one, str) else bytes(one)
+    name = (of_text * size)[:size]
+    long: Any = name if type(one) is bytes else Raw(name)
+    outside.insert("event_log", id=long, key="session:A", data=b"\xc1", created_at=1)
+    outside.insert("event_log", id="e2", key=long, data=b"\xc1", created_at=1)
+    second = store.log.newest()
+    first = second - 1
+    seqs = [first, second]
+
+    reject(store, *seqs, position=second)
+
+    assert store.quarantine.reasons("counted", seqs) == {seq: f"bad {seq}" for seq in seqs}
+    entries = store.quarantine.entries()
+    kept = size if size == MAX_NAME_BYTES else 1000
+    assert [e.key for e in entries[:1]] == ["session:A"]
+    assert [e.id for e in entries[1:]] == ["e2"]
+    for shown in (entries[0].id, entries[1].key):
+        stored = shown if isinstance(shown, bytes) else shown.encode("utf-8", "surrogateescape")
+        assert stored == name[:kept]
 
 
 @pytest.mark.needs("odd values")

@@ -23,6 +23,8 @@ from support.served import HTTP, address, scraped
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.event import Event
+from session_projector.projections.session_index import SessionIndex
+from session_projector.projections.sessions import Sessions
 from session_projector.worker.daemon import batch_size, supervisor
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
@@ -546,9 +548,9 @@ from session_projector import projections
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
 class Sessions2(Sessions):
-    version = 2
+    version = Sessions.version + 1
 class SessionIndex2(SessionIndex):
-    version = 2
+    version = SessionIndex.version + 1
 projections.BUILT_IN = (Sessions2(), SessionIndex2())
 from session_projector.worker.cli import main as cli
 cli.main()
@@ -594,8 +596,8 @@ def test_no_reader_misses_a_row_while_a_new_version_rebuilds_under_load(
     assert faults == []
     assert database.sql("SELECT name, version FROM checkpoint ORDER BY name") == [
         ("per_project", 1),
-        ("session_index", 2),
-        ("sessions", 2),
+        ("session_index", SessionIndex.version + 1),
+        ("sessions", Sessions.version + 1),
     ]
     assert database.views() == oracle.fold(database.log()).views
     assert database.index() == oracle.index(database.log())

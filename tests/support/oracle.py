@@ -12,6 +12,8 @@ import msgpack
 
 EVENT_LIMIT_BYTES = 16 * 1024 * 1024  # of `data` as stored
 VIEW_LIMIT_BYTES = 256 * 1024 * 1024  # of the view's encoded `data`; a test may lower it
+NAME_LIMIT_BYTES = 64 * 1024  # of `id` and `key` each, in UTF-8
+CONTAINER_LIMIT = 1_000_000  # maps and lists in an event; a test may lower it
 LEVEL_LIMIT = 256  # the event's own map is level 1
 TITLE_LIMIT = 80  # code points
 APPENDS = ("session_append", "session_append_messages")
@@ -81,6 +83,10 @@ def run(rows: Iterable[Row], view_limit: int | None) -> tuple[Result, dict[str, 
     sessions: dict[str, Session] = {}
     for seq, row_id, key, data, created_at in rows:
         try:
+            for name in (row_id, key):
+                raw = name.encode("utf-8", "replace") if isinstance(name, str) else name
+                if isinstance(raw, bytes) and len(raw) > NAME_LIMIT_BYTES:
+                    raise Refused("id or key over its size limit")
             event = decode(data)
             if event["type"] not in OUR_TYPES:
                 result.skipped += 1
@@ -205,7 +211,11 @@ def decode(data: object) -> Map:
 
 
 def decode_json(source: str) -> object:
-    level, in_string = 0, False  # up to its first error JSON has the same strings as this loop
+    level, containers, in_string = (
+        0,
+        0,
+        False,
+    )  # up to its first error JSON has the same strings as this loop
     for match in JSON_MARKS.finditer(source):
         if len(match[0]) == 6:
             raise Refused("lone surrogate")
@@ -213,8 +223,9 @@ def decode_json(source: str) -> object:
             in_string = not in_string
         elif not in_string and match[0] in "[]{}":
             level += 1 if match[0] in "[{" else -1
-            if level > LEVEL_LIMIT:
-                raise Refused("nested too deeply")
+            containers += match[0] in "[{"
+            if level > LEVEL_LIMIT or containers > CONTAINER_LIMIT:
+                raise Refused("nested too deeply, or too many lists and maps")
     return json.loads(source, parse_int=integer, parse_float=real, parse_constant=real)
 
 
@@ -238,7 +249,7 @@ class RawMap(Map):
 
 class MessagePack:
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.containers = data, 0, 0
 
     def whole(self) -> object:
         value = self.value(level=1, in_key=False)
@@ -263,12 +274,13 @@ class MessagePack:
         if 0xA0 <= head <= 0xDB:
             return self.plain(head)
         is_map = head <= 0x8F or head >= 0xDE
-        if level > LEVEL_LIMIT or (is_map and in_key):
-            raise Refused("nested too deeply, or a map in a key")
+        self.containers += 1
+        if level > LEVEL_LIMIT or in_key or self.containers > CONTAINER_LIMIT:
+            raise Refused("nested too deeply, a list or map as a key, or too many of them")
         size = head & 0x0F if head <= 0x9F else self.number(4 if head & 1 else 2)
         items, fields = [], RawMap()
         for _ in range(size):
-            items.append(self.value(level=level + 1, in_key=in_key or is_map))
+            items.append(self.value(level=level + 1, in_key=is_map))
             if is_map:
                 item = self.value(level=level + 1, in_key=False)
                 if isinstance(items[-1], str):

@@ -62,7 +62,10 @@ APPEND = event("session_append", {"messages": [{"role": "user", "content": "x"}]
         (b"\xc1", "not MessagePack"),
         (msgpack.packb(APPEND) + b"\x00", "left over"),
         (message_event(b"\x81\xa1a\xa1\xff"), "UTF-8"),
-        (message_event(b"\x81\x81\x01\x01\x02"), "map key"),
+        (message_event(b"\x81\x81\x01\x01\x02"), "a map is used as a map key (at byte 38)"),
+        (message_event(b"\x81\x91\x01\x02"), "a list is used as a map key (at byte 38)"),
+        (message_event(b"\x81\xdc\x00\x00\x02"), "a list is used as a map key"),
+        (b"\x82\xa4type\xa1x\x90\xc0", "a list is used as a map key"),
         (b"\x93\x01\x02\x03", "not a map"),
         ("", "not JSON"),
         ("[]", "not a map"),
@@ -200,9 +203,9 @@ def test_other_types_are_skipped_and_counted_whatever_else_they_say(kind: str) -
         json.dumps(APPEND),
         ' {"type":"session_append","type":"session_updated","data":{"status":"a","status":"b"}}\n',
         b"\x83\xa4type\x01\xa4type\xafsession_updated\xa4data\x80",
-        b"\x84\xa4type\xafsession_updated\xa4data\x80\xd4\x05a\x02\x91\x01\x03",
+        b"\x84\xa4type\xafsession_updated\xa4data\x80\xd4\x05a\x02\xcd\x01\x02\x03",
         b"\x82\xa4type\xaesession_append\xa4data\x83\xa8messages\x91\x80"
-        b"\xd4\x05a\xc0\x91\x91\x01\xc0",  # odd keys beside the messages
+        b"\xd4\x05a\xc0\xd4\xff\x01\xc0",  # odd keys beside the messages
     ],
 )
 def test_what_is_valid_folds(data: Any) -> None:
@@ -223,7 +226,6 @@ def test_what_is_valid_folds(data: Any) -> None:
         b"\x81\xa1n\xd5\xff\x00\x00",  # a time of a length that none has
         b"\x81\xa1n\xc7\x0c\xff" + b"\xff" * 12,  # a time out of range
         b"\x82\x01\xa1a\xc0\xa1b",  # keys that are not text
-        b"\x81\x92\x01\x02\xa1a",
         b"\x81\xd4\x05a\xa1a",
         b"\x82\xa1a\x01\xa1a\x02",  # a key twice
         b"\xde\x00\x01\xda\x00\x01a\xd2\x00\x00\x00\x01",  # longer forms than needed

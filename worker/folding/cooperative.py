@@ -12,6 +12,7 @@ from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Folded, Rejected, Runs
 from session_projector.projections.projection import Projection
+from session_projector.worker.folding.faults import decoding
 
 SLICE_EVENTS: Final = 16
 READ_SLICE_EVENTS: Final = 256
@@ -27,7 +28,8 @@ async def read_in_slices(
     events: list[Event | Rejected] = []
     pause = _Pause(share)
     for start in range(0, len(rows), READ_SLICE_EVENTS):
-        events += folding.read(rows[start : start + READ_SLICE_EVENTS], projections)
+        with decoding():
+            events += folding.read(rows[start : start + READ_SLICE_EVENTS], projections)
         await pause.when_due()
     return events
 

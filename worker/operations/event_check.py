@@ -8,9 +8,10 @@ import msgspec
 
 from session_projector.projections.event import PREFIX, Event, LogRow, session_of
 from session_projector.projections.fold import Rejected, fold, key_of, read
-from session_projector.projections.messagepack import Malformed, decode_exact
+from session_projector.projections.messagepack import decode_exact
 from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.rows import restore
+from session_projector.projections.scanner import Malformed
 from session_projector.projections.session_index import SessionIndex
 from session_projector.worker import registry
 from session_projector.worker.errors import CheckFailed, ProjectorError

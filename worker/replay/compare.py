@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from session_projector.projections import fold as folding
-from session_projector.projections.event import Event, LogRow, is_utf8
+from session_projector.projections.event import Event, LogRow, is_name
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection
 from session_projector.worker.errors import LostRace
@@ -159,7 +159,7 @@ class Comparison:
 
     async def _explained(self, keys: Sequence[str], until: int) -> set[str | None]:
         """Which of some views an event up to a position is about."""
-        keys = [key for key in keys if isinstance(key, str) and is_utf8(key)]
+        keys = [key for key in keys if is_name(key)]
         spellings = {key: self._projection.log_keys(key) for key in keys}
         if None in spellings.values():
             name = self._projection.name

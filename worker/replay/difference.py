@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import msgspec
 
-from session_projector.projections.messagepack import Malformed, decode_exact
+from session_projector.projections.messagepack import decode_exact
 from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.rows import restore
+from session_projector.projections.scanner import Malformed
 
 ABSENT: Final = "(absent)"
 # Scripts and alerts of operators know the kinds by these words, in output, logs and metrics.

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from session_projector.projections import fold as folding
-from session_projector.projections.event import Event, LogRow, is_utf8
+from session_projector.projections.event import Event, LogRow, is_name
 from session_projector.projections.fold import Rejected, Runs
 from session_projector.projections.projection import Projection
 from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
@@ -170,9 +170,7 @@ class Walk:
     def _views(self, log_keys: Iterable[Any]) -> dict[Any, str | None]:
         """The view that events under each of some log keys concern."""
         view_of = self._projection.view_of
-        return {
-            key: view_of(key) if isinstance(key, str) and is_utf8(key) else None for key in log_keys
-        }
+        return {key: view_of(key) if is_name(key) else None for key in log_keys}
 
     async def _set_aside(
         self,

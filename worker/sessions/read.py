@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from session_projector.projections.event import PREFIX, is_utf8, keys_of
-from session_projector.projections.messagepack import Malformed, decode_exact
+from session_projector.projections.messagepack import decode_exact
 from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
+from session_projector.projections.scanner import Malformed
 from session_projector.projections.session_index import Entry, SessionIndex
 from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.sessions.timeline import SESSIONS, no_session

@@ -181,7 +181,10 @@ def _plain_fields(moment: Moment | None) -> dict[str, Any]:
 
 def _messages(moment: Moment | None) -> list[bytes]:
     """The encoded messages."""
-    return items(fields(SESSIONS.to_row(moment.view)[2])["messages"]) if moment else []
+    if moment is None:
+        return []
+    (messages,) = fields(SESSIONS.to_row(moment.view)[2], ("messages",))
+    return [bytes(message) for message in items(messages or b"\x90")]
 
 
 def _changed_messages(before: list[bytes], after: list[bytes]) -> dict[str, list[dict[str, Any]]]:

@@ -16,7 +16,8 @@ from session_projector.projections.event import (
     keys_of,
 )
 from session_projector.projections.fold import Rejected, fold, read
-from session_projector.projections.messagepack import Malformed, decode, decode_partly
+from session_projector.projections.messagepack import decode, decode_partly
+from session_projector.projections.scanner import Malformed
 from session_projector.projections.sessions import Session, Sessions
 from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.storage.port import Store
@@ -132,7 +133,7 @@ def _type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, in
     """As folded, or as far as the event can be read."""
     if isinstance(event, Event) and event.body is not None:
         return event.type, event.time
-    partial = _as_far_as_it_decodes(row.data)
+    partial = _as_far_as_it_decodes(row.data, whole=isinstance(event, Event))
     kind = partial.get("type")
     return kind if isinstance(kind, str) else None, _time(partial, row.created_at)
 
@@ -140,18 +141,20 @@ def _type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, in
 def _time(partial: dict[Any, Any], created_at: Any) -> int | None:
     for stated in (partial, {}):
         try:
-            return time_of(stated, created_at)
+            return time_of(stated.get("timestamp"), created_at)
         except Unfoldable:
             continue
     return None
 
 
-def _as_far_as_it_decodes(data: Any) -> dict[Any, Any]:
+def _as_far_as_it_decodes(data: Any, *, whole: bool) -> dict[Any, Any]:
+    """`whole`: it is an event within the limits; of others no more is built than is searched."""
     value: Any = None
+    within = whole or (isinstance(data, str | bytes) and len(data) <= _SEARCHED_BYTES)
     try:
-        if isinstance(data, str):
+        if isinstance(data, str) and within:
             value = msgspec.json.decode(data)
-        elif isinstance(data, bytes) and len(data) <= MAX_EVENT_BYTES:
+        elif isinstance(data, bytes) and within:
             value = decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, Malformed):
         pass

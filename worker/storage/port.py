@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
-from session_projector.projections.event import LogRow
+from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
 
@@ -46,7 +46,7 @@ class Limits(msgspec.Struct, frozen=True):
     page_events: int = 4000
     """Events of a page where the caller does not say how many."""
     page_bytes: int = 8 * 1024 * 1024
-    """A page ends with the event whose `data` takes it above this."""
+    """A page ends with the event whose `id`, `key` and `data` take it above this."""
     page_keys: int = 500
     """Keys of views, or positions of strays, of a page."""
     view_bytes: int = 24 * 1024 * 1024
@@ -216,8 +216,9 @@ class Leader(msgspec.Struct, frozen=True):
 
 
 class Log(Protocol):
-    """`event_log`: what anybody wrote, by position. Of `data` beyond `MAX_EVENT_BYTES` one byte, or
-    character, more than these is read, which shows that it is too large."""
+    """`event_log`: what anybody wrote, by position. Where a value is beyond `MAX_EVENT_BYTES`, one
+    byte more than an event may have is read of each that is too long, `data`, `id` or `key`, which
+    shows that it is."""
 
     def newest(self) -> int:
         """The newest position, 0 for an empty log; raises `TransientError` where the database was
@@ -573,9 +574,11 @@ def size_of(row: Sequence[Any]) -> int:
 
 
 def digest(row: LogRow) -> str:
-    """What a checkpoint remembers of an event, to recognise it."""
+    """What a checkpoint remembers of an event, to recognise it; of an id or key that is too long it
+    is the beginning."""
     data = row.data.encode("utf-8", "surrogatepass") if isinstance(row.data, str) else row.data
-    columns = ascii((row.seq, row.id, row.key, row.created_at, type(row.data).__name__))
+    names = (beginning(row.id), beginning(row.key))
+    columns = ascii((row.seq, *names, row.created_at, type(row.data).__name__))
     hasher = hashlib.blake2b(columns.encode(), digest_size=16)
     hasher.update(data if isinstance(data, bytes) else ascii(data).encode())
     return hasher.hexdigest()

@@ -17,7 +17,7 @@ from session_projector.worker.storage.port import (
     StoredProjection,
 )
 from session_projector.worker.storage.sqlite.connection import Connection
-from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, is_count
+from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, is_count, shown
 
 FORGET_STATUS: Final = "DELETE FROM projection_state WHERE projection = ?"
 _CHECKPOINT: Final = "name, version, position, generation, digest, skipped"
@@ -95,7 +95,8 @@ class SqliteQuarantine:
         if not asked:
             return {}
         rows = self._connection.rows(
-            "SELECT q.seq, iif(q.id IS e.id AND q.key IS e.key, q.reason, NULL)"
+            f"SELECT q.seq, iif(q.id IS {shown('e.id')} AND q.key IS {shown('e.key')},"
+            " q.reason, NULL)"
             " FROM quarantine AS q JOIN event_log AS e ON e.seq = q.seq"
             f" WHERE q.projection = ? AND q.seq IN ({str(asked)[1:-1]})",
             (name,),

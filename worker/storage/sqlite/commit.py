@@ -5,13 +5,19 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
+from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed, quoted
 from session_projector.worker.storage.port import Change, size_of
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS
-from session_projector.worker.storage.sqlite.connection import Connection
+from session_projector.worker.storage.sqlite.connection import (
+    Connection,
+    bounded,
+    event,
+    is_too_big,
+)
 from session_projector.worker.storage.sqlite.errors import see_triggers
-from session_projector.worker.storage.sqlite.sql import bound, owned, raw, upsert
+from session_projector.worker.storage.sqlite.sql import bound, owned, raw, shown, upsert
 
 MOST_ROWS: Final = 256
 MOST_BYTES: Final = 2 * 1024 * 1024
@@ -26,7 +32,7 @@ _UNMOVED: Final = (
 )
 _QUARANTINE: Final = (
     "INSERT INTO quarantine (projection, seq, id, key, reason)"
-    " SELECT ?, seq, id, key, ? FROM event_log WHERE seq = ?"
+    f" SELECT :name, seq, {shown('id')}, {shown('key')}, :reason FROM {{}} WHERE seq = :seq"
     " ON CONFLICT (projection, seq) DO UPDATE"
     " SET id = excluded.id, key = excluded.key, reason = excluded.reason"
 )
@@ -58,13 +64,29 @@ def apply(connection: Connection, change: Change) -> None:
                 f" AND {table.key} = {bound('?', key)}",
                 (raw(key),),
             )
-    for event in change.quarantined:
-        execute(_QUARANTINE, (before.name, event.reason, event.seq))
+    for rejected in change.quarantined:
+        _reject(connection.raw, before.name, rejected)
     for seq in change.cleared:
         execute(
             f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",
             (before.name, raw(seq)),
         )
+
+
+def _reject(connection: sqlite3.Connection, name: str, rejected: Rejected) -> None:
+    values: dict[str, Any] = {"name": name, "seq": rejected.seq, "reason": rejected.reason}
+    try:
+        with bounded(connection):
+            connection.execute(_QUARANTINE.format("event_log"), values)
+        return
+    except sqlite3.DataError as error:
+        if not is_too_big(error):
+            raise
+    # Again, from as much of its id and key as is kept at most: neither is read whole.
+    _, event_id, key, *_ = event(connection, rejected.seq) or (None, None, None)
+    columns = f"SELECT :seq AS seq, {bound(':id', event_id)} AS id, {bound(':key', key)} AS key"
+    values |= {"id": raw(event_id), "key": raw(key)}
+    connection.execute(_QUARANTINE.format(f"({columns})"), values)
 
 
 def _write(

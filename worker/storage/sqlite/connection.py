@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from session_projector.projections.event import MAX_EVENT_BYTES
+from session_projector.projections.event import (
+    MAX_EVENT_BYTES,
+    MAX_NAME_BYTES,
+    is_too_long,
+)
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import is_read_only, translated
 from session_projector.worker.storage.sqlite.identity import FileIdentity
 
-# An oversized event is quarantined by its size alone, so no more of it is read.
-EVENT_COLUMNS: Final = (
-    f"seq, id, key, CASE WHEN length(data) > {MAX_EVENT_BYTES}"
-    f" THEN substr(data, 1, {MAX_EVENT_BYTES + 1}) ELSE data END, created_at"
-)
+EVENT_COLUMNS: Final = "seq, id, key, data, created_at"
+_READ_BYTES: Final = {"id": MAX_NAME_BYTES, "key": MAX_NAME_BYTES, "data": MAX_EVENT_BYTES}
+"""How much is read of a value that is longer, and one byte more, which shows that it is."""
 OLDEST: Final = (3, 32)
 """The first SQLite that has `iif`; the JSON functions, which a build may lack, are not used."""
 _ENDLESS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
@@ -129,6 +131,50 @@ def _is_still(path: Path) -> bool:
 def lossless_text(data: bytes) -> str:
     """Text from a column; bytes that are not UTF-8 become lone surrogates instead of an error."""
     return data.decode("utf-8", "surrogateescape")
+
+
+@contextmanager
+def bounded(connection: sqlite3.Connection) -> Iterator[None]:
+    """In the block SQLite refuses to read a value that is larger than any event may be, and does
+    not read it: `is_too_big` of the error."""
+    most = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_EVENT_BYTES + 1)
+    try:
+        yield
+    finally:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
+
+
+def is_too_big(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_TOOBIG
+
+
+def event(connection: sqlite3.Connection, seq: int) -> tuple[Any, ...] | None:
+    """The columns of the event at a position, None where there is none; of a value that is larger
+    than any event may be no more than shows that, and nothing behind an id or key that is."""
+    select = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = ?"
+    try:
+        with bounded(connection):
+            found: tuple[Any, ...] | None = connection.execute(select, (seq,)).fetchone()
+            return found
+    except sqlite3.DataError as error:
+        if not is_too_big(error):
+            raise
+    types = "SELECT typeof(id), typeof(key), typeof(data) FROM event_log WHERE seq = ?"
+    values: list[Any] = [seq]
+    for kind, (name, most) in zip(
+        connection.execute(types, (seq,)).fetchone(), _READ_BYTES.items(), strict=True
+    ):
+        if name == "data" and any(map(is_too_long, values)):
+            return (*values, None, None)  # they stand behind what is too long
+        if kind in ("text", "blob"):  # SQLite would read all of it, which a BLOB handle does not
+            with connection.blobopen("event_log", name, seq, readonly=True) as blob:
+                head = blob.read(most + 1)
+            values.append(lossless_text(head) if kind == "text" else head)
+        else:
+            select = f"SELECT {name} FROM event_log WHERE seq = ?"
+            values.append(connection.execute(select, (seq,)).fetchone()[0])
+    select = "SELECT created_at FROM event_log WHERE seq = ?"
+    return (*values, connection.execute(select, (seq,)).fetchone()[0])
 
 
 class Connection:

@@ -8,7 +8,11 @@ from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
-from session_projector.worker.errors import InterventionRequired, UsageError
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    InterventionRequired,
+    UsageError,
+)
 from session_projector.worker.storage.port import (
     ANY_POSITION,
     BatchReach,
@@ -18,6 +22,9 @@ from session_projector.worker.storage.port import (
 from session_projector.worker.storage.sqlite.connection import (
     EVENT_COLUMNS,
     Connection,
+    bounded,
+    event,
+    is_too_big,
     lossless_text,
 )
 from session_projector.worker.storage.sqlite.errors import see_triggers
@@ -45,8 +52,11 @@ class SqliteLog:
         return [*starmap(LogRow, self.rows([_FROM], {"position": start, "until": until}, most))]
 
     def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
-        columns = "seq, id, key, data, created_at" if whole else EVENT_COLUMNS
-        row = self._connection.row(f"SELECT {columns} FROM event_log WHERE seq = ?", (seq,))
+        if whole:
+            row = self._connection.row(f"{_SELECT}seq = ?", (seq,))
+        else:
+            with self._connection.errors():
+                row = event(self._connection.raw, seq)
         return LogRow(*row) if row else None
 
     def size(self, seq: int) -> int:
@@ -65,15 +75,15 @@ class SqliteLog:
         return self._page([select], {**values, "position": after, "until": until})
 
     def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
-        key = None if after is None else after.key
-        above = "key IS NOT NULL" if key is None else f"key > {bound(':key', key)}"
+        # By the position, as of a long key no more is known than its beginning.
+        key = "(SELECT key FROM event_log WHERE seq = :position)"
+        above = "key IS NOT NULL" if after is None or after.key is None else f"key > {key}"
         return self._page(
             [
-                f"{_SELECT}key IS {bound(':key', key)} AND seq > :position AND seq <= :until"
-                " ORDER BY seq",
+                f"{_SELECT}key IS {key} AND seq > :position AND seq <= :until ORDER BY seq",
                 f"{_SELECT}{above} AND seq <= :until ORDER BY key, seq",
             ],
-            {"position": 0 if after is None else after.seq, "until": until, "key": raw(key)},
+            {"position": 0 if after is None else after.seq, "until": until},
         )
 
     def present(
@@ -183,29 +193,48 @@ class SqliteLog:
             # Only SQLite's own way to text is quick, and only ours can read what is not UTF-8.
             connection.text_factory = str
             try:
-                return self._rows(selects, values, most)
+                with bounded(connection):
+                    return self._rows(selects, values, most)
             except sqlite3.OperationalError as error:
                 if hasattr(error, "sqlite_errorcode"):
                     raise  # what SQLite says, and not what Python says of a text
-                connection.text_factory = lossless_text
-                return self._rows(selects, values, most)
+            except sqlite3.DataError as error:
+                if not is_too_big(error):
+                    raise
+            except MemoryError:
+                raise DatabaseUnavailable(
+                    f"{self._connection.path}: too little memory to read the events from position"
+                    f" {values['position']} on",
+                    "give the process more memory",
+                ) from None
             finally:
                 connection.text_factory = lossless_text
+            return self._rows(selects, values, most, each=True)
 
     def _rows(
-        self, selects: Sequence[str], values: dict[str, Any], most: int
+        self, selects: Sequence[str], values: dict[str, Any], most: int, *, each: bool = False
     ) -> list[tuple[Any, ...]]:
+        """`each`: every event is read by itself, as the value of one is larger than any may be."""
+        connection = self._connection.raw
         rows: list[tuple[Any, ...]] = []
         left = self._limits.page_bytes
         for select in selects:
             limited = f"{select} LIMIT {most - len(rows)}"
-            with closing(self._connection.raw.execute(limited, values)) as cursor:
+            if each:
+                limited = limited.replace(EVENT_COLUMNS, "seq", 1)
+            with closing(connection.execute(limited, values)) as cursor:
                 for row in cursor:
+                    if each:
+                        row = (*row[:-1], *(event(connection, row[-1]) or ()))
                     rows.append(row)
-                    if type(data := row[-2]) is bytes or type(data) is str:
-                        left -= len(data) if row[-5] != values["position"] else 0
-                        if left < 0:
-                            return rows
+                    if row[-5] == values["position"]:
+                        continue
+                    try:
+                        left -= len(row[-4]) + len(row[-3]) + len(row[-2])
+                    except TypeError:  # of a value that is neither text nor binary
+                        left -= size_of(row)
+                    if left < 0:
+                        return rows
             if len(rows) == most:
                 break
         return rows

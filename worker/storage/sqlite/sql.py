@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from session_projector.projections.event import is_utf8
+from session_projector.projections.event import MAX_NAME_BYTES, is_utf8
 from session_projector.projections.projection import Table
 
+SHOWN_BYTES: Final = 1000
 # Anybody may write any row into `checkpoint`. This is what those of projections are, by the rules
 # of the registry, and with room for one more.
 IS_NAME: Final = "typeof(name) = 'text' AND name <> '' AND name NOT GLOB '*[^a-zA-Z0-9_]*'"
@@ -26,6 +27,17 @@ IS_SOUND: Final = " AND ".join(
         IS_PREFIX,
     ]
 )
+
+
+def shown(column: str) -> str:
+    """What the quarantine keeps of an `id` or `key`: of one that is longer than any event may have,
+    the beginning."""
+    size = f"typeof({column}) IN ('text', 'blob') AND length(CAST({column} AS BLOB))"
+    head = f"substr(CAST({column} AS BLOB), 1, {SHOWN_BYTES})"
+    return (
+        f"CASE WHEN {size} > {MAX_NAME_BYTES} THEN"
+        f" iif(typeof({column}) = 'text', CAST({head} AS TEXT), {head}) ELSE {column} END"
+    )
 
 
 def upsert(table: Table, rows: int) -> str:

@@ -16,7 +16,8 @@ from session_projector.projections.decode import created_ms
 from session_projector.projections.event import LogRow, Unfoldable
 from session_projector.worker.errors import argument, quoted
 from session_projector.worker.storage.port import Check, digest
-from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, connect
+from session_projector.worker.storage.sqlite import connection
+from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
@@ -32,9 +33,9 @@ _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'tr
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection of one check, closed when it is done."""
-    connection = connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)
-    with translated(path), closing(connection):
-        yield connection
+    opened = connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)
+    with translated(path), closing(opened):
+        yield opened
 
 
 def opens(path: Path, rights: Sequence[Check]) -> Iterator[Check]:
@@ -218,8 +219,8 @@ def fits_log(db: sqlite3.Connection, position: int, remembered: str) -> bool:
 
 def event(db: sqlite3.Connection, seq: int) -> list[LogRow]:
     """The event at a position, or none."""
-    sql = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE seq = ?"
-    return [LogRow(*row) for row in db.execute(sql, (seq,))]
+    row = connection.event(db, seq)
+    return [LogRow(*row)] if row else []
 
 
 # Of the WAL-reset bug, by branch: https://sqlite.org/wal.html#walresetbug
