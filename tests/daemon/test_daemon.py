@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import shutil
 import signal
 import sqlite3
@@ -337,6 +338,29 @@ def test_logs_that_cannot_be_written_stop_nothing(database: Database) -> None:
             assert done.returncode == 0
 
     assert database.position() == 2
+
+
+def memory_of(pid: int, what: str) -> int:
+    """In KiB: `VmRSS` is what a process has now, `VmHWM` the most that it ever had."""
+    status = Path(f"/proc/{pid}/status").read_text().split()
+    return int(status[status.index(f"{what}:") + 1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is asked of glibc")
+def test_the_memory_that_large_batches_took_is_given_back_when_nothing_comes(
+    database: Database,
+) -> None:
+    with daemon(database.path) as running:
+        running.wait_until_at(database.created("A-1"))
+        pid = running.process.pid
+        before = memory_of(pid, "VmRSS")
+        running.wait_until_at(database.created("B-1", *["x" * 1024 * 1024] * 12))
+        running.wait_until_at(database.created("B-2", *["x" * 1024 * 1024] * 12))
+        most = memory_of(pid, "VmHWM")
+        while memory_of(pid, "VmRSS") > (before + most) / 2:
+            time.sleep(0.05)
+
+    assert most > before + 50 * 1024
 
 
 def test_a_projection_that_is_new_catches_up_alone_and_joins(database: Database) -> None:
