@@ -33,6 +33,16 @@ def test_show_decodes_as_far_as_it_goes(quarantined: Database) -> None:
     assert "sessions: not MessagePack" in said
 
 
+def test_show_says_how_much_is_left_over(database: Database) -> None:
+    database.insert("A-1", b"\x80" * 4)
+    projector("run", "--once", "-d", database.path)
+
+    said = projector("quarantine", "show", "1", "-d", database.path).stdout
+
+    assert "sessions: not MessagePack: 3 bytes are left over at its end" in said
+    assert "decoding stopped: 3 bytes are left over at its end" in said
+
+
 @pytest.mark.parametrize(
     "data",
     [

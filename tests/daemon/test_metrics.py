@@ -223,6 +223,30 @@ def test_one_that_stands_by_claims_no_positions() -> None:
     assert taken_over["projector_position"] == taken_over["projector_lag_events"] == [0, 0]
 
 
+def test_one_that_takes_over_has_been_behind_only_since_then() -> None:
+    """While it stood by, the events were folded by another one."""
+    state = DaemonState()
+    state.expect(BUILT_IN, [])
+    for at in state.progress.values():
+        at.since -= 99
+        at.moved -= 99
+    state.took_over()
+    state.polled(5, {one.name: 0 for one in BUILT_IN})
+
+    assert max(state.stuck().values()) < 99
+    assert max(samples(state)["projector_lag_seconds"]) < 99
+
+
+def test_a_rebuild_that_reads_more_events_than_there_were_is_no_more_than_done() -> None:
+    state = DaemonState()
+    state.rebuilding("p", 1, 4)
+    begun = samples(state)["projector_rebuild_progress_ratio"]
+    state.rebuilding("p", 5, 4)
+    nearly = samples(state)["projector_rebuild_progress_ratio"]
+
+    assert (begun, nearly) == ([0.25], [1])
+
+
 def samples(state: DaemonState) -> dict[str, list[float]]:
     families = StateCollector(state, {}, lambda: 0).collect()
     return {family.name: [s.value for s in family.samples] for family in families if family.samples}

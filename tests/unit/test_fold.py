@@ -1,10 +1,11 @@
 """The same log gives the same views, byte for byte, in whatever batches."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,8 @@ from session_projector.projections.event import LogRow
 from session_projector.projections.projection import CorruptRow, Projection
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
-from session_projector.worker.folding.cooperative import fold_in_slices
+from session_projector.worker.folding import cooperative
+from session_projector.worker.folding.cooperative import fold_in_slices, read_in_slices
 
 SESSIONS = Sessions()
 Rows = dict[str, tuple[Any, ...]]
@@ -63,6 +65,37 @@ def test_each_session_folded_at_once_gives_what_event_by_event_does(
     at_once = fold_batches(batches, projection, partial(anyio.run, fold_in_slices))
     assert at_once == fold_batches(batches, projection)
     assert [*at_once[1]] == sorted(at_once[1])
+
+
+async def turns_of_others(work: Awaitable[Any]) -> int:
+    """How often another task runs until some work is done."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_turns)
+        await work
+        tasks.cancel_scope.cancel()
+    return turns
+
+
+async def test_other_tasks_run_while_a_large_batch_is_read_and_folded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a stop, a health check and the watchdog would have to wait for it."""
+    monkeypatch.setattr(cooperative, "LONGEST_SLICE_S", -1)  # whatever it takes is too long
+    data = '{"type":"session_created","data":{"project":"A"}}'
+    rows = [LogRow(n, f"e{n}", f"A-{n}", data, 1_700_000_000_000) for n in range(1, 2001)]
+    events = folding.read(rows)
+
+    assert await turns_of_others(read_in_slices(rows, BUILT_IN)) >= 2000 / 256
+    assert await turns_of_others(fold_in_slices(SESSIONS, {}, events)) >= 2000 / 64
+    assert await turns_of_others(fold_in_slices(CreatedPerDay(), {}, events)) >= 2000 / 16
 
 
 @given(log=logs.logs)

@@ -226,8 +226,24 @@ def test_the_kit_catches_a_projection_that_is_not_deterministic() -> None:
             Counting.folds += 1
             return (*super().fold(view, event)[:3], Counting.folds)
 
-    with pytest.raises(AssertionError, match="not deterministic"):
+    with pytest.raises(AssertionError, match=r"folded again .* not deterministic"):
         given(created("A-1")).expect(Counting(), {f"P/{DAY}": {}})
+
+
+def test_the_kit_says_in_which_batches_a_projection_folds_to_something_else() -> None:
+    class Restored(tuple[Any, ...]):
+        pass
+
+    class Batched(CreatedPerDay):
+        def from_row(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+            return Restored(row)
+
+        def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+            made = super().fold(view, event)
+            return (*made[:3], made[3] + isinstance(view, Restored))
+
+    with pytest.raises(AssertionError, match=r"folded in batches of \[1\] the same events"):
+        given(created("A-1"), created("A-2")).expect(Batched(), {f"P/{DAY}": {}})
 
 
 def test_the_kit_catches_a_projection_whose_row_is_not_its_view() -> None:
