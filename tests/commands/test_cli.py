@@ -511,6 +511,17 @@ def test_projection_list_and_drop(database: Database) -> None:
     assert database.everything() == before
 
 
+def test_projections_that_have_not_begun_are_listed_at_position_0(database: Database) -> None:
+    database.created("A-1")
+
+    listed = json.loads(run(database, "projection", "list", "--json"))
+
+    assert [(row["name"], row["position"], row["rows"]) for row in listed] == [
+        ("sessions", 0, 0),
+        ("session_index", 0, 0),
+    ]
+
+
 def test_dropping_what_is_not_there_or_in_use_is_refused(database: Database) -> None:
     assert "no projection nope" in refused(database, "projection", "drop", "nope", code=1)
     with daemon(database.path) as running:

@@ -359,7 +359,8 @@ def test_a_point_that_is_neither_position_nor_time_is_a_usage_error(at: str) -> 
 def test_bad_points_and_points_before_the_beginning_are_said_on_the_command_line(
     session: Database,
 ) -> None:
-    assert "neither a position" in refused(session, "view", "A-1", "--at", "x\x1b", code=2)
+    for odd in ("x\x1b", ""):
+        assert "neither a position" in refused(session, "view", "A-1", "--at", odd, code=2)
     assert "neither a position" in refused(session, "diff", "A-1", "1", "x", code=2)
     assert "begins after that, at seq 1" in refused(session, "view", "A-1", "--at", "0", code=1)
     assert "begins after that, at seq 1" in refused(session, "diff", "A-1", "0", "0", code=1)

@@ -110,6 +110,7 @@ def test_a_second_daemon_stands_by_and_takes_over(database: Database) -> None:
         first.wait_for("started")
         with daemon(database.path) as second:
             second.wait_for("standing_by", daemon_pid=first.process.pid)
+            assert all(line["event"] != "lock_held" for line in second.lines)  # it is seen by whom
             first.stop(signal.SIGKILL)
             second.wait_for("started")
             database.created("A-1")
