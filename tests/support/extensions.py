@@ -12,7 +12,9 @@ from session_projector.projections.projection import Projection, Table
 from support import PROJECTOR
 
 HOLD = Path(os.environ["HOLD"]) if "HOLD" in os.environ else None
-PROGRAM = ["/usr/bin/env", f"PYTHONPATH={Path(__file__).parents[1]}", *PROJECTOR]
+TESTS = Path(__file__).parents[1]
+PROGRAM = ["/usr/bin/env", f"PYTHONPATH={TESTS}:{TESTS.parent}", *PROJECTOR]
+"""It finds these, and the program of the same folder, whichever else is installed."""
 
 
 class PerProject(Projection):

@@ -47,11 +47,15 @@ class Installed:
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": str(self.site)}
+        return os.environ | {"PYTHONPATH": self._path}
 
     @property
     def program(self) -> list[str]:
-        return ["/usr/bin/env", f"PYTHONPATH={self.site}", *PROJECTOR]
+        return ["/usr/bin/env", f"PYTHONPATH={self._path}", *PROJECTOR]
+
+    @property
+    def _path(self) -> str:
+        return f"{self.site}:{Path(__file__).parents[2]}"
 
     def _pip(self, *options: str) -> None:
         command = [sys.executable, "-m", "pip", "install", "-q", *options, str(self.source)]
