@@ -161,6 +161,31 @@ def test_views_gathered_over_sessions_are_verified_and_repaired(database: Databa
     assert database.sql(f"SELECT * FROM {table.name} ORDER BY 1") == made
 
 
+def test_of_several_that_cannot_be_compared_the_others_are_in_the_log(folded: Database) -> None:
+    folded.sql("UPDATE checkpoint SET version = 99")
+
+    said = projector("verify", "-d", folded.path, check=4).stderr
+
+    assert "projector: the views of sessions were made by version 99" in said
+    (left_out,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert left_out["event"] == "projection_left_out"
+    assert "the views of session_index were made by version 99" in left_out["why"]
+
+
+def test_where_nobody_else_writes_a_replay_commits_a_hundred_rows_at_a_time(
+    database: Database,
+) -> None:
+    fill(database, sessions=250, events=250)
+    catch_up(database)
+    commits = "SELECT generation FROM checkpoint WHERE name = 'sessions'"
+    ((before,),) = database.sql(commits)
+    database.sql("UPDATE view SET data = x'80'")
+
+    assert repair(database) == {"view damaged": 250}
+    ((after,),) = database.sql(commits)
+    assert 3 <= after - before < 6  # also where a page ends, whatever its size
+
+
 def test_unchanged_rows_are_not_written(folded: Database) -> None:
     folded.sql("CREATE TABLE written (key TEXT)")
     for change in ("INSERT", "UPDATE", "DELETE"):

@@ -21,7 +21,8 @@ from support.folding import (
 from support.folding import replay as replay_all
 
 from session_projector.projections import BUILT_IN
-from session_projector.projections.projection import Projection
+from session_projector.projections.event import Event, SessionCreated
+from session_projector.projections.projection import PerSession, Projection, Table
 from session_projector.worker.errors import LostRace
 from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
@@ -66,6 +67,35 @@ async def repaired_while(
         async for step in steps:
             found += step.differences
     return found
+
+
+class Seeing(PerSession[tuple[Any, ...]]):
+    """The name of each session, and which events were given to it."""
+
+    version = 1
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.table = Table(name=name, columns={"session": "TEXT"}, key="session")
+        self.seen: list[Event] = []
+
+    def created(self, event: Event, body: SessionCreated) -> tuple[Any, ...]:
+        self.seen.append(event)
+        return (event.session_id,)
+
+
+def test_several_projections_are_compared_with_one_reading_of_the_log(database: Database) -> None:
+    projections = one, other = Seeing("one"), Seeing("other")
+    for number in range(10):
+        database.created(f"A-{number}")
+    catch_up(database, projections)
+    for projection in projections:
+        projection.seen.clear()
+
+    assert differences(database, projections, Limits(page_events=4)) == {}
+
+    assert [event.seq for event in one.seen] == [*range(1, 11)]
+    assert [*map(id, one.seen)] == [*map(id, other.seen)]
 
 
 def test_a_view_is_folded_from_all_pages_of_its_events(database: Database) -> None:
