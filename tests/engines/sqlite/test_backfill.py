@@ -68,6 +68,19 @@ async def test_a_commit_by_itself_is_copied_back_a_moment_later(
         await until(lambda: all(one.name != "backfill" for one in threading.enumerate()))
 
 
+async def test_commits_that_follow_each_other_are_copied_back_together(
+    database: Database, thread: Thread
+) -> None:
+    """Each copy is written to the disk, and costs more than a commit."""
+    copies = set()
+    for number in range(100):
+        await write(thread, bytes([number]), bulk=False)
+        await anyio.sleep(0.005)
+        copies.add(os.stat(database.path).st_mtime_ns)
+
+    assert len(copies) < 50
+
+
 def test_a_wal_that_commits_keep_from_being_used_again_is_emptied(database: Database) -> None:
     text = "x" * 8 * MIB
     with (
