@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -467,7 +468,11 @@ def test_watch_prints_a_line_for_each_change_as_it_becomes_visible(database: Dat
     with daemon(database.path) as running:
         running.wait_until_at(1)
         command = [*PROJECTOR, "session", "watch", "-p", "A", "-d", str(database.path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching,
+            ExitStack() as at_last,
+        ):
+            at_last.callback(watching.terminate)
             assert watching.stdout is not None
             seq = 1
             while True:  # until it watches, what is written goes by unseen
@@ -479,7 +484,6 @@ def test_watch_prints_a_line_for_each_change_as_it_becomes_visible(database: Dat
             database.created("B-2", project="B")
             database.appended(first["id"], "more")
             last = json.loads(watching.stdout.readline())
-            watching.terminate()
 
     assert first["project"] == "A"
     assert (last["id"], last["messages"]) == (first["id"], 1)

@@ -96,7 +96,10 @@ def test_a_difference_names_the_field_and_the_message(folded: Database) -> None:
     folded.sql("UPDATE view SET data = ? WHERE key = 'session:A-1'", oracle.msgpack.packb(view))
 
     lines = projector("verify", "--json", "--session", "A-1", "-d", folded.path, check=1).stdout
+    text = projector("verify", "--session", "A-1", "-d", folded.path, check=1).stdout
 
+    assert 'messages 2.content: found "rewritten", expected "bare"\n' in text
+    assert 'status: found "done", expected "ready"\n' in text
     difference, summary, index = map(json.loads, lines.splitlines())
     assert difference["kind"] == "stale"
     assert difference["key"] == "session:A-1"
