@@ -292,7 +292,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
     assert status["daemon"] == {"alive": False, "pid": None, "stopped": False, "running": []}
     assert status["file_bytes"] == database.path.stat().st_size
     expected = {
-        "version": 1,
+        "version": 2,
         "position": 3,
         "lag_events": 1,
         "views": 1,
