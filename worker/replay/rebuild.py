@@ -161,6 +161,7 @@ async def rebuild(
         position=until,
         digest=digest(last) if last else "",
         skipped=walk.skipped,
+        deferred={},
     )
     await thread.run(lambda store: store.commit([Change(projection.table, claimed, done)]))
     (log.warning if quarantined else log.info)(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -10,6 +10,7 @@ from session_projector.projections.projection import Table
 from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.storage.port import (
     Checkpoint,
+    Deferred,
     Limits,
     ProjectionStatus,
     QuarantineCount,
@@ -17,10 +18,21 @@ from session_projector.worker.storage.port import (
     StoredProjection,
 )
 from session_projector.worker.storage.sqlite.connection import Connection
-from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, is_count, shown
+from session_projector.worker.storage.sqlite.sql import (
+    IS_NAME,
+    IS_SOUND,
+    READ_POSITION,
+    is_count,
+    shown,
+)
 
 FORGET_STATUS: Final = "DELETE FROM projection_state WHERE projection = ?"
-_CHECKPOINT: Final = "name, version, position, generation, digest, skipped"
+# In one statement, as the position and what is deferred must be of one moment.
+_SELECT: Final = (
+    f"SELECT name, version, {READ_POSITION}, generation, digest, skipped,"
+    f" kept_in, key_column, prefix, {IS_SOUND}, key, folded_position, bytes, cost_ms, since"
+    " FROM checkpoint LEFT JOIN deferred ON projection = name WHERE "
+)
 _STATUS: Final = "state, version, why, events, total, since, updated_at"
 
 _IS_STATUS: Final = " AND ".join(  # as anybody may write any row
@@ -39,25 +51,17 @@ class SqliteCheckpoints:
         self._connection = connection
 
     def get(self, name: str) -> Checkpoint | None:
-        select = f"SELECT {_CHECKPOINT}, {IS_SOUND} FROM checkpoint WHERE name = ?"
-        row = self._connection.row(select, (name,))
-        if row and not row[-1]:
+        rows = self._connection.rows(f"{_SELECT} name = ?", (name,))
+        if rows and not rows[0][9]:
             raise ProjectionFailed(
                 name,
                 "its checkpoint is no position: somebody wrote to it",
                 "let it begin at the first event again: `projector db setup`",
             )
-        return Checkpoint(*row[:-1]) if row else None
+        return _stored(rows)[name].checkpoint if rows else None
 
     def all(self) -> dict[str, StoredProjection]:
-        rows = self._connection.rows(
-            f"SELECT {_CHECKPOINT}, kept_in, key_column, prefix FROM checkpoint"
-            f" WHERE {IS_NAME} AND {IS_SOUND} ORDER BY name"
-        )
-        return {
-            row[0]: StoredProjection(Checkpoint(*row[:6]), Table(row[6], {}, row[7], row[8]))
-            for row in rows
-        }
+        return _stored(self._connection.rows(f"{_SELECT} {IS_NAME} AND {IS_SOUND} ORDER BY name"))
 
     def report(self, name: str, status: ProjectionStatus | None) -> None:
         reported = "SELECT 1 FROM projection_state WHERE projection = ?"
@@ -78,6 +82,18 @@ class SqliteCheckpoints:
             " ORDER BY projection"
         )
         return {row[0]: ProjectionStatus(*row[1:]) for row in rows}
+
+
+def _stored(rows: Sequence[tuple[Any, ...]]) -> dict[str, StoredProjection]:
+    """Of the rows that `_SELECT` gives: one for each view that is deferred, and one at least."""
+    found: dict[str, StoredProjection] = {}
+    for name, *moved, kept_in, key_column, prefix, _, key, at, size, cost_ms, since in rows:
+        if name not in found:
+            checkpoint = Checkpoint(name, *moved)
+            found[name] = StoredProjection(checkpoint, Table(kept_in, {}, key_column, prefix))
+        if key is not None:
+            found[name].checkpoint.deferred[key] = Deferred(at, size, cost_ms, since)
+    return found
 
 
 class SqliteQuarantine:
@@ -107,7 +123,8 @@ class SqliteQuarantine:
         rows = self._connection.rows(
             "SELECT seq FROM quarantine AS q WHERE projection = ? AND (NOT EXISTS ("
             "SELECT 1 FROM event_log AS e WHERE e.seq = q.seq) OR seq > coalesce(?, ("
-            "SELECT position FROM checkpoint WHERE name = q.projection))) ORDER BY seq LIMIT ?",
+            f"SELECT {READ_POSITION} FROM checkpoint WHERE name = q.projection)))"
+            " ORDER BY seq LIMIT ?",
             (name, ahead, self._limits.page_keys),
         )
         return [seq for (seq,) in rows]

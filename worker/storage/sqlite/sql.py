@@ -19,14 +19,27 @@ def is_count(column: str) -> str:
     return f"typeof({column}) = 'integer' AND {column} BETWEEN 0 AND 1 << 62"
 
 
+_IS_DEFERRED: Final = " AND ".join(
+    [
+        "typeof(key) = 'text' AND folded_position BETWEEN position AND read_position",
+        *map(is_count, ("folded_position", "read_position", "bytes", "cost_ms", "since")),
+    ]
+)
 IS_SOUND: Final = " AND ".join(
     [
         IS_VERSION,
         *map(is_count, ("position", "generation", "skipped")),
         "typeof(digest) = 'text' AND typeof(kept_in) = 'text' AND typeof(key_column) = 'text'",
         IS_PREFIX,
+        f"NOT EXISTS (SELECT 1 FROM deferred WHERE projection = name AND NOT ({_IS_DEFERRED}))",
     ]
 )
+READ_POSITION: Final = (
+    "coalesce((SELECT max(read_position) FROM deferred WHERE projection = name), position)"
+)
+"""Of a row of `checkpoint`: the position of the event whose digest it has. Its `position` says what
+all views hold, also those that are deferred."""
+FORGET_DEFERRED: Final = "DELETE FROM deferred WHERE projection = ?"
 
 
 def shown(column: str) -> str:
