@@ -277,6 +277,16 @@ def test_nothing_is_deferred_once_a_projection_is_dropped_or_begins_again(
     assert visible(outside) == []
 
 
+def test_nothing_is_deferred_where_somebody_deleted_the_checkpoint(
+    store: Store, before: Checkpoint, outside: Outsider
+) -> None:
+    now = later(before, position=4, digest="d", deferred=deferred(a=2))
+    store.commit([change(COUNTED, before, now)])
+    outside.sql("DELETE FROM checkpoint")
+
+    assert store.views.prepare(COUNTED) == Checkpoint("counted", 1, 0, 0, "", 0)
+
+
 def test_the_quarantine_of_what_is_folded_is_no_stray_while_a_view_is_deferred(
     store: Store, before: Checkpoint
 ) -> None:
@@ -289,7 +299,15 @@ def test_the_quarantine_of_what_is_folded_is_no_stray_while_a_view_is_deferred(
 
 
 @pytest.mark.parametrize(
-    "odd", [{"key": b"a"}, {"folded_position": "x"}, {"read_position": -1}, {"folded_position": 5}]
+    "odd",
+    [
+        {"key": b"a"},
+        {"key": "a" * 200_000},
+        {"folded_position": "x"},
+        {"read_position": -1},
+        {"folded_position": 5},
+    ],
+    ids=["bytes", "huge", "text", "negative", "ahead"],
 )
 @pytest.mark.usefixtures("before")
 def test_what_others_wrote_among_the_deferred_views_is_refused(

@@ -58,9 +58,10 @@ class Comparison:
             loaded = await self._thread.run(lambda store: store.views.load(self._projection, keys))
             part = keys[: loaded.covered]
             if (now := self.as_of.position(loaded.checkpoint)) > position:
-                folded |= await refold(
+                found_since = await refold(
                     self._thread, self._projection, {*part}, until=now, after=position, onto=folded
                 )
+                folded |= found_since.views
                 position = now
             views = folded | await self._deferred(part, loaded.checkpoint)
             rows = {k: self._projection.to_row(views[k]) for k in part if k in views}
@@ -151,7 +152,7 @@ class Comparison:
         behind = self.as_of.deferred(now)
         for key in behind.keys() & {*keys}:
             until = behind[key].position
-            found |= await refold(self._thread, self._projection, [key], until=until)
+            found |= (await refold(self._thread, self._projection, [key], until=until)).views
         return found
 
     def _not_yet(self, store: Store, seqs: Collection[int]) -> set[int]:

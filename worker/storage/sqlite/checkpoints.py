@@ -20,7 +20,7 @@ from session_projector.worker.storage.port import (
 from session_projector.worker.storage.sqlite.connection import Connection
 from session_projector.worker.storage.sqlite.sql import (
     IS_NAME,
-    IS_SOUND,
+    IS_SOUND_JOINED,
     READ_POSITION,
     is_count,
     shown,
@@ -29,10 +29,12 @@ from session_projector.worker.storage.sqlite.sql import (
 FORGET_STATUS: Final = "DELETE FROM projection_state WHERE projection = ?"
 # In one statement, as the position and what is deferred must be of one moment.
 _SELECT: Final = (
-    f"SELECT name, version, {READ_POSITION}, generation, digest, skipped,"
-    f" kept_in, key_column, prefix, {IS_SOUND}, key, folded_position, bytes, cost_ms, since"
+    "SELECT name, version, coalesce(read_position, position), generation, digest, skipped,"
+    f" kept_in, key_column, prefix, {IS_SOUND_JOINED}, key, folded_position, bytes, cost_ms, since"
     " FROM checkpoint LEFT JOIN deferred ON projection = name WHERE "
 )
+_ONE: Final = f"{_SELECT} name = ?"
+_ALL: Final = f"{_SELECT} {IS_NAME} ORDER BY name"
 _STATUS: Final = "state, version, why, events, total, since, updated_at"
 
 _IS_STATUS: Final = " AND ".join(  # as anybody may write any row
@@ -51,17 +53,23 @@ class SqliteCheckpoints:
         self._connection = connection
 
     def get(self, name: str) -> Checkpoint | None:
-        rows = self._connection.rows(f"{_SELECT} name = ?", (name,))
-        if rows and not rows[0][9]:
+        rows = self._connection.rows(_ONE, (name,))
+        found = _sound(rows)
+        if rows and not found:
             raise ProjectionFailed(
                 name,
                 "its checkpoint is no position: somebody wrote to it",
                 "let it begin at the first event again: `projector db setup`",
             )
-        return _stored(rows)[name].checkpoint if rows else None
+        return found.get(name)
 
     def all(self) -> dict[str, StoredProjection]:
-        return _stored(self._connection.rows(f"{_SELECT} {IS_NAME} AND {IS_SOUND} ORDER BY name"))
+        rows = self._connection.rows(_ALL)
+        tables = {row[0]: Table(row[6], {}, row[7], row[8]) for row in rows}
+        return {
+            name: StoredProjection(checkpoint, tables[name])
+            for name, checkpoint in _sound(rows).items()
+        }
 
     def report(self, name: str, status: ProjectionStatus | None) -> None:
         reported = "SELECT 1 FROM projection_state WHERE projection = ?"
@@ -84,15 +92,17 @@ class SqliteCheckpoints:
         return {row[0]: ProjectionStatus(*row[1:]) for row in rows}
 
 
-def _stored(rows: Sequence[tuple[Any, ...]]) -> dict[str, StoredProjection]:
-    """Of the rows that `_SELECT` gives: one for each view that is deferred, and one at least."""
-    found: dict[str, StoredProjection] = {}
-    for name, *moved, kept_in, key_column, prefix, _, key, at, size, cost_ms, since in rows:
-        if name not in found:
-            checkpoint = Checkpoint(name, *moved)
-            found[name] = StoredProjection(checkpoint, Table(kept_in, {}, key_column, prefix))
-        if key is not None:
-            found[name].checkpoint.deferred[key] = Deferred(at, size, cost_ms, since)
+def _sound(rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:
+    """By name, the checkpoints in the rows that `_SELECT` gives: one for each view that is
+    deferred, and one at least."""
+    found: dict[str, Checkpoint] = {}
+    for row in rows:
+        checkpoint = found.setdefault(row[0], Checkpoint(*row[:6]))
+        if row[10] is not None:
+            checkpoint.deferred[row[10]] = Deferred(*row[11:])
+    for row in rows:
+        if not row[9]:
+            found.pop(row[0], None)
     return found
 
 

@@ -21,19 +21,25 @@ def is_count(column: str) -> str:
 
 _IS_DEFERRED: Final = " AND ".join(
     [
-        "typeof(key) = 'text' AND folded_position BETWEEN position AND read_position",
+        "typeof(key) = 'text' AND length(key) < 1 << 17",  # an id has 64 KiB at most
+        "folded_position BETWEEN position AND read_position",
         *map(is_count, ("folded_position", "read_position", "bytes", "cost_ms", "since")),
     ]
 )
-IS_SOUND: Final = " AND ".join(
+_IS_CHECKPOINT: Final = " AND ".join(
     [
         IS_VERSION,
         *map(is_count, ("position", "generation", "skipped")),
         "typeof(digest) = 'text' AND typeof(kept_in) = 'text' AND typeof(key_column) = 'text'",
         IS_PREFIX,
-        f"NOT EXISTS (SELECT 1 FROM deferred WHERE projection = name AND NOT ({_IS_DEFERRED}))",
     ]
 )
+IS_SOUND: Final = (
+    f"{_IS_CHECKPOINT} AND NOT EXISTS"
+    f" (SELECT 1 FROM deferred WHERE projection = name AND NOT ({_IS_DEFERRED}))"
+)
+IS_SOUND_JOINED: Final = f"{_IS_CHECKPOINT} AND (key IS NULL OR {_IS_DEFERRED})"
+"""The same of each row where those of `deferred` are joined."""
 READ_POSITION: Final = (
     "coalesce((SELECT max(read_position) FROM deferred WHERE projection = name), position)"
 )

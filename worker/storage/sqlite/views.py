@@ -227,6 +227,7 @@ class SqliteViews:
             self._require_own(projection, known=row is not None)
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if row is None:
+            todo.append((FORGET_DEFERRED, (name,)))
             todo.append((_NEW_CHECKPOINT, (name, projection.version, *stored_in)))
         elif not present or row[1:] != stored_in:
             # Views that are gone are built again, and a view in another table is one that is gone.
