@@ -53,7 +53,8 @@ def wait(
     timeout_s: float = waiting.TIMEOUT_S,
     projection: str | None = None,
 ) -> None:
-    """Return when the views hold all events up to a position, as `append` gave it.
+    """Return when the views hold the event at a position, as `append` gave it, and those before it,
+    except views of other sessions that are deferred because they cost much to write.
 
     Waits for the views that `read` returns and for the table `session_index`; or for one
     `projection`, by its name. An event that went to quarantine counts as folded.

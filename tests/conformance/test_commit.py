@@ -1,6 +1,7 @@
 """A commit: all of it or nothing, and only where the checkpoint is the one that was read."""
 
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from session_projector.projections.fold import Rejected
 from session_projector.worker.errors import LostRace, ProjectionFailed
 from session_projector.worker.storage.port import (
     Checkpoint,
+    Deferred,
     ProjectionStatus,
     QuarantineEntry,
     Store,
@@ -186,6 +188,137 @@ def test_what_a_projection_says_of_itself_ends_when_its_checkpoint_moves(
 
     assert kept.keys() == {"counted", "sessions"}
     assert store.checkpoints.reports().keys() == {"sessions"}
+
+
+# Views that are deferred
+
+
+def deferred(**positions: int) -> dict[str, Deferred]:
+    """Views by key, each as of a position."""
+    return {key: Deferred(at, 1000, 20, 5) for key, at in positions.items()}
+
+
+def visible(outside: Outsider) -> list[tuple[Any, ...]]:
+    """What any program sees of the positions."""
+    return [
+        *outside.sql("SELECT position FROM checkpoint WHERE name = 'counted'"),
+        *outside.sql(
+            "SELECT key, folded_position, read_position FROM deferred"
+            " WHERE projection = 'counted' ORDER BY key"
+        ),
+    ]
+
+
+def test_other_programs_see_no_position_that_a_deferred_view_has_not_reached(
+    store: Store, other: Store, before: Checkpoint, outside: Outsider
+) -> None:
+    first = later(before, position=4, digest="d", deferred=deferred(a=2, b=3))
+    second = later(first, position=9, digest="e")
+    third = later(second, deferred=deferred(b=3))
+    last = later(third, deferred={})
+
+    seen = []
+    for one, after in pairwise([before, first, second, third, last]):
+        store.commit([change(COUNTED, one, after)])
+        assert other.checkpoints.get("counted") == after
+        assert other.checkpoints.all()["counted"].checkpoint == after
+        assert other.views.load(COUNTED, ["a"]).checkpoint == after
+        seen.append(visible(outside))
+
+    assert seen == [
+        [(2,), ("a", 2, 4), ("b", 3, 4)],
+        [(2,), ("a", 2, 9), ("b", 3, 9)],
+        [(3,), ("b", 3, 9)],
+        [(9,)],
+    ]
+
+
+def test_what_is_deferred_is_committed_with_all_else_or_not_at_all(
+    store: Store, before: Checkpoint, outside: Outsider
+) -> None:
+    now = later(before, position=4, digest="d", deferred=deferred(a=2))
+    store.commit([change(COUNTED, before, now)])
+    initially = visible(outside)
+
+    too_large = change(COUNTED, now, later(now, deferred={}), [("a", 2**63, None)])
+    with pytest.raises(ProjectionFailed):
+        store.commit([too_large])
+
+    assert visible(outside) == initially
+    assert store.checkpoints.get("counted") == now
+
+
+def test_of_two_stores_that_write_a_deferred_view_one_commits(
+    store: Store, other: Store, before: Checkpoint
+) -> None:
+    now = later(before, position=4, digest="d", deferred=deferred(a=2))
+    store.commit([change(COUNTED, before, now)])
+    written = later(now, deferred={})
+    store.commit([change(COUNTED, now, written, [("a", 1, None)])])
+
+    with pytest.raises(LostRace):  # which knows nothing of that, and would leave out an event of it
+        other.commit([change(COUNTED, now, later(now, position=5, digest="e"))])
+
+    assert store.checkpoints.get("counted") == written
+
+
+def test_nothing_is_deferred_once_a_projection_is_dropped_or_begins_again(
+    store: Store, before: Checkpoint, outside: Outsider
+) -> None:
+    now = later(before, position=4, digest="d", deferred=deferred(a=2))
+    store.commit([change(COUNTED, before, now)])
+    outside.sql("DROP TABLE counted")
+    again = store.views.prepare(COUNTED)
+    seen = visible(outside)
+    store.commit([change(COUNTED, again, later(again, position=4, deferred=deferred(a=2)))])
+    store.views.drop("counted")
+
+    assert seen == [(0,)]
+    assert visible(outside) == []
+
+
+def test_nothing_is_deferred_where_somebody_deleted_the_checkpoint(
+    store: Store, before: Checkpoint, outside: Outsider
+) -> None:
+    now = later(before, position=4, digest="d", deferred=deferred(a=2))
+    store.commit([change(COUNTED, before, now)])
+    outside.sql("DELETE FROM checkpoint")
+
+    assert store.views.prepare(COUNTED) == Checkpoint("counted", 1, 0, 0, "", 0)
+
+
+def test_the_quarantine_of_what_is_folded_is_no_stray_while_a_view_is_deferred(
+    store: Store, before: Checkpoint
+) -> None:
+    seqs = append(store, "e1", "e2", "e3")
+    now = later(before, position=seqs[1], digest="d", deferred=deferred(a=seqs[0]))
+    bad = [Rejected(seq, "bad") for seq in seqs]
+    store.commit([change(COUNTED, before, now, quarantined=bad)])
+
+    assert store.quarantine.strays("counted", ahead=None) == [seqs[2]]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"key": b"a"},
+        {"key": "a" * 200_000},
+        {"folded_position": "x"},
+        {"read_position": -1},
+        {"folded_position": 5},
+    ],
+    ids=["bytes", "huge", "text", "negative", "ahead"],
+)
+@pytest.mark.usefixtures("before")
+def test_what_others_wrote_among_the_deferred_views_is_refused(
+    store: Store, outside: Outsider, odd: dict[str, Any]
+) -> None:
+    row = {"projection": "counted", "key": "a", "folded_position": 0, "read_position": 0}
+    rest = {"bytes": 1, "cost_ms": 1, "since": 1}
+    outside.insert("deferred", **(row | rest | odd))
+
+    with pytest.raises(ProjectionFailed, match="somebody wrote to it"):
+        store.checkpoints.get("counted")
 
 
 # A table that others keep rows in too

@@ -21,12 +21,13 @@ from support.folding import replay as replay_all
 from support.interrupted import Interrupted
 
 from session_projector.projections import BUILT_IN
-from session_projector.projections.event import LogRow
+from session_projector.projections.event import PREFIX, LogRow, session_of
 from session_projector.worker.daemon import supervisor
 from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import CheckFailed, InterventionRequired, LostRace
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
+from session_projector.worker.folding.deferral import LONGEST_DELAY_S, Deferral
 from session_projector.worker.replay import fix, plan
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.storage.port import (
@@ -141,6 +142,9 @@ class Machine(RuleBasedStateMachine):
         self.others: list[tuple[Any, ...]] = []
         self.backup: Backup | None = None
         self.damaged = False  # whether rows may differ from the log through no fault of ours
+        self.now = 0.0
+        # Every view is a costly one, once it was written.
+        self.deferral = Deferral(costly_s=0, large_bytes=0, clock=lambda: self.now)
 
     @initialize(page=PAGES, first=st.lists(logs.events(), max_size=8))
     def start(self, page: int, first: list[tuple[Any, Any, int]]) -> None:
@@ -208,6 +212,11 @@ class Machine(RuleBasedStateMachine):
     @rule(which=DAEMONS)
     def close(self, which: int) -> None:
         self._run(self._close(which))
+
+    @rule()
+    def later(self) -> None:
+        """Every view that is deferred may be written now."""
+        self.now += LONGEST_DELAY_S
 
     @rule()
     def one_and_the_other(self) -> None:
@@ -422,7 +431,9 @@ class Machine(RuleBasedStateMachine):
                     pass
                 member = await load(daemon.thread, projection)
             groups.setdefault(member.checkpoint.position, []).append(member)
-        daemon.tails = [Tail(daemon.thread, members) for members in groups.values()]
+        daemon.tails = [
+            Tail(daemon.thread, members, deferral=self.deferral) for members in groups.values()
+        ]
 
     async def _turns(self, which: int, turns: int) -> None:
         daemon = await self._daemon(which)
@@ -492,6 +503,7 @@ class Machine(RuleBasedStateMachine):
             return
         newest = self.log[-1][0] if self.log else 0
         assert {*self._positions()} == {newest}
+        assert not self._deferred("sessions") | self._deferred("session_index")
         self.undamaged()
 
     async def _crash(
@@ -550,13 +562,27 @@ class Machine(RuleBasedStateMachine):
         return [position for _, position, _, _ in self._checkpoints().values()]
 
     def _checkpoints(self) -> dict[str, tuple[Any, ...]]:
-        rows = self._sql("SELECT name, position, digest, skipped FROM checkpoint")
+        rows = self._sql(
+            "SELECT name, coalesce((SELECT max(read_position) FROM deferred"
+            " WHERE projection = name), position), digest, skipped FROM checkpoint"
+        )
         return {projection.name: (projection.name, 0, "", 0) for projection in BUILT_IN} | {
             row[0]: row for row in rows
         }
 
+    def _deferred(self, name: str) -> dict[str, int]:
+        """The views of a projection that are behind, and as of where."""
+        select = "SELECT key, folded_position FROM deferred WHERE projection = :name"
+        return dict(self._sql(select, name=name))
+
+    def _folded(self, name: str, until: int) -> tuple[oracle.Result, Any]:
+        """What a naive fold up to a position leaves, and the views of a projection."""
+        folded, index = _folded(*(row for row in self.log if row[0] <= until))
+        return folded, folded.views if name == "sessions" else index
+
     def _differences(self) -> list[str]:
-        """What stands otherwise than a naive fold up to each checkpoint has it."""
+        """What stands otherwise than a naive fold has it: up to each checkpoint, and of a view that
+        is deferred up to its own position."""
         found: list[str] = []
         standing: dict[str, Callable[[], object]] = {
             "sessions": self.database.views,
@@ -564,19 +590,28 @@ class Machine(RuleBasedStateMachine):
         }
         rows = {row[0]: row for row in self.log}
         for name, position, said, skipped in self._checkpoints().values():
-            folded, index = _folded(*(row for row in self.log if row[0] <= position))
-            views: object = folded.views if name == "sessions" else index
+            folded, views = self._folded(name, position)
+            behind = self._deferred(name)
+            for key, at in behind.items():
+                then = self._folded(name, at)[1]
+                views = {k: view for k, view in views.items() if k != key}
+                views |= {key: then[key]} if key in then else {}
+            complete = self._sql("SELECT position FROM checkpoint WHERE name = :name", name=name)
             quarantine = self._sql(
                 "SELECT seq, id, key, reason = 'damaged' FROM quarantine WHERE projection = :name"
                 " ORDER BY seq",
                 name=name,
             )
             expected = [(*rows[seq][:3], 0) for seq in sorted(folded.quarantine)]
+            # What is wrong with an event for its session's sake is found when that is folded.
+            late = {row[:3] for row in self.log if row[0] > behind.get(_view(name, row[2]), row[0])}
+            expected = [row for row in expected if row in quarantine or row[:3] not in late]
             fits = position in rows and said == digest(LogRow(*rows[position]))
             checks = {
                 "views": standing[name]() == views,
                 "quarantine": quarantine == expected,
                 "skipped": skipped == folded.skipped,
+                "complete": complete in ([], [(min(behind.values(), default=position),)]),
                 "position": not position or fits,
             }
             found += [f"{what} of {name}" for what, holds in checks.items() if not holds]
@@ -585,6 +620,12 @@ class Machine(RuleBasedStateMachine):
 
 async def _moved(thread: Thread, member: Member) -> bool:
     return await checkpoint(thread, member.projection) != member.checkpoint
+
+
+def _view(name: str, key: Any) -> str:
+    """The view that events under a key of the log are about."""
+    session = session_of(key) if isinstance(key, str) else ""
+    return PREFIX + session if name == "sessions" else session
 
 
 @functools.lru_cache(maxsize=64)

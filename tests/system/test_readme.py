@@ -65,7 +65,8 @@ def test_the_first_steps_make_a_view_and_a_quarantined_event(database: Database)
 def test_every_recipe_writes_a_session_that_folds(database: Database) -> None:
     with daemon(database.path) as running:
         running.wait_for("started")
-        run_snippets(WRITING, database.path.parent, "bash", "wait", "python", "javascript")
+        names = ("bash", "wait", "session", "python", "javascript")
+        run_snippets(WRITING, database.path.parent, *names)
         running.wait_until_at(9)
 
     statuses = {
@@ -128,7 +129,7 @@ def test_every_snippet_is_run() -> None:
     for page, names in (
         (README, {"bash", "python", "wait"}),
         (STARTED, {"bash", "broken"}),
-        (WRITING, {"bash", "python", "javascript", "wait"}),
+        (WRITING, {"bash", "python", "javascript", "wait", "session"}),
     ):
         assert snippets(page).keys() == names
         assert len(re.findall(r"```(bash|python|javascript)", page)) == len(snippets(page))

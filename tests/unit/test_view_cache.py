@@ -48,3 +48,28 @@ def test_what_is_forgotten_leaves_its_room_to_others(cache: ViewCache) -> None:
     cache.keep({"d": 1}, [1000])
 
     assert cache.take("abcd") == {"b": 1, "c": 1, "d": 1}
+
+
+def test_a_pinned_view_takes_no_room_of_the_others(cache: ViewCache) -> None:
+    cache.keep({"giant": 1}, [1_000_000])
+    cache.pin("giant")
+    cache.keep({"a": 1, "b": 1, "c": 1, "d": 1}, [1000] * 4)
+    held = cache.take(["giant", *"abcd"])
+    cache.unpin()
+
+    assert held == {"giant": 1, "b": 1, "c": 1, "d": 1}
+    assert cache.take(["giant", "d"]) == {"d": 1}
+
+
+def test_a_pinned_view_that_is_kept_again_or_forgotten_is_no_longer_the_old_one(
+    cache: ViewCache,
+) -> None:
+    cache.keep({"a": 1, "b": 1}, [1000, 1000])
+    cache.pin("a")
+    cache.keep({"a": 2}, [1000])
+    newer = cache.take(["a"])
+    cache.pin("b")
+    cache.forget(["b"])
+
+    assert newer == {"a": 2}
+    assert cache.take(["b"]) == {}

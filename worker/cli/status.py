@@ -9,7 +9,12 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.operations import status as operations
-from session_projector.worker.operations.status import DaemonStatus, Progress, Status
+from session_projector.worker.operations.status import (
+    DaemonStatus,
+    DeferredView,
+    Progress,
+    Status,
+)
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import ProjectionStatus
 
@@ -46,6 +51,8 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
         behind = "no valid time" if one.lag_seconds is None else f"{one.lag_seconds:.1f} s"
         yield "  lag", f"{one.lag_events:,} events, {behind}"
         yield "  views", f"{one.views:,}"
+        if one.deferred:
+            yield "  deferred", _deferred(one.deferred)
         yield "  skipped", f"{one.skipped:,} events"
         yield "  quarantined", f"{one.quarantined:,} events, {one.dismissed:,} of them dismissed"
 
@@ -68,6 +75,14 @@ def _doing(one: Progress, daemon: DaemonStatus) -> str:
         f"being rebuilt as version {report.version}: {share} %, {report.events:,} of"
         f" about {report.total:,} events, for {since_s:,.0f} s; rows not reached yet"
         " are unchanged"
+    )
+
+
+def _deferred(views: list[DeferredView]) -> str:
+    costliest, key = views[0], output.one_line(views[0].key, 80)
+    return (
+        f"{len(views):,}, as they cost much to write; the most: {key}, {costliest.bytes:,} bytes,"
+        f" {costliest.cost_ms:,} ms each time, so it is written every {costliest.delay_s:g} s"
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from session_projector.projections import fold as folding
-from session_projector.projections.event import Event, LogRow
+from session_projector.projections.event import Event
 from session_projector.projections.fold import Folded, Rejected, Runs
 from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
@@ -19,10 +19,18 @@ from session_projector.worker.daemon.member import Member
 from session_projector.worker.daemon.page import Page
 from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.folding.cooperative import fold_in_slices
+from session_projector.worker.folding.deferral import Deferral
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.folding.history import refold
 from session_projector.worker.folding.tally import Outcomes, outcomes
-from session_projector.worker.storage.port import Change, Thread, digest, size_of
+from session_projector.worker.storage.port import (
+    Change,
+    Checkpoint,
+    Deferred,
+    Thread,
+    digest,
+    size_of,
+)
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -34,6 +42,8 @@ class Part(msgspec.Struct, frozen=True):
     change: Change
     folded: Folded
     views: dict[str, Any]
+    types: Counter[str | None]
+    """How many events of each type it is about."""
 
     def committed(self) -> Member:
         """The projection once this is committed, with these views cached. Of a projection that is
@@ -72,10 +82,9 @@ class Batch(msgspec.Struct, frozen=True):
 
     def outcomes(self) -> Outcomes:
         """What became of its events."""
-        types = Counter(map(attrgetter("type"), self.events))
         counted = Outcomes()
         for part in self.parts:
-            counted.update(outcomes(part.member.projection, types, part.folded))
+            counted.update(outcomes(part.member.projection, part.types, part.folded))
         return counted
 
 
@@ -90,32 +99,108 @@ class _Touched(msgspec.Struct, frozen=True):
 
 
 async def fold_batch(
-    thread: Thread, members: Sequence[Member], page: Page, *, brief: bool, share: bool
+    thread: Thread,
+    members: Sequence[Member],
+    page: Page,
+    deferral: Deferral,
+    *,
+    brief: bool,
+    share: bool,
 ) -> Batch:
     """Fold the events of a page; of the first only, if all touch more views than may be loaded.
 
-    `brief`: a projection whose views need the whole log to be folded again fails instead. `share`:
-    as of `fold_in_slices`.
+    Those of views that cost much to write are left for `fold_deferred`. `brief`: a projection whose
+    views need the whole log to be folded again fails instead. `share`: as of `fold_in_slices`.
     """
     events = page.events
     touched: list[_Touched] = []
     runs = folding.runs_of(events)
     for member in members:
         with faults_of(member.projection):
-            touched.append(await _load(thread, member, events, runs))
+            here, _ = _parted(member, runs, deferral)
+            touched.append(await _load(thread, member, events, here))
         if touched[-1].events < len(events):
             events = events[: touched[-1].events]
             runs = folding.runs_of(events)
     last = page.rows[len(events) - 1]
+    moved = {"position": last.seq, "digest": digest(last)}
+    types = Counter(map(attrgetter("type"), events))
     parts: list[Part] = []
     for member, found in zip(members, touched, strict=True):
         with faults_of(member.projection):
             views, repaired = await _views(
                 thread, member, found, last.seq, brief=brief, share=share
             )
-            folded = await fold_in_slices(member.projection, views, events, runs, share=share)
-            parts.append(_part(member, found, last, folded, {k: views[k] for k in repaired}))
+            here, left = _parted(member, runs, deferral)
+            folded = await fold_in_slices(member.projection, views, events, here, share=share)
+            before = member.checkpoint
+            after = msgspec.structs.replace(
+                before,
+                **moved,
+                skipped=before.skipped + folded.skipped,
+                deferred=before.deferred | _deferred(member, left, deferral),
+            )
+            of = types - Counter(event.type for run in left.values() for event in run)
+            repaired_views = {key: views[key] for key in repaired}
+            parts.append(_part(member, found, after, folded, repaired_views, of))
     return Batch(events, parts)
+
+
+async def fold_deferred(thread: Thread, member: Member, key: str, *, share: bool) -> Part:
+    """Fold onto a view that is deferred what it lacks of its events, up to the checkpoint."""
+    projection, before = member.projection, member.checkpoint
+    deferred = {**before.deferred}
+    at = deferred.pop(key).position
+    behind = msgspec.structs.replace(before, position=at)
+    with faults_of(projection):
+        cached = member.cache.take([key])
+        rows = {}
+        if not cached:
+            rows = (await thread.run(lambda store: store.views.load(projection, [key]))).rows
+        found = _Touched(0, {key: at}, cached, rows)
+        as_of = msgspec.structs.replace(member, checkpoint=behind)
+        views, repaired = await _views(thread, as_of, found, at, brief=False, share=share)
+        since = await refold(
+            *(thread, projection, [key]),
+            until=before.position,
+            after=at,
+            onto={key: view for key, view in views.items() if view is not None},
+            share=share,
+        )
+        after = msgspec.structs.replace(before, generation=before.generation + 1, deferred=deferred)
+        folded = Folded(since.views, since.quarantined, [])
+        repaired_views = {key: views[key] for key in repaired}
+        return _part(member, found, after, folded, repaired_views, since.types)
+
+
+def _parted(
+    member: Member, runs: Runs, deferral: Deferral
+) -> tuple[Runs, dict[str, Sequence[Event]]]:
+    """The events to be folded, and by view those that are left for later."""
+    name, deferred = member.projection.name, member.checkpoint.deferred
+    if not (member.projection.built_in and (deferred or deferral.any_costly)):
+        return runs, {}
+    keys = {session: str(member.projection.key_of(run[0])) for session, run in runs.of.items()}
+    left = {
+        session: key
+        for session, key in keys.items()
+        if key in deferred or deferral.is_costly(name, key)
+    }
+    if not left:
+        return runs, {}
+    here = {session: run for session, run in runs.of.items() if session not in left}
+    return Runs(here, runs.others), {key: runs.of[session] for session, key in left.items()}
+
+
+def _deferred(
+    member: Member, left: Mapping[str, Sequence[Event]], deferral: Deferral
+) -> dict[str, Deferred]:
+    """The views of some events that are deferred from here on."""
+    return {
+        key: deferral.defer(member.projection.name, key, run[0].seq - 1)
+        for key, run in left.items()
+        if key not in member.checkpoint.deferred
+    }
 
 
 async def _load(
@@ -158,9 +243,8 @@ async def _views(
             projection.name, "a row of it is corrupt", "it is folded from the whole log by itself"
         )
     if suspect:
-        found = await refold(
-            thread, projection, suspect, until=member.checkpoint.position, share=share
-        )
+        until = member.checkpoint.position
+        found = (await refold(thread, projection, suspect, until=until, share=share)).views
         for key in sorted(suspect):
             views[key] = found.get(key)
             if key in found:
@@ -183,20 +267,19 @@ async def _missing(thread: Thread, member: Member, keys: set[str]) -> set[str]:
 
 
 def _part(
-    member: Member, touched: _Touched, last: LogRow, folded: Folded, repaired: Mapping[str, Any]
+    member: Member,
+    touched: _Touched,
+    after: Checkpoint,
+    folded: Folded,
+    repaired: Mapping[str, Any],
+    types: Counter[str | None],
 ) -> Part:
-    """What events up to and with the one of the row `last` do to a projection."""
+    """What events of some types do to a projection, and the checkpoint `after` them."""
     projection, before = member.projection, member.checkpoint
-    after = msgspec.structs.replace(
-        before,
-        position=last.seq,
-        digest=digest(last),
-        skipped=before.skipped + folded.skipped,
-    )
     changed = {key: view for key, view in repaired.items() if view is not None} | folded.views
     # In the order of the index on the key: a third off the writing of many rows.
     settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
     removed = [key for key in repaired if key in touched.rows and key not in changed]
     rows = [projection.to_row(view) for view in settled.values()]
     change = Change(projection.table, before, after, rows, removed, folded.quarantined)
-    return Part(member, change, folded, settled)
+    return Part(member, change, folded, settled, types)

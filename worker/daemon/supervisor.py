@@ -17,6 +17,7 @@ from session_projector.worker.daemon.outage import Failures, Outage
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import DatabaseUnavailable, LostRace, ProjectionFailed
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
+from session_projector.worker.folding.deferral import Deferral
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.plan import calls_for_full_scan
 from session_projector.worker.replay.rebuild import rebuild
@@ -66,7 +67,8 @@ class Supervisor:
         async with self._database.open_thread() as thread, anyio.create_task_group() as tasks:
             names = [projection.name for projection in self._projections]
             log.info("started", database=self._database.name, projections=names)
-            lead = Tail(thread, [], self._outage, leading=True, wakeup=wakeup)
+            deferral = Deferral()
+            lead = Tail(thread, [], self._outage, leading=True, wakeup=wakeup, deferral=deferral)
             unplaced = list(self._projections)
             tasks.start_soon(self._close_at_stop, wakeup)
             while not self._stop.is_set():

@@ -1,5 +1,6 @@
 """The tail: page by page, the events that are new are folded and committed; then it waits."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,15 +10,17 @@ import anyio
 import msgspec
 import structlog
 
-from session_projector.worker.daemon.batch import Batch, fold_batch
+from session_projector.worker.daemon.batch import Batch, fold_batch, fold_deferred
 from session_projector.worker.daemon.batch_size import BatchSize
 from session_projector.worker.daemon.member import Member
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.page import Page, read_page
-from session_projector.worker.errors import DatabaseUnavailable, LostRace
+from session_projector.worker.errors import DatabaseUnavailable, LostRace, ProjectionFailed
 from session_projector.worker.folding.cooperative import read_in_slices
+from session_projector.worker.folding.deferral import Deferral, delay_s
 from session_projector.worker.folding.pacing import WritePacing
-from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup
+from session_projector.worker.folding.tally import outcomes
+from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup, size_of
 from session_projector.worker.telemetry.state import Batch as BatchStats
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -42,8 +45,10 @@ class Tail:
         leading: bool = False,
         share: bool = False,
         wakeup: Wakeup | None = None,
+        deferral: Deferral | None = None,
     ) -> None:
-        """`leading`: the others join it; `share`: it leaves the others as much time as it takes."""
+        """`leading`: the others join it; `share`: it leaves the others as much time as it takes.
+        `deferral` has views that cost much written less often than their events come."""
         self.members = list(members)
         self.lock = anyio.Lock()
         """Held for an iteration; whoever holds it may add a member that stands where these do."""
@@ -55,6 +60,7 @@ class Tail:
         self._ahead: Page | None = None
         """What follows these members' position, where it is read already."""
         self._wakeup = wakeup
+        self._deferral = Deferral(costly_s=math.inf) if deferral is None else deferral
         self._pacing = WritePacing()
         self._size = BatchSize(self._pacing)
         self._newest = 0
@@ -68,7 +74,7 @@ class Tail:
 
     async def run(self, stop: anyio.Event, *, until: int | None = None) -> None:
         """Fold events as they come until `stop`; without a `Wakeup` only those that are there, with
-        `until` only up to that position.
+        `until` only up to that position. Then no view is deferred any more.
 
         Waits out an `Outage` if it was given one. Raises `LostRace` where somebody else moved a
         checkpoint.
@@ -89,10 +95,18 @@ class Tail:
                 await self._wait(self._wakeup, stop, found=moved)
             elif not moved:
                 return
+        try:
+            while deferred := self._deferred():
+                async with self.lock:
+                    await self._write_deferred(*deferred[0])
+        except (DatabaseUnavailable, ProjectionFailed):  # it takes longer than a stop may
+            log.warning("views_left_deferred", views=len(deferred))
 
     async def _wait(self, wakeup: Wakeup, stop: anyio.Event, *, found: bool) -> None:
         """Wait until there may be something new, or a read is due all the same."""
         for _ in range(VAIN_WAITS):
+            if self._due():
+                return
             if await wakeup.wait(self._changed, found=found):
                 if not found:
                     self._woken = self._woken or time.perf_counter()
@@ -101,21 +115,33 @@ class Tail:
             if stop.is_set():
                 return
             if self._took_memory:
+                for member in self.members:
+                    member.cache.unpin()
                 await self._thread.run(lambda store: store.release_memory())
                 self._took_memory = False
             self._iterated()
 
     async def iterate(self, until: int | None = None) -> bool:
-        """Fold one batch, or none where there is nothing new; returns whether there was."""
+        """Fold one batch, and a deferred view that is due; returns whether there was either."""
+        moved = await self._fold_page(until)
+        due = self._due()
+        if due:
+            await self._write_deferred(*due[0])
+        return moved or bool(due)
+
+    async def _fold_page(self, until: int | None) -> bool:
         started = time.perf_counter()
         page = await self._next_page(until)
         if not self.members or not page.rows:
             return False
         brief = self._leading and len(self.members) > 1  # so as not to hold up the others
-        batch = await fold_batch(self._thread, self.members, page, brief=brief, share=self._share)
+        batch = await fold_batch(
+            self._thread, self.members, page, self._deferral, brief=brief, share=self._share
+        )
         if page.more:
             self._size.grow(time.perf_counter() - started, built_in=batch.built_in)
         committed = await self._commit(batch, page)
+        self._note_costs(batch, committed)
         self._report(batch, page, committed, started)
         await self._learn(batch, page, committed, started)
         return True
@@ -164,6 +190,50 @@ class Tail:
         self._ahead = ahead if ahead.rows else None
         return committed
 
+    def _note_costs(self, batch: Batch, committed: CommitStats) -> None:
+        """Which views took much of the time that a commit took, by the size of their rows."""
+        if committed.held_s <= self._deferral.costly_s:
+            return
+        all_bytes = max(batch.size, 1)
+        for part in (p for p in batch.parts if p.member.projection.built_in):
+            for key, row in zip(part.views, part.change.rows, strict=True):
+                cost_s = committed.held_s * size_of(row) / all_bytes
+                self._deferral.wrote(part.change.after.name, key, size_of(row), cost_s, alone=False)
+
+    def _deferred(self) -> list[tuple[Member, str]]:
+        """The views that are deferred, those of one projection by how long they have been."""
+        return [(member, key) for member in self.members for key in member.checkpoint.deferred]
+
+    def _due(self) -> list[tuple[Member, str]]:
+        """Those of them that may be written now."""
+        return [
+            (member, key)
+            for member, key in self._deferred()
+            if self._deferral.is_due(member.projection.name, key)
+        ]
+
+    async def _write_deferred(self, member: Member, key: str) -> None:
+        """Bring a view that is deferred to where the others are, by a commit of its own."""
+        started = time.perf_counter()
+        part = await fold_deferred(self._thread, member, key, share=self._share)
+        size = sum(map(size_of, part.change.rows))
+        much = size > MUCH_BYTES
+        self._took_memory = self._took_memory or much
+        committed = await self._thread.run(lambda store: store.commit([part.change], bulk=much))
+        self.members[self.members.index(member)] = part.committed()
+        cost_s = time.perf_counter() - started - committed.waited_s
+        self._deferral.wrote(member.projection.name, key, size, cost_s, alone=True)
+        if self._deferral.is_costly(member.projection.name, key):
+            member.cache.pin(key)
+        self._state.refolded(outcomes(member.projection, part.types, part.folded))
+        self._tell_deferred()
+
+    def _tell_deferred(self) -> None:
+        for member in self.members:
+            views = member.checkpoint.deferred.values()
+            delays_s = [delay_s(view.cost_ms / 1000) for view in views]
+            self._state.defers(member.projection.name, delays_s)
+
     async def _learn(
         self, batch: Batch, page: Page, committed: CommitStats, started: float
     ) -> None:
@@ -189,6 +259,8 @@ class Tail:
         )
         self._woken = None
         self._state.committed(stats, self._positions())
+        if self._deferral.any_costly:
+            self._tell_deferred()
         changes = batch.changes
         fields: dict[str, Any] = {
             "position": self.position,

@@ -19,10 +19,22 @@ class ViewCache:
     def __init__(self) -> None:
         self._views: dict[str, tuple[Any, int]] = {}  # the one used longest ago first
         self._bytes = 0
+        self._pinned: dict[str, Any] = {}
 
     def take(self, keys: Iterable[str]) -> dict[str, Any]:
         """Those of some views that are cached."""
-        return {key: self._views[key][0] for key in keys if key in self._views}
+        held = {key: self._views[key][0] for key in keys if key in self._views}
+        return held | {key: self._pinned[key] for key in keys if key in self._pinned}
+
+    def pin(self, key: str) -> None:
+        """Keep a view that is cached, beside the others, until another one is pinned: it costs much
+        to load, and will be folded on soon."""
+        pinned = self.take([key])
+        self._forget(key)
+        self._pinned = pinned
+
+    def unpin(self) -> None:
+        self._pinned = {}
 
     def keep(self, views: Mapping[str, Any], sizes: Iterable[int]) -> None:
         """Views as they now stand, and the bytes of their rows."""
@@ -38,5 +50,6 @@ class ViewCache:
             self._forget(key)
 
     def _forget(self, key: str) -> None:
+        self._pinned.pop(key, None)
         if found := self._views.pop(key, None):
             self._bytes -= found[1]

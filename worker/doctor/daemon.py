@@ -5,10 +5,22 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from session_projector.worker import linux
-from session_projector.worker.storage.port import Check, Checkpoint, Database, Leader, Store
+from session_projector.worker.folding.deferral import LONGEST_DELAY_S
+from session_projector.worker.storage.port import (
+    Check,
+    Checkpoint,
+    Database,
+    Deferred,
+    Leader,
+    Store,
+)
 
 WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
+OVERDUE_S: Final = LONGEST_DELAY_S + 120
+"""Since when a view has been deferred that the daemon should have written by now."""
+KEY_SHOWN: Final = 100
+"""Characters of a view's key."""
 
 
 def daemon(database: Database) -> Iterator[Check]:
@@ -76,11 +88,16 @@ def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint
 
 
 def projections(database: Database) -> Iterator[Check]:
-    """Check for projections that failed or are being rebuilt."""
+    """Check for projections that failed or are being rebuilt, and views that stay behind."""
     alive = database.leadership().leader() is not None
     with database.open() as store:
-        reports, count = store.checkpoints.reports(), len(store.checkpoints.all())
-    wrong = []
+        reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
+    wrong = [
+        _behind(key, view, alive=alive)
+        for stored in checkpoints.values()
+        for key, view in stored.checkpoint.deferred.items()
+        if not alive or time.time() - view.since / 1000 > OVERDUE_S
+    ]
     for name, report in reports.items():
         if report.state == "failed":
             said = f"{name} failed: {report.why}"
@@ -93,5 +110,15 @@ def projections(database: Database) -> Iterator[Check]:
             said = f"a rebuild of {name} as version {report.version} was cut off"
             fix = "`projector run` does it"
         wrong.append(Check("projections", "warn", said, fix))
-    found = f"{count} of them, none failed or rebuilding"
+    found = f"{len(checkpoints)} of them, none failed or rebuilding"
     yield from wrong or [Check("projections", "ok", found)]
+
+
+def _behind(key: str, view: Deferred, *, alive: bool) -> Check:
+    """The finding for a view that was deferred, and that nobody has written since."""
+    said = f"{key[:KEY_SHOWN]} costs much to write, and is behind: as of event {view.position}"
+    if not alive:
+        fix = "the next daemon writes it as soon as it starts: `projector run`"
+        return Check("projections", "ok", f"{said}; no daemon is alive to write it", fix)
+    said += f", for {time.time() - view.since / 1000:,.0f} s, though a daemon is alive"
+    return Check("projections", "warn", said, "restart the daemon, and it writes it first")

@@ -1,8 +1,11 @@
 """Views folded again from their events in the log."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from itertools import chain
 from typing import Any
+
+import msgspec
 
 from session_projector.projections import fold as folding
 from session_projector.projections.event import Event
@@ -37,6 +40,15 @@ async def history(
         yield await read_in_slices(rows, [projection], share=share)
 
 
+class Refolded(msgspec.Struct, frozen=True):
+    """Some views as the log has them, the events about them that cannot be folded, and how many
+    there are of each type."""
+
+    views: dict[str, Any]
+    quarantined: list[Rejected]
+    types: Counter[str | None]
+
+
 async def refold(
     thread: Thread,
     projection: Projection,
@@ -46,14 +58,17 @@ async def refold(
     after: int = 0,
     onto: Mapping[str, Any] | None = None,
     share: bool = False,
-) -> dict[str, Any]:
+) -> Refolded:
     """Some views as the log has them at a position, those that an event made.
 
     `onto` has the views as of `after`, where they need not be folded from the first event. `share`:
     as of `fold_in_slices`.
     """
-    views = {**(onto or {})}
+    found = Refolded({**(onto or {})}, [], Counter())
     async for events in history(thread, projection, keys, after=after, until=until, share=share):
         concerned = [event for event in events if folding.key_of(projection, event) in keys]
-        views |= (await fold_in_slices(projection, views, concerned, share=share)).views
-    return views
+        folded = await fold_in_slices(projection, found.views, concerned, share=share)
+        found.views.update(folded.views)
+        found.quarantined.extend(folded.quarantined)
+        found.types.update(event.type for event in concerned)
+    return found

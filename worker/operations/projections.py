@@ -51,7 +51,7 @@ def _info(
         name=name,
         version=checkpoint.version if checkpoint else None,
         code_version=code_version,
-        position=checkpoint.position if checkpoint else 0,
+        position=checkpoint.complete if checkpoint else 0,
         digest=checkpoint.digest if checkpoint else "",
         skipped=checkpoint.skipped if checkpoint else 0,
         kept_in=f"{table.name} ({table.prefix}…)" if table.prefix else table.name,

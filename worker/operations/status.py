@@ -9,6 +9,7 @@ import msgspec
 from session_projector.projections.decode import created_ms
 from session_projector.projections.event import Unfoldable
 from session_projector.worker.folding.checkpoints import fits_log
+from session_projector.worker.folding.deferral import delay_s
 from session_projector.worker.operations.projections import ProjectionInfo, listing
 from session_projector.worker.storage.port import (
     Checkpoint,
@@ -37,14 +38,31 @@ class TailingStatus(msgspec.Struct, frozen=True):
     state: Literal["tailing", "old"]
 
 
+class DeferredView(msgspec.Struct, frozen=True):
+    """A view that is behind, as of `position`; it is written `delay_s` after its last write."""
+
+    key: str
+    position: int
+    bytes: int
+    cost_ms: int
+    delay_s: float
+    since: int
+
+
 class Progress(msgspec.Struct, frozen=True):
-    """How far a projection is; `lag_seconds` is None if no event has a valid time."""
+    """How far a projection is; `lag_seconds` is None if no event has a valid time.
+
+    `position` is that of `checkpoint`: all views hold their events up to there. All but those that
+    are `deferred`, the costliest first, hold them up to `read_position`.
+    """
 
     name: str
     version: int | None
     code_version: int | None
     state: ProjectionStatus | TailingStatus
     position: int
+    read_position: int
+    deferred: list[DeferredView]
     lag_events: int
     lag_seconds: float | None
     views: int
@@ -105,15 +123,27 @@ def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | Non
         version=info.version,
         code_version=info.code_version,
         state=report or TailingStatus("old" if older else "tailing"),
-        position=info.position,
-        lag_events=store.log.count(after=info.position),
-        lag_seconds=_lag_seconds(store, info.position),
+        position=checkpoint.complete,
+        read_position=checkpoint.position,
+        deferred=_deferred(checkpoint),
+        lag_events=store.log.count(after=checkpoint.position),
+        lag_seconds=_lag_seconds(store, checkpoint.position),
         views=info.rows,
         quarantined=info.quarantined,
         dismissed=store.quarantine.count(info.name).dismissed,
         skipped=info.skipped,
         fits_log=fits_log(store, checkpoint),
     )
+
+
+def _deferred(checkpoint: Checkpoint) -> list[DeferredView]:
+    views = [
+        DeferredView(
+            key, one.position, one.bytes, one.cost_ms, delay_s(one.cost_ms / 1000), one.since
+        )
+        for key, one in checkpoint.deferred.items()
+    ]
+    return sorted(views, key=lambda view: view.cost_ms, reverse=True)
 
 
 def _lag_seconds(store: Store, position: int) -> float | None:

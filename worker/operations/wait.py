@@ -4,14 +4,17 @@ import time
 from collections.abc import Collection
 from typing import Final
 
+from session_projector.projections import BUILT_IN
 from session_projector.worker import registry
 from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.folding.checkpoints import does_not_fit, fits_log
-from session_projector.worker.storage.port import Database, Store
+from session_projector.worker.storage.port import Checkpoint, Database, Store
 
 TIMEOUT_S: Final = 30.0
 FIRST_POLL_S: Final = 0.001
 LONGEST_POLL_S: Final = 0.25
+KEY_SHOWN: Final = 100
+"""Characters of a view's key."""
 
 
 def wait(
@@ -22,12 +25,15 @@ def wait(
     timeout_s: float = TIMEOUT_S,
     names: Collection[str] = (),
 ) -> int:
-    """Wait until each projection has reached a position; returns the lowest.
+    """Wait until the views of each projection include the event at a position; returns the lowest
+    position that they have reached.
 
-    Without a `seq`, the position is that of the newest event now. Without `names`, it waits for the
+    Views of other sessions that are deferred are not waited for. Without a `seq` it waits for all
+    events up to the newest one now, and for all views. Without `names`, it waits for the
     projections that the daemon runs, or for all known ones if none is running. Raises `CheckFailed`
     after the timeout, and `InterventionRequired` if a checkpoint does not match the log.
     """
+    event = seq
     if seq is None:
         seq = store.log.newest()
     known = names or [projection.name for projection in registry.known()]
@@ -36,7 +42,7 @@ def wait(
     while True:
         leader = None if names else leadership.leader()
         asked = (leader.running if leader else ()) or known
-        positions = _positions(store, asked)
+        positions = _positions(store, asked, event)
         reached, waited_s = min(positions.values()), time.monotonic() - started
         if reached >= seq or waited_s >= timeout_s:
             _require_fit(store, asked)
@@ -58,10 +64,27 @@ def require_known(store: Store, name: str) -> None:
         )
 
 
-def _positions(store: Store, names: Collection[str]) -> dict[str, int]:
-    """The checkpoints' positions; 0 for a projection that never ran."""
+def _positions(store: Store, names: Collection[str], seq: int | None) -> dict[str, int]:
+    """Up to where the views hold their events, only that of the event at `seq` if one is given; 0
+    for a projection that never ran."""
     stored = store.checkpoints.all()
-    return {name: int(stored[name].checkpoint.position) if name in stored else 0 for name in names}
+    return {
+        name: _reached(store, stored[name].checkpoint, seq) if name in stored else 0
+        for name in names
+    }
+
+
+def _reached(store: Store, checkpoint: Checkpoint, seq: int | None) -> int:
+    event = store.log.event(seq) if checkpoint.deferred and seq is not None else None
+    projection = next((one for one in BUILT_IN if one.name == checkpoint.name), None)
+    if event is None or projection is None:
+        return checkpoint.complete
+    behind = [
+        view.position
+        for key, view in checkpoint.deferred.items()
+        if event.key in (projection.log_keys(key) or ())
+    ]
+    return min(behind, default=checkpoint.position)
 
 
 def _require_fit(store: Store, names: Collection[str]) -> None:
@@ -76,6 +99,10 @@ def _too_late(
 ) -> CheckFailed:
     reports = store.checkpoints.reports()
     why = {name: report.why for name, report in reports.items() if report.state == "failed"}
+    for name, stored in store.checkpoints.all().items():
+        for key, view in stored.checkpoint.deferred.items():
+            if view.position < seq:
+                why.setdefault(name, f"{key[:KEY_SHOWN]} is deferred, as it costs much to write")
     behind = [
         f"{name} is at {at}" + (f" ({why[name]})" if name in why else "")
         for name, at in positions.items()

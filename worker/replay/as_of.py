@@ -1,10 +1,11 @@
 """The moment that rows are compared at, and where a fix moves the checkpoint from there."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
 
-from session_projector.worker.storage.port import Checkpoint
+from session_projector.worker.storage.port import Checkpoint, Deferred
 
 
 class AsOfCheckpoint(msgspec.Struct, frozen=True):
@@ -25,6 +26,10 @@ class AsOfCheckpoint(msgspec.Struct, frozen=True):
         """The position of rows that were read together with a checkpoint."""
         return now.position
 
+    def deferred(self, now: Checkpoint) -> Mapping[str, Deferred]:
+        """The views that are behind that position."""
+        return now.deferred
+
     def move(self, now: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
         """The checkpoint before and after a fix of rows that were read together with one."""
         return now, msgspec.structs.replace(now, generation=now.generation + 1)
@@ -42,6 +47,9 @@ class AsOfPosition(msgspec.Struct, frozen=True):
 
     def position(self, _: Checkpoint) -> int:
         return self.until
+
+    def deferred(self, _: Checkpoint) -> Mapping[str, Deferred]:
+        return {}
 
     def move(self, _: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
         return self.checkpoint, self.checkpoint

@@ -1,6 +1,6 @@
 """What is stored against what the log gives: rows, quarantine, orphaned rows, the skipped count."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from session_projector.worker.replay.difference import (
     of_view,
 )
 from session_projector.worker.replay.fix import Fixer
-from session_projector.worker.storage.port import Checkpoint, Thread
+from session_projector.worker.storage.port import Checkpoint, Store, Thread
 
 
 class Comparison:
@@ -58,11 +58,13 @@ class Comparison:
             loaded = await self._thread.run(lambda store: store.views.load(self._projection, keys))
             part = keys[: loaded.covered]
             if (now := self.as_of.position(loaded.checkpoint)) > position:
-                folded |= await refold(
+                found_since = await refold(
                     self._thread, self._projection, {*part}, until=now, after=position, onto=folded
                 )
+                folded |= found_since.views
                 position = now
-            rows = {k: self._projection.to_row(folded[k]) for k in part if k in folded}
+            views = folded | await self._deferred(part, loaded.checkpoint)
+            rows = {k: self._projection.to_row(views[k]) for k in part if k in views}
             done = differing = [k for k in part if rows.get(k) != loaded.rows.get(k)]
             if differing:
                 await self._require_same_log(loaded.checkpoint)
@@ -81,10 +83,14 @@ class Comparison:
         """Compare the quarantine of some events, which no other process changes."""
         name = self._projection.name
         reasons = {rejected.seq: rejected.reason for rejected in expected}
-        stored: dict[int, Any] = await self._thread.run(
-            lambda store: store.quarantine.reasons(name, seqs)
-        )
-        both = reasons.keys() | stored.keys()
+
+        def read(store: Store) -> tuple[dict[int, Any], set[int]]:
+            with store.snapshot():
+                stored = store.quarantine.reasons(name, seqs)
+                return stored, self._not_yet(store, reasons.keys() - stored.keys())
+
+        stored, not_yet = await self._thread.run(read)
+        both = (reasons.keys() | stored.keys()) - not_yet
         differing = {seq for seq in both if stored.get(seq, ...) != reasons.get(seq, ...)}
         await self._fix_quarantine(
             [rejected for rejected in expected if rejected.seq in differing],
@@ -139,6 +145,26 @@ class Comparison:
             if await self._fixer.skipped(now, expected + sum(since)):
                 break
         return [of_skipped(self._projection.name, stored, expected)]
+
+    async def _deferred(self, keys: Sequence[str], now: Checkpoint) -> dict[str, Any]:
+        """Those of some views that are behind, as they are to be meanwhile."""
+        found: dict[str, Any] = {}
+        behind = self.as_of.deferred(now)
+        for key in behind.keys() & {*keys}:
+            until = behind[key].position
+            found |= (await refold(self._thread, self._projection, [key], until=until)).views
+        return found
+
+    def _not_yet(self, store: Store, seqs: Collection[int]) -> set[int]:
+        """Those of some events that are only folded when their view is written again."""
+        now = store.checkpoints.get(self._projection.name) if seqs else None
+        behind = {
+            log_key: view.position
+            for key, view in (self.as_of.deferred(now) if now else {}).items()
+            for log_key in self._projection.log_keys(key) or ()
+        }
+        rows = [store.log.event(seq) for seq in seqs] if behind else []
+        return {row.seq for row in rows if row and row.seq > behind.get(row.key, row.seq)}
 
     async def _fix_quarantine(self, added: Sequence[Rejected], cleared: Sequence[int]) -> None:
         while self._fixer and (added or cleared):

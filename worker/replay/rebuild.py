@@ -90,7 +90,7 @@ async def compare(
 
 async def _is_deterministic(thread: Thread, projection: Projection, key: str, until: int) -> bool:
     """Whether a view's events give the same row when they are folded twice."""
-    found = [await refold(thread, projection, [key], until=until) for _ in range(2)]
+    found = [(await refold(thread, projection, [key], until=until)).views for _ in range(2)]
     first, second = ([projection.to_row(view) for view in views.values()] for views in found)
     return first == second
 
@@ -161,6 +161,7 @@ async def rebuild(
         position=until,
         digest=digest(last) if last else "",
         skipped=walk.skipped,
+        deferred={},
     )
     await thread.run(lambda store: store.commit([Change(projection.table, claimed, done)]))
     (log.warning if quarantined else log.info)(

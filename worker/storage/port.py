@@ -54,13 +54,30 @@ class Limits(msgspec.Struct, frozen=True):
     busy_timeout_s: float = BUSY_TIMEOUT_S
 
 
+class Deferred(msgspec.Struct, frozen=True):
+    """A view that is behind the others of its projection, because it costs much to write: it holds
+    its events up to `position`, of those after it none.
+
+    `bytes` are those of its row, and writing it took `cost_ms` the last time. `since` is a time.
+    """
+
+    position: int
+    bytes: int
+    cost_ms: int
+    since: int
+
+
 class Checkpoint(msgspec.Struct, frozen=True):
     """How far a projection has come: `position` is that of the last event that was folded, skipped
     or quarantined, 0 before the first, and `digest` is that event's, '' at 0.
 
+    `deferred` are its views that are behind, by key; a commit that changes which they are moves the
+    position or raises the generation. Other programs see `complete` as the position.
+
     `version` made the views. Below 0, that version is rebuilding them, and some are still of
-    another version. `generation` is raised by every replay that replaces rows, and `skipped` counts
-    the events up to `position` that are of no concern.
+    another version. `generation` is raised by every replay that replaces rows, and by every late
+    write of a view that was deferred; `skipped` counts the events up to `position` that are of no
+    concern.
     """
 
     name: str
@@ -69,6 +86,12 @@ class Checkpoint(msgspec.Struct, frozen=True):
     generation: int
     digest: str
     skipped: int
+    deferred: dict[str, Deferred] = {}
+
+    @property
+    def complete(self) -> int:
+        """All views hold their events up to this position."""
+        return min((view.position for view in self.deferred.values()), default=self.position)
 
 
 class StoredProjection(msgspec.Struct, frozen=True):

@@ -18,6 +18,8 @@ _HELP: Final = {
     "position": "Position of the last event that the projection folded, skipped or quarantined.",
     "lag_events": "Events that the projection has yet to fold.",
     "lag_seconds": "How outdated the projection's views may be; 0 when caught up.",
+    "deferred_views": "Views that are behind, because they cost much to write.",
+    "deferred_longest_seconds": "How long the one that costs most may be behind.",
     "projection_failing": "1 while the projection is failing and set aside.",
     "rebuild_progress_ratio": "Progress of the projection's rebuild, 0 to 1; 1 without a rebuild.",
     "verify_last_round_timestamp_seconds": "When --verify-every last finished a round.",
@@ -66,6 +68,9 @@ def _families(state: DaemonState) -> Iterator[core.Metric]:
     yield _by_projection("position", {name: at.position for name, at in placed})
     yield _by_projection("lag_events", {name: at.lag_events(newest) for name, at in placed})
     yield _by_projection("lag_seconds", {name: at.lag_s(newest) for name, at in placed})
+    yield _by_projection("deferred_views", {name: len(at.deferred) for name, at in placed})
+    longest = {name: max(at.deferred, default=0.0) for name, at in placed}
+    yield _by_projection("deferred_longest_seconds", longest)
     yield _by_projection("projection_failing", {name: at.failing for name, at in all_})
     yield _by_projection("rebuild_progress_ratio", {name: at.rebuilt_ratio for name, at in all_})
     rounds = {name: at.verified_at for name, at in all_ if at.verified_at is not None}

@@ -60,6 +60,8 @@ class ProjectionProgress(msgspec.Struct):
     failing: bool = False
     locked_out: bool = False
     """True while it catches up separately and the database is unavailable to it."""
+    deferred: Sequence[float] = ()
+    """Of each view that is deferred, how long it may be, in seconds."""
     verified_at: float | None = None
     """When --verify-every last finished a round over all of its views; Unix time."""
 
@@ -215,8 +217,13 @@ class DaemonState:
             if batch.wakeup_s is not None:
                 self.wakeup_s.observe(batch.wakeup_s)
 
+    def defers(self, name: str, delays_s: Sequence[float]) -> None:
+        """Record the views of a projection that are deferred."""
+        with self.lock:
+            self.progress[name].deferred = delays_s
+
     def refolded(self, outcomes: Outcomes) -> None:
-        """Count the events that a rebuild folded."""
+        """Count the events that a rebuild folded, or that a deferred view lacked."""
         with self.lock:
             self.outcomes.update(outcomes)
 

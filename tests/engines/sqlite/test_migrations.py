@@ -22,6 +22,7 @@ NAMES = [
     "0003-projector-sessions",
     "0004-projector-dismissed",
     "0005-projector-projection-state",
+    "0006-projector-deferred",
 ]
 
 

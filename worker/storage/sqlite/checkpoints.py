@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -10,6 +10,7 @@ from session_projector.projections.projection import Table
 from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.storage.port import (
     Checkpoint,
+    Deferred,
     Limits,
     ProjectionStatus,
     QuarantineCount,
@@ -17,10 +18,23 @@ from session_projector.worker.storage.port import (
     StoredProjection,
 )
 from session_projector.worker.storage.sqlite.connection import Connection
-from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, is_count, shown
+from session_projector.worker.storage.sqlite.sql import (
+    IS_NAME,
+    IS_SOUND_JOINED,
+    READ_POSITION,
+    is_count,
+    shown,
+)
 
 FORGET_STATUS: Final = "DELETE FROM projection_state WHERE projection = ?"
-_CHECKPOINT: Final = "name, version, position, generation, digest, skipped"
+# In one statement, as the position and what is deferred must be of one moment.
+_SELECT: Final = (
+    "SELECT name, version, coalesce(read_position, position), generation, digest, skipped,"
+    f" kept_in, key_column, prefix, {IS_SOUND_JOINED}, key, folded_position, bytes, cost_ms, since"
+    " FROM checkpoint LEFT JOIN deferred ON projection = name WHERE "
+)
+_ONE: Final = f"{_SELECT} name = ?"
+_ALL: Final = f"{_SELECT} {IS_NAME} ORDER BY name"
 _STATUS: Final = "state, version, why, events, total, since, updated_at"
 
 _IS_STATUS: Final = " AND ".join(  # as anybody may write any row
@@ -39,24 +53,22 @@ class SqliteCheckpoints:
         self._connection = connection
 
     def get(self, name: str) -> Checkpoint | None:
-        select = f"SELECT {_CHECKPOINT}, {IS_SOUND} FROM checkpoint WHERE name = ?"
-        row = self._connection.row(select, (name,))
-        if row and not row[-1]:
+        rows = self._connection.rows(_ONE, (name,))
+        found = _sound(rows)
+        if rows and not found:
             raise ProjectionFailed(
                 name,
                 "its checkpoint is no position: somebody wrote to it",
                 "let it begin at the first event again: `projector db setup`",
             )
-        return Checkpoint(*row[:-1]) if row else None
+        return found.get(name)
 
     def all(self) -> dict[str, StoredProjection]:
-        rows = self._connection.rows(
-            f"SELECT {_CHECKPOINT}, kept_in, key_column, prefix FROM checkpoint"
-            f" WHERE {IS_NAME} AND {IS_SOUND} ORDER BY name"
-        )
+        rows = self._connection.rows(_ALL)
+        tables = {row[0]: Table(row[6], {}, row[7], row[8]) for row in rows}
         return {
-            row[0]: StoredProjection(Checkpoint(*row[:6]), Table(row[6], {}, row[7], row[8]))
-            for row in rows
+            name: StoredProjection(checkpoint, tables[name])
+            for name, checkpoint in _sound(rows).items()
         }
 
     def report(self, name: str, status: ProjectionStatus | None) -> None:
@@ -78,6 +90,20 @@ class SqliteCheckpoints:
             " ORDER BY projection"
         )
         return {row[0]: ProjectionStatus(*row[1:]) for row in rows}
+
+
+def _sound(rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:
+    """By name, the checkpoints in the rows that `_SELECT` gives: one for each view that is
+    deferred, and one at least."""
+    found: dict[str, Checkpoint] = {}
+    for row in rows:
+        checkpoint = found.setdefault(row[0], Checkpoint(*row[:6]))
+        if row[10] is not None:
+            checkpoint.deferred[row[10]] = Deferred(*row[11:])
+    for row in rows:
+        if not row[9]:
+            found.pop(row[0], None)
+    return found
 
 
 class SqliteQuarantine:
@@ -107,7 +133,8 @@ class SqliteQuarantine:
         rows = self._connection.rows(
             "SELECT seq FROM quarantine AS q WHERE projection = ? AND (NOT EXISTS ("
             "SELECT 1 FROM event_log AS e WHERE e.seq = q.seq) OR seq > coalesce(?, ("
-            "SELECT position FROM checkpoint WHERE name = q.projection))) ORDER BY seq LIMIT ?",
+            f"SELECT {READ_POSITION} FROM checkpoint WHERE name = q.projection)))"
+            " ORDER BY seq LIMIT ?",
             (name, ahead, self._limits.page_keys),
         )
         return [seq for (seq,) in rows]

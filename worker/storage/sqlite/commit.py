@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final
 
+from msgspec.structs import astuple
+
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed, quoted
@@ -17,7 +19,14 @@ from session_projector.worker.storage.sqlite.connection import (
     is_too_big,
 )
 from session_projector.worker.storage.sqlite.errors import see_triggers
-from session_projector.worker.storage.sqlite.sql import bound, owned, raw, shown, upsert
+from session_projector.worker.storage.sqlite.sql import (
+    FORGET_DEFERRED,
+    bound,
+    owned,
+    raw,
+    shown,
+    upsert,
+)
 
 MOST_ROWS: Final = 256
 MOST_BYTES: Final = 2 * 1024 * 1024
@@ -29,6 +38,11 @@ _MOVE: Final = (
 _UNMOVED: Final = (
     "SELECT 1 FROM checkpoint"
     " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
+)
+_DEFER: Final = (
+    "INSERT INTO deferred"
+    " (projection, key, folded_position, read_position, bytes, cost_ms, since)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _QUARANTINE: Final = (
     "INSERT INTO quarantine (projection, seq, id, key, reason)"
@@ -43,8 +57,8 @@ def apply(connection: Connection, change: Change) -> None:
     `InterventionRequired` where it is and stays so."""
     before, after, table = change.before, change.after, change.table
     execute = connection.raw.execute
-    moved = (after.version, after.position, after.generation, after.digest, after.skipped)
-    known = (before.name, before.version, before.position, before.generation, before.digest)
+    moved = (after.version, after.complete, after.generation, after.digest, after.skipped)
+    known = (before.name, before.version, before.complete, before.generation, before.digest)
     if execute(_MOVE, (*moved, *known)).rowcount != 1:
         if execute(_UNMOVED, known).fetchone():
             raise InterventionRequired(
@@ -55,6 +69,15 @@ def apply(connection: Connection, change: Change) -> None:
         raise LostRace
     if (after.version, after.position) != (before.version, before.position):
         execute(FORGET_STATUS, (before.name,))
+    if before.deferred or after.deferred:
+        execute(FORGET_DEFERRED, (before.name,))
+        connection.raw.executemany(
+            _DEFER,
+            [
+                (after.name, key, view.position, after.position, *astuple(view)[1:])
+                for key, view in after.deferred.items()
+            ],
+        )
     with connection.errors(before.name):
         if change.rows:
             _write(connection, before.name, table, change.rows)

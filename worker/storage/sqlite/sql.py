@@ -19,7 +19,14 @@ def is_count(column: str) -> str:
     return f"typeof({column}) = 'integer' AND {column} BETWEEN 0 AND 1 << 62"
 
 
-IS_SOUND: Final = " AND ".join(
+_IS_DEFERRED: Final = " AND ".join(
+    [
+        "typeof(key) = 'text' AND length(key) < 1 << 17",  # an id has 64 KiB at most
+        "folded_position BETWEEN position AND read_position",
+        *map(is_count, ("folded_position", "read_position", "bytes", "cost_ms", "since")),
+    ]
+)
+_IS_CHECKPOINT: Final = " AND ".join(
     [
         IS_VERSION,
         *map(is_count, ("position", "generation", "skipped")),
@@ -27,6 +34,18 @@ IS_SOUND: Final = " AND ".join(
         IS_PREFIX,
     ]
 )
+IS_SOUND: Final = (
+    f"{_IS_CHECKPOINT} AND NOT EXISTS"
+    f" (SELECT 1 FROM deferred WHERE projection = name AND NOT ({_IS_DEFERRED}))"
+)
+IS_SOUND_JOINED: Final = f"{_IS_CHECKPOINT} AND (key IS NULL OR {_IS_DEFERRED})"
+"""The same of each row where those of `deferred` are joined."""
+READ_POSITION: Final = (
+    "coalesce((SELECT max(read_position) FROM deferred WHERE projection = name), position)"
+)
+"""Of a row of `checkpoint`: the position of the event whose digest it has. Its `position` says what
+all views hold, also those that are deferred."""
+FORGET_DEFERRED: Final = "DELETE FROM deferred WHERE projection = ?"
 
 
 def shown(column: str) -> str:

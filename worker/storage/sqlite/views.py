@@ -15,6 +15,7 @@ from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Co
 from session_projector.worker.storage.sqlite.log import KEY_BYTES, SqliteLog
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.sql import (
+    FORGET_DEFERRED,
     bound,
     identifier,
     owned,
@@ -33,7 +34,11 @@ _RESET_CHECKPOINT: Final = (
 )
 _MADE_HERE: Final = re.compile(r"^CREATE TABLE .*\) WITHOUT ROWID$", re.DOTALL)
 """How `tables.statements` ends, as few others make a table."""
-_FORGET_QUARANTINE: Final = "DELETE FROM quarantine WHERE projection = ?"
+_FORGET: Final = (
+    FORGET_STATUS,
+    FORGET_DEFERRED,
+    "DELETE FROM quarantine WHERE projection = ?",
+)
 _DELETE_CHECKPOINT: Final = "DELETE FROM checkpoint WHERE name = ?"
 
 
@@ -158,7 +163,7 @@ class SqliteViews:
                     execute(f"DELETE FROM {table} WHERE {where}", stored.table.bounds)
                 else:
                     execute(f"DROP TABLE {table}")
-            for statement in (_FORGET_QUARANTINE, FORGET_STATUS, _DELETE_CHECKPOINT):
+            for statement in (*_FORGET, _DELETE_CHECKPOINT):
                 execute(statement, (name,))
 
     def owns(self, name: str) -> bool:
@@ -222,10 +227,11 @@ class SqliteViews:
             self._require_own(projection, known=row is not None)
         todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
         if row is None:
+            todo.append((FORGET_DEFERRED, (name,)))
             todo.append((_NEW_CHECKPOINT, (name, projection.version, *stored_in)))
         elif not present or row[1:] != stored_in:
             # Views that are gone are built again, and a view in another table is one that is gone.
-            todo += [(statement, (name,)) for statement in (FORGET_STATUS, _FORGET_QUARANTINE)]
+            todo += [(statement, (name,)) for statement in _FORGET]
             todo.append((_RESET_CHECKPOINT, (projection.version, *stored_in, name)))
         return todo
 

@@ -30,9 +30,9 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class Backfill:
     """SQLite does this within every commit that finds 1,000 pages to copy, and waits for the disk.
 
-    After a large batch it is done by a thread, while the next one is folded. That one's commit
-    waits for it, so that the write-ahead log is empty again by then and stays as small as one
-    batch. After others a thread does it a moment later, and nobody waits.
+    After a large batch it is done by a thread, while the next one is folded. The commit of another
+    large one waits for it, so that the write-ahead log is empty again by then and stays as small as
+    one batch. After others a thread does it a moment later, and nobody waits.
     """
 
     def __init__(self, path: Path, identity: FileIdentity) -> None:
@@ -50,7 +50,8 @@ class Backfill:
 
     def before_commit(self, connection: sqlite3.Connection, *, beside: bool) -> None:
         """`beside`: `after_commit` copies what this commit writes."""
-        self._join()
+        if beside:
+            self._join()
         if self._within == beside:
             connection.execute(f"PRAGMA wal_autocheckpoint = {0 if beside else 1000}").close()
             self._within = not beside

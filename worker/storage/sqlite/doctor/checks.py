@@ -21,7 +21,12 @@ from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
-from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, identifier
+from session_projector.worker.storage.sqlite.sql import (
+    IS_NAME,
+    IS_SOUND,
+    READ_POSITION,
+    identifier,
+)
 
 MIB: Final = 1024 * 1024
 BUSY_TIMEOUT_S: Final = 1.0
@@ -189,7 +194,7 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
     wrong = []
     with reading(path) as db:
         for name, version, position, remembered in db.execute(
-            "SELECT name, abs(version), position, digest FROM checkpoint"
+            f"SELECT name, abs(version), {READ_POSITION}, digest FROM checkpoint"
             f" WHERE {IS_NAME} AND {IS_SOUND} ORDER BY name"
         ):
             here = code_versions.get(name, version)

@@ -12,6 +12,7 @@ from session_projector.projections.rows import restore
 from session_projector.projections.sessions import Sessions
 from session_projector.worker.storage.port import Check
 from session_projector.worker.storage.sqlite.doctor.checks import event, fits_log, reading
+from session_projector.worker.storage.sqlite.sql import READ_POSITION
 
 SAMPLE_ROWS: Final = 200
 SAMPLE_BYTES: Final = 32 * 1024 * 1024
@@ -26,16 +27,19 @@ def old_writers(path: Path) -> Iterator[Check]:
     with reading(path) as db:
         db.execute("BEGIN")  # rows, checkpoint and log of one moment
         rows = db.execute(
-            "SELECT position, version, digest FROM checkpoint WHERE name = ?", (_SESSIONS.name,)
+            f"SELECT {READ_POSITION}, version, digest FROM checkpoint WHERE name = ?",
+            (_SESSIONS.name,),
         )
         position, version, digest = next(rows, (0, _SESSIONS.version, ""))
         if why := _unsuited(db, position, version, digest):
             yield Check("old writers", "ok", f"not looked for: {why}")
             return
+        select = "SELECT key, folded_position FROM deferred WHERE projection = ?"
+        deferred = dict(db.execute(select, (_SESSIONS.name,)))
         looked, wrong = 0, []
         for row in _sample(db):
             looked += 1
-            if said := _fault(db, row, position):
+            if said := _fault(db, row, deferred.get(row[1], position)):
                 wrong.append(f"{row[1]}: {said}")
     what = f"the {looked} newest session rows of view"
     if wrong:

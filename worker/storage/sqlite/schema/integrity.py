@@ -13,6 +13,7 @@ from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.sqlite import tables
 from session_projector.worker.storage.sqlite.sql import (
+    FORGET_DEFERRED,
     IS_NAME,
     IS_PREFIX,
     IS_SOUND,
@@ -32,6 +33,7 @@ _NEWEST_ROW_WINS: Final = (
 )
 _KEPT_THERE: Final = "(SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE)"
 _FOLD_AGAIN: Final = (
+    f"DELETE FROM deferred WHERE projection IN {_KEPT_THERE}",
     f"DELETE FROM projection_state WHERE projection IN {_KEPT_THERE}",
     f"DELETE FROM quarantine WHERE projection IN {_KEPT_THERE}",
     "UPDATE checkpoint SET position = 0, digest = '', skipped = 0, generation = generation + 1"
@@ -229,7 +231,7 @@ def restore(connection: sqlite3.Connection) -> list[str]:
     for statements in gone.values():
         for statement in statements:
             connection.execute(statement)
-    if "quarantine" in gone:
+    if {"quarantine", "deferred"} & gone.keys():
         connection.execute(_REBUILD_ALL)
     kept = [table for table in gone if _fold_again(connection, table)]
     hindering = obstacles(connection)
@@ -241,6 +243,7 @@ def restore(connection: sqlite3.Connection) -> list[str]:
     counter = [] if newest is None else [f"the counter of positions at {newest:,}"]
     odd = odd_checkpoints(connection)
     for name in odd:
+        connection.execute(FORGET_DEFERRED, (name,))
         connection.execute(_MAKE_SOUND, (name,))
     if stray := stray_checkpoints(connection):
         connection.execute(f"DELETE FROM {_STRAY}")
