@@ -44,7 +44,8 @@ from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import LostRace
 from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.storage.port import Change, Limits
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Change
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 DAMAGES = {

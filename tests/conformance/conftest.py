@@ -7,7 +7,8 @@ import pytest
 from conformance.engines import CAPABILITIES, ENGINES, Engine, Outsider
 
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import Database, Limits, Store
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Database, Store
 
 
 def pytest_configure(config: pytest.Config) -> None:

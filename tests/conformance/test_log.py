@@ -13,7 +13,8 @@ from support.laws import T0, append, elsewhere, event, said, tell
 from session_projector.projections.event import MAX_EVENT_BYTES, LogRow
 from session_projector.worker.errors import ProjectorError, UsageError
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import Database, Limits, Store, digest
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Database, Store, digest
 
 
 def everything(store: Store) -> list[LogRow]:

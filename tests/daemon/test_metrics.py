@@ -253,7 +253,7 @@ def samples(state: DaemonState) -> dict[str, list[float]]:
 
 
 def newest_of(database: Database) -> Callable[[], int]:
-    return partial(target(database.path).newest, busy_timeout_s=probes.BUSY_TIMEOUT_S)
+    return partial(target(database.path).newest, busy_timeout_s=probes.PROBE_TIMEOUT_S)
 
 
 def test_health_goes_by_each_projection_that_tails() -> None:

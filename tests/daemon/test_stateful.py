@@ -30,13 +30,8 @@ from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound
 from session_projector.worker.folding.deferral import LONGEST_DELAY_S, Deferral
 from session_projector.worker.replay import fix, plan
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.storage.port import (
-    Change,
-    CommitStats,
-    Limits,
-    Thread,
-    digest,
-)
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Change, CommitStats, Thread, digest
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 

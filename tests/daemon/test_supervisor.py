@@ -33,7 +33,7 @@ from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import DatabaseUnavailable
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.storage.port import Limits
+from session_projector.worker.storage.limits import Limits
 from session_projector.worker.telemetry.state import DaemonState
 
 SESSIONS = BUILT_IN[0]

@@ -28,7 +28,8 @@ from session_projector.worker.errors import (
     InterventionRequired,
     TransientError,
 )
-from session_projector.worker.storage.port import Limits, Thread
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Thread
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 from session_projector.worker.telemetry.state import DaemonState
 

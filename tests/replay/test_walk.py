@@ -26,7 +26,7 @@ from session_projector.projections.projection import PerSession, Projection, Tab
 from session_projector.worker.errors import LostRace
 from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
-from session_projector.worker.storage.port import Limits
+from session_projector.worker.storage.limits import Limits
 
 SESSIONS = BUILT_IN[0]
 

@@ -16,7 +16,8 @@ from session_projector.worker.errors import naming
 from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.replay import verify, walk
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import Check, Checkpoint, Limits, Thread
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Check, Checkpoint, Thread
 from support import Database
 
 

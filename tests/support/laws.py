@@ -82,7 +82,7 @@ PRELUDE = """
 import sys
 from session_projector.projections.event import LogRow
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import Limits
+from session_projector.worker.storage.limits import Limits
 database = storage.database(sys.argv[1], Limits(busy_timeout_s=30))
 def say(text):
     print(text, flush=True)

@@ -11,7 +11,7 @@ from session_projector.worker.daemon.batch_size import (
     BatchSize,
 )
 from session_projector.worker.folding.pacing import WritePacing
-from session_projector.worker.storage.port import BATCH_EVENTS
+from session_projector.worker.storage.limits import BATCH_EVENTS
 
 EITHER = pytest.mark.parametrize("built_in", [True, False])
 

@@ -12,7 +12,7 @@ from session_projector.worker.folding.pacing import (
     TRANSACTIONS,
     WritePacing,
 )
-from session_projector.worker.storage.port import BATCH_EVENTS
+from session_projector.worker.storage.limits import BATCH_EVENTS
 
 MICROSECONDS = 1e-6
 

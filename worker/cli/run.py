@@ -97,9 +97,9 @@ def run(
         if http is not None:  # otherwise do without prometheus_client, which is slow to import
             from session_projector.worker.telemetry.http import served
             from session_projector.worker.telemetry.metrics import StateCollector
-            from session_projector.worker.telemetry.probes import BUSY_TIMEOUT_S
+            from session_projector.worker.telemetry.probes import PROBE_TIMEOUT_S
 
-            newest = partial(target.newest, busy_timeout_s=BUSY_TIMEOUT_S)
+            newest = partial(target.newest, busy_timeout_s=PROBE_TIMEOUT_S)
             metrics = StateCollector(state, dict([target.engine]), lambda: target.sizes().wal_bytes)
             stack.enter_context(served(http, state, newest, metrics))
         anyio.run(partial(service.run, target, projections, state, verify_every_s=verify_every))

@@ -3,7 +3,7 @@
 from typing import Final
 
 from session_projector.worker.folding.pacing import WritePacing
-from session_projector.worker.storage.port import BATCH_EVENTS
+from session_projector.worker.storage.limits import BATCH_EVENTS
 
 FIRST_EVENTS: Final = 64
 MOST_GROWTH: Final = 16

@@ -3,7 +3,7 @@ was held."""
 
 from typing import Final
 
-from session_projector.worker.storage.port import BATCH_EVENTS
+from session_projector.worker.storage.limits import BATCH_EVENTS
 
 TRANSACTIONS: Final = 50
 """So many after somebody else's last commit are still short."""

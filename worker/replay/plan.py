@@ -4,7 +4,8 @@ from typing import Final
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.folding.checkpoints import fits_log, needs_rebuild
-from session_projector.worker.storage.port import BATCH_EVENTS, BatchReach, Checkpoint, Store
+from session_projector.worker.storage.limits import BATCH_EVENTS
+from session_projector.worker.storage.port import BatchReach, Checkpoint, Store
 
 BATCH_COST_BYTES: Final = 10_000_000
 """A batch that loads and writes as many views as it may takes as long as to scan these bytes."""

@@ -11,7 +11,8 @@ from session_projector.worker.errors import InterventionRequired, UsageError
 
 if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
     from session_projector.projections.projection import Table
-    from session_projector.worker.storage.port import Database, Limits
+    from session_projector.worker.storage.limits import Limits
+    from session_projector.worker.storage.port import Database
 
 
 _MAX_LINKS: Final = 40

@@ -28,30 +28,12 @@ from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
 
-BATCH_EVENTS: Final = 8192
-"""The most events of one batch: what falls into it for one view is one write."""
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
-BUSY_TIMEOUT_S: Final = 5.0
-"""How long a statement waits for a lock of another process, in seconds."""
 T = TypeVar("T")
 
 
 # Values
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How much one call reads at most, and how long it waits for a lock of another process."""
-
-    page_events: int = 4000
-    """Events of a page where the caller does not say how many."""
-    page_bytes: int = 8 * 1024 * 1024
-    """A page ends with the event whose `id`, `key` and `data` take it above this."""
-    page_keys: int = 500
-    """Keys of views, or positions of strays, of a page."""
-    view_bytes: int = 24 * 1024 * 1024
-    """What one batch may load of views, and so about what it writes while it holds the lock."""
-    busy_timeout_s: float = BUSY_TIMEOUT_S
 
 
 class Deferred(msgspec.Struct, frozen=True):

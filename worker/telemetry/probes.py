@@ -21,7 +21,7 @@ VAIN_POLLS: Final = 2
 """Polls that may miss an event; the first one may have started before it was written."""
 READY_WITHIN: Final = 1000
 """A projection at most this many events behind is ready."""
-BUSY_TIMEOUT_S: Final = 0.2
+PROBE_TIMEOUT_S: Final = 0.2
 
 
 def health(newest_event: Callable[[], int], state: DaemonState) -> str:

@@ -9,7 +9,7 @@ from support.folding import opened, target
 from support.laws import COUNTED, append, keep
 
 from session_projector.worker.errors import InterventionRequired
-from session_projector.worker.storage.port import Limits
+from session_projector.worker.storage.limits import Limits
 
 
 async def test_a_daemon_puts_a_database_into_wal_mode(database: Database) -> None:

@@ -8,10 +8,10 @@ import msgspec
 
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import ProjectionFailed
+from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Checkpoint,
     Deferred,
-    Limits,
     ProjectionStatus,
     QuarantineCount,
     QuarantineEntry,

@@ -16,7 +16,7 @@ from session_projector.projections.event import (
     is_too_long,
 )
 from session_projector.worker.errors import InterventionRequired
-from session_projector.worker.storage.port import BUSY_TIMEOUT_S
+from session_projector.worker.storage.limits import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import is_read_only, translated
 from session_projector.worker.storage.sqlite.identity import FileIdentity

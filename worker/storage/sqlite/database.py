@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from session_projector.worker.errors import TransientError
+from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Check,
     Checks,
     Leadership,
-    Limits,
     Setup,
     Sizes,
     Store,

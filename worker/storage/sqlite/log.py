@@ -13,12 +13,8 @@ from session_projector.worker.errors import (
     InterventionRequired,
     UsageError,
 )
-from session_projector.worker.storage.port import (
-    ANY_POSITION,
-    BatchReach,
-    Limits,
-    size_of,
-)
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import ANY_POSITION, BatchReach, size_of
 from session_projector.worker.storage.sqlite.connection import (
     EVENT_COLUMNS,
     Connection,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from session_projector.worker.errors import DatabaseUnavailable, TransientError
-from session_projector.worker.storage.port import Change, CommitStats, Limits
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Change, CommitStats
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply

@@ -8,7 +8,8 @@ from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import LostRace, ProjectionFailed, quoted
-from session_projector.worker.storage.port import Checkpoint, Limits, LoadedViews, size_of
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Checkpoint, LoadedViews, size_of
 from session_projector.worker.storage.sqlite import tables
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS, SqliteCheckpoints
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Connection

@@ -29,7 +29,7 @@ from session_projector.worker.storage.sqlite.sql import (
 )
 
 MIB: Final = 1024 * 1024
-BUSY_TIMEOUT_S: Final = 1.0
+LOOK_TIMEOUT_S: Final = 1.0
 CLOCK_EVENTS: Final = 300
 AHEAD_MS: Final = 60_000
 _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
@@ -38,7 +38,7 @@ _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'tr
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection of one check, closed when it is done."""
-    opened = connect(path, mode="ro", busy_timeout_s=BUSY_TIMEOUT_S)
+    opened = connect(path, mode="ro", busy_timeout_s=LOOK_TIMEOUT_S)
     with translated(path), closing(opened):
         yield opened
 
