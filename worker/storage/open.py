@@ -1,10 +1,12 @@
 """Which engine a database has: the one place that imports engines."""
 
 import os
+import stat
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_projector.worker import linux
 from session_projector.worker.errors import InterventionRequired, UsageError
@@ -44,7 +46,7 @@ def _sqlite(path: str, limits: "Limits | None") -> "Database":
         _refuse_planted_links(path)
     from session_projector.worker.storage.sqlite.database import SqliteDatabase
 
-    given = Path(os.path.abspath(path))
+    given = Path(os.getcwd(), path)
     return SqliteDatabase(resolved, limits, given if given != resolved else None)
 
 
@@ -52,22 +54,58 @@ def act_as_owner(url: str) -> None:
     """As root, be the owner of the database's folder from here on.
 
     For a program that does nothing else: it cannot be undone. Where it cannot be done, such as for
-    a user who cannot read this installation, opening the database is refused.
+    a user who cannot read this installation, opening the database is refused. So is a link on the
+    way that this user does not control: it would lead root with one user's path to another's files.
     """
     scheme, path = _split(url)
     if os.geteuid() != 0 or scheme != "sqlite":
         return
-    try:
-        name = Path(os.path.abspath(path))
-        files = (name, Path(os.path.realpath(name)))  # where a link to it lies, and where it does
-    except OSError:  # the working folder is gone, as is told of where the database is opened
-        return
-    for file in files:
-        folder = next(one for one in (*file.parents, file) if os.path.isdir(one)).stat()
-        if folder.st_uid:
-            here = (Path(__file__), Path(os.__file__), Path(sys.executable))
-            linux.become(folder.st_uid, folder.st_gid, here)
+    folder = os.stat("/")
+    links = []
+    with suppress(OSError):  # what cannot be looked at is told of where it is opened
+        for step in _way(path):
+            if stat.S_ISDIR(step.found.st_mode):
+                folder = step.found
+            elif stat.S_ISLNK(step.found.st_mode):
+                links.append(step)
+    for link in links:
+        _refuse_link(link, {0, folder.st_uid}, of_folder=False)
+    if folder.st_uid:
+        here = (Path(__file__), Path(os.__file__), Path(sys.executable))
+        linux.become(folder.st_uid, folder.st_gid, here)
+
+
+class _Step(NamedTuple):
+    """A folder, link or file on the way to a path, and the owner of the folder that it is in."""
+
+    name: Path
+    found: os.stat_result
+    folder_uid: int
+
+
+def _way(path: str) -> Iterator[_Step]:
+    """All that the kernel passes on the way to a path, as far as it is there."""
+    here, found = Path("/"), os.stat("/")
+    left = os.path.join(os.getcwd(), path).split("/")[::-1]
+    links = 0
+    while left and links <= _MAX_LINKS:
+        part = left.pop()
+        if part in ("", "."):
+            continue
+        name, folder_uid = here.parent if part == ".." else here / part, found.st_uid
+        try:
+            found = name.lstat()
+        except FileNotFoundError:
             return
+        yield _Step(name, found, folder_uid)
+        if not stat.S_ISLNK(found.st_mode):
+            here = name
+            continue
+        links += 1
+        target = os.readlink(name)
+        left += target.split("/")[::-1]
+        here = Path("/") if target.startswith("/") else here
+        found = here.lstat()
 
 
 def _refuse_planted_links(path: str) -> None:
@@ -75,21 +113,22 @@ def _refuse_planted_links(path: str) -> None:
 
     What is in reach of this user and not of that one would be opened, or a database made there.
     """
-    name = Path(os.path.abspath(path))
-    for _ in range(_MAX_LINKS):
-        links = (one for one in (*reversed(name.parents), name) if one.is_symlink())
-        if (link := next(links, None)) is None:
-            return
-        users = {0, os.geteuid()}
-        if os.geteuid() != 0:
-            users.add(link.parent.stat().st_uid)
-        if (owner := link.lstat().st_uid) not in users:
-            raise InterventionRequired(
-                f"{link} is a symbolic link of user {owner}, and leads to {os.readlink(link)!r}",
-                "give the path of the database itself, if it is the one that is meant",
-            )
-        rest = name.relative_to(link)
-        name = Path(os.path.abspath(link.parent / os.readlink(link) / rest))
+    for step in _way(path):
+        if stat.S_ISLNK(step.found.st_mode):
+            _refuse_link(step, {0, os.geteuid()}, of_folder=os.geteuid() != 0)
+
+
+def _refuse_link(link: _Step, users: set[int], *, of_folder: bool) -> None:
+    """Refuse a link unless one of some users made it, or, with `of_folder`, its folder's owner; and
+    without that one in a folder where somebody else could replace it."""
+    owner = link.found.st_uid
+    trusted = {*users, link.folder_uid} if of_folder else users
+    if owner in trusted and (of_folder or link.folder_uid in users):
+        return
+    raise InterventionRequired(
+        f"{link.name} is a symbolic link of user {owner}, and leads to {os.readlink(link.name)!r}",
+        "give the path of the database itself, if it is the one that is meant",
+    )
 
 
 def table_fault(table: "Table") -> str:

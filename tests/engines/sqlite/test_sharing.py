@@ -299,3 +299,30 @@ def test_a_reader_is_told_of_the_daemon_whose_lock_it_cannot_open(readable: Data
         said = subprocess.run(command, capture_output=True, text=True).stdout
 
     assert f"process {running.process.pid}" in said
+
+
+def test_root_is_not_led_by_one_user_into_the_folder_of_another(shared: Database) -> None:
+    """As the owner of that folder it would do there what the first user never may."""
+    theirs = shared.path.parent.parent / "theirs"
+    theirs.mkdir(mode=0o755)
+    link = theirs / "data"
+    link.symlink_to(shared.path.parent)
+    for file in (theirs, link):
+        os.chown(file, STRANGER_UID, STRANGER_UID, follow_symlinks=False)
+    shared.path.parent.chmod(0o700)
+
+    refused = projector("db", "setup", "-d", link / "local.db", "--group", str(GROUP), check=4)
+
+    assert f"{link} is a symbolic link of user {STRANGER_UID}" in refused.stderr
+    assert stat.S_IMODE(shared.path.parent.stat().st_mode) == 0o700
+
+
+def test_a_name_with_a_step_back_out_of_a_link_is_the_file_that_it_leads_to(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "inner"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+
+    projector("db", "setup", "-d", tmp_path / "link" / ".." / "local.db")
+    projector("run", "--once", "-d", f"{tmp_path}/link/../local.db")
+
+    assert (folder.parent / "local.db").exists()
