@@ -28,6 +28,14 @@ class CheckFailed(ProjectorError):
     """Exit code 1: the answer is no, such as no such session, or an event that would not fold."""
 
 
+class OutputFailed(ProjectorError):
+    """Exit code 1: standard output cannot be written, or nobody reads it any more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror}")
+        self.closed = error.errno == errno.EPIPE
+
+
 class UsageError(ProjectorError):
     """Exit code 2: the command or the call is wrong, such as an invalid value."""
 

@@ -454,3 +454,20 @@ def test_two_replays_at_once_count_the_skipped_once(database: Database) -> None:
 
     assert [one.wait() for one in two] == [0, 0]
     assert database.sql("SELECT DISTINCT skipped FROM checkpoint") == [(0,)]
+
+
+@pytest.mark.parametrize("command", ["verify", "replay"])
+def test_an_output_that_cannot_be_written_is_no_fault_of_a_projection(
+    folded: Database, command: str
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROJECTOR, command, "-d", folded.path],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "projector: standard output: No space left on device\n"

@@ -3,6 +3,8 @@
 import re
 from typing import Any, Final, TextIO
 
+from session_projector.worker.errors import OutputFailed
+
 # C0 (except line feed and tab), DEL, C1, line and paragraph separators, surrogates, marks that
 # reorder text, and characters that show nothing: zero width, tags, supplementary selectors.
 _UNPRINTABLE: Final = re.compile(
@@ -30,7 +32,17 @@ class InertStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
+        """Raises `OutputFailed`, which nobody takes for a fault of what is printed."""
+        try:
+            return self._stream.write(printable(text))
+        except OSError as error:
+            raise OutputFailed(error) from None
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise OutputFailed(error) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -9,7 +9,13 @@ import typer
 
 from session_projector.worker.cli.commands import SETTINGS, Commands
 from session_projector.worker.cli.inert import InertStream
-from session_projector.worker.errors import CheckFailed, ProjectorError, no_memory, run_out
+from session_projector.worker.errors import (
+    CheckFailed,
+    OutputFailed,
+    ProjectorError,
+    no_memory,
+    run_out,
+)
 
 app = typer.Typer(
     cls=Commands,
@@ -30,6 +36,11 @@ def main() -> NoReturn:
     try:
         app()
         sys.stdout.flush()
+    except OutputFailed as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
+        if error.closed:  # as by `| head`
+            sys.exit(error.exit_code)
+        _fail(error)
     except ProjectorError as error:
         _fail(error)
     except MemoryError:
@@ -37,8 +48,7 @@ def main() -> NoReturn:
     except OSError as error:
         if told := run_out(error):
             _fail(told)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
-        _fail(CheckFailed(f"{error.filename or 'standard output'}: {error.strerror}"))
+        _fail(CheckFailed(f"{error.filename}: {error.strerror}"))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
