@@ -150,6 +150,8 @@ class _Server(ThreadingWSGIServer):
 
 class _Handler(WSGIRequestHandler):
     server: _Server
+    error_message_format = "%(code)d %(message)s\n"
+    error_content_type = "text/plain; charset=utf-8"
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
