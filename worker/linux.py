@@ -108,12 +108,28 @@ def user(pid: int) -> int | None:
     return None
 
 
+_was_root = False
+
+
+def run_as(uid: int, gid: int) -> str:
+    """The beginning of a command line that runs the rest as a user."""
+    with suppress(KeyError):
+        return f"runuser -u {pwd.getpwuid(uid).pw_name} --"
+    return f"setpriv --reuid={uid} --regid={gid} --clear-groups --"
+
+
+def was_root() -> bool:
+    """Whether root called this program, which became another user: what it prints, root pastes."""
+    return _was_root
+
+
 def become(uid: int, gid: int, readable: Iterable[Path]) -> bool:
     """Be another user from here on, for good, with that user's groups.
 
     False, and nothing is changed, where that user could not read the files, or root has no such
     right here.
     """
+    global _was_root
     before, groups = (os.getgroups(), os.getegid(), os.geteuid()), {gid}
     with suppress(KeyError):
         entry = pwd.getpwuid(uid)
@@ -125,6 +141,7 @@ def become(uid: int, gid: int, readable: Iterable[Path]) -> bool:
         if all(os.access(file, os.R_OK, effective_ids=True) for file in readable):
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
+            _was_root = True
             return True
     except OSError:  # in a container that lacks the capability
         pass

@@ -1,10 +1,12 @@
 """Options that several commands share."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
+from session_projector.worker import linux
 from session_projector.worker.errors import ProjectorError, UsageError, naming
 from session_projector.worker.storage.open import act_as_owner, database
 
@@ -41,7 +43,11 @@ def pasteable(text: str) -> str:
         name = database(_named[0]).name
     except ProjectorError:  # the name itself is what is wrong
         return text
-    return naming(name, text)
+    text = naming(name, text)
+    if linux.was_root():  # a database of another user's may hold what makes the shell run commands
+        as_user = f"{linux.run_as(os.geteuid(), os.getegid())} sqlite3 "
+        text = text.replace("`sqlite3 ", f"`{as_user}").replace("| sqlite3 ", f"| {as_user}")
+    return text
 
 
 def read_stdin() -> bytes:

@@ -139,7 +139,7 @@ def _write(
             f"{connection.path}: a row of {table.name} cannot be written ({error}): another"
             " program's row has the id that it must have",
             "see which, and let who wrote it take another id (or `UPDATE` it in the same shell):"
-            f" `sqlite3 -readonly {quoted(connection.path)} {quoted(_squatters(table))}`",
+            f" `sqlite3 -safe -readonly {quoted(connection.path)} {quoted(_squatters(table))}`",
         ) from None
 
 

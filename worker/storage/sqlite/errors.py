@@ -43,7 +43,7 @@ def is_read_only(path: Path) -> bool:
 def see_triggers(path: Path, table: str) -> str:
     """The hint where a trigger of another program may be what is wrong with a table."""
     sql = f"SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = '{table}'"
-    return f"see which, and drop it: `sqlite3 {quoted(path)} {quoted(sql)}`"
+    return f"see which, and drop it: `sqlite3 -safe {quoted(path)} {quoted(sql)}`"
 
 
 class translated:  # noqa: N801 - a class, as a generator would cost each statement 1 µs more
@@ -151,7 +151,7 @@ def _endless(path: Path) -> tuple[str, str]:
         f"{path}: a statement that should take moments did not end, and was stopped: a trigger or"
         " an SQL view that another program made there goes on for ever",
         "see which (and `DROP TRIGGER` it in the same shell):"
-        f" `sqlite3 -readonly {quoted(path)} {quoted(look)}`",
+        f" `sqlite3 -safe -readonly {quoted(path)} {quoted(look)}`",
     )
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from session_projector.worker import linux
 from session_projector.worker.errors import InterventionRequired, ProjectorError, quoted, run_out
 
 SIDECARS: Final = ("-wal", "-shm", "-journal")
@@ -81,7 +82,7 @@ def refuse_root(path: Path) -> None:
         return
     said = f"root does not open {path}, because other users can write its folder"
     if folder.st_uid != 0:
-        command = f"{run_as(folder.st_uid, folder.st_gid)} projector doctor"
+        command = f"{linux.run_as(folder.st_uid, folder.st_gid)} projector doctor"
         raise InterventionRequired(said, f"run it as the owner of the folder, such as `{command}`")
     if folder.st_mode & stat.S_IWOTH or (folder.st_mode & stat.S_IWGRP and folder.st_gid != 0):
         raise InterventionRequired(
@@ -89,13 +90,6 @@ def refuse_root(path: Path) -> None:
             "give the folder to the user that the daemon is to run as, and work as that user:"
             f" `chown USER {quoted(path.parent)}`; or close it: `chmod go-w {quoted(path.parent)}`",
         )
-
-
-def run_as(uid: int, gid: int) -> str:
-    """The beginning of a command line that runs the rest as a user."""
-    with suppress(KeyError):
-        return f"runuser -u {pwd.getpwuid(uid).pw_name} --"
-    return f"setpriv --reuid={uid} --regid={gid} --clear-groups --"
 
 
 def user(uid: int) -> str:

@@ -252,7 +252,7 @@ class SqliteViews:
                 name,
                 f"the table {table.name} {whose}",
                 "give the projection's table another name; or drop that table, if nothing needs it:"
-                f" `sqlite3 {quoted(self._connection.path)} 'DROP TABLE {table.name}'`",
+                f" `sqlite3 -safe {quoted(self._connection.path)} 'DROP TABLE {table.name}'`",
             )
 
 

@@ -92,7 +92,8 @@ def wal(path: Path) -> Iterator[Check]:
     if size <= WARNING_BYTES:
         yield Check("wal", "ok", found)
         return
-    truncate = f"`sqlite3 -cmd '.timeout 5000' {quoted(path)} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
+    shell = f"sqlite3 -safe -cmd '.timeout 5000' {quoted(path)}"
+    truncate = f"`{shell} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
     if pinning := pinned_by(path):
         found += f"; a read is open all the time in: {linux.named(pinning)}"
         end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"

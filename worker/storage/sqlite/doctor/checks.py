@@ -122,7 +122,7 @@ def triggers(path: Path) -> Iterator[Check]:
             f"nothing can be written to {told}: a trigger there, or one that it sets off, names"
             " what is gone",
             "see which, and drop it (`DROP TRIGGER NAME`):"
-            f" `sqlite3 -readonly {quoted(path)} {quoted(_LOOK_AT_TRIGGERS)}`",
+            f" `sqlite3 -safe -readonly {quoted(path)} {quoted(_LOOK_AT_TRIGGERS)}`",
         )
     elif any(meddles for *_, meddles in others):
         yield Check(
@@ -131,7 +131,7 @@ def triggers(path: Path) -> Iterator[Check]:
             "triggers of other programs may refuse or lose what is written to our tables, or write"
             f" to them: {named}",
             "see what each does, and drop what is not wanted (`DROP TRIGGER NAME`):"
-            f" `sqlite3 {quoted(path)} {quoted(_LOOK_AT_TRIGGERS)}`",
+            f" `sqlite3 -safe {quoted(path)} {quoted(_LOOK_AT_TRIGGERS)}`",
         )
     else:
         also = f"; other programs have triggers here: {named}" if others else ""
@@ -150,7 +150,7 @@ def indexes(path: Path) -> Iterator[Check]:
         if one in obstacles:
             yield Check("indexes", "fail", said, _SETUP)
         else:
-            fix = f"if nothing needs it: `sqlite3 {quoted(path)} {drop}`"
+            fix = f"if nothing needs it: `sqlite3 -safe {quoted(path)} {drop}`"
             yield Check("indexes", "warn", said, fix)
     if gone := [name for name in amiss if name != objects.SESSION_KEY]:
         said = f"{', '.join(gone)}: gone, and reading is slow without"

@@ -135,9 +135,19 @@ def _unlike(file: Path, path: Path) -> Iterator[Check]:
 
 
 def _given(file: Path, uid: int, *, like: Path, mode: int) -> str:
-    """The command that gives a file an owner and a mode, if it is a plain one of a user's then."""
+    """The command that gives a file an owner and a mode, if it is a plain one of a user's then.
+
+    The mode is given by the new owner: chmod follows a link that somebody may have put there since.
+    """
+    owner = like.stat()
     plain = f"find {quoted(file)} -maxdepth 0 -type f -links 1 -uid {uid}"
-    return f"`{plain} -exec chown -h --reference={quoted(like)} {{}} + -exec chmod {mode:o} {{}} +`"
+    as_owner = ""
+    if owner.st_uid != uid or linux.was_root():
+        as_owner = f"{linux.run_as(owner.st_uid, owner.st_gid)} "
+    return (
+        f"`{plain} -exec chown -h --reference={quoted(like)} {{}} +"
+        f" && {as_owner}chmod {mode:o} {quoted(file)}`"
+    )
 
 
 def _told(file: Path) -> str:

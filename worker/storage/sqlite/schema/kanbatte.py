@@ -45,7 +45,7 @@ def layout(connection: sqlite3.Connection, path: Path) -> Layout:
         raise InterventionRequired(
             f"{path} keeps its texts as {encoding}; only a database in UTF-8 can be used",
             "while nobody writes, make a copy, which is in UTF-8, and use that instead:"
-            f" `sqlite3 -readonly {quoted(path)} .dump | sqlite3 {quoted(copy)}`",
+            f" `sqlite3 -safe -readonly {quoted(path)} .dump | sqlite3 -safe {quoted(copy)}`",
         )
     log, view = (tuple(columns_of(connection, table)) for table in ("event_log", "view"))
     if not log and not view:
@@ -74,7 +74,7 @@ def _without_added(path: Path, log: Sequence[str], view: Sequence[str]) -> str:
         if {*ours} <= {*log} and (not view or {*_VIEW_COLUMNS} <= {*view}):
             return (
                 "somebody added columns; if nothing needs them, and what is in them:"
-                f" `sqlite3 {quoted(path)} {quoted('; '.join(added))}`"
+                f" `sqlite3 -safe {quoted(path)} {quoted('; '.join(added))}`"
             )
     return ""
 

@@ -64,8 +64,8 @@ def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
         raise InterventionRequired(
             f"{path}: an SQL view of another program stands in the place of the table"
             f" {', '.join(names)}",
-            f"see how it was made: `sqlite3 -readonly {quoted(path)} {schema}`. Then put the table"
-            f" back: `sqlite3 {quoted(path)} {quoted(drop)} && projector db setup`",
+            f"see how it was made: `sqlite3 -safe -readonly {quoted(path)} {schema}`. Then put"
+            f" the table back: `sqlite3 -safe {quoted(path)} {quoted(drop)} && projector db setup`",
         )
 
 
@@ -79,7 +79,7 @@ def _not_whole(lacking: Mapping[str, Sequence[str]], path: Path) -> Intervention
     aside = "; ".join(f"ALTER TABLE {name} RENAME TO {name}_aside" for name in lacking)
     return InterventionRequired(
         f"{path} lacks the columns {told}: somebody changed the table",
-        f"put it aside and create it again: `sqlite3 {quoted(path)} {quoted(aside)}"
+        f"put it aside and create it again: `sqlite3 -safe {quoted(path)} {quoted(aside)}"
         " && projector db setup`",
     )
 
