@@ -12,6 +12,8 @@ MAX_NAME_BYTES: Final = 64 * 1024
 """The longest `id` and `key`, in bytes of UTF-8."""
 PREFIX: Final = "session:"
 """How the keys of sessions begin, in the log and in `view`."""
+TEXT_PARTS: Final = ("text", "input_text", "output_text")
+"""Types of a message's parts that are text: Anthropic's, and those of OpenAI's Responses API."""
 SESSION_EVENTS: Final = frozenset(
     {
         "session_created",

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.event import (
+    TEXT_PARTS,
     Event,
     Messages,
     MessagesAppended,
@@ -184,6 +185,6 @@ def _text(content: bytes | None) -> str:
     for part in items(content):
         if is_map(memoryview(part)[0]):
             kind, said = (scalar(value) for value in fields(part, _PART))
-            if kind == "text" and isinstance(said, str):
+            if kind in TEXT_PARTS and isinstance(said, str):
                 return said
     return ""

@@ -118,7 +118,8 @@ def said(content: object) -> str:
     if isinstance(content, str):
         return content
     for part in content if isinstance(content, list) else []:
-        words = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        kinds = ("text", "input_text", "output_text")
+        words = part.get("text") if isinstance(part, dict) and part.get("type") in kinds else None
         if isinstance(words, str):
             return words
     return ""

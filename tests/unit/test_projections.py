@@ -83,6 +83,7 @@ def test_an_index_entry_says_what_a_list_needs() -> None:
         ([{"role": "user", "content": 5}], ""),
         ([{"role": "user", "content": AGENT["content"]}], "Done."),
         ([{"role": "user", "content": [{"type": "image"}, 1, {"type": "text", "text": "x"}]}], "x"),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "x"}]}], "x"),
         ([{"role": "user", "content": "x" * 80}], "x" * 80),
         ([{"role": "user", "content": "x" * 81}], "x" * 79 + "…"),
     ],

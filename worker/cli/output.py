@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from session_projector.projections.event import TEXT_PARTS
 from session_projector.projections.messagepack import Extension
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.clock import when
@@ -154,7 +155,7 @@ def content(message: Mapping[Any, Any]) -> str:
 
 
 def _part(part: Any) -> str:
-    if isinstance(part, dict) and part.get("type") == "text":
+    if isinstance(part, dict) and part.get("type") in TEXT_PARTS:
         part = part.get("text")
     if isinstance(part, str):
         return printable(part)
