@@ -6,6 +6,7 @@ import shlex
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from contextlib import closing
 from typing import Any
@@ -19,6 +20,13 @@ ENDLESS = (
     " (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT n FROM c)"
 )
 MOST = 2**63 - 1
+LOCKS_THE_READ_MARKS = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as shm:
+    fcntl.lockf(shm, fcntl.LOCK_EX, 5, 123)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
 
 def doctor(database: Database, check: str) -> list[dict[str, Any]]:
@@ -273,3 +281,27 @@ def test_a_stop_is_heeded_while_a_trigger_never_ends(folded: Database) -> None:
 def locked(database: Database) -> bool:
     done = subprocess.run(["sqlite3", database.path, "BEGIN IMMEDIATE"], capture_output=True)
     return b"locked" in done.stderr
+
+
+# Locks
+
+
+def test_locks_on_the_shared_memory_are_waited_out_like_any_other(folded: Database) -> None:
+    shm = f"{folded.path}-shm"
+    program = [sys.executable, "-c", LOCKS_THE_READ_MARKS, shm]
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"locked\n"
+            done = projector("run", "--once", "-d", folded.path, check=3)
+            said = running.wait_for("database_unavailable")
+            holder.communicate()
+        running.wait_for("database_available_again")
+        running.wait_until_at(folded.created("A-2"))
+        assert running.stop(signal.SIGTERM) == 0
+
+    told = f"{folded.path} is locked by another process (locking protocol)"
+    assert told in done.stderr
+    assert f"`fuser -v {folded.path} {shm}`" in done.stderr
+    assert said["why"] == told

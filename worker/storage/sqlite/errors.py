@@ -97,10 +97,12 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
         return TransientError(f"{path} was moved or replaced while it was open", "start again")
     match code & 0xFF:
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+        # SQLITE_PROTOCOL: for 10 s another process held the locks on the shared memory.
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return DatabaseUnavailable(
                 f"{path} is locked by another process ({error})",
-                f"see who holds it with `fuser {quoted(path)}`, then try again",
+                f"see who holds it with `fuser -v {quoted(path)} {quoted(f'{path}-shm')}`, then try"
+                " again",
             )
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return DatabaseUnavailable(
