@@ -278,6 +278,22 @@ def test_a_stop_is_heeded_while_a_trigger_never_ends(folded: Database) -> None:
         assert running.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("on", ["view", "checkpoint"])
+def test_a_trigger_whose_one_step_takes_hours_is_refused_and_said(
+    folded: Database, on: str
+) -> None:
+    endless = "SELECT hex(zeroblob(1000000)) LIKE '%' || hex(zeroblob(12000)) || '1'"
+    folded.sql(f"CREATE TRIGGER hostile AFTER UPDATE ON {on} BEGIN {endless}; END")
+    folded.appended("A-1", "two")
+
+    said = projector("run", "--once", "-d", folded.path, check=4, timeout=20).stderr
+
+    assert "a trigger or an SQL view that another program made there" in said
+    assert "LIKE or GLOB pattern too complex" in said
+    folded.sql("DROP TRIGGER hostile")
+    goes_on(folded)
+
+
 def locked(database: Database) -> bool:
     done = subprocess.run(["sqlite3", database.path, "BEGIN IMMEDIATE"], capture_output=True)
     return b"locked" in done.stderr
