@@ -294,6 +294,26 @@ def test_a_trigger_whose_one_step_takes_hours_is_refused_and_said(
     goes_on(folded)
 
 
+def test_a_stop_is_forced_while_a_statement_cannot_be_interrupted(folded: Database) -> None:
+    one_step = "SELECT instr(zeroblob(20000000), zeroblob(10000000) || x'01')"
+    folded.sql(f"CREATE TRIGGER hostile AFTER UPDATE ON view BEGIN {one_step}; END")
+    before = folded.everything()
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        folded.appended("A-1", "two")
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not locked(folded):
+            time.sleep(0.02)
+        running.process.send_signal(signal.SIGTERM)
+        said = running.wait_for("stop_forced")
+        assert running.process.wait(timeout=20) == 3
+
+    assert f"`projector doctor -d {folded.path}`" in said["hint"]
+    assert folded.everything() == before
+    folded.sql("DROP TRIGGER hostile")
+    goes_on(folded)
+
+
 def locked(database: Database) -> bool:
     done = subprocess.run(["sqlite3", database.path, "BEGIN IMMEDIATE"], capture_output=True)
     return b"locked" in done.stderr
