@@ -8,7 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -235,6 +236,52 @@ def test_an_index_of_others_on_the_views_is_named_and_left_alone(folded: Databas
     assert folded.sql("SELECT name FROM sqlite_master WHERE name IN ('their''s', 'harmless')") == [
         ("harmless",)
     ]
+
+
+@pytest.mark.parametrize(
+    ("index", "table", "named"),
+    [
+        ("idx_event_log_key", "", ""),
+        ("idx_event_log_key", "", "--session A-1"),
+        ("idx_view_key", "view", ""),
+        ("idx_session_index_last_seq", "session_index", ""),
+    ],
+)
+def test_an_index_that_lacks_rows_makes_no_right_view_wrong(
+    folded: Database, index: str, table: str, named: str
+) -> None:
+    if table:  # what is right, written past the index
+        ((*row,),) = folded.sql(f"SELECT * FROM {table}")
+        folded.sql(f"DELETE FROM {table}")
+    with without_index(folded, index):
+        if table:
+            folded.sql(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
+        else:
+            folded.appended("A-1", "two")
+            catch_up(folded)
+        right = folded.everything()
+
+    for command in ("verify", "replay --dry-run", "replay"):
+        done = projector(*command.split(), *named.split(), "-d", folded.path, check=4)
+        assert f"index {index}" in done.stderr
+    for cure in re.findall("`([^`]*)`", done.stderr):
+        fix({"mend": f"`{cure}`"})
+    assert folded.everything() == right
+    goes_on(folded)
+
+
+@contextmanager
+def without_index(database: Database, name: str) -> Iterator[None]:
+    """Take an index out of the schema, but not out of the file: it is not written meanwhile."""
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        found = "FROM sqlite_master WHERE name = ?"
+        (row,) = connection.execute(f"SELECT * {found}", (name,)).fetchall()
+        connection.execute(f"DELETE {found}", (name,))
+    yield
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
 
 
 @pytest.mark.parametrize("on", ["INSERT ON view", "UPDATE ON checkpoint", "INSERT ON quarantine"])

@@ -169,6 +169,14 @@ def _endless(path: Path, error: sqlite3.Error) -> tuple[str, str]:
     )
 
 
+def wrong_index(path: Path, said: str) -> InterventionRequired:
+    """The error of an index that differs from its table, by what SQLite says of that."""
+    return InterventionRequired(
+        f"{path}: an index does not match its table, and what is read by it is wrong ({said})",
+        f"build the indexes again: `sqlite3 -safe {quoted(path)} REINDEX`, then `projector replay`",
+    )
+
+
 def _corrupt(path: Path, why: str) -> InterventionRequired:
     return InterventionRequired(
         f"{path} is damaged or not a SQLite database ({why})",
