@@ -141,3 +141,12 @@ def test_a_table_that_is_gone_is_noticed_also_by_an_open_store_and_put_back_by_s
     assert "`projector db setup`" in refused.value.hint
     assert table in database.setup().restored
     store.check_schema()
+
+
+def test_indexes_match_in_a_sound_database_also_where_a_table_is_not_there_yet(
+    store: Store,
+) -> None:
+    append(store, "e1", "e2")
+    for _ in range(2):
+        store.check_indexes([COUNTED.table, COUNTED.table])
+        store.views.prepare(COUNTED)

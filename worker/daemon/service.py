@@ -1,7 +1,10 @@
 """Composition: the lock, the signals, the supervisor, shutdown."""
 
+import asyncio
+import os
 import signal
 from collections.abc import Sequence
+from typing import Final
 
 import anyio
 import structlog
@@ -11,11 +14,16 @@ from session_projector.projections.projection import Projection
 from session_projector.worker.clock import wait
 from session_projector.worker.daemon.background_verify import verify_in_background
 from session_projector.worker.daemon.supervisor import Supervisor
-from session_projector.worker.errors import ProjectorError
+from session_projector.worker.errors import ProjectorError, TransientError
 from session_projector.worker.replay.difference import KINDS
 from session_projector.worker.replay.round_robin import STANDBY_POLL_S
 from session_projector.worker.storage.port import Database, Leadership
 from session_projector.worker.telemetry.state import DaemonState
+
+LONGEST_STOP_S: Final = 20.0
+"""After that it is forced, before systemd or a container would kill the process without a word."""
+LAST_WORDS_S: Final = 1.0
+"""For the thread that writes the log."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -81,9 +89,18 @@ async def _stop_on_signal(
         task_status.started()
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
+            asyncio.get_running_loop().call_later(LONGEST_STOP_S, _force_stop)
             state.stops()
             database.hurry()
             stop.set()
+
+
+def _force_stop() -> None:
+    """End the process although a statement does not end, which SQLite cannot always interrupt: its
+    transaction is rolled back, as after a kill. Whoever stops in time never comes here."""
+    hint = "see which triggers other programs have: `projector doctor`"
+    log.error("stop_forced", after_s=LONGEST_STOP_S, hint=hint)
+    asyncio.get_running_loop().call_later(LAST_WORDS_S, os._exit, TransientError.exit_code)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -87,6 +87,7 @@ async def compare(
             ) from None
 
     async with database.open_thread() as thread, _each() as attempt:
+        await _check_indexes(thread, projections)
         await interleave(thread, projections, scan, attempt)
     return sum(tally.rows.total() for tally in tallies)
 
@@ -142,7 +143,14 @@ async def replay(
                 log.warning("checkpoint_moved_by_another", projection=projection.name)
 
     async with database.open_thread() as thread, _each() as attempt:
+        await _check_indexes(thread, projections)
         await interleave(thread, projections, scan, attempt)
+
+
+async def _check_indexes(thread: Thread, projections: Sequence[Projection]) -> None:
+    """A scan reads by the log's indexes: with a wrong one it would take right views for wrong."""
+    tables = [projection.table for projection in projections]
+    await thread.run(lambda store: store.check_indexes(tables))
 
 
 @asynccontextmanager

@@ -435,6 +435,10 @@ class Store(Protocol):
     def check_schema(self) -> None:
         """Raises `InterventionRequired` where the schema is not this program's, or not whole."""
 
+    def check_indexes(self, of: Sequence[Table]) -> None:
+        """Raises `InterventionRequired` where reading the log or one of these tables by an index
+        would not find what is there; reads all of them."""
+
     def release_memory(self) -> None:
         """Give back, after much work, what caches hold and what was freed."""
 

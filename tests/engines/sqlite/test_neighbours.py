@@ -6,8 +6,10 @@ import shlex
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +21,13 @@ ENDLESS = (
     " (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT n FROM c)"
 )
 MOST = 2**63 - 1
+LOCKS_THE_READ_MARKS = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as shm:
+    fcntl.lockf(shm, fcntl.LOCK_EX, 5, 123)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
 
 def doctor(database: Database, check: str) -> list[dict[str, Any]]:
@@ -229,6 +238,52 @@ def test_an_index_of_others_on_the_views_is_named_and_left_alone(folded: Databas
     ]
 
 
+@pytest.mark.parametrize(
+    ("index", "table", "named"),
+    [
+        ("idx_event_log_key", "", ""),
+        ("idx_event_log_key", "", "--session A-1"),
+        ("idx_view_key", "view", ""),
+        ("idx_session_index_last_seq", "session_index", ""),
+    ],
+)
+def test_an_index_that_lacks_rows_makes_no_right_view_wrong(
+    folded: Database, index: str, table: str, named: str
+) -> None:
+    if table:  # what is right, written past the index
+        ((*row,),) = folded.sql(f"SELECT * FROM {table}")
+        folded.sql(f"DELETE FROM {table}")
+    with without_index(folded, index):
+        if table:
+            folded.sql(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
+        else:
+            folded.appended("A-1", "two")
+            catch_up(folded)
+        right = folded.everything()
+
+    for command in ("verify", "replay --dry-run", "replay"):
+        done = projector(*command.split(), *named.split(), "-d", folded.path, check=4)
+        assert f"index {index}" in done.stderr
+    for cure in re.findall("`([^`]*)`", done.stderr):
+        fix({"mend": f"`{cure}`"})
+    assert folded.everything() == right
+    goes_on(folded)
+
+
+@contextmanager
+def without_index(database: Database, name: str) -> Iterator[None]:
+    """Take an index out of the schema, but not out of the file: it is not written meanwhile."""
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        found = "FROM sqlite_master WHERE name = ?"
+        (row,) = connection.execute(f"SELECT * {found}", (name,)).fetchall()
+        connection.execute(f"DELETE {found}", (name,))
+    yield
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+
+
 @pytest.mark.parametrize("on", ["INSERT ON view", "UPDATE ON checkpoint", "INSERT ON quarantine"])
 def test_a_trigger_that_names_what_is_gone_is_told(folded: Database, on: str) -> None:
     folded.sql("CREATE TABLE gone (x)")
@@ -270,6 +325,66 @@ def test_a_stop_is_heeded_while_a_trigger_never_ends(folded: Database) -> None:
         assert running.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("on", ["view", "checkpoint"])
+def test_a_trigger_whose_one_step_takes_hours_is_refused_and_said(
+    folded: Database, on: str
+) -> None:
+    endless = "SELECT hex(zeroblob(1000000)) LIKE '%' || hex(zeroblob(12000)) || '1'"
+    folded.sql(f"CREATE TRIGGER hostile AFTER UPDATE ON {on} BEGIN {endless}; END")
+    folded.appended("A-1", "two")
+
+    said = projector("run", "--once", "-d", folded.path, check=4, timeout=20).stderr
+
+    assert "a trigger or an SQL view that another program made there" in said
+    assert "LIKE or GLOB pattern too complex" in said
+    folded.sql("DROP TRIGGER hostile")
+    goes_on(folded)
+
+
+def test_a_stop_is_forced_while_a_statement_cannot_be_interrupted(folded: Database) -> None:
+    one_step = "SELECT instr(zeroblob(20000000), zeroblob(10000000) || x'01')"
+    folded.sql(f"CREATE TRIGGER hostile AFTER UPDATE ON view BEGIN {one_step}; END")
+    before = folded.everything()
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        folded.appended("A-1", "two")
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not locked(folded):
+            time.sleep(0.02)
+        running.process.send_signal(signal.SIGTERM)
+        said = running.wait_for("stop_forced")
+        assert running.process.wait(timeout=20) == 3
+
+    assert f"`projector doctor -d {folded.path}`" in said["hint"]
+    assert folded.everything() == before
+    folded.sql("DROP TRIGGER hostile")
+    goes_on(folded)
+
+
 def locked(database: Database) -> bool:
     done = subprocess.run(["sqlite3", database.path, "BEGIN IMMEDIATE"], capture_output=True)
     return b"locked" in done.stderr
+
+
+# Locks
+
+
+def test_locks_on_the_shared_memory_are_waited_out_like_any_other(folded: Database) -> None:
+    shm = f"{folded.path}-shm"
+    program = [sys.executable, "-c", LOCKS_THE_READ_MARKS, shm]
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"locked\n"
+            done = projector("run", "--once", "-d", folded.path, check=3)
+            said = running.wait_for("database_unavailable")
+            holder.communicate()
+        running.wait_for("database_available_again")
+        running.wait_until_at(folded.created("A-2"))
+        assert running.stop(signal.SIGTERM) == 0
+
+    told = f"{folded.path} is locked by another process (locking protocol)"
+    assert told in done.stderr
+    assert f"`fuser -v {folded.path} {shm}`" in done.stderr
+    assert said["why"] == told

@@ -26,6 +26,9 @@ _READ_BYTES: Final = {"id": MAX_NAME_BYTES, "key": MAX_NAME_BYTES, "data": MAX_E
 """How much is read of a value that is longer, and one byte more, which shows that it is."""
 OLDEST: Final = (3, 32)
 """The first SQLite that has `iif`; the JSON functions, which a build may lack, are not used."""
+_PATTERN_BYTES: Final = 1000
+"""The longest pattern of LIKE and GLOB: a comparison is one step, which nothing can interrupt, and
+that of another program's trigger could take hours. Our own patterns have a few characters."""
 _ENDLESS: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 Values = Sequence[Any] | Mapping[str, Any]
 
@@ -113,6 +116,7 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
             factory=TimedConnection,
             timeout=busy_timeout_s,
         )
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _PATTERN_BYTES)
         connection.text_factory = lossless_text
         assert isinstance(connection, TimedConnection)
         return connection

@@ -24,6 +24,7 @@ REMOUNT: Final = (
 )
 _FILES: Final = 4
 """A database, its write-ahead log, the shared memory and a temporary file."""
+_LONG_PATTERN: Final = "LIKE or GLOB pattern too complex"
 _OF_ONE_PROJECTION: Final = {
     sqlite3.SQLITE_ERROR,  # no such table, no such column
     sqlite3.SQLITE_CONSTRAINT,
@@ -63,8 +64,8 @@ class translated:  # noqa: N801 - a class, as a generator would cost each statem
     ) -> None:
         name = self._projection
         if isinstance(error, sqlite3.Error):
-            if name is not None and _code(error) & 0xFF == sqlite3.SQLITE_INTERRUPT:
-                raise ProjectionFailed(name, *_endless(self._path)) from error
+            if name is not None and _is_endless(error):
+                raise ProjectionFailed(name, *_endless(self._path, error)) from error
             if name is not None and _code(error) & 0xFF in _OF_ONE_PROJECTION:
                 raise _failed(name, error) from error
             raise _translate(self._path, error) from error
@@ -97,10 +98,12 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
         return TransientError(f"{path} was moved or replaced while it was open", "start again")
     match code & 0xFF:
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+        # SQLITE_PROTOCOL: for 10 s another process held the locks on the shared memory.
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return DatabaseUnavailable(
                 f"{path} is locked by another process ({error})",
-                f"see who holds it with `fuser {quoted(path)}`, then try again",
+                f"see who holds it with `fuser -v {quoted(path)} {quoted(f'{path}-shm')}`, then try"
+                " again",
             )
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return DatabaseUnavailable(
@@ -121,8 +124,8 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
                 f"look at `ls -la {quoted(path.parent)}`; to share a database among users:"
                 " `projector db setup --group NAME`",
             )
-        case sqlite3.SQLITE_INTERRUPT:
-            return InterventionRequired(*_endless(path))
+        case _ if _is_endless(error):
+            return InterventionRequired(*_endless(path, error))
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _corrupt(path, str(error))
     hint = "see what is wrong: `projector doctor`"
@@ -145,13 +148,32 @@ def _no_descriptor() -> DatabaseUnavailable | None:
     return None
 
 
-def _endless(path: Path) -> tuple[str, str]:
+def _is_endless(error: sqlite3.Error) -> bool:
+    """Whether a statement was stopped, or refused for a pattern that could keep it for ever."""
+    return _code(error) & 0xFF == sqlite3.SQLITE_INTERRUPT or str(error) == _LONG_PATTERN
+
+
+def _endless(path: Path, error: sqlite3.Error) -> tuple[str, str]:
     look = "SELECT name, tbl_name, sql FROM sqlite_master WHERE rootpage = 0"
+    said = (
+        f"a statement was refused ({error}): a trigger or an SQL view that another program made"
+        " there compares with a pattern that is too long"
+        if str(error) == _LONG_PATTERN
+        else "a statement that should take moments did not end, and was stopped: a trigger or an"
+        " SQL view that another program made there goes on for ever"
+    )
     return (
-        f"{path}: a statement that should take moments did not end, and was stopped: a trigger or"
-        " an SQL view that another program made there goes on for ever",
+        f"{path}: {said}",
         "see which (and `DROP TRIGGER` it in the same shell):"
         f" `sqlite3 -safe -readonly {quoted(path)} {quoted(look)}`",
+    )
+
+
+def wrong_index(path: Path, said: str) -> InterventionRequired:
+    """The error of an index that differs from its table, by what SQLite says of that."""
+    return InterventionRequired(
+        f"{path}: an index does not match its table, and what is read by it is wrong ({said})",
+        f"build the indexes again: `sqlite3 -safe {quoted(path)} REINDEX`, then `projector replay`",
     )
 
 

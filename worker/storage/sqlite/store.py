@@ -7,19 +7,22 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Self
 
+from session_projector.projections.projection import Table
 from session_projector.worker.errors import DatabaseUnavailable, TransientError
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Change, CommitStats
-from session_projector.worker.storage.sqlite import sidecars
+from session_projector.worker.storage.sqlite import sidecars, tables
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
 from session_projector.worker.storage.sqlite.connection import (
     Connection,
     connect,
 )
+from session_projector.worker.storage.sqlite.errors import wrong_index
 from session_projector.worker.storage.sqlite.identity import FileIdentity, abandon
 from session_projector.worker.storage.sqlite.log import SqliteLog
 from session_projector.worker.storage.sqlite.schema import migrate
+from session_projector.worker.storage.sqlite.sql import identifier
 from session_projector.worker.storage.sqlite.views import SqliteScratch, SqliteViews
 from session_projector.worker.storage.sqlite.wal import Backfill
 
@@ -130,6 +133,15 @@ class SqliteStore:
     def check_schema(self) -> None:
         with self.connection.errors():
             migrate.check(self.connection.raw, self.connection.path)
+
+    def check_indexes(self, of: Sequence[Table]) -> None:
+        for name in dict.fromkeys(("event_log", *(table.name for table in of))):
+            with self.connection.errors():
+                there = tables.columns_of(self.connection.raw, name)
+            check = f"PRAGMA integrity_check({identifier(name)})"  # of all before SQLite 3.33
+            for (said,) in self.connection.rows(check) if there else ():
+                if " index " in said:
+                    raise wrong_index(self.connection.path, said)
 
     def release_memory(self) -> None:
         import ctypes  # once, and not at every start
