@@ -1,6 +1,7 @@
 """`projector doctor`: broken in each way, what it says, and that the command it gives fixes it."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -510,6 +511,72 @@ def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
             assert "a process that cannot be seen from here" in well.stdout
 
 
+def given_away(lock: Callable[[], object]) -> subprocess.Popen[bytes]:
+    """A child locks and ends, and its number goes to another process, which is returned.
+
+    We have the descriptor that it locked, so that the lock holds.
+    """
+    for _ in range(20):  # others may be given the number first
+        if not (child := os.fork()):
+            lock()
+            os._exit(0)
+        os.waitpid(child, 0)
+        try:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(child - 1))
+        except OSError as error:
+            pytest.skip(f"may not choose the number of a process: {error}")
+        stranger = subprocess.Popen(["sleep", "60"])
+        if stranger.pid == child:
+            return stranger
+        stranger.kill()
+        stranger.wait()
+    pytest.skip("no process got the number that was chosen for it")
+
+
+@needs_root
+def test_a_stranger_with_the_number_of_who_locked_the_lock_is_not_taken_for_the_daemon(
+    folded: Database,
+) -> None:
+    folded.appended("A-1", "three")
+    with open(f"{folded.path}-projector.lock", "w") as file:
+
+        def lock() -> None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.write(file.fileno(), b"%d" % os.getpid())
+
+        with given_away(lock) as stranger:
+            found = look(folded, "daemon")
+            health = projector("health", "-d", folded.path, check=1).stdout
+            stranger.kill()
+
+    assert "a process that cannot be seen from here" in found.found
+    assert "kill" not in found.fix
+    assert "a process that cannot be seen from here" in health
+
+
+@needs_root
+def test_a_daemon_of_another_user_is_looked_at_before_it_is_ended(stranger: Database) -> None:
+    """Its open files cannot be seen: the number may be a stranger's."""
+    stranger.path.chmod(0o664)
+    stranger.path.parent.chmod(0o2775)
+    stranger.insert("A-1", event("session_status_update", {"status": "x"}), id="later")
+    code = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
+    asking = AS_STRANGER.replace(f"become({STRANGER_UID})", f"become(60004, {STRANGER_UID})")
+    with another(code, stranger.path) as pid:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asking, "doctor", "--json", "-d", stranger.path],
+            capture_output=True,
+            text=True,
+        )
+    (found,) = [
+        one for one in json.loads(done.stdout.partition("---\n")[2]) if one["check"] == "daemon"
+    ]
+
+    assert f"process {pid}, 1 events wait" in found["found"]
+    assert f"look at process {pid} with `ps -fp {pid}`" in found["mend"]
+    assert "kill" not in found["mend"]
+
+
 @needs_root
 def test_a_daemon_in_a_container_is_called_by_its_number_here(folded: Database) -> None:
     code = f"import sys\npath = sys.argv[1]\n{HOLD_LOCK}\nprint('1', flush=True); input()"
@@ -558,6 +625,94 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
         assert f"{pid} (python" in found.found
         assert "holds the write lock" in found.found
         assert look(folded, "daemon").level == "ok"
+
+
+OFD_LOCK = """
+import fcntl, struct
+shm = open(path + "-shm", "r+b")
+fcntl.fcntl(shm, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", {}, 0, 120, 1, 0))
+"""
+POSIX_LOCK = """
+import fcntl
+shm = open(path + "-shm", "rb")
+fcntl.lockf(shm, fcntl.LOCK_SH, 1, 120)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "command"),
+    [
+        (OFD_LOCK.format("fcntl.F_WRLCK"), "write lock, which another process holds", "fuser -v "),
+        (OFD_LOCK.format("fcntl.F_RDLCK"), "write lock, which another process holds", "fuser -v "),
+        (POSIX_LOCK, "holds the write lock", "kill "),
+    ],
+)
+def test_a_daemon_that_waits_for_a_lock_which_is_not_sqlites_is_not_called_stuck(
+    folded: Database, code: str, words: str, command: str
+) -> None:
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        folded.appended("A-1", "three")
+        running.wait_until_at(10)
+        running.process.send_signal(signal.SIGSTOP)
+        folded.appended("A-1", "four")
+        with another(code, folded.path) as pid:
+            running.process.send_signal(signal.SIGCONT)
+            found = look(folded, "daemon")
+        running.wait_until_at(11)
+
+    assert f"process {running.process.pid}, 1 events wait" in found.found
+    assert words in found.found
+    assert command in found.fix
+    assert str(running.process.pid) not in found.fix
+    if "kill" in command:
+        assert f"`kill {pid}`" in found.fix
+    else:
+        assert f"{folded.path} {folded.path}-shm`" in found.fix
+
+
+@needs_root
+def test_a_user_who_may_only_read_is_told_of_the_lock_too(stranger: Database) -> None:
+    stranger.path.chmod(0o664)
+    stranger.path.parent.chmod(0o2775)
+    stranger.insert("A-1", event("session_status_update", {"status": "x"}), id="later")
+    code = OPEN + "db.execute('SELECT * FROM view').fetchall()" + OFD_LOCK.format("fcntl.F_WRLCK")
+    asking = AS_STRANGER.replace(f"become({STRANGER_UID})", "become(60004)")
+    holding = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
+    with another(holding, stranger.path), another(code, stranger.path):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asking, "doctor", "-d", stranger.path],
+            capture_output=True,
+            text=True,
+        )
+
+    assert "it waits for the write lock, which another process holds" in done.stdout
+    assert "kill" not in done.stdout
+
+
+@needs_root
+def test_a_daemon_on_a_full_disk_is_not_called_stuck(folded: Database, tmp_path: Path) -> None:
+    folded.appended("A-1", "three")
+    path = tmp_path / "disk" / "local.db"
+    path.parent.mkdir()
+    code = f"path = {str(path)!r}\n{HOLD_LOCK}\nprint(flush=True)\ninput()"
+    script = (
+        f"mount -t tmpfs -o size=4m,mode=755 tmpfs {path.parent} || exit 77\n"
+        f"sqlite3 {folded.path} \"VACUUM INTO '{path}'\" || exit 77\n"
+        f"coproc {{ {shlex.join([sys.executable, '-c', code])}; }}\n"
+        "read -u ${COPROC[0]}\n"
+        f"{shlex.join(PROJECTOR)} doctor --json -d {path}\n"
+        "echo >&${COPROC[1]}"
+    )
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip(f"may not mount a tmpfs, or there is no sqlite3: {done.stderr}")
+
+    (found,) = [one for one in json.loads(done.stdout) if one["check"] == "daemon"]
+    assert "1 events wait" in found["found"]
+    assert "the disk has no room" in found["found"]
+    assert f"df {path.parent}" in found["mend"]
+    assert "kill" not in found["mend"]
 
 
 @pytest.mark.parametrize(
@@ -826,6 +981,27 @@ def test_a_file_for_its_group_in_a_folder_that_is_not_is_shared_by_the_command(
     assert "projector db setup --group" in found.fix
     assert wrong(database) == {"daemon"}
     assert database.path.parent.stat().st_mode & 0o7777 == 0o2770
+
+
+@pytest.mark.parametrize("file_mode", [0o600, 0o644])
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o703])
+def test_a_folder_that_any_user_can_write_is_told(
+    database: Database, mode: int, file_mode: int
+) -> None:
+    database.path.chmod(file_mode)
+    database.path.parent.chmod(mode)
+
+    found = look(database, "rights")
+
+    assert found.level == "warn"
+    assert "any user of this host can put files into its folder" in found.found
+    assert f"{mode:04o})" in found.found
+    assert "VACUUM INTO" in found.fix
+    close = f"`chmod o-w {database.path.parent}`"
+    assert (close in found.fix) == (not mode & 0o1000)
+    if close in found.fix:
+        shell(close.strip("`"))
+        assert wrong(database) == {"daemon"}
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])

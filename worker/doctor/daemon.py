@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from session_projector.worker import linux
+from session_projector.worker.doctor import host
 from session_projector.worker.folding.deferral import LONGEST_DELAY_S
 from session_projector.worker.storage.port import (
     Check,
@@ -34,7 +35,7 @@ def daemon(database: Database) -> Iterator[Check]:
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
     names = ", ".join(leader.running) or "it does not say which projections"
     if leader.suspended:
-        fix = f"resume it: `kill -CONT {leader.pid}`"
+        fix = f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}"
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
     elif stuck := _stuck(database, leader):
         yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
@@ -44,12 +45,21 @@ def daemon(database: Database) -> Iterator[Check]:
 
 def _held_up(database: Database, leader: Leader, said: str) -> Check:
     """The finding for a daemon that is stuck, or kept from writing by another process."""
-    if holders := [pid for pid in database.lock_holders() if pid != leader.pid]:
-        said = f"{said}: {linux.named(holders)} holds the write lock"
-        fix = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
+    holders = database.lock_holders()
+    if others := holders.keys() - {leader.pid}:
+        said = f"{said}: {linux.named(others)} holds the write lock"
+        end = linux.ending(others, seen=all(holders[pid] for pid in others))
+        fix = f"end that transaction, or the process: {end}"
+    elif leader.pid not in holders and (who := database.who_locks_it()):
+        said = f"{said}: it waits for the write lock, which another process holds"
+        fix = f"see which processes have it open, and end that transaction: {who}"
+    elif full := _full(database):
+        said = f"{said}: the disk has no room: {full.found}"
+        fix = full.fix
     elif leader.pid:
         said = f"{said}: it is stuck"
-        fix = f"restart it, nothing is lost: `kill -KILL {leader.pid}`, then `projector run`"
+        end = linux.ending([leader.pid], "-KILL", seen=leader.seen)
+        fix = f"restart it, nothing is lost: {end}, then `projector run`"
     else:
         said = f"{said}: it is stuck, or no daemon"
         fix = (
@@ -57,6 +67,12 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
             f" that: {database.leadership().who_holds_it}"
         )
     return Check("daemon", "fail", said, fix)
+
+
+def _full(database: Database) -> Check | None:
+    """The finding for a disk on which nothing more can be written."""
+    found = host.space(database.file) if database.file else ()
+    return next((one for one in found if one.level == "fail"), None)
 
 
 def _stuck(database: Database, leader: Leader) -> str:

@@ -136,10 +136,15 @@ class SqliteDatabase:
         }
         return inside, around
 
-    def lock_holders(self) -> list[int]:
+    def who_locks_it(self) -> str:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        return sorted(beside.lock_holders(self._path, "WRITE"))
+        return beside.who_locks_it(self._path)
+
+    def lock_holders(self) -> dict[int, bool]:
+        from session_projector.worker.storage.sqlite.doctor import beside
+
+        return beside.lock_holders(self._path)
 
 
 def _bytes(file: Path) -> int:
