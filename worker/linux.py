@@ -41,6 +41,15 @@ def named(pids: Iterable[int]) -> str:
     return ", ".join(f"{pid} ({name(pid)})" for pid in sorted(pids))
 
 
+def ending(pids: Iterable[int], signal: str = "", *, seen: bool) -> str:
+    """The command that sends processes a signal; the one that shows who they are where they were
+    not `seen` to hold what they are taken to hold."""
+    numbers = [str(pid) for pid in sorted(pids)]
+    if seen:
+        return f"`{' '.join(['kill', *([signal] if signal else []), *numbers])}`"
+    return f"look at process {', '.join(numbers)} with `ps -fp {','.join(numbers)}`"
+
+
 def name(pid: int) -> str:
     """The name of a process, `?` if it has ended."""
     with suppress(OSError):
@@ -72,24 +81,53 @@ def locks(file: Path, kind: str = "POSIX") -> Iterator[tuple[int, str, int]]:
                 yield int(fields[4]), fields[3], int(fields[6])
 
 
+def has_open(pid: int, file: Path) -> bool | None:
+    """Whether a process has a file open; None where that cannot be seen, as of another user's.
+
+    A lock outlives the process that took it where another one shares its descriptor, and the number
+    that /proc/locks goes on to name may be a stranger's by then.
+    """
+    if identity := _identity(file):
+        try:
+            return any(_is_open(pid, {file.name: identity}))
+        except PermissionError:
+            return None
+        except OSError:  # it has ended
+            pass
+    return False
+
+
+def may_write(pid: int, file: Path) -> bool:
+    """Whether the user of a process may write a file, by its mode."""
+    with suppress(OSError, KeyError, IndexError):
+        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+        said = {
+            name: list(map(int, rest.split()))
+            for name, _, rest in (line.partition(":") for line in lines)
+            if name in ("Uid", "Gid", "Groups")
+        }
+        found = file.stat()
+        if said["Uid"][1] in (0, found.st_uid):
+            return True
+        groups = {said["Gid"][1], *said["Groups"]}
+        return bool(found.st_mode & (0o020 if found.st_gid in groups else 0o002))
+    return False
+
+
 def holds(pid: int, file: Path) -> int | None:
     """The number, seen from here, of the process that calls itself `pid` and has locked a file.
 
-    The two differ if it runs in a container. None if no such process can be seen; without a Linux
-    /proc, `pid` is believed.
+    The two differ if it runs in a container. None if no such process can be seen, or it does not
+    have the file open; without a Linux /proc, `pid` is believed.
     """
     if not is_there():
         return pid
     locking = {seen for seen, _, _ in locks(file, "FLOCK")}
     for seen in sorted(locking, key=lambda seen: seen != pid):
-        if _own_number(seen) == pid:
+        if _own_number(seen) == pid and has_open(seen, file) is not False:
             return seen
     # On some filesystems /proc/locks and stat name the file differently.
-    identity = _identity(file)
-    with suppress(OSError):
-        if not locking and identity and any(_is_open(pid, {file.name: identity})):
-            return pid
-    return None
+    return pid if not locking and has_open(pid, file) else None
 
 
 def _own_number(pid: int) -> int:

@@ -1,6 +1,7 @@
 """`projector doctor`: broken in each way, what it says, and that the command it gives fixes it."""
 
 import asyncio
+import fcntl
 import json
 import os
 import re
@@ -508,6 +509,72 @@ def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
             assert "a process that cannot be seen from here, 1 events wait" in found.found
             assert "kill" not in found.fix
             assert "a process that cannot be seen from here" in well.stdout
+
+
+def given_away(lock: Callable[[], object]) -> subprocess.Popen[bytes]:
+    """A child locks and ends, and its number goes to another process, which is returned.
+
+    We have the descriptor that it locked, so that the lock holds.
+    """
+    for _ in range(20):  # others may be given the number first
+        if not (child := os.fork()):
+            lock()
+            os._exit(0)
+        os.waitpid(child, 0)
+        try:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(child - 1))
+        except OSError as error:
+            pytest.skip(f"may not choose the number of a process: {error}")
+        stranger = subprocess.Popen(["sleep", "60"])
+        if stranger.pid == child:
+            return stranger
+        stranger.kill()
+        stranger.wait()
+    pytest.skip("no process got the number that was chosen for it")
+
+
+@needs_root
+def test_a_stranger_with_the_number_of_who_locked_the_lock_is_not_taken_for_the_daemon(
+    folded: Database,
+) -> None:
+    folded.appended("A-1", "three")
+    with open(f"{folded.path}-projector.lock", "w") as file:
+
+        def lock() -> None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.write(file.fileno(), b"%d" % os.getpid())
+
+        with given_away(lock) as stranger:
+            found = look(folded, "daemon")
+            health = projector("health", "-d", folded.path, check=1).stdout
+            stranger.kill()
+
+    assert "a process that cannot be seen from here" in found.found
+    assert "kill" not in found.fix
+    assert "a process that cannot be seen from here" in health
+
+
+@needs_root
+def test_a_daemon_of_another_user_is_looked_at_before_it_is_ended(stranger: Database) -> None:
+    """Its open files cannot be seen: the number may be a stranger's."""
+    stranger.path.chmod(0o664)
+    stranger.path.parent.chmod(0o2775)
+    stranger.insert("A-1", event("session_status_update", {"status": "x"}), id="later")
+    code = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
+    asking = AS_STRANGER.replace(f"become({STRANGER_UID})", f"become(60004, {STRANGER_UID})")
+    with another(code, stranger.path) as pid:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asking, "doctor", "--json", "-d", stranger.path],
+            capture_output=True,
+            text=True,
+        )
+    (found,) = [
+        one for one in json.loads(done.stdout.partition("---\n")[2]) if one["check"] == "daemon"
+    ]
+
+    assert f"process {pid}, 1 events wait" in found["found"]
+    assert f"look at process {pid} with `ps -fp {pid}`" in found["mend"]
+    assert "kill" not in found["mend"]
 
 
 @needs_root

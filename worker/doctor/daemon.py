@@ -34,7 +34,7 @@ def daemon(database: Database) -> Iterator[Check]:
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
     names = ", ".join(leader.running) or "it does not say which projections"
     if leader.suspended:
-        fix = f"resume it: `kill -CONT {leader.pid}`"
+        fix = f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}"
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
     elif stuck := _stuck(database, leader):
         yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
@@ -44,12 +44,15 @@ def daemon(database: Database) -> Iterator[Check]:
 
 def _held_up(database: Database, leader: Leader, said: str) -> Check:
     """The finding for a daemon that is stuck, or kept from writing by another process."""
-    if holders := [pid for pid in database.lock_holders() if pid != leader.pid]:
-        said = f"{said}: {linux.named(holders)} holds the write lock"
-        fix = f"end that transaction, or the process: `kill {' '.join(map(str, holders))}`"
+    holders = database.lock_holders()
+    if others := holders.keys() - {leader.pid}:
+        said = f"{said}: {linux.named(others)} holds the write lock"
+        end = linux.ending(others, seen=all(holders[pid] for pid in others))
+        fix = f"end that transaction, or the process: {end}"
     elif leader.pid:
         said = f"{said}: it is stuck"
-        fix = f"restart it, nothing is lost: `kill -KILL {leader.pid}`, then `projector run`"
+        end = linux.ending([leader.pid], "-KILL", seen=leader.seen)
+        fix = f"restart it, nothing is lost: {end}, then `projector run`"
     else:
         said = f"{said}: it is stuck, or no daemon"
         fix = (

@@ -201,13 +201,15 @@ class Leader(msgspec.Struct, frozen=True):
     """The daemon that leads, as it is seen from here.
 
     `pid` is 0 where its process cannot be seen: it is in another container, or it was killed and
-    something else holds its lock. Nobody must be told to kill the process of that number.
+    something else holds its lock. Nobody must be told to kill the process of that number, nor one
+    that is not `seen` to hold the lock, as that of another user is not: it may be a stranger.
     `running` are its projections and their versions, empty where it does not say.
     """
 
     pid: int
     running: dict[str, int]
     suspended: bool
+    seen: bool
 
     def __str__(self) -> str:
         return f"process {self.pid}" if self.pid else "a process that cannot be seen from here"
@@ -569,8 +571,9 @@ class Database(Protocol):
         `code_versions` are those of the projections that are installed here.
         """
 
-    def lock_holders(self) -> list[int]:
-        """The processes that hold the write lock now, by number, this one aside."""
+    def lock_holders(self) -> dict[int, bool]:
+        """The processes that hold the write lock now, by number, this one aside, and whether each
+        is seen to have the database open; that cannot be seen of another user's."""
 
 
 def size_of(row: Sequence[Any]) -> int:

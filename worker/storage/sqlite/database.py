@@ -136,10 +136,10 @@ class SqliteDatabase:
         }
         return inside, around
 
-    def lock_holders(self) -> list[int]:
+    def lock_holders(self) -> dict[int, bool]:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        return sorted(beside.lock_holders(self._path, "WRITE"))
+        return beside.lock_holders(self._path)
 
 
 def _bytes(file: Path) -> int:

@@ -75,7 +75,8 @@ class DaemonLock:
         """The daemon that is alive, None where there is none.
 
         Its process is 0 where its number is from another container, or where it was killed and
-        something else holds the lock: that number is another process's here.
+        something else holds the lock: that number is another process's here. Of a process whose
+        open files cannot be seen, the user must be one who can write the database.
         """
         said = self._said()
         if said is None:
@@ -83,9 +84,12 @@ class DaemonLock:
         pid = 0
         if said and _PID.fullmatch(said[0]):
             pid = linux.holds(int(said[0]), self._path) or 0
+        is_seen = pid > 0 and bool(linux.has_open(pid, self._path))
+        if not is_seen and linux.is_there() and not linux.may_write(pid, self._database):
+            pid = 0
         found = map(_RUNNING.fullmatch, said[1:])
         running = {match[1]: int(match[2]) for match in found if match}
-        return Leader(pid, running, pid > 0 and linux.is_stopped(pid))
+        return Leader(pid, running, pid > 0 and linux.is_stopped(pid), is_seen)
 
     def standing_by(self) -> list[str]:
         """The other processes that have the lock file open: they wait for it."""

@@ -96,7 +96,8 @@ def wal(path: Path) -> Iterator[Check]:
     truncate = f"`{shell} 'PRAGMA wal_checkpoint(TRUNCATE)'`"
     if pinning := pinned_by(path):
         found += f"; a read is open all the time in: {linux.named(pinning)}"
-        end = f"end that read, or stop the process: `kill {' '.join(map(str, sorted(pinning)))}`"
+        seen_all = all(linux.has_open(pid, shm) for pid in pinning)
+        end = f"end that read, or the process: {linux.ending(pinning, seen=seen_all)}"
         truncate = f"{end}; then {truncate}"
         found += ". It is reused from its start once no process holds an old snapshot open"
     elif (copied := _copied(shm)) is not None:
@@ -123,15 +124,21 @@ def pinned_by(path: Path) -> set[int]:
     return {pid for pid, _ in found}
 
 
-def lock_holders(path: Path, kind: Literal["READ", "WRITE"]) -> set[int]:
-    """The other processes that hold a read lock or the write lock now."""
-    return {pid for pid, _ in _locks_of(path, kind)}
+def lock_holders(path: Path) -> dict[int, bool]:
+    """The other processes that hold the write lock now, and whether each is seen to."""
+    shm = _shm(path)
+    return {pid: bool(linux.has_open(pid, shm)) for pid, _ in sorted(_locks_of(path, "WRITE"))}
 
 
 def _locks_of(path: Path, kind: Literal["READ", "WRITE"]) -> set[tuple[int, int]]:
-    locks = linux.locks(path.with_name(path.name + "-shm"))
+    shm = _shm(path)
     return {
         (pid, at)
-        for pid, of, at in locks
+        for pid, of, at in linux.locks(shm)
         if of == kind and at in _LOCKED[kind] and pid != os.getpid()
+        if linux.has_open(pid, shm) is not False
     }
+
+
+def _shm(path: Path) -> Path:
+    return path.with_name(path.name + "-shm")
