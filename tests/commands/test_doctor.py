@@ -627,6 +627,94 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
         assert look(folded, "daemon").level == "ok"
 
 
+OFD_LOCK = """
+import fcntl, struct
+shm = open(path + "-shm", "r+b")
+fcntl.fcntl(shm, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", {}, 0, 120, 1, 0))
+"""
+POSIX_LOCK = """
+import fcntl
+shm = open(path + "-shm", "rb")
+fcntl.lockf(shm, fcntl.LOCK_SH, 1, 120)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "command"),
+    [
+        (OFD_LOCK.format("fcntl.F_WRLCK"), "write lock, which another process holds", "fuser -v "),
+        (OFD_LOCK.format("fcntl.F_RDLCK"), "write lock, which another process holds", "fuser -v "),
+        (POSIX_LOCK, "holds the write lock", "kill "),
+    ],
+)
+def test_a_daemon_that_waits_for_a_lock_which_is_not_sqlites_is_not_called_stuck(
+    folded: Database, code: str, words: str, command: str
+) -> None:
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        folded.appended("A-1", "three")
+        running.wait_until_at(10)
+        running.process.send_signal(signal.SIGSTOP)
+        folded.appended("A-1", "four")
+        with another(code, folded.path) as pid:
+            running.process.send_signal(signal.SIGCONT)
+            found = look(folded, "daemon")
+        running.wait_until_at(11)
+
+    assert f"process {running.process.pid}, 1 events wait" in found.found
+    assert words in found.found
+    assert command in found.fix
+    assert str(running.process.pid) not in found.fix
+    if "kill" in command:
+        assert f"`kill {pid}`" in found.fix
+    else:
+        assert f"{folded.path} {folded.path}-shm`" in found.fix
+
+
+@needs_root
+def test_a_user_who_may_only_read_is_told_of_the_lock_too(stranger: Database) -> None:
+    stranger.path.chmod(0o664)
+    stranger.path.parent.chmod(0o2775)
+    stranger.insert("A-1", event("session_status_update", {"status": "x"}), id="later")
+    code = OPEN + "db.execute('SELECT * FROM view').fetchall()" + OFD_LOCK.format("fcntl.F_WRLCK")
+    asking = AS_STRANGER.replace(f"become({STRANGER_UID})", "become(60004)")
+    holding = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
+    with another(holding, stranger.path), another(code, stranger.path):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asking, "doctor", "-d", stranger.path],
+            capture_output=True,
+            text=True,
+        )
+
+    assert "it waits for the write lock, which another process holds" in done.stdout
+    assert "kill" not in done.stdout
+
+
+@needs_root
+def test_a_daemon_on_a_full_disk_is_not_called_stuck(folded: Database, tmp_path: Path) -> None:
+    folded.appended("A-1", "three")
+    path = tmp_path / "disk" / "local.db"
+    path.parent.mkdir()
+    code = f"path = {str(path)!r}\n{HOLD_LOCK}\nprint(flush=True)\ninput()"
+    script = (
+        f"mount -t tmpfs -o size=4m,mode=755 tmpfs {path.parent} || exit 77\n"
+        f"sqlite3 {folded.path} \"VACUUM INTO '{path}'\" || exit 77\n"
+        f"coproc {{ {shlex.join([sys.executable, '-c', code])}; }}\n"
+        "read -u ${COPROC[0]}\n"
+        f"{shlex.join(PROJECTOR)} doctor --json -d {path}\n"
+        "echo >&${COPROC[1]}"
+    )
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip(f"may not mount a tmpfs, or there is no sqlite3: {done.stderr}")
+
+    (found,) = [one for one in json.loads(done.stdout) if one["check"] == "daemon"]
+    assert "1 events wait" in found["found"]
+    assert "the disk has no room" in found["found"]
+    assert f"df {path.parent}" in found["mend"]
+    assert "kill" not in found["mend"]
+
+
 @pytest.mark.parametrize(
     ("state", "words", "command"),
     [

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from session_projector.worker import linux
+from session_projector.worker.doctor import host
 from session_projector.worker.folding.deferral import LONGEST_DELAY_S
 from session_projector.worker.storage.port import (
     Check,
@@ -49,6 +50,12 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
         said = f"{said}: {linux.named(others)} holds the write lock"
         end = linux.ending(others, seen=all(holders[pid] for pid in others))
         fix = f"end that transaction, or the process: {end}"
+    elif leader.pid not in holders and (who := database.who_locks_it()):
+        said = f"{said}: it waits for the write lock, which another process holds"
+        fix = f"see which processes have it open, and end that transaction: {who}"
+    elif full := _full(database):
+        said = f"{said}: the disk has no room: {full.found}"
+        fix = full.fix
     elif leader.pid:
         said = f"{said}: it is stuck"
         end = linux.ending([leader.pid], "-KILL", seen=leader.seen)
@@ -60,6 +67,12 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
             f" that: {database.leadership().who_holds_it}"
         )
     return Check("daemon", "fail", said, fix)
+
+
+def _full(database: Database) -> Check | None:
+    """The finding for a disk on which nothing more can be written."""
+    found = host.space(database.file) if database.file else ()
+    return next((one for one in found if one.level == "fail"), None)
 
 
 def _stuck(database: Database, leader: Leader) -> str:

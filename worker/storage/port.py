@@ -571,6 +571,9 @@ class Database(Protocol):
         `code_versions` are those of the projections that are installed here.
         """
 
+    def who_locks_it(self) -> str:
+        """The command that shows who holds the write lock; '' where it can be had now."""
+
     def lock_holders(self) -> dict[int, bool]:
         """The processes that hold the write lock now, by number, this one aside, and whether each
         is seen to have the database open; that cannot be seen of another user's."""

@@ -136,6 +136,11 @@ class SqliteDatabase:
         }
         return inside, around
 
+    def who_locks_it(self) -> str:
+        from session_projector.worker.storage.sqlite.doctor import beside
+
+        return beside.who_locks_it(self._path)
+
     def lock_holders(self) -> dict[int, bool]:
         from session_projector.worker.storage.sqlite.doctor import beside
 

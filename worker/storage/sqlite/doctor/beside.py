@@ -1,24 +1,28 @@
 """The checks of the files beside an SQLite database: who has which open, and what the WAL holds."""
 
 import os
+import sqlite3
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, Literal
 
 from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check
+from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
 
 MIB: Final = 1024 * 1024
 WATCH_S: Final = 0.4
+LOCK_TIMEOUT_S: Final = 1.0
 LOOKS: Final = 8
 # What SQLite locks, by its file format ("WAL-mode file locks"): bytes of the -shm file, and of the
 # database what each connection in WAL mode holds for as long as it lives.
 _LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
+_KINDS: Final = ("POSIX", "OFDLCK")
 _OPEN_AT: Final = 0x40000002
 _SHM_HEAD: Final = struct.Struct("=16x I 76x I")
 """How many frames of the WAL are valid, and how many of them are copied back."""
@@ -124,6 +128,22 @@ def pinned_by(path: Path) -> set[int]:
     return {pid for pid, _ in found}
 
 
+def who_locks_it(path: Path) -> str:
+    """The command that shows who holds the write lock; '' where it can be had now."""
+    is_locked = any(
+        at in _LOCKED["WRITE"] for kind in _KINDS for *_, at in linux.locks(_shm(path), kind)
+    )
+    if os.access(path, os.W_OK):  # else it would begin to read, and take no lock
+        try:
+            with closing(connect(path, mode="rw", busy_timeout_s=LOCK_TIMEOUT_S)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("ROLLBACK")
+            is_locked = False
+        except sqlite3.Error as error:
+            is_locked = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+    return f"`fuser -v {quoted(path)} {quoted(_shm(path))}`" if is_locked else ""
+
+
 def lock_holders(path: Path) -> dict[int, bool]:
     """The other processes that hold the write lock now, and whether each is seen to."""
     shm = _shm(path)
@@ -135,7 +155,7 @@ def _locks_of(path: Path, kind: Literal["READ", "WRITE"]) -> set[tuple[int, int]
     return {
         (pid, at)
         for pid, of, at in linux.locks(shm)
-        if of == kind and at in _LOCKED[kind] and pid != os.getpid()
+        if (of == kind or kind == "WRITE") and at in _LOCKED[kind] and pid != os.getpid()
         if linux.has_open(pid, shm) is not False
     }
 
