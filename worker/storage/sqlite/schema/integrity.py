@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
 from itertools import starmap
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from session_projector import migrations
 from session_projector.projections import BUILT_IN
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.storage.sqlite import tables
 from session_projector.worker.storage.sqlite.sql import (
     FORGET_DEFERRED,
@@ -148,6 +149,18 @@ def views_in_place(connection: sqlite3.Connection) -> list[str]:
     return [
         one.name for one in foreign(connection) if one.kind == "view" and one.name.lower() in ours
     ]
+
+
+def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
+    if names := views_in_place(connection):
+        drop = "; ".join(f"DROP VIEW {name}" for name in names)
+        schema = " ".join(quoted(f".schema {name}") for name in names)
+        raise InterventionRequired(
+            f"{path}: an SQL view of another program stands in the place of the table"
+            f" {', '.join(names)}",
+            f"see how it was made: `sqlite3 -safe -readonly {quoted(path)} {schema}`. Then put"
+            f" the table back: `sqlite3 -safe {quoted(path)} {quoted(drop)} && projector db setup`",
+        )
 
 
 def sequence(connection: sqlite3.Connection) -> int | None:

@@ -47,25 +47,13 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} lacks {', '.join(missing)}",
             "upgrade it with `projector db setup`",
         )
-    refuse_views_in_place(connection, path)
+    objects.refuse_views_in_place(connection, path)
     if lacking := objects.lacking(connection):
         raise _not_whole(lacking, path)
     if odd := objects.odd_checkpoints(connection):
         raise InterventionRequired(
             f"{path}: the checkpoint of {', '.join(odd)} is no position: somebody wrote to it",
             "let the projection begin at the first event again: `projector db setup`",
-        )
-
-
-def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
-    if names := objects.views_in_place(connection):
-        drop = "; ".join(f"DROP VIEW {name}" for name in names)
-        schema = " ".join(quoted(f".schema {name}") for name in names)
-        raise InterventionRequired(
-            f"{path}: an SQL view of another program stands in the place of the table"
-            f" {', '.join(names)}",
-            f"see how it was made: `sqlite3 -safe -readonly {quoted(path)} {schema}`. Then put"
-            f" the table back: `sqlite3 -safe {quoted(path)} {quoted(drop)} && projector db setup`",
         )
 
 
@@ -109,7 +97,7 @@ def _upgrade(opened: Connection) -> Setup:
     if applied >= migrations.load().keys() and objects.is_whole(connection):
         return Setup([], None, [])
     # Everything is looked at again: another set-up may have been here since.
-    refuse_views_in_place(connection, path)
+    objects.refuse_views_in_place(connection, path)
     with opened.writing(), copied(connection, path) as copy:
         doubled = doubled_keys(connection)
         names = _migrate(connection, path)
