@@ -166,6 +166,9 @@ def test_what_others_report_of_projections_is_not_believed(folded: Database) -> 
         "ALTER TABLE session_index RENAME TO s; CREATE VIEW session_index AS SELECT * FROM s",
         "DROP TABLE view; CREATE VIEW view AS SELECT 1 AS key",
         "DROP TABLE checkpoint; CREATE VIEW checkpoint AS SELECT 1 AS name",
+        "DROP TABLE umzug_meta; CREATE VIEW umzug_meta AS SELECT 1 AS name",
+        "DROP TABLE umzug_meta; CREATE VIEW UMZUG_meta AS SELECT '0099-projector-later' AS name",
+        'ALTER TABLE event_log RENAME TO "a tape";CREATE VIEW event_log AS SELECT * FROM "a tape"',
     ],
 )
 def test_a_table_that_others_changed_or_replaced_is_put_right_by_what_doctor_says(
@@ -182,6 +185,26 @@ def test_a_table_that_others_changed_or_replaced_is_put_right_by_what_doctor_say
 
     goes_on(folded)
     assert [row[1] for row in folded.log()][:2] == [row[1] for row in before]
+
+
+@pytest.mark.parametrize("tapes", [(), ("one", "two")])
+def test_a_view_in_the_place_of_a_log_that_cannot_be_told_is_no_circle(
+    folded: Database, tapes: tuple[str, ...]
+) -> None:
+    ((sql,),) = folded.sql("SELECT sql FROM sqlite_master WHERE name = 'event_log'")
+    folded.sql("DROP TABLE event_log")
+    for tape in tapes:
+        folded.sql(sql.replace("event_log", tape, 1))
+    folded.sql("CREATE VIEW event_log AS SELECT 1 AS seq")
+
+    (found,) = doctor(folded, "schema")
+    refused = projector("db", "setup", "-d", folded.path, check=4).stderr
+
+    assert "an SQL view of another program stands in the place of the table event_log" in refused
+    assert found["mend"] in refused
+    assert "db setup" not in found["mend"]
+    assert ("RENAME TO event_log" if tapes else "restore a backup") in found["mend"]
+    assert all(tape in found["mend"] for tape in tapes)
 
 
 @pytest.mark.parametrize("counter", [MOST, 5_000_000, "x"])

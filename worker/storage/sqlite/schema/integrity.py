@@ -25,6 +25,7 @@ from session_projector.worker.storage.sqlite.sql import (
 
 SESSION_KEY: Final = "idx_view_session_key"
 _LOG: Final = "event_log"
+LOG_COLUMNS: Final = ("seq", "id", "key", "data", "created_at")
 _MOST_AHEAD: Final = 1_000_000
 """As the trigger on the log has it."""
 _NEWEST_ROW_WINS: Final = (
@@ -145,22 +146,49 @@ def _built_in() -> set[str]:
 
 def views_in_place(connection: sqlite3.Connection) -> list[str]:
     """SQL views that another program made under the name of a table of ours."""
-    ours = {*_tables(), *_built_in()}
     return [
-        one.name for one in foreign(connection) if one.kind == "view" and one.name.lower() in ours
+        one.name for one in foreign(connection) if one.kind == "view" and is_of_the_schema(one.name)
     ]
 
 
 def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
-    if names := views_in_place(connection):
-        drop = "; ".join(f"DROP VIEW {name}" for name in names)
-        schema = " ".join(quoted(f".schema {name}") for name in names)
-        raise InterventionRequired(
-            f"{path}: an SQL view of another program stands in the place of the table"
-            f" {', '.join(names)}",
-            f"see how it was made: `sqlite3 -safe -readonly {quoted(path)} {schema}`. Then put"
-            f" the table back: `sqlite3 -safe {quoted(path)} {quoted(drop)} && projector db setup`",
+    names = views_in_place(connection)
+    if not names:
+        return
+    schema = " ".join(quoted(f".schema {name}") for name in names)
+    drop = "; ".join(f"DROP VIEW {name}" for name in names)
+    then = f"Then put the table back: {_set_up_after(path, drop)}"
+    if _LOG in map(str.lower, names):  # which nothing can fold again
+        then = _log_back(connection, path, drop)
+    raise InterventionRequired(
+        f"{path}: an SQL view of another program stands in the place of the table"
+        f" {', '.join(names)}",
+        f"see how it was made: `sqlite3 -safe -readonly {quoted(path)} {schema}`. {then}",
+    )
+
+
+def _log_back(connection: sqlite3.Connection, path: Path, drop: str) -> str:
+    """How to give the log, which has another name now, its own again."""
+    logs = [
+        one.name
+        for one in foreign(connection)
+        if one.kind == "table"
+        if (*tables.columns_of(connection, one.name),) in (LOG_COLUMNS, LOG_COLUMNS[1:])
+    ]
+    if not logs:
+        return "No table here has the columns of the log: restore a backup"
+    if len(logs) > 1:
+        return (
+            f"Then find out which table holds the log ({', '.join(logs)}), drop the view and rename"
+            f" that: {drop}; ALTER TABLE NAME RENAME TO {_LOG}"
         )
+    rename = f"ALTER TABLE {identifier(logs[0])} RENAME TO {_LOG}"
+    back = _set_up_after(path, f"{drop}; {rename}")
+    return f"Then give the table that holds the log its name back: {back}"
+
+
+def _set_up_after(path: Path, sql: str) -> str:
+    return f"`sqlite3 -safe {quoted(path)} {quoted(sql)} && projector db setup`"
 
 
 def sequence(connection: sqlite3.Connection) -> int | None:

@@ -15,6 +15,7 @@ from typing import Final
 from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import connect
+from session_projector.worker.storage.sqlite.schema import integrity
 from session_projector.worker.storage.sqlite.schema.sharing import os_errors
 from session_projector.worker.storage.sqlite.sql import identifier
 from session_projector.worker.storage.sqlite.tables import columns_of
@@ -30,15 +31,16 @@ class Layout(Enum):
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COLUMNS = {
-    ("seq", "id", "key", "data", "created_at"): Layout.PROJECTOR,
-    ("id", "key", "data", "created_at"): Layout.KANBATTE,
+    integrity.LOG_COLUMNS: Layout.PROJECTOR,
+    integrity.LOG_COLUMNS[1:]: Layout.KANBATTE,
 }
 _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_at")
 
 
 def layout(connection: sqlite3.Connection, path: Path) -> Layout:
-    """Recognised by columns; raises `InterventionRequired` for any other layout, and for a database
-    whose texts are UTF-16: its order of keys, and the bytes of its texts, are others."""
+    """Recognised by columns; raises `InterventionRequired` for any other layout, for an SQL view in
+    the place of a table of ours, and for a database whose texts are UTF-16: its order of keys, and
+    the bytes of its texts, are others."""
     ((encoding,),) = connection.execute("PRAGMA encoding")
     if encoding != "UTF-8":
         copy = path.with_name(f"{path.stem}-utf8{path.suffix}")
@@ -48,10 +50,12 @@ def layout(connection: sqlite3.Connection, path: Path) -> Layout:
             f" `sqlite3 -safe -readonly {quoted(path)} .dump | sqlite3 -safe {quoted(copy)}`",
         )
     log, view = (tuple(columns_of(connection, table)) for table in ("event_log", "view"))
+    found, is_view_known = _COLUMNS.get(log), view in (_VIEW_COLUMNS, ())
+    if (found or not log) and is_view_known:  # in a layout that is not known they are its own
+        integrity.refuse_views_in_place(connection, path)
     if not log and not view:
         return Layout.EMPTY
-    found = _COLUMNS.get(log)
-    if found is None or view not in (_VIEW_COLUMNS, ()):
+    if found is None or not is_view_known:
         raise InterventionRequired(
             f"{path} has a layout that is not known here (event_log has the columns"
             f" {', '.join(log) or 'of no table'}; view {', '.join(view) or 'is absent'}), and was"

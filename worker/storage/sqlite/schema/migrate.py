@@ -47,7 +47,6 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} lacks {', '.join(missing)}",
             "upgrade it with `projector db setup`",
         )
-    objects.refuse_views_in_place(connection, path)
     if lacking := objects.lacking(connection):
         raise _not_whole(lacking, path)
     if odd := objects.odd_checkpoints(connection):
@@ -97,7 +96,6 @@ def _upgrade(opened: Connection) -> Setup:
     if applied >= migrations.load().keys() and objects.is_whole(connection):
         return Setup([], None, [])
     # Everything is looked at again: another set-up may have been here since.
-    objects.refuse_views_in_place(connection, path)
     with opened.writing(), copied(connection, path) as copy:
         doubled = doubled_keys(connection)
         names = _migrate(connection, path)
