@@ -983,6 +983,27 @@ def test_a_file_for_its_group_in_a_folder_that_is_not_is_shared_by_the_command(
     assert database.path.parent.stat().st_mode & 0o7777 == 0o2770
 
 
+@pytest.mark.parametrize("file_mode", [0o600, 0o644])
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o703])
+def test_a_folder_that_any_user_can_write_is_told(
+    database: Database, mode: int, file_mode: int
+) -> None:
+    database.path.chmod(file_mode)
+    database.path.parent.chmod(mode)
+
+    found = look(database, "rights")
+
+    assert found.level == "warn"
+    assert "any user of this host can put files into its folder" in found.found
+    assert f"{mode:04o})" in found.found
+    assert "VACUUM INTO" in found.fix
+    close = f"`chmod o-w {database.path.parent}`"
+    assert (close in found.fix) == (not mode & 0o1000)
+    if close in found.fix:
+        shell(close.strip("`"))
+        assert wrong(database) == {"daemon"}
+
+
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 def test_a_file_beside_it_that_shuts_others_out_is_fixed(database: Database, suffix: str) -> None:
     beside = Path(f"{database.path}{suffix}")

@@ -36,7 +36,8 @@ def rights(path: Path) -> Iterator[Check]:
         yield Check("rights", "fail", said, REMOUNT)
         return
     uid, who = _asked_for(path)
-    odd = [Check("rights", "fail", *found) for found in sidecars.faults(path)]
+    odd = [*_open_to_all(path)]
+    odd += [Check("rights", "fail", *found) for found in sidecars.faults(path)]
     there = [path] if os.path.exists(path) else []
     for file in (path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)):
         if not os.path.lexists(file):
@@ -95,6 +96,24 @@ def _barred(file: Path, path: Path, uid: int) -> str:
         f" meant to own the database; to share it with a group, as {owner}:"
         f" `projector db setup --group NAME`"
     )
+
+
+def _open_to_all(path: Path) -> Iterator[Check]:
+    """A warning of a folder that any user of the host can write, sticky or not."""
+    mode = path.parent.stat().st_mode
+    if not mode & stat.S_IWOTH:
+        return
+    said = (
+        f"any user of this host can put files into its folder, {_told(path.parent)}: a -wal that"
+        " SQLite takes for the database's own, say"
+    )
+    fix = (
+        "move it to a folder of its own: stop all that use it, then"
+        f" `sqlite3 {quoted(path)} \"VACUUM INTO '/a/folder/of/its/own/local.db'\"`"
+    )
+    if not mode & stat.S_ISVTX:  # others, as /tmp, are meant for all
+        fix = f"`chmod o-w {quoted(path.parent)}`, or {fix}"
+    yield Check("rights", "warn", said, fix)
 
 
 def _half_shared(path: Path) -> Iterator[Check]:
