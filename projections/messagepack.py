@@ -43,10 +43,14 @@ _check_value = msgspec.msgpack.Decoder(_Value).decode
 _items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
+_BUILT_BYTES: Final = 16 * 1024 * 1024
+"""What is larger is checked without building it."""
+
+
 def check(data: bytes, most: float = MAX_CONTAINERS) -> None:
     """Raises `Malformed` unless this is one whole value with at most so many maps and lists, and
     within the other limits."""
-    if len(data) <= MAX_CONTAINERS:  # so it has no more maps and lists
+    if len(data) <= min(most, _BUILT_BYTES):  # so it has no more maps and lists than bytes
         try:
             _check_value(data)
         except FAILURES:

@@ -48,7 +48,7 @@ def main() -> NoReturn:
     except OSError as error:
         if told := run_out(error):
             _fail(told)
-        _fail(CheckFailed(f"{error.filename}: {error.strerror}"))
+        _fail(CheckFailed(f"{error.filename or 'the operating system'}: {error.strerror}"))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

@@ -46,8 +46,13 @@ def _sqlite(path: str, limits: "Limits | None") -> "Database":
         _refuse_planted_links(path)
     from session_projector.worker.storage.sqlite.database import SqliteDatabase
 
-    given = Path(os.getcwd(), path)
+    given = Path(_absolute(path))
     return SqliteDatabase(resolved, limits, given if given != resolved else None)
+
+
+def _absolute(path: str) -> str:
+    """A path as the kernel takes it, each `..` as it is; the working folder may be gone."""
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def act_as_owner(url: str) -> None:
@@ -86,7 +91,7 @@ class _Step(NamedTuple):
 def _way(path: str) -> Iterator[_Step]:
     """All that the kernel passes on the way to a path, as far as it is there."""
     here, found = Path("/"), os.stat("/")
-    left = os.path.join(os.getcwd(), path).split("/")[::-1]
+    left = _absolute(path).split("/")[::-1]
     links = 0
     while left and links <= _MAX_LINKS:
         part = left.pop()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
-from support import INSERT, T0, Daemon, Database, daemon, projector, users
+from support import INSERT, PROJECTOR, T0, Daemon, Database, daemon, projector, users
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -326,3 +327,17 @@ def test_a_name_with_a_step_back_out_of_a_link_is_the_file_that_it_leads_to(tmp_
     projector("run", "--once", "-d", f"{tmp_path}/link/../local.db")
 
     assert (folder.parent / "local.db").exists()
+
+
+def test_an_absolute_name_needs_no_working_folder(tmp_path: Path) -> None:
+    """As in a container whose working folder is not there."""
+    projector("db", "setup", "-d", tmp_path / "local.db")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone}; exec {shlex.join(PROJECTOR)} db status -d {tmp_path}/local.db"
+
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=gone, check=False, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
