@@ -148,7 +148,7 @@ def items(data: Buffer) -> list[msgspec.Raw]:
 
 
 def other_than_map(data: Buffer) -> tuple[int, bytes] | None:
-    """The first value of a list that is no map, and the how manieth it is; None where all are."""
+    """The first value of a list that is no map, after its index; None where all are maps."""
     count, body = split_list(data)
     done = position = 0
     while done < count:

@@ -6,7 +6,7 @@ from typing import Final
 
 from session_projector.worker import linux
 from session_projector.worker.doctor import host
-from session_projector.worker.folding.deferral import LONGEST_DELAY_S
+from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
 from session_projector.worker.storage.port import (
     Check,
     Checkpoint,
@@ -20,8 +20,6 @@ WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
 OVERDUE_S: Final = LONGEST_DELAY_S + 120
 """Since when a view has been deferred that the daemon should have written by now."""
-KEY_SHOWN: Final = 100
-"""Characters of a view's key."""
 
 
 def daemon(database: Database) -> Iterator[Check]:

@@ -8,13 +8,12 @@ from session_projector.projections import BUILT_IN
 from session_projector.worker import registry
 from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.folding.checkpoints import does_not_fit, fits_log
+from session_projector.worker.folding.deferral import KEY_SHOWN
 from session_projector.worker.storage.port import Checkpoint, Database, Store
 
 TIMEOUT_S: Final = 30.0
 FIRST_POLL_S: Final = 0.001
 LONGEST_POLL_S: Final = 0.25
-KEY_SHOWN: Final = 100
-"""Characters of a view's key."""
 
 
 def wait(

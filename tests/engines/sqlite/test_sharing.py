@@ -312,9 +312,15 @@ def test_root_is_not_led_by_one_user_into_the_folder_of_another(shared: Database
         os.chown(file, STRANGER_UID, STRANGER_UID, follow_symlinks=False)
     shared.path.parent.chmod(0o700)
 
-    refused = projector("db", "setup", "-d", link / "local.db", "--group", str(GROUP), check=4)
+    code = "from session_projector.worker.storage import open as storage\nimport sys"
+    become = [sys.executable, "-P", "-c", f"{code}\nstorage.act_as_owner(sys.argv[1])"]
 
-    assert f"{link} is a symbolic link of user {STRANGER_UID}" in refused.stderr
+    refused = projector("db", "setup", "-d", link / "local.db", "--group", str(GROUP), check=4)
+    nobody = subprocess.run([*become, link / "local.db"], stderr=subprocess.PIPE, check=False)
+
+    said = f"{link} is a symbolic link of user {STRANGER_UID}"
+    assert said in refused.stderr
+    assert said in nobody.stderr.decode()  # before root is anybody else
     assert stat.S_IMODE(shared.path.parent.stat().st_mode) == 0o700
 
 
