@@ -15,12 +15,7 @@ from session_projector.projections.event import (
     SessionUpdated,
     Unfoldable,
 )
-from session_projector.projections.messagepack import (
-    check,
-    list_header,
-    other_than_map,
-    split_list,
-)
+from session_projector.projections.messagepack import check, list_header, other_than_map, split_list
 from session_projector.projections.projection import CorruptRow, PerSession, Table
 from session_projector.projections.scanner import Malformed
 

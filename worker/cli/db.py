@@ -19,8 +19,7 @@ def db_setup(
     group: Annotated[
         str | None,
         typer.Option(
-            envvar="PROJECTOR_GROUP",
-            help="Let this group write events: files 0660, folder 2770.",
+            envvar="PROJECTOR_GROUP", help="Let this group write events: files 0660, folder 2770."
         ),
     ] = None,
 ) -> None:

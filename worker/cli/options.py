@@ -22,11 +22,7 @@ def _remember(url: str) -> str:
 Database = Annotated[
     str,
     typer.Option(
-        "-d",
-        "--database",
-        envvar="PROJECTOR_DATABASE",
-        callback=_remember,
-        help="Database file.",
+        "-d", "--database", envvar="PROJECTOR_DATABASE", callback=_remember, help="Database file."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

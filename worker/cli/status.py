@@ -9,12 +9,7 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.operations import status as operations
-from session_projector.worker.operations.status import (
-    DaemonStatus,
-    DeferredView,
-    Progress,
-    Status,
-)
+from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import ProjectionStatus
 

@@ -24,13 +24,7 @@ from session_projector.worker.replay.rebuild import rebuild
 from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Attempt, Scan, interleave
 from session_projector.worker.replay.verify import leader_rebuilds
 from session_projector.worker.replay.walk import Pages
-from session_projector.worker.storage.port import (
-    Checkpoint,
-    Database,
-    Leadership,
-    Thread,
-    Wakeup,
-)
+from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Thread, Wakeup
 from session_projector.worker.telemetry.state import DaemonState
 
 LONGEST_JOIN_S: Final = 0.02
@@ -129,11 +123,7 @@ class Supervisor:
         return walked, [projection for projection in projections if projection not in placed]
 
     async def _rebuild_together(
-        self,
-        thread: Thread,
-        projections: Sequence[Projection],
-        lead: Tail,
-        tasks: TaskGroup,
+        self, thread: Thread, projections: Sequence[Projection], lead: Tail, tasks: TaskGroup
     ) -> None:
         """Rebuild some side by side; then they lead, or each catches up by itself.
 

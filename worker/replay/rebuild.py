@@ -10,11 +10,7 @@ from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import CheckFailed, LostRace
-from session_projector.worker.folding.checkpoints import (
-    does_not_fit,
-    fits_log,
-    needs_rebuild,
-)
+from session_projector.worker.folding.checkpoints import does_not_fit, fits_log, needs_rebuild
 from session_projector.worker.folding.history import refold
 from session_projector.worker.replay.as_of import AsOfCheckpoint, AsOfPosition
 from session_projector.worker.replay.compare import Comparison

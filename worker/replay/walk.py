@@ -173,10 +173,7 @@ class Walk:
         return {key: view_of(key) if is_name(key) else None for key in log_keys}
 
     async def _set_aside(
-        self,
-        events: Sequence[Event | Rejected],
-        keys: Sequence[str | None],
-        aside: Collection[str],
+        self, events: Sequence[Event | Rejected], keys: Sequence[str | None], aside: Collection[str]
     ) -> "_ViewPage":
         """Keep the events of some views in the scratch table, and leave the others in the page."""
         both = zip(keys, events, strict=True)

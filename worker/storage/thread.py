@@ -55,8 +55,7 @@ class StoreThread:
 
 @asynccontextmanager
 async def opened(
-    open_store: Callable[[], Store],
-    patience_s: Callable[[], float],
+    open_store: Callable[[], Store], patience_s: Callable[[], float]
 ) -> AsyncIterator[StoreThread]:
     """A thread for as long as the block lasts; `open_store` runs in it.
 

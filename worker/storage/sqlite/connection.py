@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from session_projector.projections.event import (
-    MAX_EVENT_BYTES,
-    MAX_NAME_BYTES,
-    is_too_long,
-)
+from session_projector.projections.event import MAX_EVENT_BYTES, MAX_NAME_BYTES, is_too_long
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.limits import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite import sidecars

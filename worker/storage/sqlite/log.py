@@ -8,11 +8,7 @@ from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
-from session_projector.worker.errors import (
-    DatabaseUnavailable,
-    InterventionRequired,
-    UsageError,
-)
+from session_projector.worker.errors import DatabaseUnavailable, InterventionRequired, UsageError
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import ANY_POSITION, BatchReach, size_of
 from session_projector.worker.storage.sqlite.connection import (

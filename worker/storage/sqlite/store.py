@@ -14,10 +14,7 @@ from session_projector.worker.storage.port import Change, CommitStats
 from session_projector.worker.storage.sqlite import sidecars, tables
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
-from session_projector.worker.storage.sqlite.connection import (
-    Connection,
-    connect,
-)
+from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import wrong_index
 from session_projector.worker.storage.sqlite.identity import FileIdentity, abandon
 from session_projector.worker.storage.sqlite.log import SqliteLog

@@ -45,11 +45,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> dict[str, tuple[st
 
 
 def changes(
-    table: Table,
-    present: Mapping[str, tuple[str, bool]],
-    indexes: Collection[str],
-    *,
-    newer: bool,
+    table: Table, present: Mapping[str, tuple[str, bool]], indexes: Collection[str], *, newer: bool
 ) -> list[str]:
     """What brings a table to its shape: nothing, most of the time.
 

@@ -35,11 +35,7 @@ _RESET_CHECKPOINT: Final = (
 )
 _MADE_HERE: Final = re.compile(r"^CREATE TABLE .*\) WITHOUT ROWID$", re.DOTALL)
 """How `tables.statements` ends, as few others make a table."""
-_FORGET: Final = (
-    FORGET_STATUS,
-    FORGET_DEFERRED,
-    "DELETE FROM quarantine WHERE projection = ?",
-)
+_FORGET: Final = (FORGET_STATUS, FORGET_DEFERRED, "DELETE FROM quarantine WHERE projection = ?")
 _DELETE_CHECKPOINT: Final = "DELETE FROM checkpoint WHERE name = ?"
 
 

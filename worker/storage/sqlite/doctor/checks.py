@@ -21,12 +21,7 @@ from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.errors import translated
 from session_projector.worker.storage.sqlite.schema import integrity as objects
 from session_projector.worker.storage.sqlite.schema import kanbatte, migrate
-from session_projector.worker.storage.sqlite.sql import (
-    IS_NAME,
-    IS_SOUND,
-    READ_POSITION,
-    identifier,
-)
+from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, READ_POSITION, identifier
 
 MIB: Final = 1024 * 1024
 LOOK_TIMEOUT_S: Final = 1.0

@@ -30,10 +30,7 @@ class Layout(Enum):
 
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_COLUMNS = {
-    integrity.LOG_COLUMNS: Layout.PROJECTOR,
-    integrity.LOG_COLUMNS[1:]: Layout.KANBATTE,
-}
+_COLUMNS = {integrity.LOG_COLUMNS: Layout.PROJECTOR, integrity.LOG_COLUMNS[1:]: Layout.KANBATTE}
 _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_at")
 
 

@@ -44,8 +44,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         )
     if missing := [name for name in migrations.load() if name not in applied]:
         raise InterventionRequired(
-            f"{path} lacks {', '.join(missing)}",
-            "upgrade it with `projector db setup`",
+            f"{path} lacks {', '.join(missing)}", "upgrade it with `projector db setup`"
         )
     if lacking := objects.lacking(connection):
         raise _not_whole(lacking, path)
