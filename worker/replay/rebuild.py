@@ -12,7 +12,7 @@ from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import CheckFailed, LostRace
 from session_projector.worker.folding.checkpoints import does_not_fit, fits_log, needs_rebuild
 from session_projector.worker.folding.history import refold
-from session_projector.worker.replay.as_of import AsOfCheckpoint, AsOfPosition
+from session_projector.worker.replay.as_of import AsOf, as_of_checkpoint
 from session_projector.worker.replay.compare import Comparison
 from session_projector.worker.replay.difference import NONDETERMINISTIC, ORPHANED, Difference
 from session_projector.worker.replay.fix import Fixer, HoldOn
@@ -69,7 +69,7 @@ async def compare(
             " reports what that changes",
         )
     made_all = not dry_run or (fits and checkpoint.position)
-    as_of = AsOfCheckpoint(checkpoint) if made_all else AsOfPosition(checkpoint, newest)
+    as_of = as_of_checkpoint(checkpoint) if made_all else AsOf(checkpoint, newest, follows=False)
     walk = Walk(thread, projection, Comparison(thread, projection, as_of), pages, only)
     until, gathers = as_of.until, projection.log_keys("") is None
     left = 0 if projection.built_in else 1 if gathers else FOLDED_TWICE
@@ -100,7 +100,7 @@ def repair(
     only: str | None = None,
 ) -> AsyncGenerator[WalkProgress, None]:
     """Replace what differs from the log, as of the checkpoint, while a daemon tails."""
-    as_of = AsOfCheckpoint(checkpoint)
+    as_of = as_of_checkpoint(checkpoint)
     fixer = Fixer(thread, projection.table, as_of)
     comparison = Comparison(thread, projection, as_of, fixer)
     return Walk(thread, projection, comparison, pages, only).steps()
@@ -136,7 +136,7 @@ async def rebuild(
         return last
 
     last = await thread.run(claim)
-    as_of = AsOfPosition(claimed, until)
+    as_of = AsOf(claimed, until, follows=False)
     fixer = Fixer(thread, projection.table, as_of, hold_on)
     comparison = Comparison(thread, projection, as_of, fixer, brief=brief)
     walk = Walk(thread, projection, comparison, pages)
