@@ -111,8 +111,7 @@ def _changed(
     view: Entry, event: Event, added: Sequence[Messages], project: str, status: str
 ) -> Entry:
     """The row after some messages; status and times are those of `event`, the last one."""
-    title, last_role = view.title, view.last_role
-    count = view.message_count
+    title, count, last_role = view.title, view.message_count, view.last_role
     last = None
     for messages in added:
         if title is None and b"user" in messages.body:
@@ -122,14 +121,13 @@ def _changed(
             last = messages
     if last:
         last_role = _role(last)
-    return Entry(
-        session_id=view.session_id,
+    return msgspec.structs.replace(
+        view,
         project=project,
         status=status,
         title=title,
         message_count=count,
         last_role=last_role,
-        created_at=view.created_at,
         updated_at=event.time,
         last_event_id=event.id,
         last_seq=event.seq,

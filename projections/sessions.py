@@ -5,6 +5,7 @@ from math import inf
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from session_projector.projections.event import (
     PREFIX,
@@ -63,7 +64,18 @@ class Sessions(PerSession[Session]):
     )
 
     def created(self, event: Event, body: SessionCreated) -> Session:
-        return _within_limit(_created(event, body))
+        session = Session(
+            id=event.session_id,
+            project=body.project,
+            status=body.status,
+            created_at=body.created_at,
+            updated_at=event.time,
+            last_event_id=event.id,
+            count=body.messages.count,
+            body_bytes=len(body.messages.body),
+            chunks=(None, body.messages.body),
+        )
+        return _within_limit(session)
 
     def changed(self, view: Session, event: Event) -> Session:
         body = event.body
@@ -80,11 +92,8 @@ class Sessions(PerSession[Session]):
             body_bytes += len(messages.body)
             chunks = chunks, messages.body
         return _within_limit(
-            Session(
-                id=view.id,
-                project=view.project,
-                status=view.status,
-                created_at=view.created_at,
+            replace(
+                view,
                 updated_at=last.time,
                 last_event_id=last.id,
                 count=count,
@@ -97,7 +106,7 @@ class Sessions(PerSession[Session]):
         parts = _parts(view.chunks)
         if len(parts) <= MOST_CHUNKS:
             return view
-        return msgspec.structs.replace(view, chunks=(None, b"".join(parts)))
+        return replace(view, chunks=(None, b"".join(parts)))
 
     def to_row(self, view: Session) -> tuple[Any, ...]:
         key = PREFIX + view.id
@@ -156,39 +165,23 @@ _MAP: Final = bytes([0x80 | len(_Data.__struct_fields__)])
 _NAMES: Final = tuple(map(_encode, _Data.__struct_fields__))
 
 
-def _created(event: Event, body: SessionCreated) -> Session:
-    return Session(
-        id=event.session_id,
-        project=body.project,
-        status=body.status,
-        created_at=body.created_at,
-        updated_at=event.time,
-        last_event_id=event.id,
-        count=body.messages.count,
-        body_bytes=len(body.messages.body),
-        chunks=(None, body.messages.body),
-    )
-
-
 def _updated(view: Session, event: Event, body: SessionUpdated) -> Session:
-    messages = body.messages
-    return Session(
-        id=view.id,
+    if body.messages is not None:
+        count, encoded = body.messages.count, body.messages.body
+        view = replace(view, count=count, body_bytes=len(encoded), chunks=(None, encoded))
+    return replace(
+        view,
         project=view.project if body.project is None else body.project,
         status=view.status if body.status is None else body.status,
-        created_at=view.created_at,
         updated_at=event.time,
         last_event_id=event.id,
-        count=view.count if messages is None else messages.count,
-        body_bytes=view.body_bytes if messages is None else len(messages.body),
-        chunks=view.chunks if messages is None else (None, messages.body),
     )
 
 
 def _within_limit(view: Session) -> Session:
     texts = len(view.id) + len(view.project) + len(view.status)
     if view.body_bytes + 4 * texts + 128 > MAX_VIEW_BYTES:
-        empty = msgspec.structs.replace(view, count=0, body_bytes=0, chunks=None)
+        empty = replace(view, count=0, body_bytes=0, chunks=None)
         rest = len(Sessions().to_row(empty)[2]) - 1 + len(list_header(view.count))
         if rest + view.body_bytes > MAX_VIEW_BYTES:
             raise Unfoldable(f"the view would be larger than {MAX_VIEW_BYTES} bytes")
