@@ -141,8 +141,7 @@ async def fold_batch(
                 deferred=before.deferred | _deferred(member, left, deferral),
             )
             of = types - Counter(event.type for run in left.values() for event in run)
-            repaired_views = {key: views[key] for key in repaired}
-            parts.append(_part(member, found, after, folded, repaired_views, of))
+            parts.append(_part(member, found, after, folded, repaired, of))
     return Batch(events, parts)
 
 
@@ -169,8 +168,7 @@ async def fold_deferred(thread: Thread, member: Member, key: str, *, share: bool
         )
         after = msgspec.structs.replace(before, generation=before.generation + 1, deferred=deferred)
         folded = Folded(since.views, since.quarantined, [])
-        repaired_views = {key: views[key] for key in repaired}
-        return _part(member, found, after, folded, repaired_views, since.types)
+        return _part(member, found, after, folded, repaired, since.types)
 
 
 def _parted(
@@ -221,8 +219,8 @@ async def _load(
 
 async def _views(
     thread: Thread, member: Member, touched: _Touched, until: int, *, brief: bool, share: bool
-) -> tuple[dict[str, Any | None], list[str]]:
-    """The views that events up to `until` touch, as they stand, and which of them were found
+) -> tuple[dict[str, Any | None], dict[str, Any | None]]:
+    """The views that events up to `until` touch, as they stand, and those of them that were found
     corrupt or missing, and so were folded from the log on the spot."""
     projection, standing = member.projection, touched.rows
     views: dict[str, Any | None] = {
@@ -242,14 +240,15 @@ async def _views(
         raise ProjectionFailed(
             projection.name, "a row of it is corrupt", "it is folded from the whole log by itself"
         )
+    repaired: dict[str, Any | None] = {}
     if suspect:
         until = member.checkpoint.position
         found = (await refold(thread, projection, suspect, until=until, share=share)).views
-        for key in sorted(suspect):
-            views[key] = found.get(key)
-            if key in found:
-                log.warning("view_folded_from_log", projection=projection.name, key=key)
-    return views, sorted(suspect)
+        repaired = {key: found.get(key) for key in sorted(suspect)}
+        views |= repaired
+        for key in sorted(found):
+            log.warning("view_folded_from_log", projection=projection.name, key=key)
+    return views, repaired
 
 
 async def _missing(thread: Thread, member: Member, keys: set[str]) -> set[str]:
