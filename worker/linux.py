@@ -59,10 +59,7 @@ def name(pid: int) -> str:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is suspended, by a signal or a debugger."""
-    with suppress(OSError, IndexError):
-        stat = (PROC / str(pid) / "stat").read_text(errors="replace")
-        return stat.rpartition(")")[2].split()[0] in ("T", "t")
-    return False
+    return _status(pid).get("State", [""])[0] in ("T", "t")
 
 
 def locks(file: Path, kind: str = "POSIX") -> Iterator[tuple[int, str, int]]:
@@ -100,17 +97,11 @@ def has_open(pid: int, file: Path) -> bool | None:
 def may_write(pid: int, file: Path) -> bool:
     """Whether the user of a process may write a file, by its mode."""
     with suppress(OSError, KeyError, IndexError):
-        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
-        said = {
-            name: list(map(int, rest.split()))
-            for name, _, rest in (line.partition(":") for line in lines)
-            if name in ("Uid", "Gid", "Groups")
-        }
-        found = file.stat()
-        if said["Uid"][1] in (0, found.st_uid):
+        said, found = _status(pid), file.stat()
+        if int(said["Uid"][1]) in (0, found.st_uid):
             return True
         groups = {said["Gid"][1], *said["Groups"]}
-        return bool(found.st_mode & (0o020 if found.st_gid in groups else 0o002))
+        return bool(found.st_mode & (0o020 if str(found.st_gid) in groups else 0o002))
     return False
 
 
@@ -132,11 +123,15 @@ def holds(pid: int, file: Path) -> int | None:
 
 def _own_number(pid: int) -> int:
     """The number of a process in its own PID namespace."""
+    return int(_status(pid).get("NSpid", [str(pid)])[-1])
+
+
+def _status(pid: int) -> dict[str, list[str]]:
+    """What the kernel says of a process: the words of each field, none if it has ended."""
     with suppress(OSError):
-        for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    return pid
+        lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+        return {field: said.split() for field, _, said in (line.partition(":") for line in lines)}
+    return {}
 
 
 def user(pid: int) -> int | None:
