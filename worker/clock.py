@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     import anyio
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
@@ -16,12 +19,9 @@ def now_ms() -> int:
 def when(milliseconds: int) -> str:
     """A time as ISO 8601 in UTC, or as a plain number if it is beyond the calendar."""
     try:
-        return (_EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds")
+        return (EPOCH + timedelta(milliseconds=milliseconds)).isoformat(timespec="milliseconds")
     except OverflowError:
         return f"{milliseconds} ms"
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def wait(seconds: float, stop: "anyio.Event") -> None:

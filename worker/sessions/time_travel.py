@@ -15,10 +15,10 @@ from session_projector.projections.event import (
     SessionUpdated,
 )
 from session_projector.projections.messagepack import decode_exact, fields, items
-from session_projector.worker.clock import when
+from session_projector.worker.clock import EPOCH, when
 from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.sessions.timeline import SESSIONS, Moment, moments
-from session_projector.worker.storage.port import Store
+from session_projector.worker.storage.port import ANY_POSITION, Store
 
 _SESSION_BODIES: Final = (SessionCreated, MessagesAppended, SessionUpdated)
 _FIELDS: Final = ("id", "project", "messages", "status", "createdAt", "updatedAt")
@@ -26,8 +26,6 @@ _FIELDS: Final = ("id", "project", "messages", "status", "createdAt", "updatedAt
 _ISO_8601: Final = re.compile(
     r"(\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(-?\d)?)([Tt ][\d:.,]+([Zz]|[+-][\d:.]+)?)?", re.ASCII
 )
-_MAX_SEQ: Final = 2**63 - 1
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -79,12 +77,12 @@ class Origins(msgspec.Struct, frozen=True):
 def point(text: str) -> Point:
     """Parse a position or an ISO 8601 time; raises `UsageError`."""
     if text.isascii() and text.isdigit():
-        if len(text) <= len(str(_MAX_SEQ)) and int(text) <= _MAX_SEQ:
+        if len(text) <= len(str(ANY_POSITION)) and int(text) <= ANY_POSITION:
             return Point(int(text), is_time=False)
     elif _ISO_8601.fullmatch(text):
         try:
             time = datetime.fromisoformat(text)
-            since_epoch = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
+            since_epoch = (time if time.tzinfo else time.replace(tzinfo=UTC)) - EPOCH
             return Point(since_epoch // timedelta(milliseconds=1), is_time=True)
         except ValueError:
             pass
