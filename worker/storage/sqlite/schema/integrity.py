@@ -71,10 +71,6 @@ class Object(NamedTuple):
     sql: str
     columns: tuple[str, ...] = ()
 
-    @property
-    def is_exact(self) -> bool:
-        return self.kind == "trigger" or self.name == SESSION_KEY
-
 
 def amiss(connection: sqlite3.Connection, *kinds: str) -> dict[str, str]:
     """Triggers and indexes, or one of the `kinds`, that are `gone`, or `changed` from how the
@@ -87,9 +83,10 @@ def amiss(connection: sqlite3.Connection, *kinds: str) -> dict[str, str]:
     for key, wanted in _schema().items():
         if wanted.kind in (kinds or ("trigger", "index")):
             one = there.get(key)
+            is_exact = wanted.kind == "trigger" or wanted.name == SESSION_KEY
             if one is None or one.table.lower() != wanted.table:
                 found[wanted.name] = "gone"
-            elif wanted.is_exact and one.sql.split() != wanted.sql.split():
+            elif is_exact and one.sql.split() != wanted.sql.split():
                 found[wanted.name] = "changed"
     return found
 
@@ -140,19 +137,10 @@ def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, boo
     ]
 
 
-def _built_in() -> set[str]:
-    return {projection.table.name for projection in BUILT_IN}
-
-
-def views_in_place(connection: sqlite3.Connection) -> list[str]:
-    """SQL views that another program made under the name of a table of ours."""
-    return [
-        one.name for one in foreign(connection) if one.kind == "view" and is_of_the_schema(one.name)
-    ]
-
-
 def refuse_views_in_place(connection: sqlite3.Connection, path: Path) -> None:
-    names = views_in_place(connection)
+    """Refuse SQL views that another program made under the name of a table of ours."""
+    views = [one.name for one in foreign(connection) if one.kind == "view"]
+    names = [name for name in views if is_of_the_schema(name)]
     if not names:
         return
     schema = " ".join(quoted(f".schema {name}") for name in names)
@@ -208,7 +196,8 @@ def sequence(connection: sqlite3.Connection) -> int | None:
 
 def is_of_the_schema(table: str) -> bool:
     """Whether a table, or a projection that is built in, is what the migrations make."""
-    return table.lower() in {_LOG, "umzug_meta", *_tables(), *_built_in()}
+    built_in = (projection.table.name for projection in BUILT_IN)
+    return table.lower() in {_LOG, "umzug_meta", *_tables(), *built_in}
 
 
 def refused(connection: sqlite3.Connection) -> dict[str, str]:
