@@ -1,7 +1,7 @@
 """Whether an event would fold, checked before it is written."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Final
 
 import msgspec
@@ -61,11 +61,9 @@ def check(database: Database, data: bytes) -> str:
     stated = stated_key(text)
     row = LogRow(0, "checked", stated or PREFIX + _UNSTATED, text, 0)
     known = registry.known()
-    if stated is not None and database.exists():
-        with database.open() as store:
-            found = verdicts(store, row, known)
-    else:
-        found = verdicts(None, row, known)
+    has_view = stated is not None and database.exists()
+    with database.open() if has_view else nullcontext() as store:
+        found = verdicts(store, row, known)
     require_foldable(found, "fix it and check it again")
     if not found:
         return f"would be skipped: {NO_PROJECTION}"

@@ -175,10 +175,6 @@ class SqliteViews:
         row = self._connection.row(
             "SELECT type, sql FROM sqlite_master WHERE name = ? COLLATE NOCASE", (table.name,)
         )
-        others = self._connection.row(
-            "SELECT 1 FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
-            (table.name, name),
-        )
         columns = self._columns(table)
         return bool(
             row
@@ -186,9 +182,14 @@ class SqliteViews:
             and _MADE_HERE.search(str(row[1]))
             and [column for column, (_, is_key) in columns.items() if is_key] == [table.key]
             and not table.prefix
-            and not others
+            and not self._other_owner(table, name)
             and not objects.is_of_the_schema(table.name)
         )
+
+    def _other_owner(self, table: Table, name: str) -> tuple[Any, ...] | None:
+        """The name of another projection whose checkpoint says that it is kept in a table."""
+        other = "SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?"
+        return self._connection.row(other, (table.name, name))
 
     def _columns(self, table: Table) -> dict[str, tuple[str, bool]]:
         with self._connection.errors():
@@ -235,11 +236,8 @@ class SqliteViews:
     def _require_own(self, projection: Projection, *, known: bool) -> None:
         """Raises `ProjectionFailed` for a table of another owner: its rows would be deleted."""
         table, name = projection.table, projection.name
-        others = self._connection.rows(
-            "SELECT name FROM checkpoint WHERE kept_in = ? COLLATE NOCASE AND name <> ?",
-            (table.name, name),
-        )
-        whose = f"is of the projection {others[0][0]}" if others else ""
+        other = self._other_owner(table, name)
+        whose = f"is of the projection {other[0]}" if other else ""
         filled = self._connection.row(f"SELECT 1 FROM {table.name} LIMIT 1", projection=name)
         if not known and filled:
             whose = whose or "exists with rows that no checkpoint explains"
