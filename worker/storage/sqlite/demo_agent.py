@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import msgspec
@@ -71,11 +71,9 @@ def _work(project: str, task: str, chance: random.Random) -> Iterator[tuple[str,
 
 def insert_as_library(path: str, key: str, event: dict[str, Any]) -> None:
     """Any language's way: MessagePack in a BLOB."""
-    connection = sqlite3.connect(path, timeout=5)
-    with connection:
-        row = (uuid.uuid4().hex, key, msgspec.msgpack.encode(event), event["timestamp"])
+    row = (uuid.uuid4().hex, key, msgspec.msgpack.encode(event), event["timestamp"])
+    with closing(sqlite3.connect(path, timeout=5)) as connection, connection:
         connection.execute(INSERT, row)
-    connection.close()
 
 
 def insert_as_shell(path: str, key: str, event: dict[str, Any]) -> None:
@@ -86,10 +84,8 @@ def insert_as_shell(path: str, key: str, event: dict[str, Any]) -> None:
     if shell := shutil.which("sqlite3"):
         subprocess.run([shell, "-cmd", ".timeout 5000", path, sql], check=True)
         return
-    connection = sqlite3.connect(path, timeout=5)
-    with connection:
+    with closing(sqlite3.connect(path, timeout=5)) as connection, connection:
         connection.execute(sql)
-    connection.close()
 
 
 if __name__ == "__main__":
