@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import msgspec
 import structlog
 
-from session_projector.projections.projection import Projection, Table
+from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.folding.checkpoints import refuse_newer
-from session_projector.worker.storage.port import Checkpoint, Store
+from session_projector.worker.storage.port import Store
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
@@ -37,27 +37,21 @@ def listing(store: Store) -> list[ProjectionInfo]:
     stored = store.checkpoints.all()
     found = []
     for name in dict.fromkeys((*known, *stored)):
-        code = known.get(name)
         checkpoint = stored[name].checkpoint if name in stored else None
         table = stored[name].table if name in stored else known[name].table
-        found.append(_info(store, name, code.version if code else None, checkpoint, table))
+        info = ProjectionInfo(
+            name=name,
+            version=checkpoint.version if checkpoint else None,
+            code_version=known[name].version if name in known else None,
+            position=checkpoint.complete if checkpoint else 0,
+            digest=checkpoint.digest if checkpoint else "",
+            skipped=checkpoint.skipped if checkpoint else 0,
+            kept_in=f"{table.name} ({table.prefix}…)" if table.prefix else table.name,
+            rows=store.views.count(table),
+            quarantined=store.quarantine.count(name).quarantined,
+        )
+        found.append(info)
     return found
-
-
-def _info(
-    store: Store, name: str, code_version: int | None, checkpoint: Checkpoint | None, table: Table
-) -> ProjectionInfo:
-    return ProjectionInfo(
-        name=name,
-        version=checkpoint.version if checkpoint else None,
-        code_version=code_version,
-        position=checkpoint.complete if checkpoint else 0,
-        digest=checkpoint.digest if checkpoint else "",
-        skipped=checkpoint.skipped if checkpoint else 0,
-        kept_in=f"{table.name} ({table.prefix}…)" if table.prefix else table.name,
-        rows=store.views.count(table),
-        quarantined=store.quarantine.count(name).quarantined,
-    )
 
 
 def find(store: Store, name: str) -> ProjectionInfo:

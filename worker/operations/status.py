@@ -94,7 +94,6 @@ def status(database: Database) -> Status:
         reports = store.checkpoints.reports()
         projections = [_progress(store, info, reports.get(info.name)) for info in listing(store)]
     applied = [name for name, is_applied in database.migrations() if is_applied]
-    sizes = database.sizes()
     return Status(
         database=database.name,
         daemon=_daemon(database.leadership().leader()),
@@ -102,10 +101,7 @@ def status(database: Database) -> Status:
         newest=newest,
         events=events,
         projections=projections,
-        file_bytes=sizes.file_bytes,
-        wal_bytes=sizes.wal_bytes,
-        wal_warning_bytes=sizes.wal_warning_bytes,
-        wal_readers=sizes.wal_readers,
+        **msgspec.structs.asdict(database.sizes()),
     )
 
 
