@@ -52,18 +52,16 @@ def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None
         sys.stderr = cast(TextIO, LogQueue(sys.stderr, *limit))
         sys.stdout = cast(TextIO, InertStream(sys.stderr))  # what projections print
     readable = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and terminal)
-    last: list[Any] = [
-        structlog.dev.ConsoleRenderer(colors=terminal)
-        if readable
-        else structlog.processors.JSONRenderer()
-    ]
+    renderer: Any = structlog.processors.JSONRenderer()
+    if readable:
+        renderer = structlog.dev.ConsoleRenderer(colors=terminal)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *limit,
             _printable,
-            *last,
+            renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Lenient())),

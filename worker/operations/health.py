@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from session_projector.worker.errors import CheckFailed
-from session_projector.worker.storage.port import Database, Leader, Store
+from session_projector.worker.storage.port import Database, Leader, ProjectionStatus, Store
 
 MOVES_WITHIN_S: Final = 3.0
 """A daemon with events to fold must make progress within this time."""
@@ -23,7 +23,9 @@ def check(database: Database) -> str:
     with database.open() as store:
         if leader is None:
             raise CheckFailed("no daemon is alive", "start one: `projector run`")
-        _require_none_failed(store, leader)
+        for report in _reports(store, leader, "failed").values():
+            hint = "see all projections: `projector status`"
+            raise CheckFailed(f"a projection is failing: {report.why}", hint)
         _require_rebuilds_to_move(store, leader)
         newest = store.log.newest()
         before = _positions(store, leader)
@@ -40,17 +42,14 @@ def check(database: Database) -> str:
     return f"{leader}, position {min(now)}, newest event {newest}"
 
 
-def _require_none_failed(store: Store, leader: Leader) -> None:
-    for name, report in store.checkpoints.reports().items():
-        if report.state == "failed" and leader.runs(name):
-            hint = "see all projections: `projector status`"
-            raise CheckFailed(f"a projection is failing: {report.why}", hint)
-
-
 def _require_rebuilds_to_move(store: Store, leader: Leader) -> None:
     """Wait a little: the report of an interrupted rebuild is old until it starts again."""
     until = time.monotonic() + MOVES_WITHIN_S
-    while stuck := [(n, s) for n, s in _rebuilds(store, leader) if s > REBUILD_MOVES_WITHIN_S]:
+    while stuck := [
+        (name, for_s)
+        for name, report in _reports(store, leader, "rebuilding").items()
+        if (for_s := time.time() - report.updated_at / 1000) > REBUILD_MOVES_WITHIN_S
+    ]:
         if time.monotonic() > until:
             name, for_s = stuck[0]
             hint = "see its progress: `projector status`"
@@ -58,13 +57,10 @@ def _require_rebuilds_to_move(store: Store, leader: Leader) -> None:
         time.sleep(0.05)
 
 
-def _rebuilds(store: Store, leader: Leader) -> list[tuple[str, float]]:
-    """The rebuilds in progress, and how many seconds ago each reported."""
-    return [
-        (name, time.time() - report.updated_at / 1000)
-        for name, report in store.checkpoints.reports().items()
-        if report.state == "rebuilding" and leader.runs(name)
-    ]
+def _reports(store: Store, leader: Leader, state: str) -> dict[str, ProjectionStatus]:
+    """What those projections report that the daemon runs and that are in a state."""
+    reports = store.checkpoints.reports().items()
+    return {name: one for name, one in reports if one.state == state and leader.runs(name)}
 
 
 def _positions(store: Store, leader: Leader) -> list[int]:

@@ -200,8 +200,8 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
                 wrong.append(Check("checkpoint", "fail", said, fix))
             elif version > here:
                 said = f"the views of {name} are of version {version}, the code here of {here}"
-                fix = "upgrade projector: `pip install -U session-projector`, or its package;"
-                fix += (
+                fix = (
+                    "upgrade projector: `pip install -U session-projector`, or its package;"
                     " where no newer one ever ran here, somebody wrote that: let the next run build"
                     f" them again: `projector projection drop {argument(name)}`"
                 )
