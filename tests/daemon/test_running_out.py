@@ -61,7 +61,7 @@ def test_a_log_that_nobody_reads_holds_up_nothing(database: Database) -> None:
 CHATTY = """
 import pathlib, sys
 from session_projector.worker.cli import logging
-logging.configure(logging.LogLevel.INFO, logging.LogFormat.JSON, queued=True)
+logging.configure("info", "json", queued=True)
 for number in range(5000):
     print("line", number, file=sys.stderr if number % 2 else sys.stdout)
 pathlib.Path(sys.argv[1]).touch()
@@ -89,7 +89,7 @@ def test_lines_that_find_no_room_are_counted_and_said(tmp_path: Path) -> None:
 REPETITIVE = """
 import structlog
 from session_projector.worker.cli import logging
-logging.configure(logging.LogLevel.INFO, logging.LogFormat.JSON, queued=True)
+logging.configure("info", "json", queued=True)
 log = structlog.get_logger()
 for number in range(5000):
     log.info("repeated", number=number)

@@ -4,8 +4,7 @@ import logging
 import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
-from enum import StrEnum
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 from session_projector.worker.cli.inert import InertStream, printable
 from session_projector.worker.cli.options import pasteable
@@ -23,17 +22,8 @@ finally:
         sys.modules["rich"] = _rich
 
 
-class LogLevel(StrEnum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class LogFormat(StrEnum):
-    AUTO = "auto"
-    JSON = "json"
-    CONSOLE = "console"
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
 
 
 def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None:
@@ -51,7 +41,7 @@ def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None
         limit = [LineLimit()]
         sys.stderr = cast(TextIO, LogQueue(sys.stderr, *limit))
         sys.stdout = cast(TextIO, InertStream(sys.stderr))  # what projections print
-    readable = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and terminal)
+    readable = form == "console" or (form == "auto" and terminal)
     renderer: Any = structlog.processors.JSONRenderer()
     if readable:
         renderer = structlog.dev.ConsoleRenderer(colors=terminal)

@@ -89,4 +89,4 @@ def _app(
 ) -> None:
     from session_projector.worker.cli import logging
 
-    logging.configure(logging.LogLevel.WARNING, logging.LogFormat.AUTO)  # `run` logs more
+    logging.configure("warning", "auto")  # `run` logs more

@@ -63,7 +63,7 @@ def run(
     log_level: Annotated[
         LogLevel,
         typer.Option(envvar="PROJECTOR_LOG_LEVEL", case_sensitive=False, help="Minimum log level."),
-    ] = LogLevel.INFO,
+    ] = "info",
     log_format: Annotated[
         LogFormat,
         typer.Option(
@@ -71,7 +71,7 @@ def run(
             case_sensitive=False,
             help="auto: readable on a terminal, otherwise JSON.",
         ),
-    ] = LogFormat.AUTO,
+    ] = "auto",
 ) -> None:
     """Run the daemon: catch up, then follow the log."""
     if verify_every is not None and not math.isfinite(verify_every):

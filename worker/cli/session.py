@@ -1,7 +1,6 @@
 """`projector session …`, in the verbs that Kanbatte's users know."""
 
-from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from msgspec.structs import asdict, astuple
@@ -25,12 +24,6 @@ from session_projector.worker.storage import open as storage
 from session_projector.worker.storage import port
 
 
-class Format(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-    MARKDOWN = "markdown"
-
-
 def _utf8(text: str | None) -> str | None:
     """Refuse an argument that is not UTF-8, which cannot be written into an event."""
     try:
@@ -51,6 +44,7 @@ _KEYS: Final = (
 """The fields of `Entry` as JSON names them."""
 Id = Annotated[str, typer.Argument(metavar="ID", callback=_utf8)]
 Only = Annotated[str | None, typer.Option("-p", "--project", help="Only sessions of this project.")]
+Form = Annotated[Literal["table", "json", "markdown"], typer.Option("-f", "--format")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait until the views include it, at most 30 s.")
 ]
@@ -123,13 +117,13 @@ def session_list(
         str | None,
         typer.Option("-s", "--status", help="Only these statuses, such as ready,in-progress."),
     ] = None,
-    form: Annotated[Format, typer.Option("-f", "--format")] = Format.TABLE,
+    form: Form = "table",
 ) -> None:
     """List sessions, oldest first."""
     wanted = None if statuses is None else statuses.split(",")
     with storage.database(database).open() as store:
         found = list(read.sessions(store, project=project, statuses=wanted))
-    if form is Format.JSON:
+    if form == "json":
         print(output.to_json([_summary(entry) for entry in found]))
         return
     headers = ("id", "project", "status", "messages", "updated", "title")
@@ -137,7 +131,7 @@ def session_list(
         (e.session_id, e.project, e.status, e.message_count, when(e.updated_at), e.title)
         for e in found
     ]
-    print((output.table if form is Format.TABLE else output.markdown_table)(headers, rows))
+    print((output.table if form == "table" else output.markdown_table)(headers, rows))
 
 
 @session.command("watch")
@@ -152,7 +146,7 @@ def session_watch(database: Database = "local.db", project: Only = None) -> None
 def session_view(
     session_id: Id,
     database: Database = "local.db",
-    form: Annotated[Format, typer.Option("-f", "--format")] = Format.MARKDOWN,
+    form: Form = "markdown",
     at: Annotated[
         str | None, typer.Option(metavar="SEQ|TIME", help=f"The session at this point: {_POINT}.")
     ] = None,
@@ -164,10 +158,10 @@ def session_view(
             view = read.session(store, session_id)
         else:
             view = time_travel.view_at(store, session_id, point)
-    if form is Format.JSON:
+    if form == "json":
         print(output.to_json(view))
     else:
-        print(output.session_table(view) if form is Format.TABLE else output.session_markdown(view))
+        print(output.session_table(view) if form == "table" else output.session_markdown(view))
 
 
 @session.command("history")
