@@ -4,14 +4,14 @@ import os
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, Literal
 
 from session_projector.worker import linux
 from session_projector.worker.errors import quoted
-from session_projector.worker.storage.port import Check
+from session_projector.worker.storage.port import Check, T
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
 
@@ -67,16 +67,20 @@ def files(path: Path, mounts: Path = linux.MOUNTS) -> Iterator[Check]:
 
 def _strangers(path: Path) -> set[int]:
     """The processes that have the database open in WAL mode, and not its -shm, all the time."""
-    shm = path.with_name(path.name + "-shm")
 
     def now() -> set[int]:
         opened = {pid for pid, _, at in linux.locks(path) if at == _OPEN_AT}
-        return opened - {pid for pid, *_ in linux.locks(shm)}
+        return opened - {pid for pid, *_ in linux.locks(_shm(path))}
 
-    found = now()
+    return _all_the_time(now)
+
+
+def _all_the_time(look: Callable[[], set[T]]) -> set[T]:
+    """What is found at each of several looks."""
+    found = look()
     for _ in range(LOOKS if found else 0):
         time.sleep(WATCH_S / LOOKS)
-        found &= now()
+        found &= look()
     return found
 
 
@@ -121,11 +125,7 @@ def _copied(shm: Path) -> float | None:
 def pinned_by(path: Path) -> set[int]:
     """The other processes that hold one snapshot open all the time; one that reads again and again
     lets go in between."""
-    found = _locks_of(path, "READ")
-    for _ in range(LOOKS if found else 0):
-        time.sleep(WATCH_S / LOOKS)
-        found &= _locks_of(path, "READ")
-    return {pid for pid, _ in found}
+    return {pid for pid, _ in _all_the_time(lambda: _locks_of(path, "READ"))}
 
 
 def who_locks_it(path: Path) -> str:
