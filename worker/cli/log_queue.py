@@ -158,7 +158,7 @@ class LineLimit:
             for (_, method), bucket in self._buckets.items():
                 if bucket.held is not None and (all_of_them or bucket.due_s() == 0):
                     if all_of_them:
-                        bucket.lines = 1
+                        bucket.full_at -= bucket.due_s()
                     due.append((method, bucket.held))
                     bucket.held = None
         for method, fields in due:
@@ -169,23 +169,17 @@ class _Bucket:
     """How many lines of an event may be written now; the lock of the limit is held."""
 
     def __init__(self) -> None:
-        self.lines = float(LINES_AT_ONCE)
         self.held: dict[str, Any] | None = None
         self.left_out = 0
-        self._filled = time.monotonic()
+        self.full_at = 0.0
+        """When so many as `LINES_AT_ONCE` may be again, by the monotonic clock."""
 
     def take(self) -> bool:
-        self._fill()
-        if self.lines < 1:
+        if self.due_s():
             return False
-        self.lines -= 1
+        self.full_at = max(self.full_at, time.monotonic()) + 1 / LINES_PER_S
         return True
 
     def due_s(self) -> float:
-        self._fill()
-        return max(1 - self.lines, 0) / LINES_PER_S
-
-    def _fill(self) -> None:
-        now = time.monotonic()
-        self.lines = min(self.lines + (now - self._filled) * LINES_PER_S, LINES_AT_ONCE)
-        self._filled = now
+        """Seconds until a line may be written."""
+        return max(self.full_at - time.monotonic() - (LINES_AT_ONCE - 1) / LINES_PER_S, 0)
