@@ -261,7 +261,7 @@ async def test_only_the_first_batch_after_a_quiet_time_counts_as_a_wake_up(
     async with opened(database.path) as thread:
         members = [await load(thread, projection) for projection in BUILT_IN]
         with closing(target(database.path).wakeup()) as wakeup:
-            await Tail(thread, members, Outage(state), leading=True, wakeup=wakeup).run(stop)
+            await Tail(thread, members, Outage(state), wakeup=wakeup).run(stop)
 
     assert sum(state.batch_events.counts) > 1
     assert sum(state.wakeup_s.counts) == 1

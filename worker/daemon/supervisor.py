@@ -61,8 +61,7 @@ class Supervisor:
         async with self._database.open_thread() as thread, anyio.create_task_group() as tasks:
             names = [projection.name for projection in self._projections]
             log.info("started", database=self._database.name, projections=names)
-            deferral = Deferral()
-            lead = Tail(thread, [], self._outage, leading=True, wakeup=wakeup, deferral=deferral)
+            lead = Tail(thread, [], self._outage, wakeup=wakeup, deferral=Deferral())
             unplaced = list(self._projections)
             tasks.start_soon(self._close_at_stop, wakeup)
             while not self._stop.is_set():

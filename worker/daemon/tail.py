@@ -42,12 +42,11 @@ class Tail:
         members: Sequence[Member],
         outage: Outage | None = None,
         *,
-        leading: bool = False,
         share: bool = False,
         wakeup: Wakeup | None = None,
         deferral: Deferral | None = None,
     ) -> None:
-        """`leading`: the others join it; `share`: it leaves the others as much time as it takes.
+        """`wakeup`: the others join it; `share`: it leaves the others as much time as it takes.
         `deferral` has views that cost much written less often than their events come."""
         self.members = list(members)
         self.lock = anyio.Lock()
@@ -55,7 +54,7 @@ class Tail:
         self._thread = thread
         self._outage = outage
         self._state = outage.state if outage else DaemonState()
-        self._leading = leading
+        self._leading = wakeup is not None
         self._share = share
         self._ahead: Page | None = None
         """What follows these members' position, where it is read already."""

@@ -252,7 +252,7 @@ async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
         members = [await load(thread, projection) for projection in BUILT_IN]
         state, stop = DaemonState(), anyio.Event()
         monkeypatch.setattr(state, "committed", lambda *_: stop.set())
-        tail = Unchanged(thread, members, Outage(state), leading=True, wakeup=deaf)
+        tail = Unchanged(thread, members, Outage(state), wakeup=deaf)
         await tail.run(stop)
 
     assert database.contents("A-1") == []
