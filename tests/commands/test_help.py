@@ -75,3 +75,28 @@ def test_the_shell_completes_commands_and_options(typed: str, offered: list[str]
     )
 
     assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize(
+    ("instruction", "words", "at"),
+    [
+        ("nonsense", "", ""),
+        ("complete_nonsense", "", ""),
+        ("complete_bash", None, None),
+        ("complete_bash", "projector st", None),
+        ("complete_bash", "projector st", "one"),
+        ("complete_bash", "projector 'st", "-7"),
+        ("complete_bash", "projector \udcff", "1" * 5000),
+    ],
+)
+def test_odd_variables_of_a_completion_are_told_in_a_sentence(
+    instruction: str, words: str | None, at: str | None
+) -> None:
+    given = {"_PROJECTOR_COMPLETE": instruction, "COMP_WORDS": words, "COMP_CWORD": at}
+    asked = {name: value for name, value in given.items() if value is not None}
+
+    done = subprocess.run([SCRIPT], env=os.environ | asked, capture_output=True, text=True)
+
+    assert done.returncode in (0, 1, 2)
+    assert (done.returncode == 0) == (done.stderr == "")
+    assert "Traceback" not in done.stderr
