@@ -290,7 +290,8 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
 
     sessions, index = status["projections"]
     assert status["newest"] == 4
-    assert status["daemon"] == {"alive": False, "pid": None, "stopped": False, "running": []}
+    nobody = {"alive": False, "pid": None, "stopped": False, "running": [], "seen": False}
+    assert status["daemon"] == nobody
     assert status["file_bytes"] == database.path.stat().st_size
     expected = {
         "version": 2,
@@ -314,7 +315,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         os.waitid(os.P_PID, running.process.pid, os.WSTOPPED)
         readable = run(database, "status")
         assert f"suspended (SIGSTOP), process {running.process.pid}" in readable
-        assert f"resume it: kill -CONT {running.process.pid}" in readable
+        assert f"resume it: `kill -CONT {running.process.pid}`" in readable
 
 
 @pytest.mark.parametrize("odd", ["no time", None, 4_000_000_000_000])

@@ -197,6 +197,9 @@ class Sizes(msgspec.Struct, frozen=True):
     wal_readers: list[int]
 
 
+UNSEEN: Final = "a process that cannot be seen from here"
+
+
 class Leader(msgspec.Struct, frozen=True):
     """The daemon that leads, as it is seen from here.
 
@@ -212,7 +215,7 @@ class Leader(msgspec.Struct, frozen=True):
     seen: bool
 
     def __str__(self) -> str:
-        return f"process {self.pid}" if self.pid else "a process that cannot be seen from here"
+        return f"process {self.pid}" if self.pid else UNSEEN
 
     def runs(self, name: str) -> bool:
         """Whether it runs a projection; one that does not say may run any."""
