@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import INSERT, PROJECTOR, T0, Database, daemon, event, projector, users
+from support import INSERT, PROJECTOR, T0, Database, daemon, event, extensions, projector, users
 from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
@@ -756,6 +756,35 @@ def test_a_projection_that_does_not_tail_is_told_with_the_reason(
 
 
 # Around it
+
+
+EXTENSION = ("--projection", "support.extensions:PerProject")
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_what_an_uninstalled_projection_left_is_named_and_dropped_by_the_command(
+    folded: Database, *, has_checkpoint: bool
+) -> None:
+    with daemon(folded.path, program=extensions.PROGRAM, options=EXTENSION) as running:
+        running.wait_for("started")
+        projector("wait", "--projection", "per_project", "9", "-d", folded.path)
+        while_it_runs = look(folded, "projections")
+    if not has_checkpoint:
+        folded.sql("DELETE FROM checkpoint WHERE name = 'per_project'")
+        folded.sql("DROP TABLE per_project")
+    found = look(folded, "projections")
+    drop = re.findall("`([^`]*)`", found.fix)[-1]
+    shell(f"{drop} <<< y")
+
+    assert while_it_runs.level == "ok"
+    assert found.level == "warn"
+    assert "per_project has no code here" in found.found
+    assert "1 events in quarantine" in found.found
+    assert (", 1 rows of per_project" in found.found) == has_checkpoint
+    assert found.fix.startswith("install its package or name it")
+    assert look(folded, "projections").level == "ok"
+    assert folded.sql("SELECT * FROM quarantine WHERE projection = 'per_project'") == []
+    assert folded.sql("SELECT * FROM sqlite_master WHERE name = 'per_project'") == []
 
 
 def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:

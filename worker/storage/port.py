@@ -368,6 +368,9 @@ class Quarantine(Protocol):
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
         """All rows, or those of one event, by position and then by projection."""
 
+    def projections(self) -> list[str]:
+        """The projections that have any event there, by name."""
+
     def count(self, name: str) -> QuarantineCount:
         """How many events a projection has there."""
 
