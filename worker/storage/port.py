@@ -255,6 +255,13 @@ class Log(Protocol):
         """The next events up to `until` by log key and then by position, beginning with those that
         have no key: a page. `after` is the last row of the page before."""
 
+    def check_keys(self, projection: str, *, after: int) -> int | None:
+        """Check that the events after a position, a page of them, are found under their keys;
+        returns the last one's position, None where the log ends with this page.
+
+        Raises `ProjectionFailed` where reading by key would leave out one that is there.
+        """
+
     def present(
         self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
     ) -> set[str]:
