@@ -38,7 +38,7 @@ def projection_list(database: Database = "local.db", json: Json = False) -> None
 
 @projection.command("drop")
 def projection_drop(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The projection's name.")],
     database: Database = "local.db",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:

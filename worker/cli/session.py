@@ -49,7 +49,7 @@ _KEYS: Final = (
     *("createdAt", "updatedAt", "lastEventId", "lastSeq"),
 )
 """The fields of `Entry` as JSON names them."""
-Id = Annotated[str, typer.Argument(metavar="ID", callback=_utf8)]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The session's id.", callback=_utf8)]
 Only = Annotated[str | None, typer.Option("-p", "--project", help="Only sessions of this project.")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait until the views include it, at most 30 s.")
@@ -98,7 +98,14 @@ def session_append(
 @session.command("status")
 def session_status(
     session_id: Id,
-    new_status: Annotated[str | None, typer.Argument(metavar="STATUS", callback=_utf8)] = None,
+    new_status: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STATUS",
+            help="The new status; without it, the present one is printed.",
+            callback=_utf8,
+        ),
+    ] = None,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
@@ -123,7 +130,9 @@ def session_list(
         str | None,
         typer.Option("-s", "--status", help="Only these statuses, such as ready,in-progress."),
     ] = None,
-    form: Annotated[Format, typer.Option("-f", "--format")] = Format.TABLE,
+    form: Annotated[
+        Format, typer.Option("-f", "--format", help="How it is printed.")
+    ] = Format.TABLE,
 ) -> None:
     """List sessions, oldest first."""
     wanted = None if statuses is None else statuses.split(",")
@@ -152,7 +161,9 @@ def session_watch(database: Database = "local.db", project: Only = None) -> None
 def session_view(
     session_id: Id,
     database: Database = "local.db",
-    form: Annotated[Format, typer.Option("-f", "--format")] = Format.MARKDOWN,
+    form: Annotated[
+        Format, typer.Option("-f", "--format", help="How it is printed.")
+    ] = Format.MARKDOWN,
     at: Annotated[
         str | None, typer.Option(metavar="SEQ|TIME", help=f"The session at this point: {_POINT}.")
     ] = None,
