@@ -12,7 +12,7 @@ import structlog
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.projection import PerSession, Projection, Table
-from session_projector.worker.errors import UsageError
+from session_projector.worker.errors import UsageError, quoted
 from session_projector.worker.storage.open import table_fault
 
 GROUP: Final = "projector.projections"
@@ -73,7 +73,7 @@ def _named(spec: str) -> Any:
         )
     if "." not in sys.path:
         sys.path.insert(_behind_standard_library(), ".")
-    return _load(module, name)
+    return _load(module, name, path='import sys; sys.path.append("."); ')
 
 
 def _behind_standard_library() -> int:
@@ -85,7 +85,8 @@ def _behind_standard_library() -> int:
     return max(found, default=len(sys.path))
 
 
-def _load(module: str, name: str) -> Any:
+def _load(module: str, name: str, *, path: str = "") -> Any:
+    """Import a projection; the hint of the `UsageError` imports it as here, after `path`."""
     try:
         value: Any = import_module(module)
         for part in name.split("."):
@@ -94,9 +95,10 @@ def _load(module: str, name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        code = f"{path}from {module} import {name.partition('.')[0]}"
         raise UsageError(
             f"the projection {module}:{name} cannot be loaded: {type(error).__name__}: {error}",
-            f"see what is wrong: {sys.executable} -c 'from {module} import {name.split('.')[0]}'",
+            f"see what is wrong: `{quoted(sys.executable)} -P -c {quoted(code)}`",
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -289,7 +290,8 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
 
     sessions, index = status["projections"]
     assert status["newest"] == 4
-    assert status["daemon"] == {"alive": False, "pid": None, "stopped": False, "running": []}
+    nobody = {"alive": False, "pid": None, "stopped": False, "running": [], "seen": False}
+    assert status["daemon"] == nobody
     assert status["file_bytes"] == database.path.stat().st_size
     expected = {
         "version": 2,
@@ -313,7 +315,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         os.waitid(os.P_PID, running.process.pid, os.WSTOPPED)
         readable = run(database, "status")
         assert f"suspended (SIGSTOP), process {running.process.pid}" in readable
-        assert f"resume it: kill -CONT {running.process.pid}" in readable
+        assert f"resume it: `kill -CONT {running.process.pid}`" in readable
 
 
 @pytest.mark.parametrize("odd", ["no time", None, 4_000_000_000_000])
@@ -579,3 +581,32 @@ def test_a_checkpoint_that_no_projection_can_have_is_made_sound_by_the_command_t
 
     assert f"`projector db setup -d {database.path}`" in refused.stderr
     assert database.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [(True, "No module named 'absent'"), (False, "No module named 'mine'")]
+)
+def test_the_command_that_shows_why_a_projection_does_not_load_runs_nothing_else(
+    database: Database, tmp_path: Path, *, named: bool, told: str
+) -> None:
+    folder, package = tmp_path / "it's here", tmp_path / "mine-1.dist-info"
+    folder.mkdir()
+    (folder / "json.py").write_text("raise OSError('a module of the working folder')")
+    if named:
+        (folder / "mine.py").write_text("import json, absent")
+    else:
+        package.mkdir()
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+        (package / "entry_points.txt").write_text("[projector.projections]\nx = mine:X\n")
+        (folder / "mine.py").write_text("raise OSError('a module of the working folder')")
+    paths = f"{os.environ['PYTHONPATH']}:" * ("PYTHONPATH" in os.environ) + str(tmp_path)
+    options = ["--projection", "mine:X"] * named
+    surroundings: dict[str, Any] = {"cwd": folder, "env": os.environ | {"PYTHONPATH": paths}}
+    command = ["run", "--once", *options, "-d", database.path]
+
+    said = projector(*command, check=2 if named else 0, **surroundings).stderr
+    (hint,) = set(re.findall("`(.* -c .*)`", said))
+    done = subprocess.run(["bash", "-c", hint], capture_output=True, text=True, **surroundings)
+
+    assert "working folder" not in done.stderr
+    assert done.stderr.endswith(f"{told}\n")

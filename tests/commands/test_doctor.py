@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import INSERT, PROJECTOR, T0, Database, daemon, event, projector, users
+from support import INSERT, PROJECTOR, T0, Database, daemon, event, extensions, projector, users
 from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
@@ -561,20 +561,39 @@ def test_a_daemon_of_another_user_is_looked_at_before_it_is_ended(stranger: Data
     stranger.path.parent.chmod(0o2775)
     stranger.insert("A-1", event("session_status_update", {"status": "x"}), id="later")
     code = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
-    asking = AS_STRANGER.replace(f"become({STRANGER_UID})", f"become(60004, {STRANGER_UID})")
     with another(code, stranger.path) as pid:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", asking, "doctor", "--json", "-d", stranger.path],
-            capture_output=True,
-            text=True,
-        )
-    (found,) = [
-        one for one in json.loads(done.stdout.partition("---\n")[2]) if one["check"] == "daemon"
-    ]
+        found = by_another("doctor", stranger)
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        suspended = [by_another(name, stranger) for name in ("doctor", "health", "status")]
 
-    assert f"process {pid}, 1 events wait" in found["found"]
-    assert f"look at process {pid} with `ps -fp {pid}`" in found["mend"]
-    assert "kill" not in found["mend"]
+    assert f"process {pid}, 1 events wait" in found
+    for said in (found, *suspended):
+        assert f"look at process {pid} with `ps -fp {pid}`" in said
+        assert "kill" not in said
+    for said in suspended:
+        assert "suspended (SIGSTOP)" in said
+
+
+@needs_root
+def test_a_writer_of_another_user_with_removed_files_is_looked_at_before_it_is_ended(
+    stranger: Database,
+) -> None:
+    read = f"{OPEN}db.execute('SELECT * FROM view').fetchall()"
+    with another(f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{read}", stranger.path) as pid:
+        os.remove(f"{stranger.path}-shm")
+        found = by_another("doctor", stranger)
+
+    assert f"-wal and -shm files than stand beside it, in: {pid} (python" in found
+    assert f"look at process {pid} with `ps -fp {pid}`" in found
+    assert "kill" not in found
+
+
+def by_another(command: str, database: Database) -> str:
+    """What a command prints for another member of the group."""
+    code = AS_STRANGER.replace(f"become({STRANGER_UID})", f"become(60004, {STRANGER_UID})")
+    arguments = [sys.executable, "-P", "-c", code, command, "-d", database.path]
+    return subprocess.run(arguments, capture_output=True, text=True).stdout
 
 
 @needs_root
@@ -737,6 +756,35 @@ def test_a_projection_that_does_not_tail_is_told_with_the_reason(
 
 
 # Around it
+
+
+EXTENSION = ("--projection", "support.extensions:PerProject")
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_what_an_uninstalled_projection_left_is_named_and_dropped_by_the_command(
+    folded: Database, *, has_checkpoint: bool
+) -> None:
+    with daemon(folded.path, program=extensions.PROGRAM, options=EXTENSION) as running:
+        running.wait_for("started")
+        projector("wait", "--projection", "per_project", "9", "-d", folded.path)
+        while_it_runs = look(folded, "projections")
+    if not has_checkpoint:
+        folded.sql("DELETE FROM checkpoint WHERE name = 'per_project'")
+        folded.sql("DROP TABLE per_project")
+    found = look(folded, "projections")
+    drop = re.findall("`([^`]*)`", found.fix)[-1]
+    shell(f"{drop} <<< y")
+
+    assert while_it_runs.level == "ok"
+    assert found.level == "warn"
+    assert "per_project has no code here" in found.found
+    assert "1 events in quarantine" in found.found
+    assert (", 1 rows of per_project" in found.found) == has_checkpoint
+    assert found.fix.startswith("install its package or name it")
+    assert look(folded, "projections").level == "ok"
+    assert folded.sql("SELECT * FROM quarantine WHERE projection = 'per_project'") == []
+    assert folded.sql("SELECT * FROM sqlite_master WHERE name = 'per_project'") == []
 
 
 def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:

@@ -4,12 +4,14 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
-from session_projector.worker.cli.commands import HELP, load
+from session_projector.worker.cli.commands import HELP, command, load
 
 SCRIPT = Path(sys.executable).parent / "projector"
 
@@ -22,14 +24,27 @@ def test_the_list_of_commands_says_of_each_what_its_own_help_says(name: str) -> 
     assert own.split("\n")[0] == HELP[name]
 
 
+def parameters(name: str, found: Any) -> Iterator[tuple[str, str, str | None]]:
+    """Each argument and option of a command and those below it, and its help."""
+    for parameter in found.params:
+        yield name, parameter.name, getattr(parameter, "help", None)
+    for below, inner in getattr(found, "commands", {}).items():
+        yield from parameters(f"{name} {below}", inner)
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_each_argument_and_option_has_a_help_text(name: str) -> None:
+    assert [found for found in parameters(name, command(name)) if not found[2]] == []
+
+
 def imported(*arguments: str) -> set[str]:
     """The modules that a command has imported when it ends."""
     code = (
         "import atexit, sys; from session_projector.__main__ import main;"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
     )
-    command = [sys.executable, "-P", "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    call = [sys.executable, "-P", "-c", code, *arguments]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
     return set(done.stderr.split())
 
 
@@ -75,3 +90,28 @@ def test_the_shell_completes_commands_and_options(typed: str, offered: list[str]
     )
 
     assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize(
+    ("instruction", "words", "at"),
+    [
+        ("nonsense", "", ""),
+        ("complete_nonsense", "", ""),
+        ("complete_bash", None, None),
+        ("complete_bash", "projector st", None),
+        ("complete_bash", "projector st", "one"),
+        ("complete_bash", "projector 'st", "-7"),
+        ("complete_bash", "projector \udcff", "1" * 5000),
+    ],
+)
+def test_odd_variables_of_a_completion_are_told_in_a_sentence(
+    instruction: str, words: str | None, at: str | None
+) -> None:
+    given = {"_PROJECTOR_COMPLETE": instruction, "COMP_WORDS": words, "COMP_CWORD": at}
+    asked = {name: value for name, value in given.items() if value is not None}
+
+    done = subprocess.run([SCRIPT], env=os.environ | asked, capture_output=True, text=True)
+
+    assert done.returncode in (0, 1, 2)
+    assert (done.returncode == 0) == (done.stderr == "")
+    assert "Traceback" not in done.stderr

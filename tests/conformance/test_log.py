@@ -29,6 +29,16 @@ def seqs(rows: Sequence[LogRow]) -> list[int]:
     return [row.seq for row in rows]
 
 
+def test_events_are_checked_to_be_found_by_key_page_by_page(database: Database) -> None:
+    with storage.database(database.name, Limits(page_events=2)).open(writable=True) as store:
+        assert store.log.check_keys("counted", after=0) is None
+        first, second, *_, last = append(store, "e1", "e2", "e3", "e4", "e5")
+
+        assert store.log.check_keys("counted", after=0) == second
+        assert store.log.check_keys("counted", after=first) is not None
+        assert store.log.check_keys("counted", after=last - 1) is None
+
+
 # Order
 
 

@@ -50,6 +50,19 @@ def test_no_reason_is_given_where_the_row_is_of_another_event(
     assert store.quarantine.reasons("counted", [first]) == {first: None}
 
 
+def test_the_projections_that_have_events_there_are_those_that_can_have_such_a_name(
+    store: Store, outside: Outsider
+) -> None:
+    (first,) = append(store, "e1")
+    assert store.quarantine.projections() == []
+    reject(store, first, position=first)
+    for name in ("another", "", "a; rm -rf ~"):
+        for seq in (1, 2):
+            outside.insert("quarantine", projection=name, seq=seq, id="x", key="y", reason="z")
+
+    assert store.quarantine.projections() == ["another", "counted"]
+
+
 def test_strays_are_rows_without_an_event_or_beyond_the_checkpoint(
     store: Store, outside: Outsider
 ) -> None:

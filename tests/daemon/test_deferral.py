@@ -324,8 +324,9 @@ async def test_status_and_doctor_name_what_is_deferred(database: Database) -> No
 # With processes
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_others_go_on_beside_a_giant_session_and_a_stop_leaves_nothing_behind(
-    database: Database,
+    database: Database, how: signal.Signals
 ) -> None:
     parts = ["x" * (GIANT_BYTES // 3)] * 3
     database.created("big")
@@ -341,8 +342,12 @@ def test_others_go_on_beside_a_giant_session_and_a_stop_leaves_nothing_behind(
             if deferred(database):
                 break
         lines = running.wait_for("view_deferred")
-        assert running.stop(signal.SIGTERM) == 0
+        code = running.stop(how)
+    if how is signal.SIGKILL:
+        projector("run", "--once", "-d", database.path)
 
+    assert code == (0 if how is signal.SIGTERM else -how)
     assert lines["key"] == "session:big"
     assert deferred(database) == {}
     assert database.contents("big") == [*parts, *(str(n) for n in range(number + 1))]
+    projector("verify", "-d", database.path)

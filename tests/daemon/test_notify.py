@@ -132,7 +132,8 @@ def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
     assert absent == f"no daemon is alive: start one: `projector run -d {database.path}`\n"
     assert well == f"process {running.process.pid}, position 1, newest event 1\n"
     pid = running.process.pid
-    assert stuck == f"the daemon (process {pid}) is suspended (SIGSTOP): kill -CONT {pid}\n"
+    resume = f"resume it: `kill -CONT {pid}`\n"
+    assert stuck == f"the daemon (process {pid}) is suspended (SIGSTOP): {resume}"
 
 
 def test_health_says_what_is_wrong_with_what_is_no_database(tmp_path: Path) -> None:

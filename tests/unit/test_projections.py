@@ -16,6 +16,7 @@ from session_projector.projections.event import (
     Event,
     LogRow,
     Other,
+    OutOfMemory,
     SessionCreated,
     Unfoldable,
 )
@@ -310,10 +311,10 @@ def test_a_lack_of_memory_is_no_fault_of_an_event(place: str) -> None:
     setattr(Greedy, place, fail)
     events = folding.read(given(created("A-1")).rows())
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(OutOfMemory, match="event 1"):
         folding.fold(Greedy(), {}, events)
     if place == "key_of":
-        with pytest.raises(MemoryError):
+        with pytest.raises(OutOfMemory, match="event 1"):
             folding.key_of(Greedy(), events[0])
 
 
@@ -322,8 +323,8 @@ def test_a_lack_of_memory_is_no_fault_of_a_row() -> None:
         def encode(self, *_: Any) -> bytes:
             raise MemoryError
 
-    with pytest.raises(MemoryError):
-        folding.read([LogRow(1, "e1", "A-1", Large("{}"), T0)])
+    with pytest.raises(OutOfMemory, match="event 7"):
+        folding.read([LogRow(7, "e7", "A-1", Large("{}"), T0)])
 
 
 class TokensPerSession(PerSession):

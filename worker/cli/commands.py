@@ -8,6 +8,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from session_projector.worker.errors import UsageError
+
 SETTINGS: Final[dict[str, Any]] = {"no_args_is_help": True, "rich_markup_mode": None}
 SECTIONS: Final = {
     "The daemon": {
@@ -52,6 +54,15 @@ class Commands(TyperGroup):
         found = command(name) if name else None
         heed_interrupts()
         return name, found, rest
+
+    def _main_shell_completion(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super()._main_shell_completion(*arguments, **named)
+        except (LookupError, ValueError) as error:
+            raise UsageError(
+                f"the shell's variables for completion cannot be read: {error!r}",
+                "unset the variable whose name ends in _COMPLETE, and run the command again",
+            ) from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         del ctx

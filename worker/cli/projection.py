@@ -38,7 +38,7 @@ def projection_list(database: Database = "local.db", json: Json = False) -> None
 
 @projection.command("drop")
 def projection_drop(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The projection's name.")],
     database: Database = "local.db",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
@@ -52,13 +52,14 @@ def projection_drop(
                 f"a daemon ({leader}) runs {name} and would rebuild it at once",
                 "stop the daemon first",
             )
-        if listed.version is None:
+        if listed.version is None and listed.code_version:
             raise CheckFailed(f"{one_line(name)} never ran here: there is nothing to drop")
         kept_in = one_line(listed.kept_in, 200)
         rows = f"{listed.rows:,} rows of {kept_in}, "
         if not store.views.owns(name):
             rows = ""
-            print(f"{kept_in} is no table of this projection, and does not change")
+            if kept_in:
+                print(f"{kept_in} is no table of this projection, and does not change")
         print(
             f"drops {rows}{listed.quarantined:,} of quarantine, and the checkpoint of"
             f" {one_line(name, 200)} at {listed.position:,}; the log does not change"

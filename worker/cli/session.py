@@ -42,9 +42,12 @@ _KEYS: Final = (
     *("createdAt", "updatedAt", "lastEventId", "lastSeq"),
 )
 """The fields of `Entry` as JSON names them."""
-Id = Annotated[str, typer.Argument(metavar="ID", callback=_utf8)]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The session's id.", callback=_utf8)]
 Only = Annotated[str | None, typer.Option("-p", "--project", help="Only sessions of this project.")]
-Form = Annotated[Literal["table", "json", "markdown"], typer.Option("-f", "--format")]
+Form = Annotated[
+    Literal["table", "json", "markdown"],
+    typer.Option("-f", "--format", help="How it is printed."),
+]
 Wait = Annotated[
     bool, typer.Option("--wait", help="Wait until the views include it, at most 30 s.")
 ]
@@ -92,7 +95,14 @@ def session_append(
 @session.command("status")
 def session_status(
     session_id: Id,
-    new_status: Annotated[str | None, typer.Argument(metavar="STATUS", callback=_utf8)] = None,
+    new_status: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STATUS",
+            help="The new status; without it, the present one is printed.",
+            callback=_utf8,
+        ),
+    ] = None,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from msgspec import to_builtins
 
+from session_projector.worker import linux
 from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
@@ -32,7 +33,7 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
     yield "database", found.database
     doing = "suspended (SIGSTOP)" if daemon.suspended else "alive"
-    yield "daemon", f"{doing}, process {daemon.pid}" if daemon.alive else "none is alive"
+    yield "daemon", f"{doing}, {daemon}" if daemon.alive else "none is alive"
     yield "schema", found.schema
     yield "newest event", found.newest
     yield "file", f"{found.file_bytes:,} bytes"
@@ -95,7 +96,8 @@ def _advice(found: Status) -> Iterator[str]:
     elif not found.daemon.alive:
         yield "start one: `projector run`"
     elif found.daemon.suspended:
-        yield f"resume it: kill -CONT {found.daemon.pid}"
+        resume = linux.ending([found.daemon.pid or 0], "-CONT", seen=found.daemon.seen)
+        yield f"resume it: {resume}"
     if found.wal_readers:
         yield (
             "the write-ahead log is large: a read is open all the time in process\n"

@@ -15,7 +15,7 @@ from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.difference import Difference
 from session_projector.worker.replay.rebuild import compare
-from session_projector.worker.replay.walk import WalkProgress
+from session_projector.worker.replay.walk import Pages, WalkProgress
 from session_projector.worker.storage.port import Database
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -42,7 +42,12 @@ async def verify_in_background(
                         checkpoint = await thread.run(
                             lambda store: checkpoint_of(store, projection)
                         )
-                        async with aclosing(compare(thread, projection, checkpoint)) as steps:
+                        pages = Pages(thread, [projection])
+                        async for _ in pages.check(projection):
+                            if stop.is_set():
+                                return
+                        steps = compare(thread, projection, checkpoint, pages=pages)
+                        async with aclosing(steps):
                             async for step in steps:
                                 one.found(step)
                                 await wait(every_s, stop)

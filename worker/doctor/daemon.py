@@ -7,6 +7,7 @@ from typing import Final
 from session_projector.worker import linux
 from session_projector.worker.doctor import host
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
+from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
 from session_projector.worker.storage.port import (
     Check,
     Checkpoint,
@@ -102,11 +103,18 @@ def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint
 
 
 def projections(database: Database) -> Iterator[Check]:
-    """Check for projections that failed or are being rebuilt, and views that stay behind."""
-    alive = database.leadership().leader() is not None
+    """Check for projections that failed, are being rebuilt or lost their code, and for views that
+    stay behind."""
+    leader = database.leadership().leader()
+    alive, running = leader is not None, leader.running if leader else ()
     with database.open() as store:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
-    wrong = [
+        wrong = [
+            _without_code(one, owns=store.views.owns(one.name))
+            for one in listing(store)
+            if one.code_version is None and one.name not in running
+        ]
+    wrong += [
         _behind(key, view, alive=alive)
         for stored in checkpoints.values()
         for key, view in stored.checkpoint.deferred.items()
@@ -126,6 +134,16 @@ def projections(database: Database) -> Iterator[Check]:
         wrong.append(Check("projections", "warn", said, fix))
     found = f"{len(checkpoints)} of them, none failed or rebuilding"
     yield from wrong or [Check("projections", "ok", found)]
+
+
+def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
+    """The finding for what is left of a projection whose package was uninstalled, say."""
+    rows = f", {one.rows:,} rows of {one.kept_in}" if owns else ""
+    said = (
+        f"{one.name} has no code here, and what it left stays as it is: its checkpoint at"
+        f" {one.position:,}{rows} and {one.quarantined:,} events in quarantine"
+    )
+    return Check("projections", "warn", said, without_code(one.name))
 
 
 def _behind(key: str, view: Deferred, *, alive: bool) -> Check:

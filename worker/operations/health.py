@@ -3,6 +3,7 @@
 import time
 from typing import Final
 
+from session_projector.worker import linux
 from session_projector.worker.errors import CheckFailed
 from session_projector.worker.storage.port import Database, Leader, ProjectionStatus, Store
 
@@ -18,7 +19,8 @@ def check(database: Database) -> str:
     leader = database.leadership().leader()
     if leader and leader.suspended:
         raise CheckFailed(
-            f"the daemon ({leader}) is suspended (SIGSTOP)", f"kill -CONT {leader.pid}"
+            f"the daemon ({leader}) is suspended (SIGSTOP)",
+            f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}",
         )
     with database.open() as store:
         if leader is None:

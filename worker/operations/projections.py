@@ -15,7 +15,7 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class ProjectionInfo(msgspec.Struct, frozen=True):
-    """A projection's checkpoint and what it stores; `version` is None if it never ran.
+    """A projection's checkpoint and what it stores; `version` is None if it has no checkpoint.
 
     `code_version` is the version that is built in or installed here, None if there is none.
     """
@@ -32,17 +32,19 @@ class ProjectionInfo(msgspec.Struct, frozen=True):
 
 
 def listing(store: Store) -> list[ProjectionInfo]:
-    """The projections that are built in, installed or have a checkpoint, in this order."""
+    """The projections that are built in, installed, have a checkpoint or only events in quarantine,
+    in this order."""
     known = {projection.name: projection for projection in registry.known()}
     stored = store.checkpoints.all()
     found = []
-    for name in dict.fromkeys((*known, *stored)):
-        checkpoint = stored[name].checkpoint if name in stored else None
-        table = stored[name].table if name in stored else known[name].table
+    for name in dict.fromkeys((*known, *stored, *store.quarantine.projections())):
+        code, there = known.get(name), stored.get(name)
+        table = there.table if there else code.table if code else Table("", {}, "")
+        checkpoint = there.checkpoint if there else None
         info = ProjectionInfo(
             name=name,
             version=checkpoint.version if checkpoint else None,
-            code_version=known[name].version if name in known else None,
+            code_version=code.version if code else None,
             position=checkpoint.complete if checkpoint else 0,
             digest=checkpoint.digest if checkpoint else "",
             skipped=checkpoint.skipped if checkpoint else 0,
@@ -71,13 +73,15 @@ def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
     known = {projection.name for projection in projections}
     for name in store.checkpoints.all():
         if name not in known:
-            drop = f"`projector projection drop {argument(name)}`"
-            log.warning(
-                "projection_without_code",
-                projection=name,
-                hint="install its package or name it with --projection MODULE:NAME; if it is no"
-                f" longer needed: {drop}",
-            )
+            log.warning("projection_without_code", projection=name, hint=without_code(name))
+
+
+def without_code(name: str) -> str:
+    """What to do about a projection of the database that has no code here."""
+    return (
+        "install its package or name it with --projection MODULE:NAME; if it is no longer needed:"
+        f" `projector projection drop {argument(name)}`"
+    )
 
 
 def refuse_newer_views(store: Store, projections: Iterable[Projection]) -> None:

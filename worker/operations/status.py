@@ -12,6 +12,7 @@ from session_projector.worker.folding.checkpoints import fits_log
 from session_projector.worker.folding.deferral import delay_s
 from session_projector.worker.operations.projections import ProjectionInfo, listing
 from session_projector.worker.storage.port import (
+    UNSEEN,
     Checkpoint,
     Database,
     Leader,
@@ -24,12 +25,19 @@ CLOCKS: Final = 100
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """The leading daemon; `pid` is None if there is none, 0 if its process cannot be seen."""
+    """The leading daemon; `pid` is None if there is none, 0 if its process cannot be seen.
+
+    `seen` is whether that process is seen to hold the lock (`Leader`).
+    """
 
     alive: bool
     pid: int | None
     suspended: bool = msgspec.field(name="stopped")
     running: list[str]
+    seen: bool
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" if self.pid else UNSEEN
 
 
 class TailingStatus(msgspec.Struct, frozen=True):
@@ -107,8 +115,8 @@ def status(database: Database) -> Status:
 
 def _daemon(leader: Leader | None) -> DaemonStatus:
     if leader is None:
-        return DaemonStatus(False, None, False, [])
-    return DaemonStatus(True, leader.pid, leader.suspended, [*leader.running])
+        return DaemonStatus(False, None, False, [], False)
+    return DaemonStatus(True, leader.pid, leader.suspended, [*leader.running], leader.seen)
 
 
 def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | None) -> Progress:

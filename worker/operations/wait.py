@@ -109,7 +109,7 @@ def _too_late(
     ]
     leader, newest = database.leadership().leader(), store.log.newest()
     ahead = f"; the newest event is {newest}" if newest < seq else ""
-    alive = f"a daemon is alive, process {leader.pid}" if leader else "no daemon is alive"
+    alive = f"a daemon is alive, {leader}" if leader else "no daemon is alive"
     return CheckFailed(
         f"position {seq} was not reached within {timeout_s:g} s: {', '.join(behind)}{ahead};"
         f" {alive}",

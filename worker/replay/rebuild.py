@@ -143,7 +143,7 @@ async def rebuild(
     progress = ProjectionStatus("rebuilding", projection.version, "", 0, until, now_ms(), now_ms())
     await thread.run(lambda store: store.checkpoints.report(projection.name, progress))
     quarantined = removed = 0
-    async for step in walk.steps():
+    async for step in _checked(pages, projection, walk):
         quarantined += sum(n for key, n in step.outcomes.items() if key[2] == "quarantined")
         removed += sum(d.row == "view" and d.kind == ORPHANED for d in step.differences)
         progress = msgspec.structs.replace(progress, events=progress.events + step.events)
@@ -167,3 +167,13 @@ async def rebuild(
         quarantined=quarantined,
         removed=removed,
     )
+
+
+async def _checked(
+    pages: Pages, projection: Projection, walk: Walk
+) -> AsyncGenerator[WalkProgress, None]:
+    """The steps of a scan, and before them those that check what it reads by."""
+    async for _ in pages.check(projection):
+        yield WalkProgress()
+    async for step in walk.steps():
+        yield step

@@ -62,6 +62,7 @@ class Pages:
         self._projections = projections
         self._newest: int | None = None
         self._asked: tuple[int, int] | None = None
+        self._checked: int | None = 0
         self._found: Page | None = None
 
     async def newest(self) -> int:
@@ -69,6 +70,14 @@ class Pages:
         newest = await self._thread.run(lambda store: store.log.newest())
         self._newest = min(newest, newest if self._newest is None else self._newest)
         return self._newest
+
+    async def check(self, projection: Projection) -> AsyncIterator[None]:
+        """Check the index by which the log is read, a page each time and once for all scans."""
+        while (after := self._checked) is not None and projection.log_keys("") is not None:
+            self._checked = await self._thread.run(
+                lambda store: store.log.check_keys(projection.name, after=after)
+            )
+            yield
 
     async def by_key(self, after: LogRow | None, until: int) -> Page | None:
         """The next page; None after the last one."""

@@ -197,6 +197,9 @@ class Sizes(msgspec.Struct, frozen=True):
     wal_readers: list[int]
 
 
+UNSEEN: Final = "a process that cannot be seen from here"
+
+
 class Leader(msgspec.Struct, frozen=True):
     """The daemon that leads, as it is seen from here.
 
@@ -212,7 +215,7 @@ class Leader(msgspec.Struct, frozen=True):
     seen: bool
 
     def __str__(self) -> str:
-        return f"process {self.pid}" if self.pid else "a process that cannot be seen from here"
+        return f"process {self.pid}" if self.pid else UNSEEN
 
     def runs(self, name: str) -> bool:
         """Whether it runs a projection; one that does not say may run any."""
@@ -251,6 +254,13 @@ class Log(Protocol):
     def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
         """The next events up to `until` by log key and then by position, beginning with those that
         have no key: a page. `after` is the last row of the page before."""
+
+    def check_keys(self, projection: str, *, after: int) -> int | None:
+        """Check that the events after a position, a page of them, are found under their keys;
+        returns the last one's position, None where the log ends with this page.
+
+        Raises `ProjectionFailed` where reading by key would leave out one that is there.
+        """
 
     def present(
         self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
@@ -364,6 +374,9 @@ class Quarantine(Protocol):
 
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
         """All rows, or those of one event, by position and then by projection."""
+
+    def projections(self) -> list[str]:
+        """The projections that have any event there, by name."""
 
     def count(self, name: str) -> QuarantineCount:
         """How many events a projection has there."""

@@ -258,6 +258,9 @@ def test_a_sqlite_that_lacks_what_is_needed_is_refused_before_anything_is_done(
 
     assert refused.value.exit_code == 4
     assert not (tmp_path / "new.db").exists()
+    (tmp_path / "sqlite3.py").write_text("raise OSError('a module of the working folder')")
+    (hint,) = re.findall("`(.*)`", refused.value.hint)
+    subprocess.run(["bash", "-c", hint], cwd=tmp_path, check=True)
 
 
 def test_a_newer_schema_is_refused_by_set_up_and_by_the_daemon(database: Database) -> None:

@@ -293,6 +293,56 @@ def test_an_index_that_lacks_rows_makes_no_right_view_wrong(
     goes_on(folded)
 
 
+def test_an_index_that_lacks_rows_keeps_one_projection_from_its_rebuild(folded: Database) -> None:
+    with without_index(folded, "idx_event_log_key"):
+        folded.appended("A-1", "two")
+        catch_up(folded)
+    right = folded.everything()
+    folded.sql("UPDATE checkpoint SET version = 1 WHERE name = 'sessions'")
+    views = folded.views()
+
+    told = projector("run", "--once", "-d", folded.path, check=4).stderr
+    assert "row 3 missing from index idx_event_log_key" in told
+    with daemon(folded.path, options=["--verify-every", "0.01"]) as running:
+        failed = running.wait_for("projection_failed")
+        newest = folded.created("B-1", "more")
+        projector("wait", newest, "--projection", "session_index", "-d", folded.path)
+        assert folded.views() == views
+        (cure,) = re.findall("`([^`]*)`", failed["hint"])
+        fix({"mend": f"`{cure}`"})
+        projector("wait", newest, "-d", folded.path)
+    projector("verify", "-d", folded.path)
+
+    assert folded.contents("A-1") == ["one", "two"]
+    assert folded.everything()[0][0] == right[0][0]
+
+
+def test_an_index_that_lacks_rows_puts_background_verify_off(folded: Database) -> None:
+    with without_index(folded, "idx_event_log_key"):
+        folded.appended("A-1", "two")
+        catch_up(folded)
+
+    with daemon(folded.path, options=["--verify-every", "0.01"]) as running:
+        said = running.wait_for("verify_put_off")
+
+    assert "missing from index idx_event_log_key" in said["why"]
+    assert not [line for line in running.lines if line["event"] == "difference_found"]
+
+
+@pytest.mark.parametrize("unique", ["", "UNIQUE "])
+def test_an_index_of_others_on_the_log_is_not_what_it_is_read_by(
+    folded: Database, unique: str
+) -> None:
+    folded.sql(f"CREATE {unique}INDEX theirs ON event_log (key, seq)")
+    with without_index(folded, "theirs"):
+        folded.appended("A-1", "two")
+    folded.sql("DELETE FROM checkpoint")
+
+    projector("run", "--once", "-d", folded.path)
+
+    assert folded.contents("A-1") == ["one", "two"]
+
+
 @contextmanager
 def without_index(database: Database, name: str) -> Iterator[None]:
     """Take an index out of the schema, but not out of the file: it is not written meanwhile."""

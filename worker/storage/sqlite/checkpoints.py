@@ -149,6 +149,11 @@ class SqliteQuarantine:
         )
         return [QuarantineEntry(*row) for row in rows]
 
+    def projections(self) -> list[str]:
+        names = "SELECT DISTINCT projection AS name FROM quarantine"
+        rows = self._connection.rows(f"SELECT name FROM ({names}) WHERE {IS_NAME} ORDER BY name")
+        return [name for (name,) in rows]
+
     def count(self, name: str) -> QuarantineCount:
         counts = self._connection.rows(
             "SELECT count(*), count(d.seq) FROM quarantine AS q"

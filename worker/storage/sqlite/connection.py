@@ -63,7 +63,7 @@ def require_library() -> None:
     raise InterventionRequired(
         f"the SQLite of {sys.executable} {wrong}",
         "install projector with a Python that has another SQLite:"
-        " `python3 -c 'import sqlite3; print(sqlite3.sqlite_version)'`",
+        " `python3 -I -c 'import sqlite3; print(sqlite3.sqlite_version)'`",
     )
 
 

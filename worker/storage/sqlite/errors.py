@@ -169,12 +169,13 @@ def _endless(path: Path, error: sqlite3.Error) -> tuple[str, str]:
     )
 
 
-def wrong_index(path: Path, said: str) -> InterventionRequired:
+def wrong_index(path: Path, said: str, projection: str | None = None) -> InterventionRequired:
     """The error of an index that differs from its table, by what SQLite says of that."""
-    return InterventionRequired(
-        f"{path}: an index does not match its table, and what is read by it is wrong ({said})",
-        f"build the indexes again: `sqlite3 -safe {quoted(path)} REINDEX`, then `projector replay`",
-    )
+    told = f"{path}: an index does not match its table, and what is read by it is wrong ({said})"
+    fix = f"build the indexes again: `sqlite3 -safe {quoted(path)} REINDEX`"
+    if projection:  # the daemon tries again by itself
+        return ProjectionFailed(projection, told, fix)
+    return InterventionRequired(told, f"{fix}, then `projector replay`")
 
 
 def _corrupt(path: Path, why: str) -> InterventionRequired:

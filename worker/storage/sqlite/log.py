@@ -19,13 +19,25 @@ from session_projector.worker.storage.sqlite.connection import (
     is_too_big,
     lossless_text,
 )
-from session_projector.worker.storage.sqlite.errors import see_triggers
+from session_projector.worker.storage.sqlite.errors import see_triggers, wrong_index
 from session_projector.worker.storage.sqlite.sql import bound, raw
 
 KEY_BYTES: Final = 4096
 """What each view counts besides its row, as many small ones are no short transaction either."""
 _SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
 _FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
+_BY_KEY: Final = "INDEXED BY idx_event_log_key"
+_HAS_INDEX: Final = (
+    "SELECT 1 FROM pragma_index_list('event_log') AS l, pragma_index_xinfo(l.name) AS x WHERE"
+    " l.name = 'idx_event_log_key' AND NOT partial AND seqno = 0 AND x.name = 'key'"
+    " AND coll = 'BINARY'"
+)
+_UNFOUND: Final = (
+    "SELECT count(*), max(seq), max(iif(EXISTS (SELECT 1 FROM event_log AS e"
+    f" {_BY_KEY} WHERE e.key IS t.key AND e.seq = t.seq), 0, seq)) FROM"
+    " (SELECT seq, key FROM event_log NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?) AS t"
+)
+"""How many events of a page there are, the last one, and the last that the index lacks."""
 
 
 class SqliteLog:
@@ -62,21 +74,38 @@ class SqliteLog:
     def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         named = {f"key{index}": key for index, key in enumerate(keys)}
         asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
-        select = f"{_SELECT}key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
+        of = f"key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
+        select = f"{self._select_by_key()}{of}"
         values = {name: raw(key) for name, key in named.items()}
         return self._page([select], {**values, "position": after, "until": until})
 
     def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
         # By the position, as of a long key no more is known than its beginning.
         key = "(SELECT key FROM event_log WHERE seq = :position)"
+        select = self._select_by_key()
         above = "key IS NOT NULL" if after is None or after.key is None else f"key > {key}"
         return self._page(
             [
-                f"{_SELECT}key IS {key} AND seq > :position AND seq <= :until ORDER BY seq",
-                f"{_SELECT}{above} AND seq <= :until ORDER BY key, seq",
+                f"{select}key IS {key} AND seq > :position AND seq <= :until ORDER BY seq",
+                f"{select}{above} AND seq <= :until ORDER BY key, seq",
             ],
             {"position": 0 if after is None else after.seq, "until": until},
         )
+
+    def _select_by_key(self) -> str:
+        """By no other index, as one of another program's may lack rows."""
+        index = _BY_KEY if self._connection.row(_HAS_INDEX) else "NOT INDEXED"
+        return f"SELECT {EVENT_COLUMNS} FROM event_log {index} WHERE "
+
+    def check_keys(self, projection: str, *, after: int) -> int | None:
+        if not self._connection.row(_HAS_INDEX):
+            return None
+        most = self._limits.page_events
+        ((count, last, lacking),) = self._connection.rows(_UNFOUND, (after, most))
+        if lacking:
+            said = f"row {lacking} missing from index idx_event_log_key"
+            raise wrong_index(self._connection.path, said, projection)
+        return last if count == most else None
 
     def present(
         self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
@@ -93,9 +122,10 @@ class SqliteLog:
                 " AND NOT EXISTS"
                 " (SELECT 1 FROM quarantine WHERE projection = :name AND seq = e.seq)"
             )
+        index = _BY_KEY if self._connection.row(_HAS_INDEX) else ""
         rows = self._connection.rows(
-            f"WITH asked (key) AS (VALUES {asked}) SELECT key FROM asked WHERE EXISTS"
-            f" (SELECT 1 FROM event_log AS e WHERE e.key = asked.key AND e.seq <= :until{unless})",
+            f"WITH asked (key) AS (VALUES {asked}) SELECT key FROM asked WHERE EXISTS (SELECT 1"
+            f" FROM event_log AS e {index} WHERE e.key = asked.key AND e.seq <= :until{unless})",
             {**named, "until": until, "name": unless_quarantined},
         )
         return {key for (key,) in rows}

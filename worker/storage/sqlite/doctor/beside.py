@@ -32,7 +32,8 @@ def files(path: Path, mounts: Path = linux.MOUNTS) -> Iterator[Check]:
     """Check that all who have the database open use the same files beside it."""
     wrong = []
     if strangers := _strangers(path):
-        pids = " ".join(map(str, sorted(strangers)))
+        seen = all(linux.has_open(pid, path) for pid in strangers)
+        end = linux.ending(strangers, "-KILL", seen=seen)
         said = (
             f"open with other -wal and -shm files than stand beside it, in:"
             f" {linux.named(strangers)}. They were removed, or are those of another name of the"
@@ -40,9 +41,10 @@ def files(path: Path, mounts: Path = linux.MOUNTS) -> Iterator[Check]:
         )
         fix = (
             f"see which, as root: `ls -l {' '.join(f'/proc/{pid}/fd' for pid in strangers)}`. Where"
-            f" they were removed (deleted): `kill -KILL {pids}`, because at a clean end SQLite"
-            " would put the old files over the new ones. Where it is another name: stop it, and let"
-            " all use one. Then see what is left with `projector verify`"
+            " they were removed (deleted), only SIGKILL is safe, because at a clean end SQLite"
+            f" would put the old files over the new ones: {end}."
+            " Where it is another name: stop it, and let all use one. Then see what is left with"
+            " `projector verify`"
         )
         wrong.append(Check("files", "fail", said, fix))
     if (names := path.stat().st_nlink) > 1:
