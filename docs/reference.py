@@ -9,9 +9,8 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
@@ -102,8 +101,8 @@ def _value(parameter: inspect.Parameter, kind: Any, info: Any) -> str:
         return str(info.metavar).strip("[]")
     if not isinstance(info, OptionInfo):
         return parameter.name.upper()
-    if issubclass(kind, Enum):
-        return "|".join(one.value for one in kind)
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
     return _PLAIN[kind]
 
 
@@ -116,8 +115,7 @@ def _facts(parameter: inspect.Parameter, kind: Any, info: Any, required: bool) -
     if required and isinstance(info, OptionInfo):
         yield "Required."
     elif parameter.default not in (None, False, inspect.Parameter.empty):
-        default = parameter.default.value if issubclass(kind, Enum) else parameter.default
-        yield f"Default: `{default}`."
+        yield f"Default: `{parameter.default}`."
     if info.envvar:
         yield f"Environment: `{info.envvar}`."
 

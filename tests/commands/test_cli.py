@@ -599,7 +599,7 @@ def test_the_command_that_shows_why_a_projection_does_not_load_runs_nothing_else
         (package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
         (package / "entry_points.txt").write_text("[projector.projections]\nx = mine:X\n")
         (folder / "mine.py").write_text("raise OSError('a module of the working folder')")
-    paths = f"{os.environ['PYTHONPATH']}:" * ("PYTHONPATH" in os.environ) + str(tmp_path)
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(tmp_path)]))
     options = ["--projection", "mine:X"] * named
     surroundings: dict[str, Any] = {"cwd": folder, "env": os.environ | {"PYTHONPATH": paths}}
     command = ["run", "--once", *options, "-d", database.path]

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 import structlog
 
-from session_projector.projections.projection import Projection
+from session_projector.projections.projection import Projection, Table
 from session_projector.worker import registry
 from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.folding.checkpoints import refuse_newer
