@@ -100,12 +100,6 @@ def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> 
                 return runs.without_last(-left) if left else position
             more = outer.pop()
             left, in_map = left + (more >> 1), more & 1 == 1
-        found = run(data, position)
-        if count := counts[found.lastindex or 0]:
-            position = runs.add(position, found.end(), count)
-            left -= count
-            if left <= 0:
-                continue
         if position == len(data):
             raise cut_short(data)
         head = data[position]
@@ -126,11 +120,14 @@ def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> 
             left = int.from_bytes(data[position + 1 : start], "big") if width else head & 0x0F
             left <<= in_map
             position = start
+        elif last := (found := run(data, position)).lastindex:
+            position = runs.add(position, found.end(), counts[last])
+            left -= counts[last]
         elif head in _LENGTHS:
             position, left = _long(data, position), left - 1
         elif head == 0xC1:
             raise no_value(position)
-        elif not count:  # or a run is no longer than this
+        else:
             raise cut_short(data)
 
 

@@ -185,6 +185,8 @@ def _text(content: bytes | None) -> str:
         text = scalar(content)
         return text if isinstance(text, str) else ""
     for part in maps(content):
+        if b"text" not in part:
+            continue  # it has no type of those
         kind, said = (scalar(value) for value in fields(part, _PART))
         if kind in TEXT_PARTS and isinstance(said, str):
             return said
