@@ -256,7 +256,9 @@ def plain(row: LogRow) -> Event | None:
     key, data, event_id = row.key, row.data, row.id
     if type(data) is not bytes or type(key) is not str or type(event_id) is not str:
         return None
-    if not may_be_built(data) or not (key.isascii() and event_id.isascii()):
+    if len(data) > MAX_CONTAINERS and not may_be_built(data):
+        return None
+    if not (key.isascii() and event_id.isascii()):
         return None
     if len(key) > MAX_NAME_BYTES or len(event_id) > MAX_NAME_BYTES:
         return None
