@@ -67,6 +67,19 @@ def test_texts_are_checked_wherever_they_stand_beside_times_that_are_out_of_rang
     assert f"byte {len(data) + 1} is not UTF-8" in verdict(scanner.check, data + b"\xa2\xc3\x28")
 
 
+@pytest.mark.parametrize("inner", [b"\x90", b"\x80", b"\x91\xc0", b"\x81\xa1k\xc0"])
+def test_a_list_after_a_map_or_list_in_a_map_is_a_key_like_the_first(inner: bytes) -> None:
+    data = b"\x82\xa1a" + inner + b"\x90\xa1b"
+
+    assert verdict(scanner.check, data) == f"a list is used as a map key (at byte {len(data) - 3})"
+
+
+def test_no_name_is_found_within_a_value() -> None:
+    data = b"\x83\x01\xa2xy\xa4role\x07\xc4\x07\xa4roleab\x05"
+
+    assert messagepack.fields(data, ("role",)) == [b"\x07"]
+
+
 def in_json(value: str) -> str:
     return f'{{"type":"session_append","data":{{"messages":[{{"a":{value}}}]}}}}'
 
