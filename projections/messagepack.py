@@ -7,8 +7,9 @@ asked where msgspec says no (its nesting limit differs between Pythons, it rejec
 range), and where it would build or hash too much.
 """
 
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from math import inf
 from typing import Any, Final
@@ -43,14 +44,10 @@ _check_value = msgspec.msgpack.Decoder(_Value).decode
 _items = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
-_BUILT_BYTES: Final = 16 * 1024 * 1024
-"""What is larger is checked without building it."""
-
-
 def check(data: bytes, most: float = MAX_CONTAINERS) -> None:
     """Raises `Malformed` unless this is one whole value with at most so many maps and lists, and
     within the other limits."""
-    if len(data) <= min(most, _BUILT_BYTES):  # so it has no more maps and lists than bytes
+    if scanner.may_be_built(data, most):
         try:
             _check_value(data)
         except FAILURES:
@@ -108,22 +105,58 @@ def _decoder(names: tuple[str, ...]) -> Any:
     return msgspec.msgpack.Decoder(made).decode
 
 
-def _any_fields(data: bytes, names: tuple[str, ...]) -> list[msgspec.Raw | None]:
-    """No key is hashed but those that are as short as the names."""
-    reader = _Reader(data)
-    left = reader.map_length()
-    found: dict[str, msgspec.Raw] = {}
-    position = reader.position
-    spellings = {spelling: name for name in names for spelling in _spellings(name.encode())}
-    while left:
-        pairs = min(left, _VALUES_AT_ONCE // 16)
-        end = scanner.end_of(data, position, 2 * pairs) if pairs < left else len(data)
-        values = iter(_items(list_header(2 * pairs) + data[position:end]))
-        for key, value in zip(values, values, strict=True):
-            if name := spellings.get(bytes(key)):
-                found[name] = value
-        left, position = left - pairs, end
+def _any_fields(data: bytes, names: tuple[str, ...]) -> list[bytes | None]:
+    """Entries are looked at from the last to the first, many at a time, and no key is hashed but
+    those that are spelled as a name."""
+    left = tuple(name for name in names if any(key in data for key in _keys((name,))))
+    parts: list[tuple[int, int, bool]] = []
+    position = _head_bytes(data) if left else len(data)
+    while position < len(data):
+        end = _entries()(data, position).end()
+        plain = end > position
+        if not plain:
+            end = scanner.end_of(data, scanner.end_of(data, position))
+        parts.append((position, end, plain))
+        position = end
+    found: dict[str, bytes] = {}
+    while left and parts:
+        start, end, plain = parts.pop()
+        keys = _keys(left)
+        if plain:
+            pairs = [entry.groups() for entry in _named(left)(data, start, end) if entry[1]]
+        else:
+            here = [key for key in keys if data.startswith(key, start)]
+            pairs = [(key, data[start + len(key) : end]) for key in here]
+        found |= {keys[key]: value for key, value in pairs}
+        left = tuple(name for name in left if name not in found) if pairs else left
     return [found.get(name) for name in names]
+
+
+@cache
+def _keys(names: tuple[str, ...]) -> dict[bytes, str]:
+    """All spellings of some names."""
+    return {spelling: name for name in names for spelling in _spellings(name.encode())}
+
+
+@cache
+def _entries() -> Any:
+    """What finds entries of a map whose keys and values are plain."""
+    value = scanner.value(128)
+    return re.compile(b"(?:%b%b){0,4096}+" % (value, value), re.DOTALL).match
+
+
+@cache
+def _named(names: tuple[str, ...]) -> Any:
+    """What finds those of them whose key is one of some names, and at the end nothing."""
+    value = scanner.value(128)
+    keys = b"|".join(map(re.escape, _keys(names)))
+    pattern = b"(?:(?!%b)%b%b)*+(?:(%b)(%b))?+" % (keys, value, value, keys, value)
+    return re.compile(pattern, re.DOTALL).finditer
+
+
+def _head_bytes(data: bytes) -> int:
+    """How many bytes begin a map or list, its size among them."""
+    return 1 + (scanner.WIDTHS[data[0]] or 0)
 
 
 def _spellings(name: bytes) -> list[bytes]:
@@ -147,6 +180,24 @@ def items(data: Buffer) -> list[msgspec.Raw]:
     return _items(data)
 
 
+def maps(data: bytes) -> Iterator[bytes]:
+    """The maps in a list that `check` accepts, whatever else is in it."""
+    if split_list(data)[0] <= 2 * MAX_CONTAINERS:
+        yield from (bytes(item) for item in items(data) if is_map(memoryview(item)[0]))
+        return
+    position = _head_bytes(data)
+    while (position := _values()(data, position).end()) < len(data):
+        end = scanner.end_of(data, position)
+        if is_map(data[position]):
+            yield data[position:end]
+        position = end
+
+
+@cache
+def _values() -> Any:
+    return re.compile(scanner.value(128) + b"*+", re.DOTALL).match
+
+
 def other_than_map(data: Buffer) -> tuple[int, bytes] | None:
     """The first value of a list that is no map, after its index; None where all are maps."""
     count, body = split_list(data)
@@ -154,7 +205,7 @@ def other_than_map(data: Buffer) -> tuple[int, bytes] | None:
     while done < count:
         some = min(count - done, _VALUES_AT_ONCE)
         whole = some == count - done
-        end = len(body) if whole else scanner.end_of(body, position, some, most=inf)
+        end = len(body) if whole else scanner.end_of(body, position, some)
         part = list_header(some) + body[position:end]
         try:
             _maps(part)

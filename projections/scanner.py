@@ -6,15 +6,19 @@ worst events cost. Nothing is hashed, and few values are built at a time.
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
+from math import inf
 from typing import Any, Final
 
 import msgspec
 
 MAX_DEPTH: Final = 256
 """Levels of maps and lists, the outermost counted as the first; plain values do not count."""
-MAX_CONTAINERS: Final = 1_000_000
+MAX_CONTAINERS: Final = 100_000
 """Maps and lists in one event, its own map among them."""
+_BUILT_BYTES: Final = 1 << 20
 TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
 TOO_MANY: Final = f"more than {MAX_CONTAINERS} maps and lists, the most an event may have"
 FAILURES: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -60,81 +64,71 @@ def is_map(head: int) -> bool:
     return 0x80 <= head <= 0x8F or head in (0xDE, 0xDF)
 
 
+def may_be_built(data: bytes, most: float = MAX_CONTAINERS) -> bool:
+    """Whether these are so few bytes that they may be built, and have at most so many maps and
+    lists, whatever they are."""
+    if len(data) > _BUILT_BYTES:
+        return False
+    return len(data) <= most or len(data.translate(None, _NOT_CONTAINERS)) <= most
+
+
 def check(data: bytes, most: float = MAX_CONTAINERS) -> None:
     """Raises `Malformed` unless this is one whole value with at most so many maps and lists."""
-    if most == MAX_CONTAINERS < len(data.translate(None, NOT_CONTAINERS)) and _too_many()(data):
-        raise Malformed(TOO_MANY)  # known at once where no long text comes before
-    end = end_of(data, most=most)
+    runs = _Runs(data)
+    try:
+        end = _walk(data, 0, 1, most, runs)
+    finally:
+        runs.check()  # and if anything is wrong there, that comes first
     if end < len(data):
         raise left_over(len(data) - end)
 
 
-def end_of(data: bytes, start: int = 0, values: int = 1, most: float = MAX_CONTAINERS) -> int:
-    """Where the last of so many values ends, each byte of them checked; raises `Malformed`."""
-    runs = _Runs(data)
-    try:
-        return _walk(data, start, values, most, runs)
-    finally:
-        runs.check()  # and if anything is wrong there, that comes first
+def end_of(data: bytes, start: int, values: int = 1) -> int:
+    """Where the last of so many values ends, in bytes that `check` accepts."""
+    if values == 1 and data[start] in _LENGTHS:
+        return _long(data, start)
+    return _walk(data, start, values, inf, _Runs(data, at_once=inf))
 
 
 def _walk(data: bytes, position: int, left: int, most: float, runs: "_Runs") -> int:
     in_map = False
     outer: list[int] = []  # what is left of each, twice, and 1 more for a map
-    steps, counts = _steps()
+    run, counts = _run()
     while True:
-        for found in steps(data, position):
-            end = found.end()
-            if end == position:
-                break
-            head = data[position]
-            width = _WIDTHS[head]
-            if width is not None:
-                if in_map and not left & 1:  # keys and values are counted, so a key comes where
-                    raise no_key(head, position)  # it is even
-                if len(outer) == MAX_DEPTH:
-                    raise too_deep(position)
-                if not most:
-                    raise Malformed(TOO_MANY)
-                most -= 1
-                outer.append(2 * left - 2 + in_map)
-                in_map = head < 0x90 or head > 0xDD
-                left, position = head & 0x0F, position + 1
-                if width:
-                    left = int.from_bytes(data[position : position + width], "big")
-                    position += width
-                left <<= in_map
-            if end > position:
-                count = counts[found.lastindex]
-                if runs.count > _CHECKED_AT_ONCE:
-                    runs.check()
-                runs.starts.append(position)
-                runs.ends.append(end)
-                runs.count += count
-                left -= count
-                position = end
-            while left <= 0:  # a run may end in what this is in: below 0 by as many values
-                if not outer:
-                    return position if not left else runs.without_last(-left)
-                more = outer.pop()
-                left, in_map = left + (more >> 1), more & 1 == 1
+        while left <= 0:  # a run may end in what this is in: below 0 by as many values
+            if not outer:
+                return runs.without_last(-left) if left else position
+            more = outer.pop()
+            left, in_map = left + (more >> 1), more & 1 == 1
         if position == len(data):
             raise cut_short(data)
-        if (head := data[position]) in _LENGTHS:
+        head = data[position]
+        width = WIDTHS[head]
+        if width is not None:
+            if in_map and not left & 1:  # keys and values are counted, so a key comes where it is
+                raise no_key(head, position)  # even
+            if len(outer) == MAX_DEPTH:
+                raise too_deep(position)
+            start = position + 1 + width
+            if start > len(data):
+                raise cut_short(data)
+            if not most:
+                raise Malformed(TOO_MANY)
+            most -= 1
+            outer.append(2 * left - 2 + in_map)
+            in_map = head < 0x90 or head > 0xDD
+            left = int.from_bytes(data[position + 1 : start], "big") if width else head & 0x0F
+            left <<= in_map
+            position = start
+        elif last := (found := run(data, position)).lastindex:
+            position = runs.add(position, found.end(), counts[last])
+            left -= counts[last]
+        elif head in _LENGTHS:
             position, left = _long(data, position), left - 1
-            while not left:
-                if not outer:
-                    return position
-                more = outer.pop()
-                left, in_map = more >> 1, more & 1 == 1
-            continue
-        if head == 0xC1:
+        elif head == 0xC1:
             raise no_value(position)
-        if _WIDTHS[head] is not None and in_map and not left & 1:
-            raise no_key(head, position)
-        if _WIDTHS[head] is not None and len(outer) == MAX_DEPTH:
-            raise too_deep(position)
-        raise cut_short(data)
+        else:
+            raise cut_short(data)
 
 
 def _long(data: bytes, position: int) -> int:
@@ -153,7 +147,7 @@ def _long(data: bytes, position: int) -> int:
 
 def _require_text(data: bytes, start: int, end: int) -> None:
     try:
-        str(memoryview(data)[start:end], "utf-8")
+        data[start:end].decode()
     except UnicodeDecodeError:
         raise no_text(start) from None
 
@@ -161,26 +155,36 @@ def _require_text(data: bytes, start: int, end: int) -> None:
 class _Runs:
     """Runs of plain values, whose texts are checked many at a time."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, at_once: float = 1 << 16) -> None:
         self._data = data
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-        self.count = 0
+        self._at_once = at_once
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._count = 0
+
+    def add(self, start: int, end: int, count: int) -> int:
+        """Raises `Malformed` for an earlier run; returns where this one ends."""
+        if self._count > self._at_once:
+            self.check()
+        self._starts.append(start)
+        self._ends.append(end)
+        self._count += count
+        return end
 
     def without_last(self, many: int) -> int:
         """Leave out the last values of the last run, which nobody asked for; returns where those
         begin."""
-        ends, last = [self.starts[-1]], self.ends[-1]
+        ends, last = [self._starts[-1]], self._ends[-1]
         while ends[-1] < last:
             ends.append(_one_end(self._data, ends[-1]))
-        self.ends[-1] = ends[-1 - many]
-        self.count -= many
-        return self.ends[-1]
+        self._ends[-1] = ends[-1 - many]
+        self._count -= many
+        return self._ends[-1]
 
     def check(self) -> None:
         """Raises `Malformed` for the first text that is not UTF-8."""
-        data, starts, ends, count = self._data, self.starts, self.ends, self.count
-        self.starts, self.ends, self.count = [], [], 0
+        data, starts, ends, count = self._data, self._starts, self._ends, self._count
+        self._starts, self._ends, self._count = [], [], 0
         values = b"".join([data[a:b] for a, b in zip(starts, ends, strict=True)])
         if not values.translate(None, _NO_TEXTS):
             return
@@ -201,8 +205,6 @@ class _Runs:
             if head in _TEXTS:
                 _require_text(self._data, start, position)
 
-
-_CHECKED_AT_ONCE: Final = 1 << 16
 
 _FIXED: Final = {
     **dict.fromkeys([*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC2, 0xC3], 0),
@@ -228,38 +230,37 @@ _LENGTHS: Final = {first + n: 1 << n for first in (0xC4, 0xC7, 0xD9) for n in ra
 """How many bytes the length has that follows the first byte of a value."""
 _TEXTS: Final = dict.fromkeys(range(0xA0, 0xC0), 0) | {h: _LENGTHS[h] for h in (0xD9, 0xDA, 0xDB)}
 _NO_TEXTS: Final = bytes({*range(256)} - {*_TEXTS})
-_WIDTHS: Final[list[int | None]] = [
+WIDTHS: Final[list[int | None]] = [
     0 if 0x80 <= head < 0xA0 else {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}.get(head)
     for head in range(256)
 ]
 """How many bytes the size has that follows the first byte of a map or list."""
-NOT_CONTAINERS: Final = bytes(head for head in range(256) if _WIDTHS[head] is None)
-"""The bytes that begin no map or list."""
-_CONTAINER: Final = rb"(?:[\x80-\x9f]|[\xdc\xde]..|[\xdd\xdf]....)"
-
-
-def _heads(heads: list[int]) -> bytes:
-    return b"[" + b"".join(rb"\x%02x" % head for head in heads) + b"]"
+_NOT_CONTAINERS: Final = bytes(head for head in range(256) if WIDTHS[head] is None)
 
 
 @cache
-def _value(of: frozenset[int] = frozenset(range(256))) -> bytes:
-    """The expression for a plain value of at most about 32 bytes that begins with one of some
+def value(most: int = 32, of: frozenset[int] = frozenset(range(256))) -> bytes:
+    """The expression for a plain value of fewer than so many bytes that begins with one of some
     bytes; the shortest forms come first."""
     ways = []
+
+    def way(heads: Iterable[int], rest: bytes) -> None:
+        if some := b"".join(rb"\x%02x" % head for head in heads if head in of):
+            ways.append(b"[%b]%b" % (some, rest))
+
     for size in sorted({*_FIXED.values()}):
-        if heads := [head for head, more in _FIXED.items() if more == size and head in of]:
-            ways.append(_heads(heads) + b".{%d}" % size)
+        way((head for head, more in _FIXED.items() if more == size), b".{%d}" % size)
         if size != 1:
             continue
-        for first, extra in ((0xC4, 0), (0xD9, 0), (0xC7, 1)):
+        for firsts, extra in (((0xC4, 0xD9), 0), ((0xC7,), 1)):
+            lengths = b"|".join(rb"\x%02x.{%d}" % (n, n + extra) for n in range(most))
             for nth in range(3):
-                if first + nth in of:
-                    counts = range(16 if nth else 32)
-                    lengths = (rb"\x%02x.{%d}" % (n, n + extra) for n in counts)
-                    zeros = rb"\x00" * ((1 << nth) - 1)
-                    ways.append(_heads([first + nth]) + zeros + b"(?:" + b"|".join(lengths) + b")")
+                zeros = rb"\x00" * ((1 << nth) - 1)
+                way((head + nth for head in firsts), b"%b(?:%b)" % (zeros, lengths))
     return b"(?:" + b"|".join(ways) + b")"
+
+
+_ONE_BYTE: Final = b"[%b]" % b"".join(rb"\x%02x" % h for h, more in _FIXED.items() if not more)
 
 
 def _one_end(data: bytes, position: int) -> int:
@@ -270,44 +271,29 @@ def _one_end(data: bytes, position: int) -> int:
 
 @cache
 def _one() -> Any:
-    return re.compile(_value(), re.DOTALL).match
+    return re.compile(value(), re.DOTALL).match
 
 
 @cache
-def _steps() -> tuple[Any, list[int]]:
-    """What finds, one after the other, a map or list and the run that follows its first bytes; and
-    how many values a run has whose last group is the nth. A group costs more than a value, so that
-    fours come before ones, and from 16 on each group doubles the run."""
+def _run() -> tuple[Any, list[int]]:
+    """What finds a run of plain values, and how many it has whose last group is the nth. Each group
+    adds half of the run before it, so that few values are tried in vain."""
     counts = [0]
-
-    def group(values: int, before: int) -> bytes:
-        counts.append(before + values)
-        return b"(%b{%d}+)" % (_value(), values)
-
-    def run(before: int) -> bytes:
-        if before == 1 << 16:
-            return b""
-        if before >= 16:
-            return b"(?:%b%b)?+" % (group(before, before), run(2 * before))
-        fours = group(4, before) + run(before + 4)
-        ones = b"%b(?:%b%b?+)?+" % (group(1, before), group(1, before + 1), group(1, before + 2))
-        return b"(?:%b|%b)?+" % (fours, ones)
-
-    return re.compile(_CONTAINER + b"?+" + run(0), re.DOTALL).finditer, counts
-
-
-@cache
-def _too_many() -> Any:
-    many = b"(?:%b*+%b){%d}+" % (_value(), _CONTAINER, MAX_CONTAINERS + 1)
-    return re.compile(many, re.DOTALL).match
+    while counts[-1] < 4096:
+        counts.append(counts[-1] + max(1, counts[-1] // 2))
+    run = b""
+    for less, more in reversed(list(pairwise(counts))):
+        many = b"{%d}+" % (more - less)
+        run = b"(?:(%b|%b)%b)?+" % (_ONE_BYTE + many, value() + many, run)
+    return re.compile(run, re.DOTALL).match, counts
 
 
 @cache
 def _texts() -> Any:
     """What finds the texts in a run."""
     texts = frozenset(_TEXTS)
-    others = _value(frozenset(range(256)) - texts)
-    return re.compile(b"%b*+(%b)" % (others, _value(texts)), re.DOTALL).findall
+    others = value(of=frozenset(range(256)) - texts)
+    return re.compile(b"%b*+(%b)" % (others, value(of=texts)), re.DOTALL).findall
 
 
 def _list_header(count: int) -> bytes:

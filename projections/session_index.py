@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -14,14 +15,15 @@ from session_projector.projections.event import (
     SessionCreated,
     SessionUpdated,
 )
-from session_projector.projections.messagepack import fields, items, list_header, scalar
+from session_projector.projections.messagepack import fields, items, list_header, maps, scalar
 from session_projector.projections.projection import CorruptRow, PerSession, Table
-from session_projector.projections.scanner import FAILURES, is_list, is_map
+from session_projector.projections.scanner import FAILURES, is_list
 
 TITLE_LENGTH: Final = 80
 """Characters, the ellipsis included."""
-# Not `str.split`, whose idea of white space moves with Unicode and so with Python.
-_WHITE_SPACE: Final = re.compile("[ \t\n\r\f\v]+")
+# Not `str.split`, whose idea of white space moves with Unicode and so with Python. A longer word
+# comes in pieces, the first of which fills a title.
+_WORD: Final = re.compile(rf"[^ \t\n\r\f\v]{{1,{TITLE_LENGTH + 1}}}")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -170,8 +172,8 @@ _PART: Final = ("type", "text")
 
 def _title(content: bytes | None) -> str:
     """What a user's message says, in one line; '' where it says nothing in words."""
-    text = _text(content)
-    line = _WHITE_SPACE.sub(" ", text).strip(" ")
+    words = islice(_WORD.finditer(_text(content)), TITLE_LENGTH + 1)
+    line = " ".join(word[0] for word in words)
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
@@ -180,9 +182,10 @@ def _text(content: bytes | None) -> str:
     if content is None or not is_list(content[0]):
         text = scalar(content)
         return text if isinstance(text, str) else ""
-    for part in items(content):
-        if is_map(memoryview(part)[0]):
-            kind, said = (scalar(value) for value in fields(part, _PART))
-            if kind in TEXT_PARTS and isinstance(said, str):
-                return said
+    for part in maps(content):
+        if b"text" not in part:
+            continue  # it has no type of those
+        kind, said = (scalar(value) for value in fields(part, _PART))
+        if kind in TEXT_PARTS and isinstance(said, str):
+            return said
     return ""

@@ -13,7 +13,7 @@ import msgpack
 EVENT_LIMIT_BYTES = 16 * 1024 * 1024  # of `data` as stored
 VIEW_LIMIT_BYTES = 256 * 1024 * 1024  # of the view's encoded `data`; a test may lower it
 NAME_LIMIT_BYTES = 64 * 1024  # of `id` and `key` each, in UTF-8
-CONTAINER_LIMIT = 1_000_000  # maps and lists in an event; a test may lower it
+CONTAINER_LIMIT = 100_000  # maps and lists in an event; a test may lower it
 LEVEL_LIMIT = 256  # the event's own map is level 1
 TITLE_LIMIT = 80  # code points
 APPENDS = ("session_append", "session_append_messages")

@@ -67,6 +67,46 @@ def test_texts_are_checked_wherever_they_stand_beside_times_that_are_out_of_rang
     assert f"byte {len(data) + 1} is not UTF-8" in verdict(scanner.check, data + b"\xa2\xc3\x28")
 
 
+@pytest.mark.parametrize("inner", [b"\x90", b"\x80", b"\x91\xc0", b"\x81\xa1k\xc0"])
+def test_a_list_after_a_map_or_list_in_a_map_is_a_key_like_the_first(inner: bytes) -> None:
+    data = b"\x82\xa1a" + inner + b"\x90\xa1b"
+
+    assert verdict(scanner.check, data) == f"a list is used as a map key (at byte {len(data) - 3})"
+
+
+def test_no_name_is_found_within_a_value() -> None:
+    data = b"\x83\x01\xa2xy\xa4role\x07\xc4\x07\xa4roleab\x05"
+
+    assert messagepack.fields(data, ("role",)) == [b"\x07"]
+
+
+def in_json(value: str) -> str:
+    return f'{{"type":"session_append","data":{{"messages":[{{"a":{value}}}]}}}}'
+
+
+def json_reason(value: str) -> str | None:
+    return reason(in_json(value))
+
+
+def test_brackets_within_json_texts_do_not_count_and_no_text_has_to_end() -> None:
+    text = '"' + "[{" * MAX_CONTAINERS + '\\"["'
+
+    assert json_reason(f'{text},"b":"]"') is None
+    assert json_reason("[" + '"[",' * MAX_CONTAINERS + '"{"]') is None
+    assert "nested deeper" in str(json_reason("[" * 300))
+    assert "not JSON" in str(json_reason('"' + "[" * 300))
+    assert "not JSON" in str(json_reason("]" * 3 * MAX_CONTAINERS + "[" * 300))
+
+
+@pytest.mark.parametrize("one", ["1e23", "5e-324", "-1.7976931348623157E308", "1e-400", "2.5E+05"])
+def test_json_numbers_with_exponents_are_those_that_python_reads(one: str) -> None:
+    folded = decode(LogRow(1, "e1", "A-1", in_json(f"[{one},0.1,-1]"), 0)).body
+
+    assert folded.messages.values == [{"a": [float(one), 0.1, -1]}]
+    assert "beyond float64" in str(json_reason(f"[{one},1e400]"))
+    assert "beyond float64" in str(json_reason("9" * 400 + ".5"))
+
+
 def reason(data: Any, *, key: Any = "A-1", event_id: Any = "e1") -> str | None:
     try:
         decode(LogRow(1, event_id, key, data, 0))
@@ -88,8 +128,8 @@ def event(containers: int, kind: str, *, text: bool) -> Any:
 
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("kind", ["session_append", "task_created"])
-def test_a_million_maps_and_lists_are_the_most(kind: str, text: bool) -> None:
-    many = "more than 1000000 maps and lists, the most an event may have"
+def test_100000_maps_and_lists_are_the_most(kind: str, text: bool) -> None:
+    many = "more than 100000 maps and lists, the most an event may have"
 
     assert reason(event(MAX_CONTAINERS, kind, text=text)) is None
     assert reason(event(MAX_CONTAINERS + 1, kind, text=text)) == many
@@ -107,6 +147,36 @@ def test_64_kib_are_the_most_that_an_id_or_key_may_have(kind: str, one: str) -> 
         too_long = "is longer than 65536 bytes, the most it may have"
         assert reason(written, key=longest + "x") == f"key {too_long}"
         assert reason(written, event_id=longest + "x") == f"id {too_long}"
+
+
+def test_fields_are_found_among_any_keys_and_the_last_of_equal_ones_counts() -> None:
+    chance = random.Random(1)
+    names = ("role", "content")
+    keys = [1, -5, 2.5, None, b"role", "", "x" * 200, "role", "role", "content"]
+    values = [1, None, "é" * 9, "y" * 300, [], [[]] * 3, {1: {"role": 2}}, b"\xa4role"]
+    for size in (*range(1, 40), 5000, 20_000):
+        pairs = [(chance.choice(keys), chance.choice(values)) for _ in range(size)]
+        packed = [(key, msgpack.packb(value)) for key, value in pairs]
+        body = b"".join(msgpack.packb(key) + value for key, value in packed)
+        last = dict(packed)
+        wanted = [None if last.get(name) == b"\xc0" else last.get(name) for name in names]
+
+        assert messagepack.fields(b"\xdf" + size.to_bytes(4, "big") + body, names) == wanted
+
+
+def test_a_name_may_be_spelled_with_a_longer_length() -> None:
+    data = b"\x84\x01\x02\xa4role\xa1a\xd9\x04role\xa1b\xda\x00\x04role\xa1c"
+
+    assert messagepack.fields(data, ("role",)) == [b"\xa1c"]
+
+
+@pytest.mark.parametrize("nothings", [3, 3 * MAX_CONTAINERS])
+def test_the_maps_in_a_list_are_found_whatever_else_is_in_it(nothings: int) -> None:
+    odd = [msgpack.packb(value) for value in ({1: [2]}, [{"a": 1}], "x" * 500, {}, [], {"b": {}})]
+    body = b"\xc0" * nothings + b"".join(odd) + b"\xc0"
+    data = b"\xdd" + (nothings + 7).to_bytes(4, "big") + body
+
+    assert [*messagepack.maps(data)] == [odd[0], odd[3], odd[5]]
 
 
 def test_numbers_as_keys_cost_no_more_than_others() -> None:
