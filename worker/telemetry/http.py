@@ -215,8 +215,9 @@ def _app(state: DaemonState, newest: Callable[[], int], metrics: Collector) -> A
     def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
         match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
             case "GET", "/metrics":
+                found = generate_latest(registry)  # or fail, before anything is answered
                 respond("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), *_INERT])
-                return [generate_latest(registry)]
+                return [found]
             case "GET", "/healthz":
                 wrong = health(newest, state)
             case "GET", "/readyz":
