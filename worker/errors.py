@@ -73,12 +73,14 @@ class LostRace(Exception):
 
 @contextmanager
 def no_thread() -> Iterator[None]:
-    """Raises `DatabaseUnavailable` where the block starts a thread and the system allows none."""
+    """Raises `DatabaseUnavailable` where the block starts a thread or process and the system allows
+    none."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, BlockingIOError) as error:
+        what = "thread" if isinstance(error, RuntimeError) else "process"
         raise DatabaseUnavailable(
-            f"no thread can be started ({error}): a limit on tasks or memory is reached",
+            f"no {what} can be started ({error}): a limit on tasks or memory is reached",
             "see what has so many (`ps -eLf`), or raise the limit (`ulimit -u`, `ulimit -v`;"
             " TasksMax= or MemoryMax= of a systemd unit; pids_limit of a container)",
         ) from error

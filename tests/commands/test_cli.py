@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -444,6 +445,28 @@ def test_closed_streams_take_nothing_but_what_is_said_there(
     assert closing("session", "list", "-d", database.path)[1].count("A-1") == 1
     assert closing("session", "view", "A-2", "-d", database.path) == (1, "")
     assert closing("status", "-d", database.path.parent / "absent.db") == (4, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_machine_without_devices_is_no_traceback(database: Database) -> None:
+    script = (
+        f"mount -t tmpfs tmpfs /dev || exit 77; {shlex.join(PROJECTOR)} status -d {database.path}"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip(f"may not mount a tmpfs: {done.stderr}")
+
+    assert done.returncode == 1
+    assert done.stderr == "projector: /dev/null: No such file or directory\n"
+
+
+def test_the_command_that_a_mistyped_path_is_told_works(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "such" / "local.db"
+    told = projector("run", "--once", "-d", path, check=4).stderr
+
+    assert f"create it with `projector db setup -d {path}`" in told
+    projector("db", "setup", "-d", path)
+    projector("run", "--once", "-d", path)
 
 
 def test_deep_json_and_closed_input_are_no_traceback(database: Database) -> None:

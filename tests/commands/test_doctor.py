@@ -196,6 +196,14 @@ def test_a_missing_folder_is_made_by_the_command(tmp_path: Path) -> None:
     assert wrong(path) == {"daemon"}
 
 
+@pytest.mark.parametrize("path", [Path("/"), Path("/dev/null")])
+def test_what_can_be_no_database_is_given_no_rights(path: Path) -> None:
+    found = {one.check: one for one in examine(path)}
+
+    assert found["database"].found == f"{path} is not a file"
+    assert "rights" not in found
+
+
 def test_an_unknown_layout_and_a_newer_schema_are_told(tmp_path: Path, database: Database) -> None:
     other = Database(tmp_path / "other.db")
     other.sql("CREATE TABLE event_log (id, partition, type, payload)")
@@ -636,10 +644,15 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
             folded.appended("A-1", "three")
         with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
             running.process.send_signal(signal.SIGCONT)
+            stuck = projector("health", "-d", folded.path, check=1).stdout
+            late = projector("wait", "--timeout", "0.1", "-d", folded.path, check=1).stderr
             found = look(folded, "daemon")
             fix(found)
         running.wait_until_at(10)
 
+        assert "is stuck at" in stuck
+        for said in (stuck, late):
+            assert f"see why: `projector doctor -d {folded.path}`" in said
         assert found.level == "fail"
         assert f"{pid} (python" in found.found
         assert "holds the write lock" in found.found
@@ -1050,6 +1063,41 @@ def test_a_folder_that_any_user_can_write_is_told(
     if close in found.fix:
         shell(close.strip("`"))
         assert wrong(database) == {"daemon"}
+
+
+def test_a_folder_above_it_that_any_user_can_write_is_told(tmp_path: Path) -> None:
+    above = tmp_path / "above"
+    path = above / "between" / "folder" / "local.db"
+    projector("db", "setup", "-d", path)
+    above.chmod(0o777)
+
+    found = look(path, "rights")
+    above.chmod(0o1777)
+    sticky = look(path, "rights")
+    above.chmod(0o777)
+    shell(found.fix.split("`")[1])
+
+    assert found.level == "warn"
+    assert "any user of this host can put another folder in the place" in found.found
+    assert "above (" in found.found
+    assert sticky.level == "ok"
+    assert wrong(path) == {"daemon"}
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o755, 0o1755])
+def test_a_folder_above_it_of_another_user_is_told(tmp_path: Path, mode: int) -> None:
+    above = tmp_path / "above"
+    path = above / "folder" / "local.db"
+    projector("db", "setup", "-d", path)
+    os.chown(above, STRANGER_UID, 0)
+    above.chmod(mode)
+
+    found = look(path, "rights")
+
+    assert found.level == "warn"
+    assert f"user {STRANGER_UID} can put another folder in the place" in found.found
+    assert "VACUUM INTO" in found.fix
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])

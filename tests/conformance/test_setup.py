@@ -57,7 +57,9 @@ def test_the_name_of_a_database_opens_it_again(database: Database) -> None:
     with storage.database(database.name).open() as store:
         assert store.name == database.name
     assert database.engine[0] == database.engine[0].lower()
-    assert database.sizes().file_bytes > 0
+    sizes = database.sizes()
+    assert sizes.file_bytes > 0
+    assert database.wal_bytes() == sizes.wal_bytes
 
 
 OPENED: dict[str, Callable[[Database], object]] = {

@@ -24,6 +24,7 @@ from support.served import HTTP, address, get, scraped
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.telemetry import probes
+from session_projector.worker.telemetry.http import served
 from session_projector.worker.telemetry.metrics import StateCollector
 from session_projector.worker.telemetry.state import Batch, DaemonState
 
@@ -417,6 +418,22 @@ def test_pages_are_read_and_nothing_else(database: Database, path: str) -> None:
 
     refused = (405, "GET, HEAD", b"GET and HEAD are allowed\n")
     assert found == [(200, None, b""), refused, refused]
+
+
+def test_metrics_that_cannot_be_collected_are_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fails() -> int:
+        raise RuntimeError("no size")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+    state = DaemonState()
+    with served(host, state, lambda: 0, StateCollector(state, {}, fails)):
+        found = get(f"http://{host}/metrics")
+
+    assert found == (500, "RuntimeError\n")
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def has_ipv6() -> bool:

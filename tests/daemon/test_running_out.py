@@ -424,6 +424,20 @@ def test_no_accept_header_is_an_error(database: Database) -> None:
     assert all("projector_standing_by 0.0" in page for _, page in found)
 
 
+def test_a_web_page_cannot_tell_by_its_loading_which_answer_it_got(database: Database) -> None:
+    """A browser says which site a page is of only to addresses that it trusts: not on a network."""
+    with daemon(database.path, options=HTTP) as running:
+        host = address(running).removeprefix("http://")
+        for page in ("/metrics", "/healthz", "/absent"):
+            with closing(http.client.HTTPConnection(host, timeout=20)) as connection:
+                connection.request("GET", page)
+                found = connection.getresponse().headers
+
+            assert found["X-Content-Type-Options"] == "nosniff"
+            assert found["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert found["X-Frame-Options"] == "DENY"
+
+
 def test_a_web_page_gets_nothing(database: Database) -> None:
     with daemon(database.path, options=["--http", "localhost:0"]) as running:
         url = address(running)

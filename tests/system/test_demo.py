@@ -3,11 +3,13 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from support import PROJECTOR, Database, projector
+import pytest
+from support import PROJECTOR, Database, projector, users
 
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 
@@ -58,3 +60,20 @@ def test_a_killed_demo_leaves_nothing_running() -> None:
 
     while DaemonLock(path).leader() is not None:
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_no_process_left_is_said_with_its_cure() -> None:
+    code = (
+        f"{users.PROJECTOR}\nimport resource\nbecome(60006)\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))\n"
+        "sys.argv[1:] = ['demo']\ncli.main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 3
+    assert "no process can be started" in done.stderr
+    assert "`ulimit -u`" in done.stderr

@@ -16,7 +16,7 @@ import typer
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.errors import TransientError, quoted
+from session_projector.worker.errors import TransientError, no_thread, quoted
 from session_projector.worker.operations.status import status
 from session_projector.worker.sessions.read import sessions
 from session_projector.worker.storage.open import database
@@ -66,7 +66,8 @@ def _python(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that ignores the terminal's Ctrl-C and ends with the block."""
     # -P: not a `session_projector` in the working folder.
     command = [sys.executable, "-P", "-m", module, *arguments]
-    process = subprocess.Popen(command, start_new_session=True)
+    with no_thread():
+        process = subprocess.Popen(command, start_new_session=True)
     try:
         yield process
     finally:

@@ -27,13 +27,13 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run a command; an error that a user can cause ends in one line, a hint and an exit code."""
-    _fill_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if sys.stdout:
-        sys.stdout = cast(TextIO, InertStream(sys.stdout))
     try:
+        _fill_closed_streams()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        if sys.stdout:
+            sys.stdout = cast(TextIO, InertStream(sys.stdout))
         app()
         sys.stdout.flush()
     except OutputFailed as error:

@@ -100,7 +100,7 @@ def run(
             from session_projector.worker.telemetry.probes import PROBE_TIMEOUT_S
 
             newest = partial(target.newest, busy_timeout_s=PROBE_TIMEOUT_S)
-            metrics = StateCollector(state, dict([target.engine]), lambda: target.sizes().wal_bytes)
+            metrics = StateCollector(state, dict([target.engine]), target.wal_bytes)
             stack.enter_context(served(http, state, newest, metrics))
         anyio.run(partial(service.run, target, projections, state, verify_every_s=verify_every))
 

@@ -38,7 +38,7 @@ def check(database: Database) -> str:
             if time.monotonic() > until:
                 raise CheckFailed(
                     f"the daemon ({leader}) is stuck at {max(now)}; the newest event is {newest}",
-                    "see why: `projector status`",
+                    "see why: `projector doctor`",
                 )
             time.sleep(0.05)
     return f"{leader}, position {min(now)}, newest event {newest}"

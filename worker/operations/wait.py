@@ -113,5 +113,5 @@ def _too_late(
     return CheckFailed(
         f"position {seq} was not reached within {timeout_s:g} s: {', '.join(behind)}{ahead};"
         f" {alive}",
-        "see why: `projector status`" if leader else "start one: `projector run`",
+        "see why: `projector doctor`" if leader else "start one: `projector run`",
     )

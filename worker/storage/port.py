@@ -575,7 +575,10 @@ class Database(Protocol):
         """What raises `TransientError` once the database is another one than at this moment."""
 
     def sizes(self) -> Sizes:
-        """How large it is, 0 bytes where it is not there."""
+        """How large it is, 0 bytes where it is not there; it may look a second for who is why."""
+
+    def wal_bytes(self) -> int:
+        """How large its write-ahead log is, at once."""
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
         """The engine's own checks by name, in order: of what is in the database, of which those of

@@ -35,7 +35,14 @@ _READ_WITHIN_S: Final = 2.0
 """The time that a client has to send its request, however it spreads it."""
 _ANSWERED_WITHIN_S: Final = 10.0
 """The time that it then has to take the answer."""
-_INERT: Final = [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
+_INERT: Final = [
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("X-Frame-Options", "DENY"),
+    ("Cache-Control", "no-store"),
+]
+"""A page of another site can neither run an answer nor tell by its loading which one it got: a
+browser names the page only where it trusts the address, which it does not on the network."""
 _HOST: Final = re.compile(r"(\[[^]]*\]|[^:]*)(?::[0-9]*)?")
 _NO_DESCRIPTOR_S: Final = 0.1
 """Pause before accepting a client again after the process had no file descriptor for it."""
@@ -208,8 +215,9 @@ def _app(state: DaemonState, newest: Callable[[], int], metrics: Collector) -> A
     def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
         match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
             case "GET", "/metrics":
+                found = generate_latest(registry)  # or fail, before anything is answered
                 respond("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), *_INERT])
-                return [generate_latest(registry)]
+                return [found]
             case "GET", "/healthz":
                 wrong = health(newest, state)
             case "GET", "/readyz":

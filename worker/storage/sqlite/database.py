@@ -98,9 +98,12 @@ class SqliteDatabase:
     def sizes(self) -> Sizes:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        wal_bytes = _bytes(self._path.with_name(self._path.name + "-wal"))
+        wal_bytes = self.wal_bytes()
         pinning = beside.pinned_by(self._path) if wal_bytes > WARNING_BYTES else set()
         return Sizes(_bytes(self._path), wal_bytes, WARNING_BYTES, sorted(pinning))
+
+    def wal_bytes(self) -> int:
+        return _bytes(self._path.with_name(self._path.name + "-wal"))
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
         from session_projector.worker.storage.sqlite.doctor import (

@@ -27,8 +27,10 @@ def rights(path: Path) -> Iterator[Check]:
     name alone: others may have put it there.
     """
     folder = path.parent
+    if os.path.exists(path) and not os.path.isfile(path):
+        return  # no database, and no advice for a folder or device
     if not os.path.isdir(folder):
-        fix = f"`mkdir -p {quoted(folder)} && projector db setup`"
+        fix = "make it and the database: `projector db setup`"
         yield Check("rights", "fail", f"there is no folder {folder}", fix)
         return
     if is_read_only(path):
@@ -36,7 +38,7 @@ def rights(path: Path) -> Iterator[Check]:
         yield Check("rights", "fail", said, REMOUNT)
         return
     uid, who = _asked_for(path)
-    odd = [*_open_to_all(path)]
+    odd = [*_open_to_others(path, uid)]
     odd += [Check("rights", "fail", *found) for found in sidecars.faults(path)]
     there = [path] if os.path.exists(path) else []
     for file in (path.with_name(path.name + end) for end in ("-wal", "-shm", LOCK_SUFFIX)):
@@ -98,22 +100,32 @@ def _barred(file: Path, path: Path, uid: int) -> str:
     )
 
 
-def _open_to_all(path: Path) -> Iterator[Check]:
-    """A warning of a folder that any user of the host can write, sticky or not."""
-    mode = path.parent.stat().st_mode
-    if not mode & stat.S_IWOTH:
-        return
-    said = (
-        f"any user of this host can put files into its folder, {_told(path.parent)}: a -wal that"
-        " SQLite takes for the database's own, say"
-    )
+def _open_to_others(path: Path, uid: int) -> Iterator[Check]:
+    """A warning of each folder on the way in which other users can put what they like.
+
+    A sticky one further up keeps what is in it. `/` is root's, whoever that is in a container.
+    """
+    trusted = {0, os.stat("/").st_uid, path.parent.stat().st_uid, uid}
     fix = (
         "move it to a folder of its own: stop all that use it, then"
         f" `sqlite3 {quoted(path)} \"VACUUM INTO '/a/folder/of/its/own/local.db'\"`"
     )
-    if not mode & stat.S_ISVTX:  # others, as /tmp, are meant for all
-        fix = f"`chmod o-w {quoted(path.parent)}`, or {fix}"
-    yield Check("rights", "warn", said, fix)
+    for place in path.parents:
+        found = place.stat()
+        is_above, is_sticky = place != path.parent, found.st_mode & stat.S_ISVTX
+        is_open = found.st_mode & stat.S_IWOTH and not (is_above and is_sticky)
+        if not is_open and found.st_uid in trusted:
+            continue
+        who = "any user of this host" if is_open else user(found.st_uid)
+        said = (
+            f"{who} can put another folder in the place of the database's, in {_told(place)} above"
+            if is_above
+            else f"{who} can put files into its folder, {_told(place)}: a -wal that SQLite takes"
+            " for the database's own, say"
+        )
+        # Others that are sticky, as /tmp, are meant for all.
+        close = f"`chmod o-w {quoted(place)}`, or " if is_open and not is_sticky else ""
+        yield Check("rights", "warn", said, close + fix)
 
 
 def _half_shared(path: Path) -> Iterator[Check]:
