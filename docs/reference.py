@@ -85,7 +85,7 @@ def _section(name: str, does: Callable[..., Any]) -> str:
             value = _value(parameter, kind, info)
             head = f"`{value}`"
             usage.append(value if required else f"[{value}]")
-        told.append(_item(head, " ".join(_facts(parameter, kind, info, required))))
+        told.append(_item(head, " ".join(_facts(parameter, info, required))))
     usage.append("COMMAND" if name == "projector" else "[OPTIONS]")
     return "\n".join(
         ["", f"## {name}", "", f"    {' '.join(usage)}", "", _about(name, does), "", *told]
@@ -106,7 +106,7 @@ def _value(parameter: inspect.Parameter, kind: Any, info: Any) -> str:
     return _PLAIN[kind]
 
 
-def _facts(parameter: inspect.Parameter, kind: Any, info: Any, required: bool) -> Iterator[str]:
+def _facts(parameter: inspect.Parameter, info: Any, required: bool) -> Iterator[str]:
     """What a list item says after the name."""
     if info.help:
         yield info.help if info.help.endswith(".") else f"{info.help}."
