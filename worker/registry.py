@@ -17,7 +17,7 @@ from session_projector.worker.storage.open import table_fault
 
 GROUP: Final = "projector.projections"
 """The entry point group under which packages offer projections."""
-_NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,199}")
 _INDEX: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*(, [A-Za-z_][A-Za-z0-9_]*)*")
 _KINDS: Final = {"TEXT", "INTEGER", "REAL", "BLOB"}
 
@@ -131,7 +131,7 @@ def _faults(projection: Any, others: Sequence[Projection]) -> Iterator[str]:
         yield f"it lacks {', '.join(missing)}"
     name, version, events = projection.name, projection.version, projection.events
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        yield f"its name is {name!r}, not a word of letters, digits and _"
+        yield f"its name is {name!r}, not a word of at most 200 letters, digits and _"
     if type(version) is not int or not 1 <= version < 2**31:
         yield f"its version is {version!r}, not an integer of 1 or more"
     sets = (list, tuple, set, frozenset)
@@ -147,7 +147,7 @@ def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
         yield "its table is not a Table"
     names = [table.name, *table.columns]
     if odd := [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name)]:
-        yield f"{odd[0]!r} is not a name of letters, digits and _"
+        yield f"{odd[0]!r} is not a name of at most 200 letters, digits and _"
     if kinds := set(table.columns.values()) - _KINDS:
         yield f"a column is {kinds.pop()!r}, not TEXT, INTEGER, REAL or BLOB"
     if table.columns.get(table.key) != "TEXT":

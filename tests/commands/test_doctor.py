@@ -1144,6 +1144,8 @@ AS_STRANGER = f"{users.PROJECTOR}\nprint('---')\nbecome({STRANGER_UID})\ncli.mai
         ("local.db", 0o600, 60004, "local.db is user 60004's, the folder user 60003's: find out"),
         ("local.db-projector.lock", 0o644, 0, "move it aside, and it is made again: `mv -T "),
         ("", 0o700, 0, "to share it with a group, as root: `projector db setup --group NAME"),
+        ("local.db-wal", 0, 60004, "local.db-wal.aside`"),
+        ("local.db-shm", 0o600, 60004, "local.db-shm.aside`"),
     ],
 )
 def test_what_this_user_may_not_read_and_write_is_named(
@@ -1154,6 +1156,7 @@ def test_what_this_user_may_not_read_and_write_is_named(
         path = folder / "local.db"
         schema.setup(path)
         path.with_name("local.db-projector.lock").touch()
+        (folder / name).touch()
         for file in (folder, *folder.iterdir()):
             os.chown(file, STRANGER_UID, STRANGER_UID)
         folder.chmod(0o755)

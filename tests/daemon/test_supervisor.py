@@ -129,7 +129,9 @@ def test_a_trigger_on_view_is_not_taken_for_a_row_of_another_program(database: D
     said = projector("run", "--once", "-d", database.path, check=4).stderr
 
     assert "sessions: SQLite says: no more" in said
-    assert "a trigger or an index on its table refuses the row" in said
+    assert (
+        "a trigger, an index or a constraint that somebody gave its table refuses the row" in said
+    )
 
 
 def test_a_table_that_is_gone_is_made_anew(database: Database) -> None:

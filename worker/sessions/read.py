@@ -37,15 +37,21 @@ def sessions(
     above = None if after is None else ("last_seq", after)
     order = ("created_at", "session_id") if after is None else ("last_seq",)
     for row in store.views.select(_INDEX, where=where, above=above, order=order):
-        yield Entry(*row)
+        try:
+            yield restore(_INDEX, row)
+        except CorruptRow:
+            raise InterventionRequired(
+                f"an entry of session_index in {store.name} was not written by projector",
+                f"fix it: `projector replay --projection {_INDEX.name}`",
+            ) from None
 
 
 def watch(store: Store, project: str | None) -> Iterator[Entry]:
     """Yield each change of a session as it becomes visible, without end."""
     seen = store.views.highest(_INDEX, "last_seq")
     while True:
-        # After a restore the log may have fewer events.
-        seen = min(seen, store.views.highest(_INDEX, "last_seq"))
+        # After a restore the log may have fewer events, and anybody may write any entry.
+        seen = min(seen, store.views.highest(_INDEX, "last_seq"), store.log.newest())
         for entry in sessions(store, after=seen):
             seen = entry.last_seq
             if project in (None, entry.project):

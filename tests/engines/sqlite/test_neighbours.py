@@ -21,6 +21,7 @@ ENDLESS = (
     " (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n FROM c) SELECT n FROM c)"
 )
 MOST = 2**63 - 1
+EDIT = "PRAGMA writable_schema = ON;"
 LOCKS_THE_READ_MARKS = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as shm:
@@ -114,8 +115,35 @@ def test_a_checkpoint_that_cannot_be_counted_on_from_is_named_and_put_right(
     goes_on(folded)
 
 
+def test_more_views_behind_than_can_be_are_forgotten_by_the_command(folded: Database) -> None:
+    folded.sql(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)"
+        " INSERT INTO deferred SELECT name, 'session:' || i, position, position, 1, 1, 1"
+        " FROM n, checkpoint"
+    )
+
+    projector("run", "--once", "-d", folded.path, check=4)
+    (found,) = doctor(folded, "schema")
+    fix(found)
+
+    assert folded.sql("SELECT count(*) FROM deferred") == [(0,)]
+    goes_on(folded)
+
+
 def test_rows_under_names_that_no_projection_has_are_nobodys(folded: Database) -> None:
-    for name in ("a; rm -rf ~", "$(x)", "`x`", b"\xff", "a\nb", "", "\x1b[2J", "--yes"):
+    odd = (
+        "a; rm -rf ~",
+        "$(x)",
+        "`x`",
+        b"\xff",
+        "a\nb",
+        "",
+        "\x1b[2J",
+        "--yes",
+        "a\0; b",
+        "a" * 201,
+    )
+    for name in odd:
         row = (name, "v", MOST, 0, "", 0, "event_log", "key", "")
         folded.sql("INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
     folded.sql("UPDATE checkpoint SET name = CAST(name AS TEXT) WHERE name = x'ff'")
@@ -125,7 +153,7 @@ def test_rows_under_names_that_no_projection_has_are_nobodys(folded: Database) -
 
     assert "projection drop" not in done.stderr
     (found,) = doctor(folded, "checkpoint")
-    assert "8 rows of checkpoint are no projection's" in found["found"]
+    assert "10 rows of checkpoint are no projection's" in found["found"]
     fix(found)
     assert folded.sql("SELECT count(*) FROM checkpoint") == [(2,)]
 
@@ -169,14 +197,27 @@ def test_what_others_report_of_projections_is_not_believed(folded: Database) -> 
         "DROP TABLE umzug_meta; CREATE VIEW umzug_meta AS SELECT 1 AS name",
         "DROP TABLE umzug_meta; CREATE VIEW UMZUG_meta AS SELECT '0099-projector-later' AS name",
         'ALTER TABLE event_log RENAME TO "a tape";CREATE VIEW event_log AS SELECT * FROM "a tape"',
+        "ALTER TABLE event_log RENAME COLUMN seq TO number",
+        "ALTER TABLE view RENAME COLUMN last_offset_id TO l; CREATE TABLE view_aside (a)",
+        "DROP TABLE umzug_meta; CREATE TABLE umzug_meta (title TEXT)",
+        f"DROP TABLE view; {EDIT} INSERT INTO sqlite_master"
+        " VALUES ('table', 'view', 'view', 0, 'CREATE VIRTUAL TABLE view USING missing (a)')",
+        f"{EDIT} UPDATE sqlite_master SET sql = replace(sql, 'position INTEGER',"
+        " 'position INTEGER CHECK (position < 3)') WHERE name = 'checkpoint'",
+        f"{EDIT} UPDATE sqlite_master SET sql = replace(sql, 'key TEXT', 'key TEXT COLLATE gone')"
+        " WHERE name = 'view'; CREATE TABLE view_aside (a); CREATE VIEW odd AS SELECT * FROM gone",
+        f"{EDIT} UPDATE sqlite_master SET sql = replace(sql, 'title TEXT', 'title TEXT,"
+        " more AS (abs(-9223372036854775808))') WHERE name = 'session_index'",
+        "CREATE TABLE c AS SELECT * FROM checkpoint; DROP TABLE checkpoint;"
+        "ALTER TABLE c RENAME TO checkpoint; INSERT INTO checkpoint SELECT * FROM checkpoint",
     ],
 )
 def test_a_table_that_others_changed_or_replaced_is_put_right_by_what_doctor_says(
     folded: Database, statement: str
 ) -> None:
+    before = folded.log()
     with closing(sqlite3.connect(folded.path)) as connection:
         connection.executescript(statement)
-    before = folded.log()
 
     (found,) = doctor(folded, "schema")
     assert found["level"] == "fail"
@@ -185,6 +226,84 @@ def test_a_table_that_others_changed_or_replaced_is_put_right_by_what_doctor_say
 
     goes_on(folded)
     assert [row[1] for row in folded.log()][:2] == [row[1] for row in before]
+
+
+def test_a_line_of_the_history_that_no_newer_version_wrote_is_removed_by_the_command(
+    folded: Database,
+) -> None:
+    folded.sql("INSERT INTO umzug_meta (name) VALUES ('0099' || char(0) || '-projector-later')")
+    folded.sql("INSERT INTO umzug_meta (name) VALUES (CAST('0099-projector-later' AS BLOB))")
+
+    (found,) = doctor(folded, "schema")
+    assert "newer schema" in found["found"]
+    *_, forget = re.findall("`[^`]*`", found["mend"])
+    fix({"mend": forget})
+
+    goes_on(folded)
+
+
+def test_a_log_whose_columns_are_in_another_order_is_copied(folded: Database) -> None:
+    folded.sql("DROP TABLE event_log")
+    folded.sql("CREATE TABLE event_log (id, seq INTEGER PRIMARY KEY, key, data, created_at)")
+
+    (found,) = doctor(folded, "schema")
+
+    assert found["mend"].startswith("copy the log")
+
+
+@pytest.mark.parametrize(
+    ("column", "check"),
+    [
+        ("seq TEXT PRIMARY KEY", "schema"),
+        ("seq INTEGER PRIMARY KEY DESC", "schema"),
+        ("seq INTEGER PRIMARY KEY AUTOINCREMENT CHECK (seq)", "seq"),
+    ],
+)
+def test_a_log_that_others_made_again_is_never_read_as_positions_that_are_none(
+    folded: Database, column: str, check: str
+) -> None:
+    rows = folded.sql("SELECT seq, id, key, data, created_at FROM event_log")
+    folded.sql("DROP TABLE event_log")
+    folded.sql(f"CREATE TABLE event_log ({column}, id TEXT, key TEXT, data BLOB, created_at)")
+    for row in rows:
+        folded.sql("INSERT INTO event_log VALUES (?, ?, ?, ?, ?)", *row)
+    if check == "schema":
+        folded.sql("INSERT INTO event_log VALUES ('x', 'x', 'x', 'x', 1)")
+        for command in ("run --once", "status", "verify"):
+            done = projector(*command.split(), "-d", folded.path, check=4)
+            assert "seq is no INTEGER PRIMARY KEY" in done.stderr
+
+    (found,) = doctor(folded, check)
+    assert (found["level"], "copy the log" in found["mend"]) == ("fail", True)
+
+
+@pytest.mark.parametrize("seq", [MOST, -1])
+def test_an_event_at_a_position_that_closes_the_log_is_removed_by_the_command(
+    folded: Database, seq: int
+) -> None:
+    folded.sql("DROP TRIGGER event_log_next_seq")
+    folded.sql(f"INSERT INTO event_log VALUES ({seq}, 'x', 'x', 'x', 1)")
+
+    for command in ("run --once", "db setup", "verify"):
+        done = projector(*command.split(), "-d", folded.path, check=4)
+        assert f"an event at position {seq}, past the triggers" in done.stderr
+    (found,) = doctor(folded, "schema")
+    fix(found)
+
+    assert folded.created("A-2") == 3
+    goes_on(folded)
+
+
+def test_a_view_under_a_key_that_is_no_utf8_is_never_behind(folded: Database) -> None:
+    for key in ("x'ff'", "x'73657373696f6e3a413100ff'"):
+        folded.sql(
+            f"INSERT INTO deferred SELECT name, CAST({key} AS TEXT), position, position, 1, 1, 1"
+            " FROM checkpoint"
+        )
+
+    goes_on(folded)
+
+    assert folded.sql("SELECT * FROM deferred") == []
 
 
 @pytest.mark.parametrize("tapes", [(), ("one", "two")])
@@ -221,6 +340,26 @@ def test_a_counter_of_positions_that_others_raised_is_named_and_put_back(
     goes_on(folded)
 
 
+def test_an_entry_of_the_list_that_others_wrote_is_named_and_removed(folded: Database) -> None:
+    folded.sql("INSERT INTO session_index (session_id, last_seq) VALUES ('x', 'y')")
+
+    refused = projector("session", "list", "-d", folded.path, check=4)
+    fix({"mend": refused.stderr})
+
+    assert "A-1" in projector("session", "list", "-d", folded.path).stdout
+    goes_on(folded)
+
+
+def test_a_watch_is_not_silent_where_others_wrote_an_entry_that_is_newer_than_the_log(
+    folded: Database,
+) -> None:
+    folded.sql("INSERT INTO session_index (session_id, last_seq) VALUES ('x', ?), ('y', 'z')", MOST)
+
+    refused = projector("session", "watch", "-d", folded.path, check=4)
+
+    assert "an entry of session_index in" in refused.stderr
+
+
 # Indexes and triggers
 
 
@@ -230,6 +369,7 @@ def test_a_counter_of_positions_that_others_raised_is_named_and_put_back(
         "UNIQUE INDEX hostile ON checkpoint (iif(position > 2, 1, name))",
         "UNIQUE INDEX hostile ON quarantine (projection)",
         "INDEX hostile ON checkpoint (json(digest))",
+        "INDEX hostile ON deferred (key COLLATE RTRIM)",
         'UNIQUE INDEX "hostile ""`x`" ON projection_state (1)',
     ],
 )
@@ -341,6 +481,85 @@ def test_an_index_of_others_on_the_log_is_not_what_it_is_read_by(
     projector("run", "--once", "-d", folded.path)
 
     assert folded.contents("A-1") == ["one", "two"]
+
+
+def test_an_index_is_compared_also_where_much_else_is_wrong_with_the_table(
+    folded: Database,
+) -> None:
+    for number in range(100):
+        folded.sql("INSERT INTO view VALUES (?1, ?1, x'', '', 0, 0)", f"a{number}")
+    folded.sql("CREATE TABLE kept AS SELECT * FROM view WHERE key = 'session:A-1'")
+    folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
+    with without_index(folded, "idx_view_key"):
+        folded.sql("INSERT INTO view SELECT * FROM kept")
+    with closing(sqlite3.connect(folded.path)) as connection:
+        connection.executescript(
+            f"{EDIT} UPDATE sqlite_master SET sql ="
+            " replace(sql, 'key TEXT NOT NULL', 'key TEXT CHECK (key > ''b'')') WHERE name = 'view'"
+        )
+
+    done = projector("verify", "-d", folded.path, check=4)
+
+    assert "its indexes cannot be compared" in done.stderr
+    (found,) = doctor(folded, "schema")
+    fix(found)
+    goes_on(folded)
+
+
+def test_two_that_share_a_page_of_the_file_are_named(folded: Database) -> None:
+    with closing(sqlite3.connect(folded.path)) as connection:
+        connection.executescript(
+            f"{EDIT} UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master"
+            " WHERE name = 'idx_event_log_key') WHERE name = 'idx_view_key'"
+        )
+
+    (found,) = doctor(folded, "schema")
+
+    assert "idx_view_key, idx_event_log_key share one page" in found["found"]
+    assert "copy the log" in found["mend"]
+
+
+def test_a_table_whose_key_is_out_of_order_is_made_again(folded: Database) -> None:
+    folded.created("B-1")
+    catch_up(folded)
+    right = folded.everything()
+    ((sql,),) = folded.sql("SELECT sql FROM sqlite_master WHERE name = 'session_index'")
+    down = sql.replace(" PRIMARY KEY", "").replace(") W", ", PRIMARY KEY (session_id DESC)) W")
+    rows = folded.sql("SELECT * FROM session_index")
+    folded.sql("DELETE FROM session_index")
+    for schema in (down, sql):
+        with closing(sqlite3.connect(folded.path)) as connection, connection:
+            connection.execute(EDIT)
+            edit = "UPDATE sqlite_master SET sql = ? WHERE name = 'session_index'"
+            connection.execute(edit, (schema,))
+        if schema is down:
+            for row in rows:
+                folded.sql(f"INSERT INTO session_index VALUES ({', '.join('?' * len(row))})", *row)
+
+    fix({"mend": projector("verify", "-d", folded.path, check=4).stderr})
+    projector("replay", "-d", folded.path)
+
+    assert folded.everything() == right
+    goes_on(folded)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["UNIQUE INDEX idx_view_updated_at ON view (data)", "INDEX idx_view_key ON view (data)"],
+)
+def test_an_index_of_ours_that_others_made_in_another_way_is_made_again(
+    folded: Database, index: str
+) -> None:
+    name = re.findall("idx_[a-z_]*", index)[0]
+    folded.sql(f"DROP INDEX {name}")
+    folded.sql(f"CREATE {index}")
+
+    (found,) = doctor(folded, "indexes")
+    assert f"{name} is changed" in found["found"]
+    fix(found)
+
+    assert "(data)" not in folded.sql("SELECT sql FROM sqlite_master WHERE name = ?", name)[0][0]
+    goes_on(folded)
 
 
 @contextmanager

@@ -89,6 +89,8 @@ def test_what_is_no_plain_file_is_named_by_all_and_removed_by_the_cure(
     found = [one for one in examine(database.path) if one.check == "rights"]
     assert [one.level for one in found] == ["fail"]
     assert f"{file} is " in found[0].found
+    beside(database, f"{suffix}.aside").mkdir()
+    beside(database, f"{suffix}.aside").joinpath("x").touch()
     cured(found[0].fix, database)
 
     projector("run", "--once", "-d", database.path)

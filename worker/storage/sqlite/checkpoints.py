@@ -21,6 +21,7 @@ from session_projector.worker.storage.sqlite.connection import Connection
 from session_projector.worker.storage.sqlite.sql import (
     IS_NAME,
     IS_SOUND_JOINED,
+    MOST_DEFERRED,
     READ_POSITION,
     is_count,
     shown,
@@ -103,7 +104,7 @@ def _sound(rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:
     for row in rows:
         if not row[9]:
             found.pop(row[0], None)
-    return found
+    return {name: one for name, one in found.items() if len(one.deferred) <= MOST_DEFERRED}
 
 
 class SqliteQuarantine:

@@ -42,7 +42,7 @@ _UNMOVED: Final = (
 _DEFER: Final = (
     "INSERT INTO deferred"
     " (projection, key, folded_position, read_position, bytes, cost_ms, since)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+    " VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?)"
 )
 _QUARANTINE: Final = (
     "INSERT INTO quarantine (projection, seq, id, key, reason)"
@@ -59,7 +59,13 @@ def apply(connection: Connection, change: Change) -> None:
     execute = connection.raw.execute
     moved = (after.version, after.complete, after.generation, after.digest, after.skipped)
     known = (before.name, before.version, before.complete, before.generation, before.digest)
-    if execute(_MOVE, (*moved, *known)).rowcount != 1:
+    if (rows := execute(_MOVE, (*moved, *known)).rowcount) != 1:
+        if rows > 1:
+            raise InterventionRequired(
+                f"{connection.path}: {before.name} has {rows} checkpoints: somebody made the table"
+                " again, without a key",
+                "see how to put it right: `projector doctor`",
+            )
         if execute(_UNMOVED, known).fetchone():
             raise InterventionRequired(
                 f"{connection.path}: the checkpoint of {before.name} stays at {before.position}"
@@ -74,7 +80,7 @@ def apply(connection: Connection, change: Change) -> None:
         connection.raw.executemany(
             _DEFER,
             [
-                (after.name, key, view.position, after.position, *astuple(view)[1:])
+                (after.name, raw(key), view.position, after.position, *astuple(view)[1:])
                 for key, view in after.deferred.items()
             ],
         )

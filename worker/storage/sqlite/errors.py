@@ -1,6 +1,7 @@
 """What SQLite says, as errors of this program with a hint."""
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -86,9 +87,8 @@ def _failed(name: str, error: Exception) -> ProjectionFailed:
     hint = f"build its views again: `projector projection drop {argument(name)}`, then run again"
     if _code(error) & 0xFF == sqlite3.SQLITE_CONSTRAINT:
         hint = (
-            "a trigger or an index on its table refuses the row: SELECT sql FROM"
-            " sqlite_master WHERE tbl_name ="
-            f" (SELECT kept_in FROM checkpoint WHERE name = '{name}')"
+            "a trigger, an index or a constraint that somebody gave its table refuses the row; see"
+            " which: `projector doctor`"
         )
     return ProjectionFailed(name, f"SQLite says: {error}", hint)
 
@@ -169,13 +169,24 @@ def _endless(path: Path, error: sqlite3.Error) -> tuple[str, str]:
     )
 
 
-def wrong_index(path: Path, said: str, projection: str | None = None) -> InterventionRequired:
+OF_AN_INDEX: Final = re.compile(
+    r"row \S+ (missing|values differ) from index |(wrong # of entries|non-unique entry) in index |"
+    r"rowid not at end-of-record "
+)
+"""What SQLite's integrity check says of an index, whatever the names of columns are."""
+
+
+def wrong_index(
+    path: Path, said: str, projection: str | None = None, fix: str = ""
+) -> InterventionRequired:
     """The error of an index that differs from its table, by what SQLite says of that."""
     told = f"{path}: an index does not match its table, and what is read by it is wrong ({said})"
-    fix = f"build the indexes again: `sqlite3 -safe {quoted(path)} REINDEX`"
+    fix = fix or f"build the indexes again: `sqlite3 -safe {quoted(path)} REINDEX`"
     if projection:  # the daemon tries again by itself
         return ProjectionFailed(projection, told, fix)
-    return InterventionRequired(told, f"{fix}, then `projector replay`")
+    return InterventionRequired(
+        told, f"{fix}, then `projector replay`; if that does not help: `projector doctor`"
+    )
 
 
 def _corrupt(path: Path, why: str) -> InterventionRequired:

@@ -68,8 +68,8 @@ def without(file: Path, found: os.stat_result) -> str:
 
 
 def aside(file: Path) -> str:
-    """The command that renames a file, also where a link or folder stands in the new place."""
-    return f"`mv -T {quoted(file)} {quoted(file)}.aside`"
+    """The command that renames a file, whatever stands in the new place, which is kept."""
+    return f"`mv -T --backup=numbered {quoted(file)} {quoted(file)}.aside`"
 
 
 def refuse_root(path: Path) -> None:

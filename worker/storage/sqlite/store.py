@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Final, Self
 
 from session_projector.projections.projection import Table
-from session_projector.worker.errors import DatabaseUnavailable, TransientError
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    InterventionRequired,
+    TransientError,
+)
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Change, CommitStats
 from session_projector.worker.storage.sqlite import sidecars, tables
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
 from session_projector.worker.storage.sqlite.connection import Connection, connect
-from session_projector.worker.storage.sqlite.errors import wrong_index
+from session_projector.worker.storage.sqlite.errors import OF_AN_INDEX, wrong_index
 from session_projector.worker.storage.sqlite.identity import FileIdentity, abandon
 from session_projector.worker.storage.sqlite.log import SqliteLog
 from session_projector.worker.storage.sqlite.schema import migrate
+from session_projector.worker.storage.sqlite.schema.integrity import put_aside
 from session_projector.worker.storage.sqlite.sql import identifier
 from session_projector.worker.storage.sqlite.views import SqliteScratch, SqliteViews
 from session_projector.worker.storage.sqlite.wal import Backfill
@@ -32,6 +37,9 @@ _DAEMON_PRAGMAS: Final = (
     "PRAGMA cache_size = -16384",
 )
 
+
+_MOST_FOUND: Final = 100
+"""What SQLite finds wrong with a table before it looks no further."""
 
 PATIENCE_S: Final = 10.0
 """How long a statement may take: none of a batch takes more than a moment."""
@@ -136,9 +144,19 @@ class SqliteStore:
             with self.connection.errors():
                 there = tables.columns_of(self.connection.raw, name)
             check = f"PRAGMA integrity_check({identifier(name)})"  # of all before SQLite 3.33
-            for (said,) in self.connection.rows(check) if there else ():
-                if " index " in said:
-                    raise wrong_index(self.connection.path, said)
+            found = [said for (said,) in self.connection.rows(check)] if there else []
+            for said in found:
+                if said.startswith("row not in PRIMARY KEY order "):  # which no REINDEX sorts
+                    aside = put_aside(self.connection.raw, self.connection.path, [name])
+                    raise wrong_index(self.connection.path, said, fix=f"make it again: {aside}")
+            for said in filter(OF_AN_INDEX.match, found):
+                raise wrong_index(self.connection.path, said)
+            if len(found) >= _MOST_FOUND:
+                raise InterventionRequired(
+                    f"{self.connection.path}: so much is wrong with {name} that its indexes cannot"
+                    f" be compared with it ({found[0]})",
+                    "see what, as when somebody gave it a constraint: `projector doctor`",
+                )
 
     def release_memory(self) -> None:
         import ctypes  # once, and not at every start

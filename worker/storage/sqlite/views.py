@@ -86,7 +86,7 @@ class SqliteViews:
             rows: dict[str, tuple[Any, ...]] = {}
             covered = size = 0
             for key in keys:
-                row = execute(select, (key,)).fetchone()
+                row = execute(select, (raw(key),)).fetchone()
                 if row is not None:
                     rows[key] = row
                     size += size_of(row)
@@ -128,6 +128,7 @@ class SqliteViews:
 
     def highest(self, projection: Projection, column: str) -> int:
         sql = f"SELECT coalesce(max({column}), 0) FROM {projection.table.name}"
+        sql += f" WHERE typeof({column}) = 'integer'"  # as anybody may write any row
         return int(self._connection.value(sql))
 
     def keys(self, projection: Projection, *, after: str | None) -> list[str]:

@@ -51,6 +51,14 @@ def opens(path: Path, rights: Sequence[Check]) -> Iterator[Check]:
 
 def schema(path: Path) -> Iterator[Check]:
     with reading(path) as db:
+        select = "SELECT group_concat(name, ', ') FROM sqlite_master WHERE rootpage > 0"
+        for (names,) in db.execute(f"{select} GROUP BY rootpage HAVING count(*) > 1"):
+            said = f"{names} share one page of the file: somebody edited the schema, and each"
+            yield Check("schema", "fail", f"{said} overwrites the other", kanbatte.COPY_LOG)
+            return
+        if wrong := objects.virtual(db):
+            yield _made_otherwise(db, path, wrong)
+            return
         found = kanbatte.layout(db, path)
         if found is kanbatte.Layout.EMPTY:
             yield Check("schema", "fail", "there are no tables yet", f"create them: {_SETUP}")
@@ -58,8 +66,20 @@ def schema(path: Path) -> Iterator[Check]:
             said = "a database of Kanbatte up to 0.0.3, not adopted yet"
             yield Check("schema", "fail", said, f"stop its writers for good, then {_SETUP}")
         else:
+            if wrong := sorted({*objects.altered(db)} - {"event_log", *objects.lacking(db)}):
+                yield _made_otherwise(db, path, wrong)
+                return
             migrate.check(db, path)
             yield Check("schema", "ok", [*migrations.load()][-1])
+
+
+def _made_otherwise(db: sqlite3.Connection, path: Path, names: Sequence[str]) -> Check:
+    said = (
+        f"somebody made {', '.join(names)} in another way than the migrations do, so that it may"
+        " refuse or change what is written there"
+    )
+    fix = f"put it aside and create it again: {objects.put_aside(db, path, names)}"
+    return Check("schema", "fail", said, fix)
 
 
 def journal_mode(path: Path) -> Iterator[Check]:
@@ -79,6 +99,7 @@ def autoincrement(path: Path) -> Iterator[Check]:
             "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'event_log'"
         )
         newest = objects.sequence(db)
+        is_altered = "event_log" in objects.altered(db)
     if newest is not None:
         said = (
             "somebody raised the counter of positions in sqlite_sequence: the log is closed, or the"
@@ -87,17 +108,20 @@ def autoincrement(path: Path) -> Iterator[Check]:
         yield Check("seq", "fail", said, _SETUP)
         return
     words = " ".join(str(sql).replace('"', " ").replace("(", " ( ").upper().split())
-    if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" in words:
-        yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
-    else:
-        yield Check(
-            "seq",
-            "fail",
+    if "( SEQ INTEGER PRIMARY KEY AUTOINCREMENT" not in words:
+        said = (
             "event_log.seq is not INTEGER PRIMARY KEY AUTOINCREMENT: somebody made the table"
-            " again, and positions may be used twice",
-            'copy the log into a new database, as docs/operating.md tells under "Saving the log of'
-            ' a damaged file"',
+            " again, and positions may be used twice"
         )
+        yield Check("seq", "fail", said, kanbatte.COPY_LOG)
+    elif is_altered:
+        said = (
+            "somebody made event_log in another way than the migrations do, so that it may refuse"
+            " events, or compare keys otherwise"
+        )
+        yield Check("seq", "fail", said, kanbatte.COPY_LOG)
+    else:
+        yield Check("seq", "ok", "INTEGER PRIMARY KEY AUTOINCREMENT")
 
 
 def triggers(path: Path) -> Iterator[Check]:
@@ -147,8 +171,8 @@ def indexes(path: Path) -> Iterator[Check]:
         else:
             fix = f"if nothing needs it: `sqlite3 -safe {quoted(path)} {drop}`"
             yield Check("indexes", "warn", said, fix)
-    if gone := [name for name in amiss if name != objects.SESSION_KEY]:
-        said = f"{', '.join(gone)}: gone, and reading is slow without"
+    if gone := [f"{name} is {how}" for name, how in amiss.items() if name != objects.SESSION_KEY]:
+        said = f"{', '.join(gone)}, and reading is slow without"
         yield Check("indexes", "warn", said, _SETUP)
     elif not others:
         yield Check("indexes", "ok", "all are there")

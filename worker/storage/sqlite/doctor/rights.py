@@ -92,6 +92,12 @@ def _barred(file: Path, path: Path, uid: int) -> str:
             return _LOCK_ASIDE + sidecars.aside(file)
         own = _given(file, found.st_uid, like=path.parent, mode=folder.st_mode & 0o666)
         return f"give it the owner and mode of its folder, as root: {own}"
+    if file.name.endswith(("-wal", "-shm")) and folder.st_uid == uid:
+        return (
+            f"it is {user(found.st_uid)}'s, who may give it the mode of the database; or, when no"
+            " program has the database open, move it aside, and keep a -wal, which may hold what"
+            f" was written last: {sidecars.aside(file)}"
+        )
     owner = user(found.st_uid)
     return (
         f"{file.name or file} is {owner}'s, the folder {user(folder.st_uid)}'s: find out who is"

@@ -2,10 +2,10 @@
 
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import cache
-from itertools import starmap
+from itertools import count, starmap
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,6 +21,7 @@ from session_projector.worker.storage.sqlite.sql import (
     IS_VERSION,
     identifier,
     is_count,
+    is_short,
 )
 
 SESSION_KEY: Final = "idx_view_session_key"
@@ -49,14 +50,17 @@ _STRAY: Final = f"checkpoint WHERE NOT ({IS_NAME})"
 _MAKE_SOUND: Final = (
     f"UPDATE checkpoint SET version = iif({IS_VERSION}, version, 0), position = 0,"
     f" generation = iif({is_count('generation')}, generation, 0) + 1, digest = '', skipped = 0,"
-    f" kept_in = iif(typeof(kept_in) = 'text', kept_in, ''),"
-    f" key_column = iif(typeof(key_column) = 'text', key_column, ''),"
+    f" kept_in = iif({is_short('kept_in')}, kept_in, ''),"
+    f" key_column = iif({is_short('key_column')}, key_column, ''),"
     f" prefix = iif({IS_PREFIX}, prefix, '') WHERE name = ?"
 )
 
 
-_PLAIN_INDEX: Final = re.compile(r"(?is)^create\s+index\b[^(]*\([^()]*\)\s*$")
-"""Not unique, on columns alone, and of all rows."""
+_PLAIN_INDEX: Final = re.compile(r"(?is)^create\s+index\b[^(]*\(((?!\bcollate\b)[^()])*\)\s*$")
+"""Not unique, on columns alone and in their own order, and of all rows."""
+_NO_PART: Final = re.compile(r"(?s)--[^\n]*|/\*.*?\*/|[\"`\[\]]")
+_PLAIN_COLUMN: Final = re.compile(r"\w+( \w+)?")
+"""A name and a type at most: it refuses nothing."""
 
 
 class Object(NamedTuple):
@@ -71,22 +75,23 @@ class Object(NamedTuple):
     sql: str
     columns: tuple[str, ...] = ()
 
+    @property
+    def words(self) -> list[str]:
+        """What it is, however it was typed: Kanbatte made some of the indexes too."""
+        return self.sql.split() if self.kind == "trigger" else ["".join(self.sql.split()).lower()]
+
 
 def amiss(connection: sqlite3.Connection, *kinds: str) -> dict[str, str]:
     """Triggers and indexes, or one of the `kinds`, that are `gone`, or `changed` from how the
-    migrations make them.
-
-    Of an index that only makes things fast, its place is enough: Kanbatte made it too.
-    """
+    migrations make them."""
     there = _objects(connection)
     found = {}
     for key, wanted in _schema().items():
         if wanted.kind in (kinds or ("trigger", "index")):
             one = there.get(key)
-            is_exact = wanted.kind == "trigger" or wanted.name == SESSION_KEY
             if one is None or one.table.lower() != wanted.table:
                 found[wanted.name] = "gone"
-            elif is_exact and one.sql.split() != wanted.sql.split():
+            elif one.words != wanted.words:
                 found[wanted.name] = "changed"
     return found
 
@@ -99,6 +104,75 @@ def lacking(connection: sqlite3.Connection) -> dict[str, list[str]]:
         if missing := [column for column in wanted.columns if column.lower() not in there]:
             found[name] = missing if there else []
     return found
+
+
+def altered(connection: sqlite3.Connection) -> list[str]:
+    """Tables that somebody made in another way than the migrations do: with a constraint, a
+    collation or a computed column, which may refuse or change what is written. A column more that
+    is plain does neither."""
+    there = _objects(connection)
+    found = [
+        name
+        for name, sql in _made().items()
+        if (one := there.get(("table", name))) and not _is_made_so(one.sql, sql)
+    ]
+    if history := there.get(("table", "umzug_meta")):  # which may be another tool's
+        columns = tables.columns_of(connection, history.name)
+        if "name" not in columns or re.search(r"(?i)\bcheck\b", history.sql):
+            found.append("umzug_meta")
+    return found
+
+
+def virtual(connection: sqlite3.Connection) -> list[str]:
+    """Virtual tables under the names of ours but the log's: their module may be nowhere, and then
+    not even their columns can be asked for."""
+    names = {*_made(), "umzug_meta"} - {_LOG}
+    return [
+        name
+        for (kind, name), one in _objects(connection).items()
+        if kind == "table" and name in names and _is_virtual(one)
+    ]
+
+
+def _is_virtual(table: Object) -> bool:
+    return _tail(table.sql)[0].startswith("create virtual")
+
+
+def _is_made_so(found: str, wanted: str) -> bool:
+    (*ends, parts), (*ours, columns) = _tail(found), _tail(wanted)
+    return ends == ours and columns <= parts and all(map(_PLAIN_COLUMN.fullmatch, parts - columns))
+
+
+def _tail(sql: str) -> tuple[str, str, frozenset[str]]:
+    """What a statement makes, with which option, and its columns and constraints in pieces."""
+    head, _, rest = _NO_PART.sub(" ", sql).lower().partition("(")
+    body, _, tail = rest.rpartition(")")
+    made, options, *pieces = (" ".join(one.split()) for one in (head, tail, *body.split(",")))
+    return made, options, frozenset(pieces)
+
+
+def put_aside(connection: sqlite3.Connection, path: Path, names: Iterable[str]) -> str:
+    """The command that gives tables another name, whatever else is in the schema, and makes them
+    again. A virtual table, whose module may be nowhere, is taken out of the schema instead."""
+    there = _objects(connection)
+    taken = {name for _, name in there}
+    steps = ["PRAGMA legacy_alter_table = ON"]
+    for table in names:
+        for one in there.values():
+            ours = one.kind == "index" and one.name.lower().startswith(f"idx_{table}_")
+            if ours and one.table.lower() == table:
+                steps.append(f"DROP INDEX {identifier(one.name)}")
+        if _is_virtual(there["table", table]):
+            steps += [
+                "PRAGMA writable_schema = ON",
+                f"DELETE FROM sqlite_master WHERE type = 'table' AND lower(name) = '{table}'",
+                "PRAGMA writable_schema = RESET",
+            ]
+        else:
+            names_aside = (f"{table}_aside{number or ''}" for number in count())
+            free = next(name for name in names_aside if name not in taken)
+            steps.append(f"ALTER TABLE {table} RENAME TO {free}")
+    return _set_up_after(path, "; ".join(steps))
 
 
 def foreign(connection: sqlite3.Connection) -> list[Object]:
@@ -336,13 +410,28 @@ def _tables() -> dict[str, Object]:
 @cache
 def _schema() -> Mapping[tuple[str, str], Object]:
     """As a fresh database has it, but for the log."""
-    with closing(sqlite3.connect(":memory:")) as fresh:
-        fresh.executescript("".join(migrations.load().values()))
+    with closing(_fresh()) as fresh:
         return {
             key: one._replace(columns=(*tables.columns_of(fresh, one.name),))
             for key, one in _objects(fresh).items()
             if one.name != _LOG
         }
+
+
+@cache
+def _made() -> Mapping[str, str]:
+    """How each table is made in a fresh database, by its name."""
+    with closing(_fresh()) as fresh:
+        for table in (projection.table for projection in BUILT_IN):
+            if not table.prefix:
+                fresh.execute(tables.statements(table)[0])
+        return {name: one.sql for (kind, name), one in _objects(fresh).items() if kind == "table"}
+
+
+def _fresh() -> sqlite3.Connection:
+    fresh = sqlite3.connect(":memory:")
+    fresh.executescript("".join(migrations.load().values()))
+    return fresh
 
 
 def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], Object]:

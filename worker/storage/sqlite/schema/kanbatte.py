@@ -1,6 +1,7 @@
 """Whose layout a database has, and the copy made before one of Kanbatte's is adopted."""
 
 import glob
+import operator
 import os
 import sqlite3
 import stat
@@ -17,7 +18,7 @@ from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.schema import integrity
 from session_projector.worker.storage.sqlite.schema.sharing import os_errors
-from session_projector.worker.storage.sqlite.sql import identifier
+from session_projector.worker.storage.sqlite.sql import MOST_COUNTED, identifier
 from session_projector.worker.storage.sqlite.tables import columns_of
 
 
@@ -31,6 +32,10 @@ class Layout(Enum):
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COLUMNS = {integrity.LOG_COLUMNS: Layout.PROJECTOR, integrity.LOG_COLUMNS[1:]: Layout.KANBATTE}
+COPY_LOG: Final = (
+    'copy the log into a new database, as docs/operating.md tells under "Saving the log of a'
+    ' damaged file"'
+)
 _VIEW_COLUMNS = ("id", "key", "data", "last_offset_id", "created_at", "updated_at")
 
 
@@ -60,11 +65,54 @@ def layout(connection: sqlite3.Connection, path: Path) -> Layout:
             _without_added(path, log, view)
             or "only databases of projector and of Kanbatte up to 0.0.3 can be taken over",
         )
+    if found is Layout.PROJECTOR:
+        _require_positions(connection, path)
     return found
 
 
+def _require_positions(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a log whose `seq` cannot be counted on.
+
+    It must be the rowid, which is an integer: SQLite makes an index for another key. Our triggers
+    let no event in below 1 nor far above the others, and one at -1 refuses all that come then.
+    """
+    indexes = connection.execute("SELECT 1 FROM pragma_index_list('event_log') WHERE origin = 'pk'")
+    if indexes.fetchone() or not columns_of(connection, "event_log")["seq"][1]:
+        raise InterventionRequired(
+            f"{path}: event_log.seq is no INTEGER PRIMARY KEY: somebody made the table again",
+            COPY_LOG,
+        )
+    odd = (f"SELECT seq FROM event_log WHERE seq {side}" for side in ("< 1", f"> {MOST_COUNTED}"))
+    if found := connection.execute(f"{' UNION ALL '.join(odd)} LIMIT 1").fetchone():
+        remove = (
+            "DROP TRIGGER IF EXISTS event_log_no_delete; DELETE FROM event_log"
+            f" WHERE seq NOT BETWEEN 1 AND {MOST_COUNTED}"
+        )
+        raise InterventionRequired(
+            f"{path}: somebody put an event at position {found[0]}, past the triggers: it can be"
+            " folded by nobody, and may close the log",
+            f"remove such events: `sqlite3 -safe {quoted(path)} {quoted(remove)}"
+            " && projector db setup`",
+        )
+
+
 def _without_added(path: Path, log: Sequence[str], view: Sequence[str]) -> str:
-    """What makes the layout one that is known, where somebody only added columns."""
+    """What makes the layout one that is known, where somebody only added or renamed columns."""
+    known = (*integrity.LOG_COLUMNS, *_VIEW_COLUMNS)
+    tables = ["event_log"] * len(log) + ["view"] * len(view)
+    renamed = [
+        f"ALTER TABLE {table} RENAME COLUMN {identifier(column)} TO {ours}"
+        for table, column, ours in zip(tables, (*log, *view), known, strict=False)
+        if column != ours and column not in known
+    ]
+    is_else_known = sum(map(operator.eq, (*log, *view), known)) + len(renamed) == len(known)
+    if (len(log), len(view)) == (len(integrity.LOG_COLUMNS), len(_VIEW_COLUMNS)) and is_else_known:
+        return (
+            "somebody renamed columns; if they are the same otherwise, give them back their names:"
+            f" `sqlite3 -safe {quoted(path)} {quoted('; '.join(renamed))} && projector db setup`"
+        )
+    if {*log} == {*integrity.LOG_COLUMNS} and tuple(log) != integrity.LOG_COLUMNS:
+        return COPY_LOG  # in another order
     for ours in _COLUMNS:
         added = [
             f"ALTER TABLE {table} DROP COLUMN {identifier(column)}"

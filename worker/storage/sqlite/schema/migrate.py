@@ -38,16 +38,19 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a database whose schema is older or newer than this program's, or not whole."""
     applied = _applied(connection, path)
     if newer := _newer(applied):
+        known = ", ".join(f"'{name}'" for name in migrations.load())
+        forget = f"DELETE FROM umzug_meta WHERE instr(name, '{_OURS}') AND name NOT IN ({known})"
         raise InterventionRequired(
             f"{path} has a newer schema than this projector ({', '.join(newer)})",
-            "upgrade projector: pip install -U session-projector",
+            "upgrade projector: `pip install -U session-projector`; where no newer one ever ran"
+            f" here, somebody wrote that: `sqlite3 -safe {quoted(path)} {quoted(forget)}`",
         )
     if missing := [name for name in migrations.load() if name not in applied]:
         raise InterventionRequired(
             f"{path} lacks {', '.join(missing)}", "upgrade it with `projector db setup`"
         )
     if lacking := objects.lacking(connection):
-        raise _not_whole(lacking, path)
+        raise _not_whole(connection, lacking, path)
     if odd := objects.odd_checkpoints(connection):
         raise InterventionRequired(
             f"{path}: the checkpoint of {', '.join(odd)} is no position: somebody wrote to it",
@@ -55,18 +58,18 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _not_whole(lacking: Mapping[str, Sequence[str]], path: Path) -> InterventionRequired:
+def _not_whole(
+    connection: sqlite3.Connection, lacking: Mapping[str, Sequence[str]], path: Path
+) -> InterventionRequired:
     if gone := [name for name, columns in lacking.items() if not columns]:
         return InterventionRequired(
             f"{path} lacks {', '.join(gone)}: somebody dropped what the migrations made",
             "create it again with `projector db setup`",
         )
     told = ", ".join(f"{name}.{column}" for name, columns in lacking.items() for column in columns)
-    aside = "; ".join(f"ALTER TABLE {name} RENAME TO {name}_aside" for name in lacking)
     return InterventionRequired(
         f"{path} lacks the columns {told}: somebody changed the table",
-        f"put it aside and create it again: `sqlite3 -safe {quoted(path)} {quoted(aside)}"
-        " && projector db setup`",
+        f"put it aside and create it again: {objects.put_aside(connection, path, lacking)}",
     )
 
 
@@ -143,8 +146,11 @@ def _applied(connection: sqlite3.Connection, path: Path) -> set[str]:
     applied = set(known[:3]) if found is Layout.PROJECTOR else set()
     if found is Layout.KANBATTE:
         applied = {known[0]} | ({known[1]} if columns_of(connection, "view") else set())
-    if found is Layout.PROJECTOR and columns_of(connection, "umzug_meta"):
-        names = {str(name) for (name,) in connection.execute("SELECT name FROM umzug_meta")}
+    if found is Layout.PROJECTOR and (columns := columns_of(connection, "umzug_meta")):
+        if "name" not in columns:
+            raise _not_whole(connection, {"umzug_meta": ["name"]}, path)
+        rows = connection.execute("SELECT name FROM umzug_meta WHERE typeof(name) = 'text'")
+        names = {name for (name,) in rows}
         applied |= {name for name in names if name in known or _OURS in name}
     return applied
 
