@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from math import isinf
+from math import inf
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -113,29 +113,37 @@ def _from_json(text: str) -> bytes:
     del data  # what is built of it takes 18 times as much
     try:
         value = read(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
-        raise Unfoldable(
-            "not JSON (RFC 8259: UTF-8, no byte-order mark, no NaN, no lone surrogate, no number"
-            " beyond float64)"
-        ) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Unfoldable(_NOT_JSON) from None
     try:
-        return msgspec.msgpack.encode(value)
+        encoded = msgspec.msgpack.encode(value)
     except OverflowError:
-        raise Unfoldable(
-            "JSON with an integer beyond 64 bits, which MessagePack cannot hold"
-        ) from None
+        encoded = b""
+    if (not encoded or any(number in encoded for number in _INFINITE)) and _has_infinity(value):
+        raise Unfoldable(_NOT_JSON)
+    if not encoded:
+        raise Unfoldable("JSON with an integer beyond 64 bits, which MessagePack cannot hold")
+    return encoded
 
 
-def _float(number: str) -> float:
-    value = float(number)
-    if isinf(value):
-        raise OverflowError
-    return value
+_NOT_JSON: Final = (
+    "not JSON (RFC 8259: UTF-8, no byte-order mark, no NaN, no lone surrogate, no number beyond"
+    " float64)"
+)
+_INFINITE: Final = tuple(msgspec.msgpack.encode(number) for number in (inf, -inf))
+
+
+def _has_infinity(value: Any) -> bool:
+    level: list[Collection[Any]] = [[value]]
+    while level and not any(inf in values or -inf in values for values in level):
+        inner = (v for values in level for v in values if isinstance(v, list | dict))
+        level = [v.values() if isinstance(v, dict) else v for v in inner]
+    return bool(level)
 
 
 # With these a number may take msgspec 50 times as long as Python.
 _EXPONENT: Final = re.compile(rb"[Ee][+-]?[0-9]{2}")
-_decode_json: Final = msgspec.json.Decoder(float_hook=_float).decode
+_decode_json: Final = msgspec.json.Decoder(float_hook=float).decode
 
 
 def _check_json_limits(data: bytes) -> None:
