@@ -114,15 +114,15 @@ def _changed(
 ) -> Entry:
     """The row after some messages; status and times are those of `event`, the last one."""
     title, count, last_role = view.title, view.message_count, view.last_role
-    last = None
+    last, role = None, None
     for messages in added:
-        if title is None and b"user" in messages.body:
-            title = _first_title(messages)
         if messages.count:
             count += messages.count
-            last = messages
+            last, role = messages, None
+        if title is None and b"user" in messages.body:
+            title, role = _first_title(messages)
     if last:
-        last_role = _role(last)
+        last_role = _role(last) if role is None else _as_role(role)
     return msgspec.structs.replace(
         view,
         project=project,
@@ -136,12 +136,14 @@ def _changed(
     )
 
 
-def _first_title(added: Messages) -> str | None:
-    for message in _said(added):
+def _first_title(added: Messages) -> tuple[str | None, bytes | None]:
+    """The title, and the role of the last message if it was read for that, null if it has none."""
+    role = None
+    for index, message in enumerate(_said(added), 1):
         role, content = fields(message, _SAID)
         if scalar(role) == "user":
-            return _title(content)
-    return None
+            return _title(content), role if index == added.count else None
+    return None, role or b"\xc0"
 
 
 class _Said(msgspec.Struct, gc=False):
@@ -158,7 +160,11 @@ def _role(added: Messages) -> str | None:
         return _decode_said(list_header(added.count) + added.body)[-1].role
     except FAILURES:  # of keys that are not text, or a role that is none
         pass
-    role = scalar(fields(_said(added)[-1], _SAID)[0])
+    return _as_role(fields(_said(added)[-1], _SAID)[0])
+
+
+def _as_role(encoded: bytes | None) -> str | None:
+    role = scalar(encoded)
     return role if isinstance(role, str) else None
 
 
