@@ -7,6 +7,7 @@ import select
 import shlex
 import signal
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -464,8 +465,10 @@ def test_the_command_that_a_mistyped_path_is_told_works(tmp_path: Path) -> None:
     path = tmp_path / "no" / "such" / "local.db"
     told = projector("run", "--once", "-d", path, check=4).stderr
 
-    assert f"create it with `projector db setup -d {path}`" in told
-    projector("db", "setup", "-d", path)
+    command = f"mkdir -p {path.parent} && projector db setup -d {path}"
+    assert f"create it with `{command}`" in told
+    program = shlex.join([sys.executable, "-m", "session_projector"])
+    subprocess.run(["bash", "-c", command.replace("&& projector", f"&& {program}")], check=True)
     projector("run", "--once", "-d", path)
 
 

@@ -258,36 +258,6 @@ def test_a_lack_of_memory_in_sqlite_is_one_that_is_waited_for(database: Database
     assert done.stdout.decode() == f"{database.path}: {told}\n"
 
 
-@pytest.mark.parametrize(
-    ("giant", "margin", "told"),
-    [
-        ("event", 4 * MIB, "too little memory to fold event 3"),
-        ("view", 32 * MIB, "no memory is left|too little memory|MemoryError"),
-    ],
-)
-def test_too_little_memory_for_an_event_or_a_view_is_waited_for(
-    database: Database, giant: str, margin: int, told: str
-) -> None:
-    database.created("A-1", "x" * 15 * MIB if giant == "view" else "x")
-    projector("run", "--once", "-d", database.path)
-    database.created("B-1")
-    with daemon(database.path) as running:
-        running.wait_until_at(2)
-        pid, unlimited = running.process.pid, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(pid, resource.RLIMIT_AS, (used + margin, resource.RLIM_INFINITY))
-        database.appended("A-1", "more" if giant == "view" else "x" * 15 * MIB)
-        newest = database.created("C-1")
-        said = running.wait_for("database_unavailable")
-        resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
-        projector("wait", newest, "-d", database.path)
-    projector("verify", "-d", database.path)
-
-    assert re.search(told, said["why"])
-    assert database.quarantine() == {}
-    assert len(database.contents("A-1")) == 2
-
-
 @pytest.fixture
 def small_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with room for 64 KiB."""

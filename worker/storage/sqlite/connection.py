@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from session_projector.projections.event import MAX_EVENT_BYTES, MAX_NAME_BYTES, is_too_long
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.storage.limits import BUSY_TIMEOUT_S
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.errors import is_read_only, translated
@@ -33,9 +33,11 @@ def require(path: Path) -> None:
     """Refuse a database that does not exist: a mistyped path must not start an empty log."""
     require_file_or_nothing(path)
     if not path.exists():
+        folder = path.parent
+        make = "" if folder.parent.exists() else f"mkdir -p {quoted(folder)} && "
         raise InterventionRequired(
             f"there is no database at {path}",
-            "create it with `projector db setup`, or correct the path",
+            f"create it with `{make}projector db setup`, or correct the path",
         )
 
 

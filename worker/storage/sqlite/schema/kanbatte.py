@@ -83,7 +83,13 @@ def _require_positions(connection: sqlite3.Connection, path: Path) -> None:
             COPY_LOG,
         )
     odd = (f"SELECT seq FROM event_log WHERE seq {side}" for side in ("< 1", f"> {MOST_COUNTED}"))
-    if found := connection.execute(f"{' UNION ALL '.join(odd)} LIMIT 1").fetchone():
+    try:
+        found = connection.execute(f"{' UNION ALL '.join(odd)} LIMIT 1").fetchone()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        return  # a damaged page is told of by what needs it
+    if found:
         remove = (
             "DROP TRIGGER IF EXISTS event_log_no_delete; DELETE FROM event_log"
             f" WHERE seq NOT BETWEEN 1 AND {MOST_COUNTED}"

@@ -79,7 +79,7 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     if gid is not None:
         check_folder(path, gid)
     with os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
     with closing(connect(path, mode="rwc")) as connection, translated(path):
         done = _upgrade(Connection(connection, path, FileIdentity(path)))
         try:
