@@ -1068,6 +1068,7 @@ def test_a_folder_that_any_user_can_write_is_told(
 def test_a_folder_above_it_that_any_user_can_write_is_told(tmp_path: Path) -> None:
     above = tmp_path / "above"
     path = above / "between" / "folder" / "local.db"
+    path.parent.mkdir(parents=True)
     projector("db", "setup", "-d", path)
     above.chmod(0o777)
 
@@ -1089,6 +1090,7 @@ def test_a_folder_above_it_that_any_user_can_write_is_told(tmp_path: Path) -> No
 def test_a_folder_above_it_of_another_user_is_told(tmp_path: Path, mode: int) -> None:
     above = tmp_path / "above"
     path = above / "folder" / "local.db"
+    path.parent.mkdir(parents=True)
     projector("db", "setup", "-d", path)
     os.chown(above, STRANGER_UID, 0)
     above.chmod(mode)

@@ -30,7 +30,7 @@ def rights(path: Path) -> Iterator[Check]:
     if os.path.exists(path) and not os.path.isfile(path):
         return  # no database, and no advice for a folder or device
     if not os.path.isdir(folder):
-        fix = "make it and the database: `projector db setup`"
+        fix = f"`mkdir -p {quoted(folder)} && projector db setup`"
         yield Check("rights", "fail", f"there is no folder {folder}", fix)
         return
     if is_read_only(path):
