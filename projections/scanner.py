@@ -19,8 +19,9 @@ MAX_DEPTH: Final = 256
 MAX_CONTAINERS: Final = 100_000
 """Maps and lists in one event, its own map among them."""
 _BUILT_BYTES: Final = 1 << 20
+"""So many bytes may be built, whatever they are."""
 _BUILT_VIEW_BYTES: Final = 1 << 23
-"""So many bytes of a stored view may be built, whose events were within the limits."""
+"""The same of a stored view, if it has no more maps and lists than an event may have."""
 TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
 TOO_MANY: Final = f"more than {MAX_CONTAINERS} maps and lists, the most an event may have"
 FAILURES: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -68,7 +69,7 @@ def is_map(head: int) -> bool:
 
 def may_be_built(data: bytes, most: float = MAX_CONTAINERS) -> bool:
     """Whether these are so few bytes that they may be built, and have at most so many maps and
-    lists, whatever they are."""
+    lists, whatever they are; of a stored view any number may be right (`inf`)."""
     if len(data) > (_BUILT_VIEW_BYTES if most == inf else _BUILT_BYTES):
         return False
     if len(data) > _BUILT_BYTES:

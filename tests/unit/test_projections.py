@@ -87,9 +87,13 @@ def test_an_index_entry_says_what_a_list_needs() -> None:
         ([{"role": "user", "content": [{"type": "input_text", "text": "x"}]}], "x"),
         ([{"role": "user", "content": "x" * 80}], "x" * 80),
         ([{"role": "user", "content": "x" * 81}], "x" * 79 + "…"),
+        ([USER, AGENT], "Fix the login form"),
+        ([USER, {"content": "no role"}], "Fix the login form"),
+        ([{"role": "users", "content": "x"}], None),
     ],
 )
 def test_the_title_is_the_first_user_message_in_a_line(messages: Any, title: str | None) -> None:
+    last_role = messages[-1].get("role") if messages else None
     for log in (
         given(created("A-1", *messages)),
         given(created("A-1")).when(*([appended("A-1", *messages)] if messages else [])),
@@ -97,7 +101,8 @@ def test_the_title_is_the_first_user_message_in_a_line(messages: Any, title: str
             updated("A-1", messages=messages)
         ),
     ):
-        log.expect(SessionIndex(), {"A-1": {"title": title, "message_count": len(messages)}})
+        expected = {"title": title, "message_count": len(messages), "last_role": last_role}
+        log.expect(SessionIndex(), {"A-1": expected})
 
 
 def test_a_title_without_words_stays_when_more_messages_come() -> None:

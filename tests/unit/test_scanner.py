@@ -2,6 +2,7 @@
 
 import json
 import random
+from math import inf
 from typing import Any
 
 import msgpack
@@ -202,3 +203,20 @@ def test_what_a_projection_of_others_gets_has_few_numbers_as_keys() -> None:
     with pytest.raises(Unfoldable, match="more than 1000 numbers as keys"):
         decode(row(1001), ["mine"])
     assert decode(row(1001)).body is None
+
+
+@pytest.mark.parametrize(
+    ("data", "event", "view"),
+    [
+        (b"\xc0" * 2**20, True, True),
+        (b"\x80" * 2**20, False, True),
+        (b"\xc0" * 2**21, False, True),
+        (b"\x80" * 2**21, False, False),
+        (b"\xc0" * (2**23 + 1), False, False),
+    ],
+    ids=["small", "small, all maps", "larger", "larger, all maps", "large"],
+)
+def test_what_may_be_built_is_bounded_by_bytes_and_by_maps(
+    data: bytes, event: bool, view: bool
+) -> None:
+    assert (scanner.may_be_built(data), scanner.may_be_built(data, inf)) == (event, view)

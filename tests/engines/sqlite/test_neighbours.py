@@ -278,7 +278,7 @@ def test_a_log_that_others_made_again_is_never_read_as_positions_that_are_none(
 
 
 @pytest.mark.parametrize("seq", [MOST, -1])
-def test_an_event_at_a_position_that_closes_the_log_is_removed_by_the_command(
+def test_an_event_at_a_position_that_closes_the_log_is_moved_aside_by_the_command(
     folded: Database, seq: int
 ) -> None:
     folded.sql("DROP TRIGGER event_log_next_seq")
@@ -290,6 +290,7 @@ def test_an_event_at_a_position_that_closes_the_log_is_removed_by_the_command(
     (found,) = doctor(folded, "schema")
     fix(found)
 
+    assert folded.sql("SELECT * FROM event_log_odd") == [(seq, "x", "x", "x", 1)]
     assert folded.created("A-2") == 3
     goes_on(folded)
 

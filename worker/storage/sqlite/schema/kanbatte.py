@@ -90,14 +90,16 @@ def _require_positions(connection: sqlite3.Connection, path: Path) -> None:
             raise
         return  # a damaged page is told of by what needs it
     if found:
-        remove = (
-            "DROP TRIGGER IF EXISTS event_log_no_delete; DELETE FROM event_log"
-            f" WHERE seq NOT BETWEEN 1 AND {MOST_COUNTED}"
+        of = f"FROM event_log WHERE seq NOT BETWEEN 1 AND {MOST_COUNTED}"
+        move = (
+            f"CREATE TABLE IF NOT EXISTS event_log_odd AS SELECT * {of} AND FALSE;"
+            f" INSERT INTO event_log_odd SELECT * {of};"
+            f" DROP TRIGGER IF EXISTS event_log_no_delete; DELETE {of}"
         )
         raise InterventionRequired(
             f"{path}: somebody put an event at position {found[0]}, past the triggers: it can be"
             " folded by nobody, and may close the log",
-            f"remove such events: `sqlite3 -safe {quoted(path)} {quoted(remove)}"
+            f"move such events aside: `sqlite3 -safe {quoted(path)} {quoted(move)}"
             " && projector db setup`",
         )
 
