@@ -1,0 +1,219 @@
+"""Plain connections to a PostgreSQL server."""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from threading import Thread
+from typing import Any, Final
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.storage.limits import BUSY_TIMEOUT_S
+from session_projector.worker.storage.postgres.errors import translated, unreachable
+from session_projector.worker.storage.postgres.target import Target
+
+OLDEST: Final = 14
+CONNECT_TIMEOUT_S: Final = "5"
+_HOST_BYTES: Final = 40
+# A host that is gone without a word is given up after 5 + 3 * 2 s, by either end.
+_KEEPALIVES: Final = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "11000",
+}
+_SESSION: Final = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "11000",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "client_min_messages": "warning",
+    "search_path": "pg_catalog, pg_temp",
+    "jit": "off",
+}
+"""What a role or a database may have otherwise, and must not be so here."""
+Values = Sequence[Any] | Mapping[str, Any]
+
+
+def application_name() -> str:
+    """How the server lists this process: who leads is told by it."""
+    host = socket.gethostname().encode()[:_HOST_BYTES].decode(errors="ignore")
+    return f"projector@{host}:{os.getpid()}"
+
+
+def connect(
+    target: Target, *, busy_timeout_s: float = BUSY_TIMEOUT_S, writable: bool = True
+) -> psycopg.Connection[Any]:
+    """A connection outside any transaction unless it begins one; raises `ProjectorError`."""
+    settings: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        **_KEEPALIVES,
+        **target.settings,
+        "client_encoding": "UTF8",
+        "application_name": application_name(),
+    }
+    hosts = str(settings.get("host", "")).count(",")
+    if hosts and writable:
+        settings.setdefault("target_session_attrs", "read-write")
+    try:
+        raw = psycopg.connect(autocommit=True, **settings)
+    except psycopg.Error as error:
+        raise unreachable(target.name, error) from None
+    try:
+        with translated(target.name):
+            if (version := raw.info.server_version // 10_000) < OLDEST:
+                raise InterventionRequired(
+                    f"{target.name}: the server is PostgreSQL {version}",
+                    f"upgrade it: {OLDEST} is the oldest that this program works with",
+                )
+            if is_pooled(raw):
+                raw.prepare_threshold = None
+            else:
+                lock_timeout = str(max(1, round(busy_timeout_s * 1000)))
+                _settle(raw, {**_SESSION, "lock_timeout": lock_timeout})
+    except BaseException:
+        raw.close()
+        raise
+    return raw
+
+
+def _settle(raw: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
+    """Let a session have some settings, whatever the role and the database have."""
+    each = ", ".join(["pg_catalog.set_config(%s, %s, false)"] * len(settings))
+    raw.execute(f"SELECT {each}".encode(), [part for pair in settings.items() for part in pair])
+
+
+def is_pooled(raw: psycopg.Connection[Any]) -> bool:
+    """Whether something stands between this process and the server, such as PgBouncer: it gives
+    each client a number of its own, which is not the server process's."""
+    row = raw.execute("SELECT pg_catalog.pg_backend_pid()").fetchone()
+    return row is not None and row[0] != raw.info.backend_pid
+
+
+def refuse_pooler(name: str, raw: psycopg.Connection[Any]) -> None:
+    """Raises `InterventionRequired` where a daemon would lose its locks and be deaf."""
+    if is_pooled(raw):
+        raise InterventionRequired(
+            f"{name} is behind a pooler, such as PgBouncer, which hands a daemon's session to"
+            " others: its locks and what it listens to would be lost",
+            "give the daemon the server's own address; commands and writers may use the pooler",
+        )
+
+
+class Connection:
+    """A connection whose statements raise errors of this program, made anew once it is lost.
+
+    `number` counts how often it was made: what a session remembers, such as temporary tables, ends
+    with each.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        writable: bool = True,
+        direct: bool = False,
+    ) -> None:
+        """`direct`: for a daemon, which cannot do with a pooler."""
+        self.target = target
+        self.name = target.name
+        self.prefix = target.prefix
+        self.number = 0
+        self._direct = direct
+        self._settings: dict[str, Any] = {"busy_timeout_s": busy_timeout_s, "writable": writable}
+        self._raw: psycopg.Connection[Any] | None = None
+        _ = self.raw
+
+    @property
+    def raw(self) -> psycopg.Connection[Any]:
+        if self._raw is None or self._raw.closed:
+            raw = connect(self.target, **self._settings)
+            try:
+                if self._direct:
+                    refuse_pooler(self.name, raw)
+            except BaseException:
+                raw.close()
+                raise
+            self._raw = raw
+            self.number += 1
+        return self._raw
+
+    def rows(
+        self, sql: str, values: Values = (), *, projection: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """All rows of a statement; `projection`: the one whose own rows they are."""
+        with self.errors(projection):
+            cursor = self.raw.execute(sql.encode(), values or None, binary=True)
+            return cursor.fetchall() if cursor.description else []
+
+    def row(
+        self, sql: str, values: Values = (), *, projection: str | None = None
+    ) -> tuple[Any, ...] | None:
+        """The first row, None where there is none."""
+        found = self.rows(sql, values, projection=projection)
+        return found[0] if found else None
+
+    def value(self, sql: str, values: Values = ()) -> Any:
+        """The one column of the one row."""
+        return (self.row(sql, values) or (None,))[0]
+
+    def errors(self, projection: str | None = None) -> AbstractContextManager[None]:
+        """The same errors for a block that uses `raw`, many statements at once."""
+        return translated(self.name, projection)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One transaction; nothing of it stays where the block fails. Within another it is part of
+        that one."""
+        with self.errors():
+            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+                yield
+                return
+            with self.raw.transaction():
+                yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """One moment for all that is read."""
+        with self.errors():
+            if self.raw.info.transaction_status is not TransactionStatus.IDLE:
+                yield
+                return
+            with self.raw.transaction():
+                self.raw.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                yield
+
+    def cancel(self) -> None:
+        """From another thread: end the statement that runs, if there is one."""
+        raw = self._raw
+        if raw is not None and not raw.closed:
+            Thread(target=lambda: _cancel(raw), daemon=True).start()
+
+    def close(self) -> None:
+        if self._raw is not None:
+            with suppress(psycopg.Error):
+                self._raw.close()
+
+
+def _cancel(raw: psycopg.Connection[Any]) -> None:
+    with suppress(psycopg.Error):
+        raw.cancel_safe(timeout=5)
+
+
+@contextmanager
+def opened(target: Target, **settings: Any) -> Iterator[Connection]:
+    """A connection for the block."""
+    connection = Connection(target, **settings)
+    try:
+        yield connection
+    finally:
+        connection.close()
