@@ -205,8 +205,10 @@ def test_the_wheel_holds_one_import_package_with_the_sql_and_the_types(wheel: Pa
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"session_projector"}
     assert "session_projector/py.typed" in names
-    sql = {f"session_projector/migrations/{entry.name}" for entry in ROOT.glob("migrations/*.sql")}
-    assert sql <= names
+    sql = {
+        f"session_projector/{entry.relative_to(ROOT)}" for entry in ROOT.glob("migrations/*/*.sql")
+    }
+    assert {name for name in names if name.endswith(".sql")} == sql != set()
 
 
 def test_the_wheel_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:
