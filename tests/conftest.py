@@ -1,11 +1,13 @@
 """What every test file shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import Database
+from support.postgres import Server
 
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
@@ -25,6 +27,17 @@ def database(tmp_path: Path) -> Database:
     path = tmp_path / "local.db"
     schema.setup(path)
     return Database(path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, one for each process that runs tests, and started by the first that
+    asks for it."""
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
