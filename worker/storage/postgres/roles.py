@@ -1,0 +1,90 @@
+"""What the roles of writers and readers may do."""
+
+from typing import Final
+
+import psycopg
+
+from session_projector.worker.errors import UsageError
+from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.target import identifier
+
+_IDLE: Final = "idle_in_transaction_session_timeout"
+_IDLE_S: Final = 60
+"""An event left uncommitted keeps all after it from being read: its writer is ended then."""
+
+
+def check(connection: Connection, *roles: str | None) -> None:
+    """Refuse roles that are not there, or that may do everything anyway."""
+    for role in filter(None, roles):
+        found = connection.row(
+            "SELECT rolsuper, pg_catalog.pg_has_role(oid, coalesce((SELECT relowner FROM"
+            " pg_catalog.pg_class WHERE relname = 'event_log' AND relnamespace ="
+            " (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)),"
+            " (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)), 'USAGE')"
+            " FROM pg_catalog.pg_roles WHERE rolname = %s",
+            (connection.target.schema, role),
+        )
+        if found is None:
+            raise UsageError(
+                f"{connection.name}: there is no role {role}",
+                f"create it, and run this again: CREATE ROLE {identifier(role)} LOGIN PASSWORD '…'",
+            )
+        if any(found):
+            raise UsageError(
+                f"{connection.name}: the role {role} is a superuser, or owns event_log: it may do"
+                " everything there",
+                "name a role of its own: CREATE ROLE NAME LOGIN PASSWORD '…'",
+            )
+
+
+def let_write(connection: Connection, role: str) -> None:
+    """Let a role add events and wait for them, and do nothing else to the log."""
+    log, to = f"{connection.prefix}event_log", identifier(role)
+    connection.rows(f"GRANT USAGE ON SCHEMA {connection.prefix[:-1]} TO {to}")
+    connection.rows(f"REVOKE ALL ON {log} FROM {to}")
+    connection.rows(f"REVOKE ALL ON SEQUENCE {log}_seq_seq FROM {to}")
+    connection.rows(
+        f"GRANT INSERT (id, key, data, packed, created_at), SELECT (seq, id) ON {log} TO {to}"
+    )
+    _end_when_idle(connection, role)
+
+
+def _end_when_idle(connection: Connection, role: str) -> None:
+    """Let no transaction of a role stay idle, unless somebody chose how long, or we may not."""
+    chosen = connection.row(
+        "SELECT 1 FROM pg_catalog.pg_db_role_setting WHERE array_to_string(setconfig, ' ') LIKE %s"
+        " AND setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s)",
+        (f"%{_IDLE}=%", role),
+    )
+    database = connection.value("SELECT current_database()::text")
+    if chosen is None:
+        try:
+            with connection.raw.transaction():
+                connection.raw.execute(
+                    f"ALTER ROLE {identifier(role)} IN DATABASE {identifier(database)}"
+                    f" SET {_IDLE} = '{_IDLE_S}s'".encode()
+                )
+        except psycopg.errors.InsufficientPrivilege:
+            return  # doctor says so
+
+
+def let_read(connection: Connection, role: str, tables: list[str]) -> None:
+    """Let a role read some tables."""
+    to = identifier(role)
+    connection.rows(f"GRANT USAGE ON SCHEMA {connection.prefix[:-1]} TO {to}")
+    named = ", ".join(connection.prefix + identifier(table) for table in tables)
+    connection.rows(f"GRANT SELECT ON {named} TO {to}")
+
+
+def let_readers_read(connection: Connection, table: str) -> None:
+    """Let those who may read `checkpoint` read a new table of a projection, too."""
+    readers = connection.rows(
+        "SELECT a.grantee::pg_catalog.regrole::text FROM pg_catalog.pg_class,"
+        " LATERAL pg_catalog.aclexplode(relacl) AS a WHERE relname = 'checkpoint' AND relnamespace"
+        " = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s) AND a.grantee <> relowner"
+        " AND a.privilege_type = 'SELECT'",
+        (connection.target.schema,),
+    )
+    for (role,) in readers:  # quoted by the server where it must be; '-' is everybody
+        to = "PUBLIC" if role == "-" else role
+        connection.rows(f"GRANT SELECT ON {connection.prefix}{identifier(table)} TO {to}")
