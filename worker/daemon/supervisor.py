@@ -206,7 +206,7 @@ async def run_once(database: Database, projections: Sequence[Projection]) -> Non
     failed: list[ProjectionFailed] = []
     try:
         async with database.open_thread() as thread:
-            until = await thread.run(lambda store: store.log.newest())
+            until = await thread.run(lambda store: store.log.settled())
             while True:
                 failing = {error.projection for error in failed}
                 rest = [p for p in projections if p.name not in failing]

@@ -238,7 +238,7 @@ class Tail:
     ) -> None:
         """Size the next batches by how this one went, and leave the lock to others that write."""
         self._size.shrink(time.perf_counter() - started, built_in=batch.built_in)
-        self._pacing.wrote(others=page.touched and page.more)
+        self._pacing.wrote(others=committed.exclusive and page.touched and page.more)
         if self._pacing and page.more:
             rows = sum(len(change.rows) for change in batch.changes)
             self._pacing.held(committed.held_s, rows=rows, projections=len(batch.parts))

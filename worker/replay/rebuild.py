@@ -53,7 +53,7 @@ async def compare(
         lambda store: (
             needs_rebuild(store, projection, checkpoint),
             fits_log(store, checkpoint),
-            store.log.newest(),
+            store.log.settled(),
         )
     )
     if not (dry_run or fits):

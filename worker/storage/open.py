@@ -22,11 +22,30 @@ _MAX_LINKS: Final = 40
 
 
 def database(url: str, limits: "Limits | None" = None) -> "Database":
-    """The database of a path or `sqlite://PATH`, the path resolved; raises `UsageError`."""
+    """The database of a path or `sqlite://PATH`, the path resolved, or of a `postgresql://` URL;
+    raises `UsageError`."""
     scheme, path = _split(url)
+    if scheme in ("postgresql", "postgres"):
+        return _postgres(url, limits)
     if scheme != "sqlite":
-        raise UsageError(f"there is no engine for {scheme}://", "give the path of a SQLite file")
+        raise UsageError(
+            f"there is no engine for {scheme}://",
+            "give the path of a SQLite file, or a URL that begins with postgresql://",
+        )
     return _sqlite(path, limits)
+
+
+def _postgres(url: str, limits: "Limits | None") -> "Database":
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"a PostgreSQL database needs psycopg, which cannot be imported ({error})",
+            "install it: `pip install 'session-projector[postgres]'`",
+        ) from None
+    from session_projector.worker.storage.postgres.database import PostgresDatabase
+
+    return PostgresDatabase(url, limits)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -111,11 +111,15 @@ class LoadedViews(msgspec.Struct, frozen=True):
 
 class CommitStats(msgspec.Struct, frozen=True):
     """How long a commit waited for the write lock and how long it held it, in seconds, and whether
-    another connection has committed since the commit before."""
+    another connection has committed since the commit before.
+
+    `exclusive`: nobody else could write while it was held, so that others may wait for it.
+    """
 
     waited_s: float
     held_s: float
     others_wrote: bool
+    exclusive: bool = True
 
 
 class ProjectionStatus(msgspec.Struct, frozen=True):
@@ -233,6 +237,14 @@ class Log(Protocol):
     def newest(self) -> int:
         """The newest position, 0 for an empty log; raises `TransientError` where the database was
         replaced."""
+
+    def settled(self) -> int:
+        """The newest position at or below which none ever appears any more, 0 where there is none;
+        it may wait a second for writers. Not within `snapshot`."""
+
+    def held_back_by(self) -> list[str]:
+        """Who keeps events from being read: a writer that has not ended its transaction, whose
+        event has a position before theirs. Each in words."""
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
         """The event at `start`, if there is one, and `events` of those after it, up to and with
@@ -537,10 +549,14 @@ class Database(Protocol):
     def exists(self) -> bool:
         """Whether there is anything to open."""
 
-    def setup(self, *, group: str | None = None) -> Setup:
-        """Create or upgrade the database, and put back what somebody dropped; `group` may write
-        events then. Raises `InterventionRequired`, and changes nothing, where the schema is another
-        program's or newer, and `UsageError` for a group that there is not.
+    def setup(
+        self, *, group: str | None = None, writer: str | None = None, reader: str | None = None
+    ) -> Setup:
+        """Create or upgrade the database, and put back what somebody dropped; the group `group` of
+        the operating system, or the role `writer` of the server, may write events then, and
+        `reader` read. Raises `InterventionRequired`, and changes nothing, where the schema is
+        another program's or newer, and `UsageError` for a group or role that there is not, or where
+        the engine has none.
         """
 
     def migrations(self) -> list[tuple[str, bool]]:

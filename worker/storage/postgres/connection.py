@@ -2,13 +2,15 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from threading import Thread
 from typing import Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.types.numeric import Int8BinaryDumper
 
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.limits import BUSY_TIMEOUT_S
@@ -82,6 +84,7 @@ def connect(
     except BaseException:
         raw.close()
         raise
+    raw.adapters.register_dumper(int, Int8BinaryDumper)  # one type, whatever the number
     return raw
 
 
@@ -126,10 +129,13 @@ class Connection:
         """`direct`: for a daemon, which cannot do with a pooler."""
         self.target = target
         self.name = target.name
-        self.prefix = target.prefix
+        self.prefix = target.prefix.replace("%", "%%")
+        self.log_name = f"{target.prefix}event_log"
+        """As a value for `::regclass`."""
         self.number = 0
         self._direct = direct
         self._settings: dict[str, Any] = {"busy_timeout_s": busy_timeout_s, "writable": writable}
+        self._since: float | None = None
         self._raw: psycopg.Connection[Any] | None = None
         _ = self.raw
 
@@ -152,7 +158,12 @@ class Connection:
     ) -> list[tuple[Any, ...]]:
         """All rows of a statement; `projection`: the one whose own rows they are."""
         with self.errors(projection):
-            cursor = self.raw.execute(sql.encode(), values or None, binary=True)
+            raw = self.raw
+            self._since = time.monotonic()
+            try:
+                cursor = raw.execute(sql.encode(), values, binary=True)
+            finally:
+                self._since = None
             return cursor.fetchall() if cursor.description else []
 
     def row(
@@ -169,6 +180,34 @@ class Connection:
     def errors(self, projection: str | None = None) -> AbstractContextManager[None]:
         """The same errors for a block that uses `raw`, many statements at once."""
         return translated(self.name, projection)
+
+    def together(
+        self,
+        statements: Sequence[tuple[str, Values]],
+        begin: str = "BEGIN",
+        *,
+        projection: str | None = None,
+        plain: bool = False,
+    ) -> list[list[tuple[Any, ...]]]:
+        """The rows of several statements, all in one transaction and one round trip; `plain`: what
+        PostgreSQL says of them is raised as it is."""
+        with nullcontext() if plain else self.errors(projection):
+            raw = self.raw
+            self._since = time.monotonic()
+            try:
+                with raw.pipeline():
+                    raw.execute(begin.encode())
+                    cursors = [
+                        raw.execute(sql.encode(), values, binary=True) for sql, values in statements
+                    ]
+                    raw.execute(b"COMMIT")
+            except BaseException:
+                if not raw.closed:
+                    raw.rollback()
+                raise
+            finally:
+                self._since = None
+            return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -191,6 +230,10 @@ class Connection:
             with self.raw.transaction():
                 self.raw.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 yield
+
+    def is_overdue(self, after_s: float) -> bool:
+        """Whether a statement has been running for longer."""
+        return (since := self._since) is not None and time.monotonic() - since > after_s
 
     def cancel(self) -> None:
         """From another thread: end the statement that runs, if there is one."""

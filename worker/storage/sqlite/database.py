@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, clos
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import TransientError
+from session_projector.worker.errors import TransientError, UsageError
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Check,
@@ -46,7 +46,14 @@ class SqliteDatabase:
     def exists(self) -> bool:
         return _bytes(self._path) > 0
 
-    def setup(self, *, group: str | None = None) -> Setup:
+    def setup(
+        self, *, group: str | None = None, writer: str | None = None, reader: str | None = None
+    ) -> Setup:
+        if writer is not None or reader is not None:
+            raise UsageError(
+                f"{self.name} is a file, which has no roles",
+                "share it with a group: `projector db setup --group NAME`",
+            )
         return migrate.setup(self._path, group=group)
 
     def migrations(self) -> list[tuple[str, bool]]:

@@ -51,6 +51,12 @@ class SqliteLog:
         self._connection.identity.check()
         return int(self._connection.value("SELECT coalesce(max(seq), 0) FROM event_log"))
 
+    def settled(self) -> int:
+        return self.newest()  # writers take turns
+
+    def held_back_by(self) -> list[str]:
+        return []
+
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
         most = (events or self._limits.page_events) + (start > 0)  # the one at `start`
         return [*starmap(LogRow, self.rows([_FROM], {"position": start, "until": until}, most))]

@@ -1,0 +1,155 @@
+"""Checkpoints, what projections say they are doing, and the quarantine in PostgreSQL."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from session_projector.projections.projection import Table
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import (
+    Checkpoint,
+    Deferred,
+    ProjectionStatus,
+    QuarantineCount,
+    QuarantineEntry,
+    StoredProjection,
+)
+from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.text import escaped, unescaped
+
+_STATUS: Final = "state, version, why, events, total, since, updated_at"
+READ_POSITION: Final = (
+    "coalesce((SELECT max(read_position) FROM {0}deferred WHERE projection = name), position)"
+)
+"""Of a row of `checkpoint`: the position of the event whose digest it has. Its `position` says what
+all views hold, also those that are deferred."""
+
+
+class PostgresCheckpoints:
+    """Implements `worker.storage.port.Checkpoints`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        p = connection.prefix
+        self._state = f"{p}projection_state"
+        # In one statement, as the position and what is deferred must be of one moment.
+        self._select = (
+            "SELECT name, version, coalesce(read_position, position), generation, digest, skipped,"
+            " kept_in, key_column, prefix, key, folded_position, bytes, cost_ms, since"
+            f" FROM {p}checkpoint LEFT JOIN {p}deferred ON projection = name"
+        )
+
+    def one(self, name: str) -> tuple[str, Sequence[Any]]:
+        """The statement that reads a checkpoint, whose rows `found` takes."""
+        return f"{self._select} WHERE name = %s", (name,)
+
+    def found(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:
+        """By name, the checkpoints in some rows: one for each view that is deferred."""
+        found: dict[str, Checkpoint] = {}
+        for row in rows:
+            checkpoint = found.setdefault(row[0], Checkpoint(*row[:6], {}))
+            if row[9] is not None:
+                checkpoint.deferred[unescaped(row[9])] = Deferred(*row[10:])
+        return found
+
+    def get(self, name: str) -> Checkpoint | None:
+        return self.found(self._connection.rows(*self.one(name))).get(name)
+
+    def all(self) -> dict[str, StoredProjection]:
+        rows = self._connection.rows(f"{self._select} ORDER BY name")
+        tables = {row[0]: Table(row[6], {}, row[7], row[8]) for row in rows}
+        return {
+            name: StoredProjection(checkpoint, tables[name])
+            for name, checkpoint in self.found(rows).items()
+        }
+
+    def forget(self, name: str) -> tuple[str, Sequence[Any]]:
+        """The statement that ends what a projection says of itself."""
+        return f"DELETE FROM {self._state} WHERE projection = %s", (name,)
+
+    def report(self, name: str, status: ProjectionStatus | None) -> None:
+        if status is None:
+            reported = f"SELECT 1 FROM {self._state} WHERE projection = %s"
+            if self._connection.row(reported, (name,)):
+                self._connection.rows(*self.forget(name))
+            return
+        values = [escaped(value) for value in msgspec.structs.astuple(status)]
+        updates = ", ".join(f"{one} = excluded.{one}" for one in _STATUS.split(", "))
+        self._connection.rows(
+            f"INSERT INTO {self._state} (projection, {_STATUS})"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+            f" ON CONFLICT (projection) DO UPDATE SET {updates}",
+            (name, *values),
+        )
+
+    def reports(self) -> dict[str, ProjectionStatus]:
+        rows = self._connection.rows(
+            f"SELECT projection, {_STATUS} FROM {self._state} ORDER BY projection"
+        )
+        return {row[0]: ProjectionStatus(*map(unescaped, row[1:])) for row in rows}
+
+
+class PostgresQuarantine:
+    """Implements `worker.storage.port.Quarantine`."""
+
+    def __init__(self, connection: Connection, limits: Limits) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._p = connection.prefix
+
+    def reasons(self, name: str, seqs: Sequence[int]) -> dict[int, str | None]:
+        if not seqs:
+            return {}
+        rows = self._connection.rows(
+            "SELECT q.seq, CASE WHEN q.id IS NOT DISTINCT FROM e.id"
+            " AND q.key IS NOT DISTINCT FROM e.key THEN q.reason END"
+            f" FROM {self._p}quarantine AS q JOIN {self._p}event_log AS e ON e.seq = q.seq"
+            " WHERE q.projection = %s AND q.seq = ANY(%s)",
+            (name, [*seqs]),
+        )
+        return {seq: unescaped(reason) for seq, reason in rows}
+
+    def strays(self, name: str, *, ahead: int | None) -> list[int]:
+        rows = self._connection.rows(
+            f"SELECT seq FROM {self._p}quarantine AS q WHERE projection = %s AND (NOT EXISTS ("
+            f"SELECT 1 FROM {self._p}event_log AS e WHERE e.seq = q.seq) OR seq > coalesce(%s, ("
+            f"SELECT {READ_POSITION.format(self._p)} FROM {self._p}checkpoint"
+            " WHERE name = q.projection))) ORDER BY seq LIMIT %s",
+            (name, ahead, self._limits.page_keys),
+        )
+        return [seq for (seq,) in rows]
+
+    def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
+        where, values = ("TRUE", ()) if seq is None else ("q.seq = %s", (seq,))
+        rows = self._connection.rows(
+            "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note"
+            f" FROM {self._p}quarantine AS q LEFT JOIN {self._p}dismissed AS d"
+            f" ON d.seq = q.seq AND d.id IS NOT DISTINCT FROM q.id WHERE {where}"
+            " ORDER BY q.seq, q.projection",
+            values,
+        )
+        return [QuarantineEntry(*row[:4], *map(unescaped, row[4:])) for row in rows]
+
+    def projections(self) -> list[str]:
+        names = f"SELECT DISTINCT projection FROM {self._p}quarantine ORDER BY projection"
+        return [name for (name,) in self._connection.rows(names)]
+
+    def count(self, name: str) -> QuarantineCount:
+        counts = self._connection.rows(
+            f"SELECT count(*), count(d.seq) FROM {self._p}quarantine AS q"
+            f" LEFT JOIN {self._p}dismissed AS d ON d.seq = q.seq"
+            " AND d.id IS NOT DISTINCT FROM q.id WHERE q.projection = %s",
+            (name,),
+        )
+        return QuarantineCount(*counts[0])
+
+    def dismiss(self, seq: int, note: str) -> None:
+        self._connection.rows(
+            f"INSERT INTO {self._p}dismissed (seq, id, note, dismissed_at)"
+            f" SELECT seq, id, %s, %s FROM {self._p}event_log WHERE seq = %s"
+            " ON CONFLICT (seq) DO UPDATE"
+            " SET id = excluded.id, note = excluded.note, dismissed_at = excluded.dismissed_at",
+            (escaped(note), time.time_ns() // 1_000_000, seq),
+        )

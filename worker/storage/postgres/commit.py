@@ -1,0 +1,105 @@
+"""What a change of a projection is in SQL."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from msgspec.structs import astuple
+
+from session_projector.projections.event import MAX_NAME_BYTES
+from session_projector.worker.storage.port import Change, size_of
+from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
+from session_projector.worker.storage.postgres.connection import Connection, Values
+from session_projector.worker.storage.postgres.sql import arrays, column, owned, upsert
+from session_projector.worker.storage.postgres.tables import named
+from session_projector.worker.storage.postgres.text import escaped
+
+MOST_ROWS: Final = 1000
+MOST_BYTES: Final = 8 * 1024 * 1024
+"""Of a statement."""
+SHOWN: Final = 1000
+_MOVE: Final = (
+    "UPDATE {0}checkpoint SET version = %s, position = %s, generation = %s, digest = %s,"
+    " skipped = %s WHERE name = %s AND version = %s AND position = %s AND generation = %s"
+    " AND digest = %s"
+)
+Statement = tuple[str, Values]
+
+
+def move(connection: Connection, change: Change) -> Statement:
+    """The compare-and-set of a checkpoint, which gives a row where it succeeds."""
+    before, after = change.before, change.after
+    moved = (after.version, after.complete, after.generation, after.digest, after.skipped)
+    known = (before.name, before.version, before.complete, before.generation, before.digest)
+    return f"{_MOVE.format(connection.prefix)} RETURNING 1", (*moved, *known)
+
+
+def move_or_abort(connection: Connection, change: Change) -> Statement:
+    """The same, which fails by a division by zero where it does not succeed."""
+    sql, values = move(connection, change)
+    return f"WITH moved AS ({sql}) SELECT 1 / count(*) FROM moved", values
+
+
+def rest(
+    connection: Connection, change: Change, checkpoints: PostgresCheckpoints
+) -> Iterator[Statement]:
+    """What follows it in the transaction."""
+    before, after, table, p = change.before, change.after, change.table, connection.prefix
+    if (after.version, after.position) != (before.version, before.position):
+        yield checkpoints.forget(before.name)
+    if before.deferred or after.deferred:
+        yield f"DELETE FROM {p}deferred WHERE projection = %s", (before.name,)
+        for key, view in after.deferred.items():
+            yield (
+                f"INSERT INTO {p}deferred"
+                " (projection, key, folded_position, read_position, bytes, cost_ms, since)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                (after.name, escaped(key), view.position, after.position, *astuple(view)[1:]),
+            )
+    sql = upsert(connection, table) if change.rows else ""
+    for rows in _parts(change.rows):
+        yield sql, arrays(table, rows)
+    if change.removed:
+        yield (
+            f"DELETE FROM {named(connection, table.name)} WHERE {owned(table)}"
+            f" AND {column(table.key)} = ANY(%b::text[])",
+            ([escaped(key) for key in change.removed],),
+        )
+    if change.quarantined:
+        yield (
+            f"INSERT INTO {p}quarantine (projection, seq, id, key, reason)"
+            f" SELECT %s, e.seq, {_shown('e.id')}, {_shown('e.key')}, r.reason"
+            " FROM unnest(%b::bigint[], %b::text[]) AS r (seq, reason)"
+            f" JOIN {p}event_log AS e ON e.seq = r.seq"
+            " ON CONFLICT (projection, seq) DO UPDATE"
+            " SET id = excluded.id, key = excluded.key, reason = excluded.reason",
+            (
+                before.name,
+                [rejected.seq for rejected in change.quarantined],
+                [escaped(rejected.reason) for rejected in change.quarantined],
+            ),
+        )
+    if change.cleared:
+        yield (
+            f"DELETE FROM {p}quarantine WHERE projection = %s AND seq = ANY(%b::bigint[])",
+            (before.name, [*change.cleared]),
+        )
+
+
+def _shown(name: str) -> str:
+    """What the quarantine keeps of an `id` or `key`."""
+    return (
+        f"CASE WHEN octet_length({name}) > {MAX_NAME_BYTES} THEN left({name}, {SHOWN})"
+        f" ELSE {name} END"
+    )
+
+
+def _parts(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """The rows of each statement."""
+    start = size = 0
+    for at, row in enumerate(rows):
+        if at > start and (at - start >= MOST_ROWS or size + size_of(row) > MOST_BYTES):
+            yield rows[start:at]
+            start, size = at, 0
+        size += size_of(row)
+    if start < len(rows):
+        yield rows[start:]

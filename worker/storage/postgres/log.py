@@ -1,0 +1,274 @@
+"""`event_log` in PostgreSQL."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import psycopg
+
+from session_projector.projections.event import (
+    MAX_EVENT_BYTES,
+    MAX_NAME_BYTES,
+    LogRow,
+    session_of,
+)
+from session_projector.worker.errors import UsageError
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import ANY_POSITION, BatchReach
+from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.settled import Settled
+
+KEY_BYTES: Final = 4096
+"""What each view counts besides its row, as many small ones are no short transaction either."""
+_PATIENCE_S: Final = 1.0
+"""How long is waited for the transactions that may fill a gap below the newest event."""
+_POLL_S: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
+_HELD_BY: Final = """
+SELECT coalesce(a.pid::text, 'prepared'), coalesce(a.usename::text, x.owner::text, '?'),
+  coalesce(nullif(a.application_name, ''), '?'),
+  extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::float8,
+  coalesce(x.gid, '')
+FROM pg_catalog.pg_locks AS l
+LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+LEFT JOIN pg_catalog.pg_prepared_xacts AS x
+  ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction::text
+WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.relation = %s::regclass AND l.mode = 'RowExclusiveLock'
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND coalesce(a.xact_start, x.prepared) < clock_timestamp() - interval '1 second'
+ORDER BY 4 DESC
+"""
+
+
+def _head(column: str, most: int, cut: str = "left({0}, {1})") -> str:
+    """A value, and of one that is longer than any may be no more than shows that."""
+    cut = cut.format(column, most + 1)
+    return f"CASE WHEN octet_length({column}) > {most} THEN {cut} ELSE {column} END"
+
+
+_EVENT: Final = ", ".join(
+    [
+        "seq",
+        _head("id", MAX_NAME_BYTES),
+        _head("key", MAX_NAME_BYTES),
+        _head("data", MAX_EVENT_BYTES),
+        _head("packed", MAX_EVENT_BYTES, "substr({0}, 1, {1})"),
+        "created_at",
+    ]
+)
+_SIZE: Final = " + ".join(
+    f"coalesce(octet_length({name}), 0)" for name in ("id", "key", "data", "packed")
+)
+
+
+def _possible(keys: Sequence[Any]) -> list[str]:
+    """The keys that an event can have."""
+    return [key for key in keys if isinstance(key, str) and "\0" not in key]
+
+
+def event_of(row: Sequence[Any]) -> LogRow:
+    """The event in the columns of `_EVENT`."""
+    seq, id_, key, data, packed, created_at = row
+    return LogRow(seq, id_, key, packed if data is None else data, created_at)
+
+
+class PostgresLog:
+    """Implements `worker.storage.port.Log`."""
+
+    def __init__(self, connection: Connection, limits: Limits) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._table = f"{connection.prefix}event_log"
+        self._settled = Settled(connection)
+
+    @property
+    def gap(self) -> bool:
+        """Whether events are held back."""
+        return self._settled.gap
+
+    def newest(self) -> int:
+        return int(self._connection.value(f"SELECT coalesce(max(seq), 0) FROM {self._table}"))
+
+    def settled(self) -> int:
+        newest, began = self.newest(), time.monotonic()
+        polls = iter(_POLL_S)
+        while not self._settled.newest(newest):
+            if time.monotonic() - began > _PATIENCE_S:
+                return self._contiguous()
+            time.sleep(next(polls, _POLL_S[-1]))
+        return newest
+
+    def _contiguous(self) -> int:
+        """The last position before the first gap that may be filled."""
+        last = self._settled.upto
+        while (rows := self.page(start=last)) and rows[-1].seq > last:
+            last = rows[-1].seq
+        return last
+
+    def held_back_by(self) -> list[str]:
+        self.page(start=self._settled.upto)
+        if not self.gap:
+            return []
+        return [
+            f"prepared transaction {gid} of {role}, {age_s or 0:,.0f} s old"
+            if gid
+            else f"process {pid} of the server, role {role}, application {application},"
+            f" {age_s or 0:,.0f} s in its transaction"
+            for pid, role, application, age_s, gid in self._connection.rows(
+                _HELD_BY, (self._connection.log_name,)
+            )
+        ]
+
+    def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
+        most = (events or self._limits.page_events) + (start > 0)  # the one at `start`
+        values = {"position": start, "until": until}
+        where = ["seq >= %(position)s AND seq <= %(until)s"]
+        return self._settled.page(start, lambda: self._page(where, "seq", values, most))
+
+    def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
+        columns = "seq, id, key, data, packed, created_at" if whole else _EVENT
+        row = self._connection.row(f"SELECT {columns} FROM {self._table} WHERE seq = %s", (seq,))
+        return event_of(row) if row else None
+
+    def size(self, seq: int) -> int:
+        size = "coalesce(octet_length(data), octet_length(packed), 0)"
+        return int(
+            self._connection.value(f"SELECT {size} FROM {self._table} WHERE seq = %s", (seq,)) or 0
+        )
+
+    def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
+        where = ["key = ANY(%(keys)s::text[]) AND seq > %(position)s AND seq <= %(until)s"]
+        values = {"keys": _possible(keys), "position": after, "until": until}
+        return self._page(where, "seq", values, self._limits.page_events)
+
+    def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
+        values = {"position": 0 if after is None else after.seq, "until": until}
+        key = f"(SELECT key FROM {self._table} WHERE seq = %(position)s)"
+        within = " AND seq <= %(until)s"
+        if after is None or after.key is None:
+            where = [f"key IS NULL AND seq > %(position)s{within}", f"key IS NOT NULL{within}"]
+        else:
+            where = [f"key = {key} AND seq > %(position)s{within}", f"key > {key}{within}"]
+        return self._page(where, "key NULLS FIRST, seq", values, self._limits.page_events)
+
+    def check_keys(self, projection: str, *, after: int) -> int | None:
+        return None  # the server keeps its indexes
+
+    def present(
+        self, keys: Sequence[str], *, until: int = ANY_POSITION, unless_quarantined: str = ""
+    ) -> set[str]:
+        unless = ""
+        if unless_quarantined:
+            unless = (
+                f" AND NOT EXISTS (SELECT 1 FROM {self._connection.prefix}quarantine AS q"
+                " WHERE q.projection = %(name)s AND q.seq = e.seq)"
+            )
+        rows = self._connection.rows(
+            "SELECT asked.key FROM unnest(%(keys)s::text[]) AS asked (key) WHERE EXISTS"
+            f" (SELECT 1 FROM {self._table} AS e WHERE e.key = asked.key AND e.seq <= %(until)s"
+            f"{unless})",
+            {
+                "keys": _possible(keys),
+                "until": until,
+                "name": unless_quarantined,
+            },
+        )
+        return {key for (key,) in rows}
+
+    def count(self, *, after: int = 0) -> int:
+        count = f"SELECT count(*) FROM {self._table} WHERE seq > %s"
+        return int(self._connection.value(count, (after,)))
+
+    def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
+        rows = self._connection.rows(
+            f"SELECT key, {_SIZE} FROM {self._table} WHERE seq >= %s ORDER BY seq LIMIT %s",
+            (start, events),
+        )
+        sizes: defaultdict[Any, list[int]] = defaultdict(list)
+        for key, size in rows:
+            sizes[key].append(size)
+        counts = dict(
+            self._connection.rows(
+                f"SELECT key, count(*) FROM {self._table} WHERE key = ANY(%s::text[]) GROUP BY key",
+                ([key for key in sizes if key is not None],),
+            )
+        )
+        views: set[Any] = {None}
+        size = 0.0
+        for number, (key, _) in enumerate(rows):
+            if key in views:
+                continue
+            views.add(key)
+            size += KEY_BYTES + counts[key] * sum(sizes[key]) / len(sizes[key])
+            if size > self._limits.view_bytes:
+                size_of_log = "SELECT pg_catalog.pg_total_relation_size(%s::regclass)"
+                log_bytes = self._connection.value(size_of_log, (self._connection.log_name,))
+                return BatchReach(max(number, 1), int(log_bytes))
+        return None
+
+    def append(self, row: LogRow) -> int:
+        column = "packed" if isinstance(row.data, bytes) else "data"
+        insert = (
+            f"INSERT INTO {self._table} (id, key, {column}, created_at)"
+            " VALUES (%s, %s, %s, %s) RETURNING seq"
+        )
+        values = (row.id, row.key, row.data, row.created_at)
+        with self._connection.errors():
+            try:
+                found = self._connection.raw.execute(insert.encode(), values).fetchone()
+            except psycopg.errors.UniqueViolation:
+                raise UsageError(
+                    f"the id {row.id} is that of another event: {self._connection.name} has it"
+                    " with another session, type or data",
+                    "nothing was written; a new event needs a new id",
+                ) from None
+        # The log ignores an event that it has already.
+        known = f"SELECT seq FROM {self._table} WHERE id = %s"
+        return int(found[0] if found else self._connection.value(known, (row.id,)))
+
+    def highest_number(self, prefix: str) -> int:
+        highest = 0
+        for start in (prefix, f"session:{prefix}"):
+            # One step through the index for each key, however many events it has.
+            step = f"SELECT min(key) FROM {self._table} WHERE key {{}} AND key < %(to)s"
+            rows = self._connection.rows(
+                f"WITH RECURSIVE keys (key) AS (SELECT ({step.format('>= %(from)s')})"
+                f" UNION ALL SELECT ({step.format('> keys.key')}) FROM keys WHERE key IS NOT NULL)"
+                " SELECT key FROM keys WHERE key IS NOT NULL",
+                {"from": start, "to": start[:-1] + chr(ord(start[-1]) + 1)},
+            )
+            for (key,) in rows:
+                number = session_of(key).removeprefix(prefix)
+                if number.isascii() and number.isdigit():
+                    highest = max(highest, int(number[:18]))
+        return highest
+
+    def _page(
+        self, wheres: Sequence[str], order: str, values: dict[str, Any], most: int
+    ) -> list[LogRow]:
+        sources = [f"{self._table} WHERE {where}" for where in wheres]
+        return [event_of(row) for row in self.rows(sources, order, values, most)]
+
+    def rows(
+        self, sources: Sequence[str], order: str, values: dict[str, Any], most: int, extra: str = ""
+    ) -> list[tuple[Any, ...]]:
+        """Rows of the first source, then of the next: `most` of them, and about `page_bytes`
+        without the event at `position`. Each row is `extra` columns and those of an event."""
+        found: list[tuple[Any, ...]] = []
+        left = self._limits.page_bytes
+        for source in sources:
+            page = f"SELECT *, {_SIZE} AS size FROM {source} ORDER BY {order} LIMIT %(most)s"
+            counted = "CASE WHEN seq = %(position)s THEN 0 ELSE size END"
+            rows = self._connection.rows(
+                f"SELECT {extra}{_EVENT}, {counted} FROM (SELECT *, sum({counted}) OVER"
+                f" (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - {counted} AS before"
+                f" FROM ({page}) AS page) AS page WHERE before <= %(left)s ORDER BY {order}",
+                {**values, "most": most - len(found), "left": left},
+            )
+            for row in rows:
+                left -= row[-1]
+                found.append(row[:-1])
+            if left < 0 or len(found) == most:
+                break
+        return found

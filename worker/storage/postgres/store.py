@@ -1,0 +1,173 @@
+"""One connection to a PostgreSQL database: implements `worker.storage.port.Store`."""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Final, Self
+
+import psycopg
+
+from session_projector.projections.projection import Table
+from session_projector.worker.errors import LostRace, ProjectionFailed
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Change, CommitStats
+from session_projector.worker.storage.postgres import migrate
+from session_projector.worker.storage.postgres.checkpoints import (
+    PostgresCheckpoints,
+    PostgresQuarantine,
+)
+from session_projector.worker.storage.postgres.commit import move, move_or_abort, rest
+from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.errors import is_lost, psql
+from session_projector.worker.storage.postgres.log import PostgresLog
+from session_projector.worker.storage.postgres.sql import column, owned
+from session_projector.worker.storage.postgres.tables import named
+from session_projector.worker.storage.postgres.target import Target
+from session_projector.worker.storage.postgres.views import PostgresScratch, PostgresViews
+
+PATIENCE_S: Final = 60.0
+"""How long a statement may take."""
+
+
+class PostgresStore:
+    """Open it with `open`; all of it is used by one thread at a time."""
+
+    def __init__(self, connection: Connection, limits: Limits) -> None:
+        self.connection = connection
+        self.name = connection.name
+        self.log = PostgresLog(connection, limits)
+        self.checkpoints = PostgresCheckpoints(connection)
+        self.views = PostgresViews(connection, limits, self.checkpoints)
+        self.quarantine = PostgresQuarantine(connection, limits)
+        self.scratch = PostgresScratch(connection, limits, self.log)
+        p = connection.prefix
+        self._moved = (
+            "SELECT coalesce(string_agg(concat_ws(' ', name, version, position, generation), ' '"
+            f" ORDER BY name), '') FROM {p}checkpoint"
+        )
+        self._news = f"SELECT coalesce(max(seq), 0), ({self._moved}) FROM {p}event_log"
+        self._known: tuple[int, str] = self._read_news()
+        """As of the last question, or of the last commit."""
+
+    @classmethod
+    def open(
+        cls, target: Target, limits: Limits, *, writable: bool = False, for_daemon: bool = False
+    ) -> Self:
+        """A store on a database whose schema is this program's; raises `ProjectorError`."""
+        connection = Connection(
+            target,
+            busy_timeout_s=limits.busy_timeout_s,
+            writable=writable or for_daemon,
+            direct=for_daemon,
+        )
+        try:
+            migrate.check(connection)
+            return cls(connection, limits)
+        except BaseException:
+            connection.close()
+            raise
+
+    def commit(self, changes: Sequence[Change], *, bulk: bool = False) -> CommitStats:
+        del bulk
+        asked = time.perf_counter()
+        try:
+            self._commit_together(changes)
+        except psycopg.Error as error:
+            if is_lost(error) or self.connection.raw.closed:
+                with self.connection.errors():
+                    raise
+            self._commit_one_by_one(changes)  # which tells what is wrong
+        return CommitStats(0.0, time.perf_counter() - asked, False, exclusive=False)
+
+    def _commit_together(self, changes: Sequence[Change]) -> None:
+        """All of it in one round trip."""
+        statements = []
+        for change in changes:
+            statements.append(move_or_abort(self.connection, change))
+            statements += rest(self.connection, change, self.checkpoints)
+        *_, moved = self.connection.together([*statements, (self._moved, ())], plain=True)
+        self._known = self._known[0], moved[0][0]
+
+    def _commit_one_by_one(self, changes: Sequence[Change]) -> None:
+        with self.connection.writing():
+            for change in changes:
+                if not self.connection.rows(*move(self.connection, change)):
+                    raise LostRace
+                self._apply(change)
+            self._known = self._known[0], str(self.connection.value(self._moved))
+
+    def _apply(self, change: Change) -> None:
+        """All but the checkpoint of a change."""
+        raw, name = self.connection.raw, change.before.name
+        with self.connection.errors(name):
+            try:
+                with raw.transaction():
+                    for sql, values in rest(self.connection, change, self.checkpoints):
+                        raw.execute(sql.encode(), values)
+                return
+            except psycopg.errors.UniqueViolation:
+                if not change.table.prefix:
+                    raise
+            # A corrupt row of ours has the id of another one, and is met when that is written.
+            try:
+                with raw.transaction():
+                    self._free_ids(change)
+                    for sql, values in rest(self.connection, change, self.checkpoints):
+                        raw.execute(sql.encode(), values)
+            except psycopg.errors.UniqueViolation as error:
+                look = f"SELECT id, {change.table.key} FROM {change.table.name}"
+                raise ProjectionFailed(
+                    name,
+                    f"a row of {change.table.name} cannot be written ({error.diag.message_detail}):"
+                    " another program's row has the id that it must have",
+                    "see which, and let who wrote it take another id (or `UPDATE` it in the same"
+                    f" shell): `{psql(self.name, look)}`",
+                ) from None
+
+    def _free_ids(self, change: Change) -> None:
+        table, names = change.table, [*change.table.columns]
+        id_at, key_at = names.index("id"), names.index(table.key)
+        self.connection.raw.execute(
+            f"UPDATE {named(self.connection, table.name)} AS v SET id = v.{column(table.key)}"
+            " FROM unnest(%b::text[], %b::text[]) AS r (id, key)"
+            f" WHERE {owned(table, 'v.')} AND v.id = r.id AND v.{column(table.key)} <> r.key".encode(),
+            ([row[id_at] for row in change.rows], [row[key_at] for row in change.rows]),
+        )
+
+    def transaction(self) -> AbstractContextManager[None]:
+        return self.connection.writing()
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return self.connection.reading()
+
+    def changed(self) -> bool:
+        before, self._known = self._known, self._read_news()
+        return before != self._known or self.log.gap
+
+    def _read_news(self) -> tuple[int, str]:
+        row: Any = self.connection.row(self._news)
+        return row[0], row[1]
+
+    def check_identity(self) -> None:
+        """The server keeps it: what follows a restart or a failover is checked by its rows."""
+
+    def check_schema(self) -> None:
+        migrate.check(self.connection)
+
+    def check_indexes(self, of: Sequence[Table]) -> None:
+        """The server keeps its indexes; amcheck, an extension, checks them."""
+
+    def release_memory(self) -> None:
+        import ctypes  # once, and not at every start
+
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc would keep it
+
+    def interrupt(self, after_s: float) -> None:
+        if self.connection.is_overdue(after_s):
+            self.connection.cancel()
+
+    def close(self) -> None:
+        self.connection.close()
+
+
