@@ -66,7 +66,7 @@ class Pages:
         self._found: Page | None = None
 
     async def newest(self) -> int:
-        """The newest settled position when the first of them asked, so that all have the same end."""
+        """The newest settled position when the first of them asked: all have the same end."""
         newest = await self._thread.run(lambda store: store.log.settled())
         self._newest = min(newest, newest if self._newest is None else self._newest)
         return self._newest

@@ -49,7 +49,7 @@ class PostgresCheckpoints:
         """By name, the checkpoints in some rows: one for each view that is deferred."""
         found: dict[str, Checkpoint] = {}
         for row in rows:
-            checkpoint = found.setdefault(row[0], Checkpoint(*row[:6], {}))
+            checkpoint = found.setdefault(row[0], Checkpoint(*row[:6]))
             if row[9] is not None:
                 checkpoint.deferred[unescaped(row[9])] = Deferred(*row[10:])
         return found

@@ -212,7 +212,7 @@ def _begin(connection: Connection) -> None:
     schema = connection.target.schema
     connection.rows("SET LOCAL search_path = pg_catalog, pg_temp")
     connection.rows("SET LOCAL lock_timeout = '10s'")
-    connection.rows("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (SETUP_CLASS, schema))
+    connection.rows("SELECT pg_advisory_xact_lock(%s::int4, hashtext(%s))", (SETUP_CLASS, schema))
     role, may_create, database, exists, may_use = connection.row(
         "SELECT current_user::text, has_database_privilege(current_database(), 'CREATE'),"
         " quote_ident(current_database()), n.oid IS NOT NULL,"

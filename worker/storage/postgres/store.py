@@ -127,12 +127,14 @@ class PostgresStore:
     def _free_ids(self, change: Change) -> None:
         table, names = change.table, [*change.table.columns]
         id_at, key_at = names.index("id"), names.index(table.key)
-        self.connection.raw.execute(
-            f"UPDATE {named(self.connection, table.name)} AS v SET id = v.{column(table.key)}"
+        key = f"v.{column(table.key)}"
+        sql = (
+            f"UPDATE {named(self.connection, table.name)} AS v SET id = {key}"
             " FROM unnest(%b::text[], %b::text[]) AS r (id, key)"
-            f" WHERE {owned(table, 'v.')} AND v.id = r.id AND v.{column(table.key)} <> r.key".encode(),
-            ([row[id_at] for row in change.rows], [row[key_at] for row in change.rows]),
+            f" WHERE {owned(table, 'v.')} AND v.id = r.id AND {key} <> r.key"
         )
+        ids = ([row[id_at] for row in change.rows], [row[key_at] for row in change.rows])
+        self.connection.raw.execute(sql.encode(), ids)
 
     def transaction(self) -> AbstractContextManager[None]:
         return self.connection.writing()
@@ -169,5 +171,3 @@ class PostgresStore:
 
     def close(self) -> None:
         self.connection.close()
-
-

@@ -22,7 +22,7 @@ from session_projector.worker.storage.postgres.tables import named
 from session_projector.worker.storage.postgres.text import escaped, unescaped
 
 ONE_MOMENT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_PREPARE_CLASS: Final = 1886547820
+_PREPARE_CLASS: Final = 1886547821
 """Of the advisory lock under which tables are made."""
 
 
@@ -229,9 +229,9 @@ class PostgresViews:
             todo.append((f"DELETE FROM {self._p}deferred WHERE projection = %s", (name,)))
             todo.append(
                 (
-                    f"INSERT INTO {self._p}checkpoint (name, version, position, generation, digest,"
-                    " skipped, kept_in, key_column, prefix) VALUES (%s, %s, 0, 0, '', 0, %s, %s, %s)"
-                    " ON CONFLICT DO NOTHING",
+                    f"INSERT INTO {self._p}checkpoint (name, version, position, generation,"
+                    " digest, skipped, kept_in, key_column, prefix)"
+                    " VALUES (%s, %s, 0, 0, '', 0, %s, %s, %s) ON CONFLICT DO NOTHING",
                     (name, projection.version, *stored_in),
                 )
             )
