@@ -66,6 +66,8 @@ class Settled:
             rows = read()
             at = self._first_gap(start, rows)
             if at is None:
+                if rows and rows[-1].seq >= self._mark:
+                    self._waits_for = set()
                 return [*rows]
             if not self._settle(rows[at].seq, rows[-1].seq):
                 return [*rows[:at]]
