@@ -36,6 +36,23 @@ def running(called: str) -> list[int]:
     return [pid for pid in _pids() if name(pid) == called]
 
 
+def hide(secrets: Iterable[str]) -> None:
+    """Overwrite some texts in what `ps` shows of this process, as far as that can be done."""
+    import ctypes
+
+    with suppress(OSError, ValueError, IndexError):
+        said = (PROC / "self/cmdline").read_bytes()
+        fields = (PROC / "self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5)
+        if end - start != len(said) or ctypes.string_at(start, len(said)) != said:
+            return
+        for secret in map(str.encode, secrets):
+            at = said.find(secret)
+            while at >= 0:
+                ctypes.memset(start + at, ord("*"), len(secret))
+                at = said.find(secret, at + len(secret))
+
+
 def named(pids: Iterable[int]) -> str:
     """Processes by number and name as text, without their arguments, which may contain secrets."""
     return ", ".join(f"{pid} ({name(pid)})" for pid in sorted(pids))

@@ -8,13 +8,14 @@ import typer
 
 from session_projector.worker import linux
 from session_projector.worker.errors import ProjectorError, UsageError, naming
-from session_projector.worker.storage.open import act_as_owner, database
+from session_projector.worker.storage.open import act_as_owner, database, hide_passwords
 
 _named: list[str] = []
 
 
 def _remember(url: str) -> str:
     _named[:] = [url]
+    hide_passwords(url)
     act_as_owner(url)
     return url
 
@@ -22,7 +23,11 @@ def _remember(url: str) -> str:
 Database = Annotated[
     str,
     typer.Option(
-        "-d", "--database", envvar="PROJECTOR_DATABASE", callback=_remember, help="Database file."
+        "-d",
+        "--database",
+        envvar="PROJECTOR_DATABASE",
+        callback=_remember,
+        help="Database file or URL.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -36,6 +36,8 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
     yield "daemon", f"{doing}, {daemon}" if daemon.alive else "none is alive"
     yield "schema", found.schema
     yield "newest event", found.newest
+    for holder in found.held_back_by:
+        yield "held back by", holder.who
     yield "file", f"{found.file_bytes:,} bytes"
     yield "write-ahead log", f"{found.wal_bytes:,} bytes"
     for one in found.projections:
@@ -98,6 +100,8 @@ def _advice(found: Status) -> Iterator[str]:
     elif found.daemon.suspended:
         resume = linux.ending([found.daemon.pid or 0], "-CONT", seen=found.daemon.seen)
         yield f"resume it: {resume}"
+    for holder in found.held_back_by:
+        yield f"events wait for that transaction; end it where it was forgotten: {holder.cure}"
     if found.wal_readers:
         yield (
             "the write-ahead log is large: a read is open all the time in process\n"

@@ -1,5 +1,6 @@
 """What keeps the daemon from its work: said once, then counted, then said to be over."""
 
+import time
 from typing import Final
 
 import anyio
@@ -13,6 +14,8 @@ from session_projector.worker.telemetry.state import DaemonState
 
 RETRY_S: Final = 0.5
 """Between two attempts at a database that is locked or has no room."""
+HELD_BACK_S: Final = 2.0
+"""How long events may be held back before that is told."""
 LONGEST_RETRY_S: Final = 60.0
 """Between two attempts at a projection that fails; the first is after a second."""
 
@@ -43,6 +46,31 @@ class Outage:
             self.state.database_available(self._projection)
             log.info("database_available_again", failures=self._failures, **self._fields)
             self._failures = 0
+
+
+class HeldBack:
+    """Events that are there and cannot be read, as a writer has not ended its transaction."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._said: list[str] = []
+
+    async def look(self, thread: Thread, *, waiting: bool) -> None:
+        """Say who it is, once, after a while; `waiting`: there are such events."""
+        if not waiting:
+            if self._said:
+                log.info("events_held_back_no_longer")
+            self._since, self._said = None, []
+            return
+        now = time.monotonic()
+        self._since = self._since or now
+        if self._said or now - self._since < HELD_BACK_S:
+            return
+        self._since = now
+        if holders := await thread.run(lambda store: store.log.held_back_by()):
+            self._said = [holder.who for holder in holders]
+            hint = f"end it where it was forgotten: {holders[0].cure}"
+            log.warning("events_held_back", by=self._said, hint=hint)
 
 
 class Failures:

@@ -13,7 +13,7 @@ import structlog
 from session_projector.worker.daemon.batch import Batch, fold_batch, fold_deferred
 from session_projector.worker.daemon.batch_size import BatchSize
 from session_projector.worker.daemon.member import Member
-from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.outage import HeldBack, Outage
 from session_projector.worker.daemon.page import Page, read_page
 from session_projector.worker.errors import DatabaseUnavailable, LostRace, ProjectionFailed
 from session_projector.worker.folding.cooperative import read_in_slices
@@ -63,6 +63,7 @@ class Tail:
         self._pacing = WritePacing()
         self._size = BatchSize(self._pacing)
         self._newest = 0
+        self._held_back = HeldBack()
         self._took_memory = False
         self._woken: float | None = None
         """When something was found to be new, until it is committed."""
@@ -91,6 +92,8 @@ class Tail:
             if self._outage:
                 self._outage.over()
             if self._wakeup:
+                waiting = bool(self.members) and not moved and self._newest > self.position
+                await self._held_back.look(self._thread, waiting=waiting)
                 await self._wait(self._wakeup, stop, found=moved)
             elif not moved:
                 return

@@ -13,6 +13,7 @@ from session_projector.worker.storage.port import (
     Checkpoint,
     Database,
     Deferred,
+    Holder,
     Leader,
     Store,
 )
@@ -36,7 +37,10 @@ def daemon(database: Database) -> Iterator[Check]:
     if leader.suspended:
         fix = f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}"
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
-    elif stuck := _stuck(database, leader):
+    elif (stuck := _stuck(database, leader)) and (holders := _holders(database)):
+        said = f"{leader}, {stuck}{standing_by}: they wait for {holders[0].who}"
+        yield Check("daemon", "warn", said, f"end it where it was forgotten: {holders[0].cure}")
+    elif stuck:
         yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
     else:
         yield Check("daemon", "ok", f"alive, {leader}: {names}{standing_by}")
@@ -66,6 +70,11 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
             f" that: {database.leadership().who_holds_it}"
         )
     return Check("daemon", "fail", said, fix)
+
+
+def _holders(database: Database) -> list[Holder]:
+    with database.open() as store:
+        return store.log.held_back_by()
 
 
 def _full(database: Database) -> Check | None:

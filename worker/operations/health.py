@@ -36,6 +36,11 @@ def check(database: Database) -> str:
         until = time.monotonic() + MOVES_WITHIN_S
         while newest > max(now := _positions(store, leader) or before) and max(now) == max(before):
             if time.monotonic() > until:
+                for holder in store.log.held_back_by():
+                    raise CheckFailed(
+                        f"events wait for {holder.who}; the daemon ({leader}) is at {max(now)}",
+                        f"end it where it was forgotten: {holder.cure}",
+                    )
                 raise CheckFailed(
                     f"the daemon ({leader}) is stuck at {max(now)}; the newest event is {newest}",
                     "see why: `projector doctor`",

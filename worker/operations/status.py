@@ -15,6 +15,7 @@ from session_projector.worker.storage.port import (
     UNSEEN,
     Checkpoint,
     Database,
+    Holder,
     Leader,
     ProjectionStatus,
     Store,
@@ -93,12 +94,14 @@ class Status(msgspec.Struct, frozen=True):
     wal_bytes: int
     wal_warning_bytes: int
     wal_readers: list[int]
+    held_back_by: list[Holder]
 
 
 def status(database: Database) -> Status:
     """Read the status of a database once."""
     with database.open() as store:
         newest, events = store.log.newest(), store.log.count()
+        held_back_by = store.log.held_back_by()
         reports = store.checkpoints.reports()
         projections = [_progress(store, info, reports.get(info.name)) for info in listing(store)]
     applied = [name for name, is_applied in database.migrations() if is_applied]
@@ -109,6 +112,7 @@ def status(database: Database) -> Status:
         newest=newest,
         events=events,
         projections=projections,
+        held_back_by=held_back_by,
         **msgspec.structs.asdict(database.sizes()),
     )
 

@@ -48,6 +48,15 @@ def _postgres(url: str, limits: "Limits | None") -> "Database":
     return PostgresDatabase(url, limits)
 
 
+def hide_passwords(url: str) -> None:
+    """Let the list of processes not show the passwords of a URL."""
+    if _split(url)[0] in ("postgresql", "postgres"):
+        with suppress(ImportError, ValueError):
+            from session_projector.worker.storage.postgres.target import passwords
+
+            linux.hide(passwords(url))
+
+
 def _split(url: str) -> tuple[str, str]:
     """The engine that a name asks for, and the rest of it; a name without a scheme is a path."""
     scheme, found, rest = url.partition("://")

@@ -146,6 +146,13 @@ class BatchReach(msgspec.Struct, frozen=True):
     """The most that a full scan reads."""
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds back events that are written: `who` in words, and the command that ends it."""
+
+    who: str
+    cure: str
+
+
 class QuarantineEntry(msgspec.Struct, frozen=True):
     """A row of the quarantine; `dismissed` is the operator's note, None where there is none."""
 
@@ -242,9 +249,10 @@ class Log(Protocol):
         """The newest position at or below which none ever appears any more, 0 where there is none;
         it may wait a second for writers. Not within `snapshot`."""
 
-    def held_back_by(self) -> list[str]:
-        """Who keeps events from being read: a writer that has not ended its transaction, whose
-        event has a position before theirs. Each in words."""
+    def held_back_by(self) -> list[Holder]:
+        """Who keeps events from being read: writers that have not ended their transactions for a
+        second or longer, and whose events may have positions before theirs. Not within `snapshot`.
+        """
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
         """The event at `start`, if there is one, and `events` of those after it, up to and with

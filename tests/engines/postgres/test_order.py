@@ -153,8 +153,9 @@ def test_who_holds_events_back_is_named(url: str, store: Store) -> None:
         slow.rollback()
 
         assert len(said) == 1
-        assert f"process {slow.info.backend_pid} " in said[0]
-        assert name in said[0]
+        assert f"process {slow.info.backend_pid} " in said[0].who
+        assert name in said[0].who
+        assert f"pg_terminate_backend({slow.info.backend_pid})" in said[0].cure
         assert store.log.held_back_by() == []
 
 

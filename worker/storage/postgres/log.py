@@ -15,8 +15,9 @@ from session_projector.projections.event import (
 )
 from session_projector.worker.errors import UsageError
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import ANY_POSITION, BatchReach
+from session_projector.worker.storage.port import ANY_POSITION, BatchReach, Holder
 from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.errors import psql
 from session_projector.worker.storage.postgres.settled import Settled
 
 KEY_BYTES: Final = 4096
@@ -60,6 +61,11 @@ _EVENT: Final = ", ".join(
 _SIZE: Final = " + ".join(
     f"coalesce(octet_length({name}), 0)" for name in ("id", "key", "data", "packed")
 )
+
+
+def literal(text: str) -> str:
+    """A text in SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _possible(keys: Sequence[Any]) -> list[str]:
@@ -106,18 +112,24 @@ class PostgresLog:
             last = rows[-1].seq
         return last
 
-    def held_back_by(self) -> list[str]:
+    def held_back_by(self) -> list[Holder]:
         self.page(start=self._settled.upto)
         if not self.gap:
             return []
+        name = self._connection.name
+        rows = self._connection.rows(_HELD_BY, (self._connection.log_name,))
         return [
-            f"prepared transaction {gid} of {role}, {age_s or 0:,.0f} s old"
-            if gid
-            else f"process {pid} of the server, role {role}, application {application},"
-            f" {age_s or 0:,.0f} s in its transaction"
-            for pid, role, application, age_s, gid in self._connection.rows(
-                _HELD_BY, (self._connection.log_name,)
+            Holder(
+                f"the prepared transaction {gid} of {role}, {age_s:,.0f} s old",
+                f"`{psql(name, f'ROLLBACK PREPARED {literal(gid)}')}`",
             )
+            if gid
+            else Holder(
+                f"the transaction of {application} ({role}, process {pid} of the server),"
+                f" {age_s:,.0f} s old",
+                f"`{psql(name, f'SELECT pg_terminate_backend({pid})')}`",
+            )
+            for pid, role, application, age_s, gid in rows
         ]
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from session_projector.projections.event import LogRow, session_of
 from session_projector.worker.errors import DatabaseUnavailable, InterventionRequired, UsageError
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import ANY_POSITION, BatchReach, size_of
+from session_projector.worker.storage.port import ANY_POSITION, BatchReach, Holder, size_of
 from session_projector.worker.storage.sqlite.connection import (
     EVENT_COLUMNS,
     Connection,
@@ -54,7 +54,7 @@ class SqliteLog:
     def settled(self) -> int:
         return self.newest()  # writers take turns
 
-    def held_back_by(self) -> list[str]:
+    def held_back_by(self) -> list[Holder]:
         return []
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
