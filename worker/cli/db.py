@@ -19,13 +19,27 @@ def db_setup(
     group: Annotated[
         str | None,
         typer.Option(
-            envvar="PROJECTOR_GROUP", help="Let this group write events: files 0660, folder 2770."
+            envvar="PROJECTOR_GROUP",
+            help="SQLite: let this group write events: files 0660, folder 2770.",
+        ),
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PROJECTOR_WRITER",
+            help="PostgreSQL: let this role add events, and nothing else.",
+        ),
+    ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PROJECTOR_READER", help="PostgreSQL: let this role read events and views."
         ),
     ] = None,
 ) -> None:
     """Create a database, or upgrade one, including Kanbatte's."""
     target = storage.database(database)
-    done = target.setup(group=group)
+    done = target.setup(group=group, writer=writer, reader=reader)
     name = printable(target.name)
     if done.backup:
         print(f"copied the original database to {printable(done.backup)}")
@@ -37,6 +51,10 @@ def db_setup(
         print(f"restored {one_line(restored)}: it was missing or changed")
     if group:
         print(f"shared {name} and its folder with the group {printable(group)}")
+    if writer:
+        print(f"the role {printable(writer)} may add events")
+    if reader:
+        print(f"the role {printable(reader)} may read events and views")
     print(
         f"{name} is ready"
         if done.applied or done.restored

@@ -392,6 +392,15 @@ def test_a_wrong_group_is_refused_before_anything_is_done(tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--writer", "--reader"])
+def test_a_role_is_refused_before_anything_is_done(tmp_path: Path, option: str) -> None:
+    done = projector("db", "setup", "-d", tmp_path / "x.db", option, "somebody", check=2)
+
+    assert "has no roles" in done.stderr
+    assert "projector db setup --group NAME" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_killed_set_up_leaves_its_backup_under_its_name_and_no_other_copies(
     kanbatte: Database,
 ) -> None:

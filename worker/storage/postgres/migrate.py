@@ -13,6 +13,7 @@ from session_projector.worker.storage.postgres.connection import Connection, ope
 from session_projector.worker.storage.postgres.target import Target
 
 _OURS: Final = "-projector-"
+LOCK_TIMEOUT_S: Final = 10.0
 SETUP_CLASS: Final = 1886547820
 """Of the advisory lock that lets one set-up wait for another."""
 _MADE: Final = re.compile(
@@ -157,12 +158,18 @@ def _columns(connection: Connection) -> dict[str, dict[str, str]]:
     return found
 
 
-def setup(target: Target, *, writer: str | None = None, reader: str | None = None) -> Setup:
+def setup(
+    target: Target,
+    *,
+    writer: str | None = None,
+    reader: str | None = None,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+) -> Setup:
     """Create or upgrade the schema, and put back what somebody dropped or disabled; `writer` may
     add events then, and `reader` read all."""
-    with opened(target) as connection:
+    with opened(target, busy_timeout_s=lock_timeout_s) as connection:
         roles.check(connection, writer, reader)
-        done = _setup(connection)
+        done = _setup(connection, lock_timeout_s)
         with connection.writing():
             if writer:
                 roles.let_write(connection, writer)
@@ -182,7 +189,7 @@ def _readable(connection: Connection) -> list[str]:
     return [*dict.fromkeys([*tables(), "umzug_meta", *(name for (name,) in kept)])]
 
 
-def _setup(connection: Connection) -> Setup:
+def _setup(connection: Connection, lock_timeout_s: float) -> Setup:
     if (encoding := connection.raw.info.parameter_status("server_encoding")) != "UTF8":
         raise InterventionRequired(
             f"{connection.name} stores text as {encoding}, which cannot hold all events",
@@ -192,7 +199,7 @@ def _setup(connection: Connection) -> Setup:
     if _known_of(connection) == known.keys() and not amiss(connection):
         return Setup([], None, [])
     with connection.writing():
-        _begin(connection)
+        _begin(connection, lock_timeout_s)
         applied = _known_of(connection)
         if not applied:
             _refuse_taken_names(connection)
@@ -207,16 +214,18 @@ def _setup(connection: Connection) -> Setup:
     return Setup(names, None, doubled, restored)
 
 
-def _begin(connection: Connection) -> None:
+def _begin(connection: Connection, lock_timeout_s: float) -> None:
     """Wait for another set-up, and create the schema unless it is there."""
     schema = connection.target.schema
     connection.rows("SET LOCAL search_path = pg_catalog, pg_temp")
-    connection.rows("SET LOCAL lock_timeout = '10s'")
+    lock_timeout = f"{lock_timeout_s * 1000:.0f}"  # also behind a pooler
+    connection.rows("SELECT set_config('lock_timeout', %s, true)", (lock_timeout,))
     connection.rows("SELECT pg_advisory_xact_lock(%s::int4, hashtext(%s))", (SETUP_CLASS, schema))
     role, may_create, database, exists, may_use = connection.row(
         "SELECT current_user::text, has_database_privilege(current_database(), 'CREATE'),"
         " quote_ident(current_database()), n.oid IS NOT NULL,"
-        " coalesce(has_schema_privilege(n.oid, 'CREATE, USAGE'), false)"
+        " coalesce(has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(n.oid, 'USAGE'),"
+        " false)"
         " FROM (VALUES (%s)) AS wanted (name) LEFT JOIN pg_namespace AS n ON nspname = name",
         (schema,),
     ) or ("", False, "", False, False)
@@ -346,7 +355,7 @@ def _restore(connection: Connection) -> tuple[list[str], list[str]]:
     if {"quarantine", "deferred"} & gone:
         connection.rows(_REBUILD_ALL.format(prefix))
     if "view" in gone:
-        _run(connection, _FOLD_AGAIN.format(prefix))
+        _run(connection, _FOLD_AGAIN.format(connection.target.prefix))
     return doubled, [one.name for one, _ in found if one.kind == "TABLE" or one.table not in gone]
 
 

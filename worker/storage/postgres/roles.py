@@ -39,7 +39,7 @@ def check(connection: Connection, *roles: str | None) -> None:
 
 def let_write(connection: Connection, role: str) -> None:
     """Let a role add events and wait for them, and do nothing else to the log."""
-    log, to = f"{connection.prefix}event_log", identifier(role)
+    log, to = f"{connection.prefix}event_log", _named(role)
     connection.rows(f"GRANT USAGE ON SCHEMA {connection.prefix[:-1]} TO {to}")
     connection.rows(f"REVOKE ALL ON {log} FROM {to}")
     connection.rows(f"REVOKE ALL ON SEQUENCE {log}_seq_seq FROM {to}")
@@ -70,9 +70,9 @@ def _end_when_idle(connection: Connection, role: str) -> None:
 
 def let_read(connection: Connection, role: str, tables: list[str]) -> None:
     """Let a role read some tables."""
-    to = identifier(role)
+    to = _named(role)
     connection.rows(f"GRANT USAGE ON SCHEMA {connection.prefix[:-1]} TO {to}")
-    named = ", ".join(connection.prefix + identifier(table) for table in tables)
+    named = ", ".join(connection.prefix + _named(table) for table in tables)
     connection.rows(f"GRANT SELECT ON {named} TO {to}")
 
 
@@ -86,5 +86,10 @@ def let_readers_read(connection: Connection, table: str) -> None:
         (connection.target.schema,),
     )
     for (role,) in readers:  # quoted by the server where it must be; '-' is everybody
-        to = "PUBLIC" if role == "-" else role
-        connection.rows(f"GRANT SELECT ON {connection.prefix}{identifier(table)} TO {to}")
+        to = "PUBLIC" if role == "-" else role.replace("%", "%%")
+        connection.rows(f"GRANT SELECT ON {connection.prefix}{_named(table)} TO {to}")
+
+
+def _named(name: str) -> str:
+    """A name as it stands in a statement that the driver looks through for values."""
+    return identifier(name).replace("%", "%%")
