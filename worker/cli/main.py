@@ -19,7 +19,7 @@ from session_projector.worker.errors import (
 
 app = typer.Typer(
     cls=Commands,
-    help="Tail an event log in SQLite and fold it into session views.",
+    help="Tail an event log in SQLite or PostgreSQL and fold it into session views.",
     pretty_exceptions_enable=False,
     **SETTINGS,
 )

@@ -38,8 +38,11 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
     yield "newest event", found.newest
     for holder in found.held_back_by:
         yield "held back by", holder.who
-    yield "file", f"{found.file_bytes:,} bytes"
-    yield "write-ahead log", f"{found.wal_bytes:,} bytes"
+    if found.wal_warning_bytes:
+        yield "file", f"{found.file_bytes:,} bytes"
+        yield "write-ahead log", f"{found.wal_bytes:,} bytes"
+    else:  # the server looks after its log
+        yield "size", f"{found.file_bytes:,} bytes"
     for one in found.projections:
         version = "-" if one.version is None else abs(one.version)
         yield "projection", f"{one.name}, version {version}"

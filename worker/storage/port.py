@@ -199,8 +199,8 @@ Checks = dict[str, Callable[[], Iterator[Check]]]
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """Bytes of the database and of its write-ahead log, when the latter is too large, and the
-    processes that keep it so by a read that they do not end."""
+    """Bytes of the database and of its write-ahead log, when the latter is too large (0: a server
+    looks after it), and the processes that keep it so by a read that they do not end."""
 
     file_bytes: int
     wal_bytes: int
