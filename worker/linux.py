@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,16 @@ MOUNTS: Final = Path("/proc/self/mountinfo")
 def is_there() -> bool:
     """Whether this system has a Linux /proc."""
     return (PROC / "self" / "fd").is_dir()
+
+
+def machine() -> str:
+    """Whose process numbers those are that are seen here: a boot of a system, and a PID namespace
+    of it, as a container has its own."""
+    try:
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink(PROC / 'self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def openers(files: Iterable[Path]) -> list[int]:

@@ -174,3 +174,16 @@ CREATE TABLE {schema}.deferred (
 );
 
 ALTER TABLE {schema}.deferred ADD CONSTRAINT deferred_pkey PRIMARY KEY (projection, key);
+
+-- Who leads a projection, so that anybody can see it: a row says something only while its session
+-- holds the advisory lock of that projection.
+CREATE TABLE {schema}.leader (
+  projection text COLLATE "C",        -- '' for all of them
+  version bigint NOT NULL,            -- of the projection
+  session bigint NOT NULL,            -- the server's process, as in pg_locks
+  host text COLLATE "C" NOT NULL,     -- where the daemon is
+  pid bigint NOT NULL,                -- its process there
+  machine text COLLATE "C" NOT NULL   -- whose numbers of processes those are
+) WITH (fillfactor = 20);
+
+ALTER TABLE {schema}.leader ADD CONSTRAINT leader_pkey PRIMARY KEY (projection);

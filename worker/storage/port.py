@@ -217,16 +217,25 @@ class Leader(msgspec.Struct, frozen=True):
     `pid` is 0 where its process cannot be seen: it is in another container, or it was killed and
     something else holds its lock. Nobody must be told to kill the process of that number, nor one
     that is not `seen` to hold the lock, as that of another user is not: it may be a stranger.
-    `running` are its projections and their versions, empty where it does not say.
+    `running` are its projections and their versions, empty where it does not say. `host` is where
+    that process is, '' for this machine: a number on another one is no process here.
     """
 
     pid: int
     running: dict[str, int]
     suspended: bool
     seen: bool
+    host: str = ""
 
     def __str__(self) -> str:
+        if self.host:
+            return f"process {self.pid} on {self.host}"
         return f"process {self.pid}" if self.pid else UNSEEN
+
+    @property
+    def local_pid(self) -> int:
+        """Its process on this machine, 0 where there is none."""
+        return 0 if self.host else self.pid
 
     def runs(self, name: str) -> bool:
         """Whether it runs a projection; one that does not say may run any."""

@@ -276,6 +276,7 @@ async def test_a_bell_that_does_not_ring_is_hung_again(
         holder = log.holder()
         log.write()
         assert await bell.wait(log.changed, found=False)
+        assert await bell.wait(log.changed, found=True)
         while log.holder() in (0, holder):
             assert not await bell.wait(log.changed, found=False)
 

@@ -24,7 +24,7 @@ from session_projector.worker.storage.postgres.target import Target
 
 BELL_CLASS: Final = 1886547818
 """With the number of `event_log`: shared by writers on their way, exclusive for who listens."""
-LISTENERS_CLASS: Final = 1886547820
+LISTENERS_CLASS: Final = 1886547822
 """With the number of `event_log`: shared by daemons, of which each may rely on another's lock."""
 LONGEST_IDLE_S: Final = 1.0
 POLLS_S: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05)
@@ -70,6 +70,8 @@ class Bell:
         """What was said on the channel since this was last looked at."""
         self._rung = False
         """A writer rang while the lock was ours, which is to be let go then."""
+        self._unheard = False
+        """What was seen last has not rung."""
         self._said_yes = False
         self._vain = 0
         self._failures = 0
@@ -88,6 +90,9 @@ class Bell:
         if self._closed:
             return found
         yes, self._said_yes = self._said_yes and not found, False
+        if found and self._unheard:  # it hangs at another server than the one that is read, say
+            self._lose("an event did not ring")
+        self._unheard = False
         self._vain = min(self._vain + 1, len(VAIN_S)) if yes else 0
         try:
             with anyio.move_on_after(LONGEST_IDLE_S) as self._waiting:
@@ -126,14 +131,11 @@ class Bell:
         return ANOTHER_S if self._held_by == "another" else next(polls, POLLS_S[-1])
 
     async def _overdue(self, changed: Callable[[], Awaitable[bool]]) -> bool:
-        """Ask, after nothing was heard. What is seen and does not ring is at another server, or its
-        trigger is gone."""
-        if not await changed():
-            return False
+        """Ask, after nothing was heard."""
+        yes = await changed()
         self._listen()
-        if not self._heard:
-            self._lose("a commit did not ring")
-        return True
+        self._unheard = yes and not self._heard
+        return yes
 
     async def _rings(self, within_s: float) -> bool:
         """Wait for a writer to ring, for a time at most, or until the lock may be had."""
