@@ -1,7 +1,6 @@
 """What the laws are tried with: a fresh database of each engine, a store on it, an outsider."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conformance.engines import CAPABILITIES, ENGINES, Engine, Outsider
@@ -26,8 +25,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def url(engine: Engine, tmp_path: Path) -> str:
-    return engine.url(tmp_path)
+def url(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a database can be made."""
+    with engine.place(request, "local") as url:
+        yield url
+
+
+@pytest.fixture
+def empty_url(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where another one could be, and none is."""
+    with engine.place(request, "empty") as url:
+        yield url
 
 
 @pytest.fixture

@@ -2,9 +2,12 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Final, NamedTuple, Protocol
+
+import psycopg
+import pytest
+from psycopg import sql
 
 
 class Outsider(Protocol):
@@ -34,10 +37,10 @@ class Raw(bytes):
 
 
 class Engine(NamedTuple):
-    """`url` makes a place for one database in a folder, empty as yet, and says its URL."""
+    """`place` makes a place for one database, empty as yet, and says its URL."""
 
     name: str
-    url: Callable[[Path], str]
+    place: Callable[[pytest.FixtureRequest, str], AbstractContextManager[str]]
     outsider: Callable[[str], Outsider]
     capabilities: frozenset[str]
 
@@ -83,6 +86,58 @@ class SqliteOutsider:
             yield connection
 
 
+class PostgresOutsider:
+    """A program with nothing but psycopg, and all rights."""
+
+    error = psycopg.Error
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def sql(self, statement: str, *, patience_s: float = 30) -> list[tuple[Any, ...]]:
+        with self._connected(patience_s) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def insert(self, table: str, **columns: Any) -> None:
+        if table == "event_log" and isinstance(columns["data"], bytes):
+            columns["packed"] = columns.pop("data")
+        statement = sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+            sql.Identifier(table),
+            sql.SQL(", ").join(map(sql.Identifier, columns)),
+            sql.SQL(", ").join([sql.Placeholder()] * len(columns)),
+        )
+        with self._connected(30) as connection:
+            connection.execute(statement, [*columns.values()])
+
+    @contextmanager
+    def locking(self) -> Iterator[None]:
+        tables = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+        with self._connected(30) as connection, connection.transaction(force_rollback=True):
+            found = connection.execute(f"{tables} WHERE schemaname = 'public'".encode()).fetchall()
+            every = ", ".join(name for (name,) in found)
+            connection.execute(f"LOCK TABLE {every} IN EXCLUSIVE MODE".encode())
+            yield
+
+    @contextmanager
+    def _connected(self, patience_s: float) -> Iterator[psycopg.Connection[Any]]:
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            patience = max(1, round(patience_s * 1000))  # 0 would be for ever
+            connection.execute(f"SET lock_timeout = {patience}".encode())
+            yield connection
+
+
+@contextmanager
+def _file(request: pytest.FixtureRequest, name: str) -> Iterator[str]:
+    yield f"{request.getfixturevalue('tmp_path')}/{name}.db"
+
+
+def _on_server(request: pytest.FixtureRequest, _: str) -> AbstractContextManager[str]:
+    database: AbstractContextManager[str] = request.getfixturevalue("postgres").database()
+    return database
+
+
 ENGINES: Final = [
-    Engine("sqlite", lambda at: f"{at}/local.db", SqliteOutsider, frozenset(CAPABILITIES)),
+    Engine("sqlite", _file, SqliteOutsider, frozenset(CAPABILITIES)),
+    Engine("postgresql", _on_server, PostgresOutsider, frozenset()),
 ]

@@ -3,12 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import anyio
 import pytest
 from conformance.engines import Outsider
 from support.interrupted import Interrupted
-from support.laws import COUNTED, append, change, elsewhere, later, said
+from support.laws import COUNTED, append, change, later
 
 from session_projector.worker.errors import DatabaseUnavailable, InterventionRequired, LostRace
 from session_projector.worker.storage import open as storage
@@ -54,17 +55,13 @@ async def test_a_cancelled_commit_locks_nobody_out(
     database = storage.database(url)  # which waits for a lock
     async with database.open_thread() as thread:
         before = await thread.run(lambda store: store.views.prepare(COUNTED))
-        with elsewhere(
-            url,
-            "with database.open(writable=True) as store, store.transaction():\n"
-            "    say('locked'); input()",
-        ) as holder:
-            assert said(holder) == "locked"
+        with ExitStack() as held:
+            held.enter_context(outside.locking())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(thread.run, lambda store: store.commit([change(COUNTED, before)]))
                 await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
-                holder.kill()
+                held.close()
 
         outside.sql("DELETE FROM dismissed", patience_s=0)
 
@@ -115,7 +112,7 @@ async def test_what_was_begun_ends_before_the_cancellation_is_felt(thread: Threa
 
 
 async def test_a_thread_ends_with_its_block_also_where_it_could_not_open(
-    database: Database, url: str
+    database: Database, empty_url: str
 ) -> None:
     before = {*threading.enumerate()}
     async with database.open_thread() as thread:
@@ -125,8 +122,8 @@ async def test_a_thread_ends_with_its_block_also_where_it_could_not_open(
         await thread.run(
             lambda store: store.commit([change(COUNTED, checkpoint, after, rows)], bulk=True)
         )
-    with pytest.raises(InterventionRequired, match="there is no database"):
-        await storage.database(f"{url}-absent").open_thread().__aenter__()
+    with pytest.raises(InterventionRequired):
+        await storage.database(empty_url).open_thread().__aenter__()
 
     for left in {*threading.enumerate()} - before:
         left.join()

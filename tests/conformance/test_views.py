@@ -191,8 +191,8 @@ def test_so_does_one_whose_views_are_kept_in_another_table_from_now_on(store: St
 def test_a_table_with_rows_that_no_checkpoint_explains_is_not_taken_over(
     store: Store, outside: Outsider
 ) -> None:
-    outside.sql("CREATE TABLE counted (key TEXT PRIMARY KEY, number INTEGER, data BLOB)")
-    outside.insert("counted", key="theirs", number=1, data=b"")
+    keep(store, COUNTED, ("theirs", 1, b""))
+    outside.sql("DELETE FROM checkpoint")
 
     with pytest.raises(ProjectionFailed, match="exists with rows that no checkpoint explains"):
         store.views.prepare(COUNTED)
