@@ -37,15 +37,20 @@ class Raw(bytes):
 
 
 class Engine(NamedTuple):
-    """`place` makes a place for one database, empty as yet, and says its URL."""
+    """`place` makes a place for one database, empty as yet, and says its URL. `types` is what its
+    messages call the types of columns."""
 
     name: str
     place: Callable[[pytest.FixtureRequest, str], AbstractContextManager[str]]
     outsider: Callable[[str], Outsider]
+    types: dict[str, str]
     capabilities: frozenset[str]
 
 
 CAPABILITIES: Final = {
+    "one writer": "who writes keeps all others from writing, and is told of those who did before",
+    "checks of indexes": "what is read by an index is compared with what is there",
+    "upgrades": "the schema has changed since the first release",
     "odd values": "event_log keeps a BLOB as id, a text that is not UTF-8, a text as created_at",
     "file": "the database is one file, which can be replaced under the program",
     "processes": "who leads and who waits are processes of this machine",
@@ -138,6 +143,18 @@ def _on_server(request: pytest.FixtureRequest, _: str) -> AbstractContextManager
 
 
 ENGINES: Final = [
-    Engine("sqlite", _file, SqliteOutsider, frozenset(CAPABILITIES)),
-    Engine("postgresql", _on_server, PostgresOutsider, frozenset()),
+    Engine(
+        "sqlite",
+        _file,
+        SqliteOutsider,
+        {"TEXT": "TEXT", "INTEGER": "INTEGER"},
+        frozenset(CAPABILITIES),
+    ),
+    Engine(
+        "postgresql",
+        _on_server,
+        PostgresOutsider,
+        {"TEXT": "text", "INTEGER": "bigint"},
+        frozenset(),
+    ),
 ]

@@ -113,7 +113,8 @@ class CommitStats(msgspec.Struct, frozen=True):
     """How long a commit waited for the write lock and how long it held it, in seconds, and whether
     another connection has committed since the commit before.
 
-    `exclusive`: nobody else could write while it was held, so that others may wait for it.
+    `exclusive`: nobody else could write while it was held, so that others may wait for it. Where
+    that is not so, the other values say nothing.
     """
 
     waited_s: float
@@ -468,7 +469,8 @@ class Store(Protocol):
 
     def changed(self) -> bool:
         """Whether another connection may have committed since this was last asked, or since the
-        store was opened; never because of what this one committed. Meaningless within `snapshot`.
+        store was opened; never because of a change that this one committed, or a report.
+        Meaningless within `snapshot`.
 
         Raises `TransientError` where the database was replaced.
         """

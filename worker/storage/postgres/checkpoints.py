@@ -1,5 +1,6 @@
 """Checkpoints, what projections say they are doing, and the quarantine in PostgreSQL."""
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -7,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.projection import Table
+from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Checkpoint,
@@ -20,6 +22,13 @@ from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.text import escaped, unescaped
 
 _STATUS: Final = "state, version, why, events, total, since, updated_at"
+_LONGEST_NAME: Final = 200
+_NAME: Final = re.compile(rf"[a-zA-Z0-9_]{{1,{_LONGEST_NAME}}}", re.ASCII)
+"""Of a projection."""
+_HIGHEST_VERSION: Final = 2**31
+_MOST_COUNTED: Final = 2**62
+_LONGEST_KEY: Final = 2**17
+_MOST_DEFERRED: Final = 4096
 READ_POSITION: Final = (
     "coalesce((SELECT max(read_position) FROM {0}deferred WHERE projection = name), position)"
 )
@@ -32,38 +41,47 @@ class PostgresCheckpoints:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        p = connection.prefix
+        self._p = p = connection.prefix
         self._state = f"{p}projection_state"
         # In one statement, as the position and what is deferred must be of one moment.
         self._select = (
             "SELECT name, version, coalesce(read_position, position), generation, digest, skipped,"
-            " kept_in, key_column, prefix, key, folded_position, bytes, cost_ms, since"
+            " kept_in, key_column, prefix, key, folded_position, bytes, cost_ms, since, position"
             f" FROM {p}checkpoint LEFT JOIN {p}deferred ON projection = name"
         )
 
     def one(self, name: str) -> tuple[str, Sequence[Any]]:
-        """The statement that reads a checkpoint, whose rows `found` takes."""
+        """The statement that reads a checkpoint, whose rows `sound` takes."""
         return f"{self._select} WHERE name = %s", (name,)
 
-    def found(self, rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:
-        """By name, the checkpoints in some rows: one for each view that is deferred."""
-        found: dict[str, Checkpoint] = {}
-        for row in rows:
-            checkpoint = found.setdefault(row[0], Checkpoint(*row[:6]))
-            if row[9] is not None:
-                checkpoint.deferred[unescaped(row[9])] = Deferred(*row[10:])
-        return found
+    def sound(self, name: str, rows: Sequence[tuple[Any, ...]]) -> Checkpoint | None:
+        """A checkpoint of its rows, None where there are none."""
+        found = _sound(rows)
+        if rows and not found:
+            raise ProjectionFailed(
+                name,
+                "its checkpoint is no position: somebody wrote to it",
+                "let it begin at the first event again: `projector db setup`",
+            )
+        return found.get(name)
 
     def get(self, name: str) -> Checkpoint | None:
-        return self.found(self._connection.rows(*self.one(name))).get(name)
+        return self.sound(name, self._connection.rows(*self.one(name)))
 
     def all(self) -> dict[str, StoredProjection]:
         rows = self._connection.rows(f"{self._select} ORDER BY name")
         tables = {row[0]: Table(row[6], {}, row[7], row[8]) for row in rows}
         return {
             name: StoredProjection(checkpoint, tables[name])
-            for name, checkpoint in self.found(rows).items()
+            for name, checkpoint in _sound(rows).items()
+            if _NAME.fullmatch(name)
         }
+
+    def unsound(self) -> list[str]:
+        """The names of those that no projection can have, or that are no position."""
+        rows = self._connection.rows(f"SELECT name FROM {self._p}checkpoint ORDER BY name")
+        sound = self.all()
+        return [name for (name,) in rows if name not in sound]
 
     def forget(self, name: str) -> tuple[str, Sequence[Any]]:
         """The statement that ends what a projection says of itself."""
@@ -89,6 +107,32 @@ class PostgresCheckpoints:
             f"SELECT projection, {_STATUS} FROM {self._state} ORDER BY projection"
         )
         return {row[0]: ProjectionStatus(*map(unescaped, row[1:])) for row in rows}
+
+
+def _sound(rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:
+    """By name, the checkpoints in some rows: one for each view that is deferred, and one at least;
+    without those that somebody else made what none of ours can be."""
+    found: dict[str, Checkpoint] = {}
+    odd = set()
+    for row in rows:
+        name, version, read, generation, digest, skipped, kept_in, key_column, prefix = row[:9]
+        key, folded, *costs, position = row[9:]
+        checkpoint = found.setdefault(name, Checkpoint(*row[:6]))
+        counts = [position, generation, skipped]
+        if key is not None:
+            checkpoint.deferred[unescaped(key)] = Deferred(folded, *costs)
+            counts += [folded, read, *costs]
+            if not position <= folded <= read or len(key) > _LONGEST_KEY:
+                odd.add(name)
+        if (
+            any(not 0 <= count <= _MOST_COUNTED for count in counts)
+            or abs(version) > _HIGHEST_VERSION
+            or prefix not in ("", "session:")
+            or max(map(len, (digest, kept_in, key_column))) > _LONGEST_NAME
+            or len(checkpoint.deferred) > _MOST_DEFERRED
+        ):
+            odd.add(name)
+    return {name: one for name, one in found.items() if name not in odd}
 
 
 class PostgresQuarantine:
@@ -134,7 +178,7 @@ class PostgresQuarantine:
 
     def projections(self) -> list[str]:
         names = f"SELECT DISTINCT projection FROM {self._p}quarantine ORDER BY projection"
-        return [name for (name,) in self._connection.rows(names)]
+        return [name for (name,) in self._connection.rows(names) if _NAME.fullmatch(name)]
 
     def count(self, name: str) -> QuarantineCount:
         counts = self._connection.rows(

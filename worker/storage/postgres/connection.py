@@ -80,7 +80,9 @@ def connect(
                 raw.prepare_threshold = None
             else:
                 lock_timeout = str(max(1, round(busy_timeout_s * 1000)))
-                _settle(raw, {**_SESSION, "lock_timeout": lock_timeout})
+                read_only = "off" if writable else "on"
+                settled = {"lock_timeout": lock_timeout, "default_transaction_read_only": read_only}
+                _settle(raw, _SESSION | settled)
     except BaseException:
         raw.close()
         raise

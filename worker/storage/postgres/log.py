@@ -229,16 +229,23 @@ class PostgresLog:
         values = (row.id, row.key, row.data, row.created_at)
         with self._connection.errors():
             try:
-                found = self._connection.raw.execute(insert.encode(), values).fetchone()
+                with self._connection.raw.transaction():
+                    found = self._connection.raw.execute(insert.encode(), values).fetchone()
             except psycopg.errors.UniqueViolation:
-                raise UsageError(
-                    f"the id {row.id} is that of another event: {self._connection.name} has it"
-                    " with another session, type or data",
-                    "nothing was written; a new event needs a new id",
-                ) from None
-        # The log ignores an event that it has already.
+                found = None
+        if found:
+            return int(found[0])
+        # The log ignores an event that it has already, and refuses one that came at the same time.
         known = f"SELECT seq FROM {self._table} WHERE id = %s"
-        return int(found[0] if found else self._connection.value(known, (row.id,)))
+        same = f"{known} AND key IS NOT DISTINCT FROM %s AND {column} IS NOT DISTINCT FROM %s"
+        if (seq := self._connection.value(same, values[:3])) is not None:
+            return int(seq)
+        seq = self._connection.value(known, values[:1])
+        raise UsageError(
+            f"the id {row.id} is that of another event: position {seq} in {self._connection.name}"
+            " has another session, type or data",
+            "nothing was written; a new event needs a new id",
+        )
 
     def highest_number(self, prefix: str) -> int:
         highest = 0

@@ -9,6 +9,7 @@ from session_projector import migrations
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.postgres import roles
+from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import Connection, opened
 from session_projector.worker.storage.postgres.target import Target
 
@@ -38,6 +39,16 @@ _REBUILD_ALL: Final = (
 _HISTORY: Final = (
     'CREATE TABLE IF NOT EXISTS {0}umzug_meta (name text COLLATE "C" PRIMARY KEY, applied_at'
     " bigint NOT NULL DEFAULT (extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
+)
+# Names that no projection can have were not given by one.
+_MAKE_SOUND: Final = (
+    "DELETE FROM {0}deferred WHERE projection = ANY (%(names)s)",
+    "DELETE FROM {0}checkpoint WHERE name = ANY (%(names)s) AND name !~ '^[a-zA-Z0-9_]{{1,200}}$'",
+    "UPDATE {0}checkpoint SET position = 0, digest = '', skipped = 0, prefix = '',"
+    " version = CASE WHEN abs(version / 2) < 1073741824 THEN version ELSE 0 END,"
+    " generation = CASE WHEN generation BETWEEN 0 AND 1 << 30 THEN generation ELSE 0 END + 1,"
+    " kept_in = left(kept_in, 200), key_column = left(key_column, 200)"
+    " WHERE name = ANY (%(names)s)",
 )
 _KEPT_THERE: Final = "(SELECT name FROM {0}checkpoint WHERE kept_in = 'view')"
 _FOLD_AGAIN: Final = (
@@ -196,7 +207,9 @@ def _setup(connection: Connection, lock_timeout_s: float) -> Setup:
             "create a database with ENCODING 'UTF8' TEMPLATE template0, and name that",
         )
     known = migrations.load("postgres")
-    if _known_of(connection) == known.keys() and not amiss(connection):
+    checkpoints = PostgresCheckpoints(connection)
+    whole = _known_of(connection) == known.keys() and not amiss(connection)
+    if whole and not checkpoints.unsound():
         return Setup([], None, [])
     with connection.writing():
         _begin(connection, lock_timeout_s)
@@ -211,6 +224,8 @@ def _setup(connection: Connection, lock_timeout_s: float) -> Setup:
                 f"INSERT INTO {connection.prefix}umzug_meta (name) VALUES (%s)", (name,)
             )
         doubled, restored = _restore(connection) if applied else ([], [])
+        for sql in _MAKE_SOUND:
+            connection.rows(sql.format(connection.prefix), {"names": checkpoints.unsound()})
     return Setup(names, None, doubled, restored)
 
 

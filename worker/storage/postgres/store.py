@@ -72,8 +72,8 @@ class PostgresStore:
         asked = time.perf_counter()
         try:
             self._commit_together(changes)
-        except psycopg.Error as error:
-            if is_lost(error) or self.connection.raw.closed:
+        except (psycopg.Error, OverflowError, ValueError) as error:
+            if isinstance(error, psycopg.Error) and is_lost(error):
                 with self.connection.errors():
                     raise
             self._commit_one_by_one(changes)  # which tells what is wrong

@@ -53,6 +53,8 @@ class PostgresViews:
         try:
             return self._load(projection, columns(projection.table), keys)
         except ProjectionFailed:
+            if self._checkpoints.get(projection.name) is None:
+                raise LostRace from None
             # In a dry run of a newer version those that it adds are not there yet.
             present = tables.columns_of(self._connection, projection.table.name)
             known = [
@@ -84,7 +86,7 @@ class PostgresViews:
         values = {"keys": [escaped(key) for key in keys], "most": self._limits.view_bytes}
         statements: list[Statement] = [self._checkpoints.one(projection.name), (rows, values)]
         stored, found = self._read(statements, projection.name)
-        checkpoint = self._checkpoints.found(stored).get(projection.name)
+        checkpoint = self._checkpoints.sound(projection.name, stored)
         if checkpoint is None:
             raise LostRace
         loaded = {keys[row[0] - 1]: row_of(row[2:]) for row in found if row[1] is not None}
