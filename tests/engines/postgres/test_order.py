@@ -159,6 +159,38 @@ def test_who_holds_events_back_is_named(url: str, store: Store) -> None:
         assert store.log.held_back_by() == []
 
 
+def test_a_prepared_transaction_that_holds_events_back_is_named(url: str, store: Store) -> None:
+    with connect(url, autocommit=True) as quick, connect(url) as prepared:
+        prepared.execute(INSERT, ("a",))
+        prepared.execute("SELECT pg_sleep(1.1)")
+        prepared.execute("PREPARE TRANSACTION 'forgotten'")
+        prepared.commit()
+        quick.execute(INSERT, ("b",))
+        quick.execute("SELECT pg_sleep(1.1)")
+        said = store.log.held_back_by()
+        quick.execute("ROLLBACK PREPARED 'forgotten'")
+
+        assert len(said) == 1
+        assert "the prepared transaction forgotten of postgres" in said[0].who
+        assert "ROLLBACK PREPARED" in said[0].cure
+
+
+def test_who_holds_events_back_is_named_to_a_role_that_sees_little_of_others(url: str) -> None:
+    with connect(url, autocommit=True) as quick, connect(url) as slow:
+        pid = slow.info.backend_pid
+        quick.execute("CREATE ROLE plain LOGIN; ALTER TABLE event_log OWNER TO plain")
+        quick.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO plain")
+        slow.execute(INSERT, ("a",))
+        quick.execute(INSERT, ("b",))
+        with storage.database(url.replace("postgres@", "plain@")).open() as store:
+            said = store.log.held_back_by()
+        slow.rollback()
+        quick.execute("REASSIGN OWNED BY plain TO postgres; DROP OWNED BY plain; DROP ROLE plain")
+
+    assert len(said) == 1
+    assert f"(postgres, process {pid} of the server)" in said[0].who
+
+
 def test_what_is_settled_ends_before_an_event_that_may_still_come(url: str, store: Store) -> None:
     with connect(url, autocommit=True) as quick, connect(url) as slow:
         quick.execute(INSERT, ("a",))

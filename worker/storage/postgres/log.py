@@ -32,14 +32,16 @@ SELECT coalesce(a.pid::text, 'prepared'), coalesce(a.usename::text, x.owner::tex
   coalesce(x.gid, '')
 FROM pg_catalog.pg_locks AS l
 LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
-LEFT JOIN pg_catalog.pg_prepared_xacts AS x
-  ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction::text
+LEFT JOIN pg_catalog.pg_locks AS t ON l.pid IS NULL AND t.pid IS NULL
+  AND t.locktype = 'transactionid' AND t.virtualtransaction = l.virtualtransaction
+LEFT JOIN pg_catalog.pg_prepared_xacts AS x ON x.transaction = t.transactionid
 WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
   AND l.relation = %s::regclass AND l.mode = 'RowExclusiveLock'
   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-  AND coalesce(a.xact_start, x.prepared) < clock_timestamp() - interval '1 second'
-ORDER BY 4 DESC
+  AND coalesce(coalesce(a.xact_start, x.prepared) < clock_timestamp() - interval '1 second', true)
+ORDER BY 4 DESC NULLS LAST
 """
+"""Of another role's session only a member of `pg_read_all_stats` sees the program and the age."""
 
 
 def _head(column: str, most: int, cut: str = "left({0}, {1})") -> str:
@@ -61,6 +63,10 @@ _EVENT: Final = ", ".join(
 _SIZE: Final = " + ".join(
     f"coalesce(octet_length({name}), 0)" for name in ("id", "key", "data", "packed")
 )
+
+
+def _old(age_s: float | None) -> str:
+    return "" if age_s is None else f", {age_s:,.0f} s old"
 
 
 def literal(text: str) -> str:
@@ -120,13 +126,13 @@ class PostgresLog:
         rows = self._connection.rows(_HELD_BY, (self._connection.log_name,))
         return [
             Holder(
-                f"the prepared transaction {gid} of {role}, {age_s:,.0f} s old",
+                f"the prepared transaction {gid} of {role}{_old(age_s)}",
                 f"`{psql(name, f'ROLLBACK PREPARED {literal(gid)}')}`",
             )
             if gid
             else Holder(
-                f"the transaction of {application} ({role}, process {pid} of the server),"
-                f" {age_s:,.0f} s old",
+                f"the transaction of {application} ({role}, process {pid} of the server)"
+                f"{_old(age_s)}",
                 f"`{psql(name, f'SELECT pg_terminate_backend({pid})')}`",
             )
             for pid, role, application, age_s, gid in rows
