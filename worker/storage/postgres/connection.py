@@ -21,7 +21,7 @@ OLDEST: Final = 14
 CONNECT_TIMEOUT_S: Final = "5"
 _HOST_BYTES: Final = 40
 # A host that is gone without a word is given up after 5 + 3 * 2 s, by either end.
-_KEEPALIVES: Final = {
+KEEPALIVES: Final = {
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
@@ -57,7 +57,7 @@ def connect(
     """A connection outside any transaction unless it begins one; raises `ProjectorError`."""
     settings: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
-        **_KEEPALIVES,
+        **KEEPALIVES,
         **target.settings,
         "client_encoding": "UTF8",
         "application_name": application_name(),

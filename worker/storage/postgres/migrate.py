@@ -13,6 +13,7 @@ from session_projector.worker.storage.postgres.checkpoints import PostgresCheckp
 from session_projector.worker.storage.postgres.connection import Connection, opened
 from session_projector.worker.storage.postgres.target import Target
 
+SESSION_KEY: Final = "idx_view_session_key"
 _OURS: Final = "-projector-"
 LOCK_TIMEOUT_S: Final = 10.0
 SETUP_CLASS: Final = 1886547820
@@ -290,10 +291,10 @@ def _filled(connection: Connection, sql: str) -> str:
     return sql.replace("{schema}", schema).replace("{sequence}", sequence)
 
 
-def amiss(connection: Connection) -> dict[str, str]:
-    """What is `gone`, or `changed` from how the migrations make it, by name; for tables only what
-    is gone."""
-    return {one.name: how for one, how in _amiss(connection)}
+def amiss(connection: Connection, *kinds: str) -> dict[str, str]:
+    """What is `gone`, or `changed` from how the migrations make it, by name, or of that some
+    `kinds`; for tables only what is gone."""
+    return {one.name: how for one, how in _amiss(connection) if one.kind in kinds or not kinds}
 
 
 def _amiss(connection: Connection) -> Iterator[tuple[Object, str]]:
@@ -363,7 +364,7 @@ def _restore(connection: Connection) -> tuple[list[str], list[str]]:
             connection.rows(f"DROP TRIGGER {one.name} ON {prefix}{one.table}")
         elif how == "changed" and one.kind == "INDEX":
             connection.rows(f"DROP INDEX {prefix}{one.name}")
-        if one.name == "idx_view_session_key":
+        if one.name == SESSION_KEY:
             doubled = [key for (key,) in connection.rows(_DOUBLED.format(prefix))]
             connection.rows(_NEWEST_ROW_WINS.format(prefix))
         _run(connection, one.sql)

@@ -1,0 +1,473 @@
+"""The checks of a PostgreSQL database: server, schema, log, rights, checkpoints, who holds what.
+
+Each opens the database for itself and only to read.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from session_projector import migrations
+from session_projector.projections.decode import created_ms
+from session_projector.projections.event import Unfoldable
+from session_projector.worker.errors import InterventionRequired, argument
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Check, Checks, digest
+from session_projector.worker.storage.postgres import migrate
+from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
+from session_projector.worker.storage.postgres.connection import (
+    KEEPALIVES,
+    Connection,
+    opened,
+    refuse_pooler,
+)
+from session_projector.worker.storage.postgres.errors import psql
+from session_projector.worker.storage.postgres.log import PostgresLog, literal
+from session_projector.worker.storage.postgres.migrate import SESSION_KEY
+from session_projector.worker.storage.postgres.target import Target, identifier
+
+LOOK_TIMEOUT_S: Final = 1.0
+MIB: Final = 1024 * 1024
+CLOCK_EVENTS: Final = 300
+AHEAD_MS: Final = 60_000
+LONG_S: Final = 3600
+"""A transaction that is older keeps VACUUM from clearing away what was replaced meanwhile."""
+_GONE_AFTER_S: Final = 60
+_SETUP: Final = "`projector db setup`"
+_OURS: Final = (
+    "(SELECT c.* FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n"
+    " ON n.oid = relnamespace WHERE nspname = %(schema)s AND relname = ANY (%(tables)s)"
+    " AND relkind IN ('r', 'p')) AS ours"
+)
+_MAY_ADD: Final = ("id", "key", "data", "packed", "created_at")
+"""The columns of the log that a writer may write to."""
+
+
+def checks(target: Target, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
+    """As `worker.storage.port.Database.checks`."""
+
+    def looking(check: Callable[[Connection], Iterator[Check]]) -> Callable[[], Iterator[Check]]:
+        def look() -> Iterator[Check]:
+            settings = {"busy_timeout_s": LOOK_TIMEOUT_S, "writable": False}
+            with opened(target, **settings) as connection:
+                yield from check(connection)
+
+        return look
+
+    inside = {
+        "database": database,
+        "schema": schema,
+        "seq": sequence,
+        "triggers": triggers,
+        "indexes": indexes,
+        "clock": clock,
+        "checkpoint": lambda connection: checkpoint(connection, code_versions),
+        "held back": held_back,
+        "compression": compression,
+    }
+    around = {
+        "postgresql": server,
+        "rights": rights,
+        "writers": writers,
+        "pooler": pooler,
+        "keepalives": keepalives,
+        "prepared": prepared,
+        "vacuum": vacuum,
+    }
+    return (
+        {name: looking(check) for name, check in inside.items()},
+        {name: looking(check) for name, check in around.items()},
+    )
+
+
+def _fix(connection: Connection, *statements: str) -> str:
+    """The commands that run statements, one after the other."""
+    return ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
+
+
+def _asked(connection: Connection, sql: str, **values: Any) -> list[tuple[Any, ...]]:
+    """The answer to a question about our tables, which stand in `_OURS`."""
+    tables = [*migrate.tables()]
+    return connection.rows(sql, {"schema": connection.target.schema, "tables": tables, **values})
+
+
+def database(connection: Connection) -> Iterator[Check]:
+    if (encoding := connection.raw.info.parameter_status("server_encoding")) != "UTF8":
+        said = f"{connection.name} stores text as {encoding}, which cannot hold all events"
+        fix = "create a database with ENCODING 'UTF8' TEMPLATE template0, and name that"
+        yield Check("database", "fail", said, fix)
+        return
+    size = connection.value("SELECT pg_catalog.pg_database_size(current_database())")
+    yield Check("database", "ok", f"{connection.name}, {size / MIB:,.1f} MiB, UTF8")
+
+
+def schema(connection: Connection) -> Iterator[Check]:
+    migrate.check(connection)
+    yield Check("schema", "ok", [*migrations.load("postgres")][-1])
+
+
+def sequence(connection: Connection) -> Iterator[Check]:
+    """Check that positions are drawn one by one, each above the one before."""
+    log = f"{connection.target.prefix}event_log"
+    row = connection.row(
+        "SELECT attidentity::text, seqcache, seqincrement, seqcycle, s.last_value,"
+        f" (SELECT coalesce(max(seq), 0) FROM {connection.prefix}event_log)"
+        " FROM pg_catalog.pg_attribute LEFT JOIN pg_catalog.pg_sequence ON seqrelid ="
+        " pg_catalog.pg_get_serial_sequence(%(log)s, 'seq')::regclass"
+        " LEFT JOIN pg_catalog.pg_sequences AS s ON schemaname = %(schema)s"
+        " AND sequencename = 'event_log_seq_seq'"
+        " WHERE attrelid = %(log)s::regclass AND attname = 'seq'",
+        {"log": log, "schema": connection.target.schema},
+    )
+    identity, cache, increment, cycles, last, newest = row or ("", 1, 1, False, 0, 0)
+    alter = f"ALTER TABLE {log} ALTER COLUMN seq"
+    if not identity:
+        said = "event_log.seq is no identity column any more: no event can be added"
+        add = f"GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {log}_seq_seq START {newest + 1})"
+        yield Check("seq", "fail", said, _fix(connection, f"{alter} ADD {add}"))
+    elif identity != "a":
+        said = "event_log.seq is an identity column BY DEFAULT, not ALWAYS"
+        yield Check("seq", "fail", said, _fix(connection, f"{alter} SET GENERATED ALWAYS"))
+    elif (cache, increment, cycles) != (1, 1, False):
+        said = (
+            f"positions are drawn with CACHE {cache}, INCREMENT {increment}"
+            f"{', CYCLE' if cycles else ''}: an event may get a position below one that was read"
+        )
+        sets = "SET CACHE 1 SET INCREMENT 1 SET NO CYCLE"
+        yield Check("seq", "fail", said, _fix(connection, f"{alter} {sets}"))
+    elif last is not None and last < newest:
+        said = f"the next position, {last + 1:,}, is not above the newest one, {newest:,}"
+        sets = f"SELECT setval({literal(f'{log}_seq_seq')}, (SELECT max(seq) FROM {log}))"
+        yield Check("seq", "fail", said, _fix(connection, sets))
+    else:
+        yield Check("seq", "ok", "GENERATED ALWAYS AS IDENTITY, CACHE 1")
+
+
+def triggers(connection: Connection) -> Iterator[Check]:
+    wrong = [f"{n} is {how}" for n, how in migrate.amiss(connection, "TRIGGER", "FUNCTION").items()]
+    if wrong:
+        said = f"the log can be rewritten, or its events are heard of late: {', '.join(wrong)}"
+        yield Check("triggers", "fail", said, _SETUP)
+        return
+    ours = [name for kind, name in migrate.objects() if kind == "TRIGGER"]
+    others = _asked(
+        connection,
+        "SELECT 'TRIGGER', tgname::text, relname::text"
+        f" FROM {_OURS} JOIN pg_catalog.pg_trigger ON tgrelid = ours.oid"
+        " WHERE NOT tgisinternal AND tgenabled <> 'D' AND NOT tgname = ANY (%(ours)s)"
+        " UNION ALL SELECT 'RULE', rulename::text, relname::text"
+        f" FROM {_OURS} JOIN pg_catalog.pg_rewrite ON ev_class = ours.oid"
+        f" UNION ALL SELECT '', '', relname::text FROM {_OURS} WHERE relrowsecurity ORDER BY 1, 2",
+        ours=ours,
+    )
+    for kind, name, table in others:
+        at = connection.target.prefix + table
+        said = f"a {kind.lower()} of another program, {name}, may refuse or change what is written"
+        fix = f"DROP {kind} {identifier(name)} ON {at}"
+        if not kind:
+            said = "row security may hide rows from a role that should see them, or refuse them,"
+            fix = f"ALTER TABLE {at} DISABLE ROW LEVEL SECURITY"
+        fix = f"if nothing needs it: {_fix(connection, fix)}"
+        yield Check("triggers", "warn", f"{said} in {table}", fix)
+    if not others:
+        yield Check("triggers", "ok", "the log is append-only, for all and always")
+
+
+def indexes(connection: Connection) -> Iterator[Check]:
+    """Check the indexes that make reading fast, and the one that keeps a session in one row."""
+    wrong = migrate.amiss(connection, "INDEX", "CONSTRAINT")
+    ours = [name for kind, name in migrate.objects() if kind in ("INDEX", "CONSTRAINT")]
+    others = _asked(
+        connection,
+        "SELECT i.relname::text, ours.relname::text, conname::text"
+        f" FROM {_OURS} JOIN pg_catalog.pg_index ON indrelid = ours.oid"
+        " JOIN pg_catalog.pg_class AS i ON i.oid = indexrelid"
+        " LEFT JOIN pg_catalog.pg_constraint ON conindid = i.oid AND conrelid = ours.oid"
+        " WHERE (indisunique OR indexprs IS NOT NULL OR indpred IS NOT NULL)"
+        " AND NOT i.relname = ANY (%(ours)s) ORDER BY 1",
+        ours=ours,
+    )
+    for name, table, constraint in others:
+        said = f"an index of another program may refuse what is written to {table}: {name}"
+        prefix = connection.target.prefix
+        drop = f"DROP INDEX {prefix}{identifier(name)}"
+        if constraint:
+            drop = f"ALTER TABLE {prefix}{table} DROP CONSTRAINT {identifier(constraint)}"
+        yield Check("indexes", "warn", said, f"if nothing needs it: {_fix(connection, drop)}")
+    how = wrong.pop(SESSION_KEY, "")
+    if wrong:
+        named = ", ".join(f"{name} is {how}" for name, how in wrong.items())
+        said = f"{named}: reading is slow without, or rows that must not be are taken"
+        yield Check("indexes", "fail", said, _SETUP)
+    elif not others:
+        yield Check("indexes", "ok", "all are there")
+    if how:
+        said = f"nothing keeps a session from having two rows: {SESSION_KEY} is {how}"
+        yield Check("session keys", "fail", said, f"{_SETUP}, then `projector replay`")
+    else:
+        yield Check("session keys", "ok", "each session has one row at most")
+
+
+def clock(connection: Connection) -> Iterator[Check]:
+    """Check whether the newest events come from the future, and whether the server does."""
+    now_ms = ahead_ms = time.time_ns() // 1_000_000
+    there_ms = connection.value("SELECT extract(epoch FROM clock_timestamp()) * 1000")
+    newest = f"SELECT created_at FROM {connection.prefix}event_log ORDER BY seq DESC LIMIT %s"
+    for (created_at,) in connection.rows(newest, (CLOCK_EVENTS,)):
+        with suppress(Unfoldable):
+            ahead_ms = max(ahead_ms, created_ms(created_at))
+    fix = "set the clock of both: `timedatectl set-ntp true`"
+    if abs(apart_s := (float(there_ms) - now_ms) / 1000) > AHEAD_MS / 1000:
+        said = f"the clocks of the server and of this machine are {abs(apart_s):,.0f} s apart"
+        yield Check("clock", "warn", said, fix)
+    elif ahead_ms - now_ms > AHEAD_MS:
+        said = (
+            f"an event was written {(ahead_ms - now_ms) / 1000:,.0f} s in the future: its writer's"
+            " clock is ahead, or this machine's behind (views do not depend on it)"
+        )
+        yield Check("clock", "warn", said, f"{fix}; see the event's created_at")
+    else:
+        yield Check("clock", "ok", "no recent event is ahead of it, and the server agrees")
+
+
+def checkpoint(connection: Connection, code_versions: Mapping[str, int]) -> Iterator[Check]:
+    """Check that each checkpoint fits the log, and that its version is not newer than the code."""
+    wrong = []
+    log = PostgresLog(connection, Limits())
+    for name, stored in PostgresCheckpoints(connection).all().items():
+        here, position = stored.checkpoint, stored.checkpoint.position
+        version, code = abs(here.version), code_versions.get(name, abs(here.version))
+        row = log.event(position) if position else None
+        if position and (row is None or digest(row) != here.digest):
+            said = f"event_log was truncated or replaced: checkpoint {name}@{position} does not"
+            fix = "fold it again from the first event: `projector replay`"
+            wrong.append(Check("checkpoint", "fail", f"{said} match", fix))
+        elif version > code:
+            said = f"the views of {name} are of version {version}, the code here of {code}"
+            fix = (
+                "upgrade projector: `pip install -U session-projector`, or its package;"
+                " where no newer one ever ran here, somebody wrote that: let the next run build"
+                f" them again: `projector projection drop {argument(name)}`"
+            )
+            wrong.append(Check("checkpoint", "fail", said, fix))
+    yield from wrong or [Check("checkpoint", "ok", "fits the log")]
+
+
+def held_back(connection: Connection) -> Iterator[Check]:
+    """Check for transactions that have added an event and do not end: none after it is read."""
+    found = PostgresLog(connection, Limits()).held_back_by()
+    for holder in found:
+        said = f"an event that is not committed keeps those after it from being read: {holder.who}"
+        yield Check("held back", "warn", said, f"end it where it was forgotten: {holder.cure}")
+    if not found:
+        yield Check("held back", "ok", "no transaction keeps events from being read")
+
+
+def server(connection: Connection) -> Iterator[Check]:
+    version, standby, *switches = connection.row(
+        "SELECT current_setting('server_version'), pg_catalog.pg_is_in_recovery(),"
+        " current_setting('fsync'), current_setting('full_page_writes')"
+    ) or ("?", False)
+    off = [n for n, at in zip(("fsync", "full_page_writes"), switches, strict=False) if at == "off"]
+    if standby:
+        said = f"PostgreSQL {version}, a standby: nothing can be written there"
+        fix = "name the primary in the URL, or all hosts (target_session_attrs=read-write)"
+        yield Check("postgresql", "warn", said, fix)
+    elif off:
+        said = f"{' and '.join(off)} off: events may be lost when the server's machine crashes"
+        resets = [f"ALTER SYSTEM SET {name} = on" for name in off]
+        fix = _fix(connection, *resets, "SELECT pg_reload_conf()")
+        yield Check("postgresql", "warn", f"PostgreSQL {version} has {said}", fix)
+    else:
+        yield Check("postgresql", "ok", f"PostgreSQL {version}")
+
+
+def rights(connection: Connection) -> Iterator[Check]:
+    """Check whether this role may do what a daemon does, and see what it needs to see."""
+    role, reads_all = connection.row(
+        "SELECT current_user::text, pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
+    ) or ("", True)
+    owned_by_others = _asked(
+        connection,
+        "SELECT relname::text, pg_catalog.pg_get_userbyid(relowner)::text"
+        f" FROM {_OURS} WHERE NOT pg_catalog.pg_has_role(relowner, 'USAGE') ORDER BY 1",
+    )
+    if owned_by_others:
+        owners = sorted({owner for _, owner in owned_by_others})
+        tables = ", ".join(table for table, _ in owned_by_others)
+        said = f"the role {role} does not own {tables}: it cannot run a daemon or replay"
+        fix = f"run those as {', '.join(owners)}; this role may read and wait"
+        yield Check("rights", "warn", said, fix)
+    elif not reads_all:
+        said = f"the role {role} cannot see how long the transactions of other roles have been open"
+        grant = f"GRANT pg_read_all_stats TO {identifier(role)}"
+        yield Check("rights", "warn", said, f"as a superuser: {_fix(connection, grant)}")
+    else:
+        yield Check("rights", "ok", f"the role {role} may do all that a daemon does")
+
+
+def writers(connection: Connection) -> Iterator[Check]:
+    """Check that other roles may add events and do nothing else to the log."""
+    log = f"{connection.target.prefix}event_log"
+    granted = connection.rows(
+        "SELECT a.grantee, a.privilege_type, NULL FROM pg_catalog.pg_class,"
+        " LATERAL aclexplode(relacl) AS a WHERE oid = %(log)s::regclass AND a.grantee <> relowner"
+        " UNION ALL SELECT a.grantee, a.privilege_type, attname::text FROM pg_catalog.pg_attribute"
+        " JOIN pg_catalog.pg_class AS c ON c.oid = attrelid, LATERAL aclexplode(attacl) AS a"
+        " WHERE attrelid = %(log)s::regclass AND a.grantee <> relowner"
+        " UNION ALL SELECT a.grantee, 'SEQUENCE ' || a.privilege_type, NULL"
+        " FROM pg_catalog.pg_class, LATERAL aclexplode(relacl) AS a"
+        " WHERE oid = to_regclass(%(log)s || '_seq_seq')"
+        " AND a.grantee <> relowner AND a.privilege_type <> 'SELECT'",
+        {"log": log},
+    )
+    names = {
+        oid: (name, is_ended)
+        for oid, name, is_ended in connection.rows(
+            "SELECT r.oid, rolname::text, EXISTS (SELECT 1 FROM pg_catalog.pg_db_role_setting AS s"
+            " WHERE setrole IN (0, r.oid) AND setdatabase IN (0, (SELECT oid FROM"
+            " pg_catalog.pg_database WHERE datname = current_database()))"
+            " AND array_to_string(setconfig, ' ') ~ '(^| )idle_in_transaction_session_timeout=')"
+            " OR (SELECT reset_val <> '0' AND source <> 'session' FROM pg_catalog.pg_settings"
+            " WHERE name = 'idle_in_transaction_session_timeout') FROM pg_catalog.pg_roles AS r"
+        )
+    }
+    adding: set[int] = set()
+    too_much: dict[int, set[str]] = {}
+    for role, privilege, column in granted:
+        if privilege == "INSERT" and column in _MAY_ADD:
+            adding.add(role)
+        elif privilege not in ("SELECT", "MAINTAIN", "REFERENCES"):
+            adding.add(role)
+            too_much.setdefault(role, set()).add(f"{privilege} {column or ''}".strip())
+    endless = [names[role][0] for role in adding if role in names and not names[role][1]]
+    for role, privileges in too_much.items():
+        name = names.get(role, ("everybody", False))[0]
+        said = f"{name} may do more than add events to event_log: {', '.join(sorted(privileges))}"
+        fix = f"leave it what a writer needs: `projector db setup --writer {argument(name)}`"
+        if role not in names:  # PUBLIC
+            revoke = f"REVOKE ALL ON {log}, {log}_seq_seq FROM PUBLIC"
+            fix = _fix(connection, revoke)
+        yield Check("writers", "warn", said, fix)
+    for name in endless:
+        said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
+        sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
+        yield Check("writers", "warn", said, _fix(connection, sets))
+    if not too_much and not endless:
+        told = ", ".join(sorted(names[role][0] for role in adding)) or "no role but the owner"
+        yield Check("writers", "ok", f"{told} may add events, and do nothing else to the log")
+
+
+def pooler(connection: Connection) -> Iterator[Check]:
+    try:
+        refuse_pooler(connection.name, connection.raw)
+    except InterventionRequired as error:
+        yield Check("pooler", "warn", str(error), error.hint)
+    else:
+        yield Check("pooler", "ok", "the server itself answers")
+
+
+def keepalives(connection: Connection) -> Iterator[Check]:
+    """Check how soon either end notices that the other's host is gone without a word."""
+    if connection.raw.info.host.startswith("/"):
+        yield Check("keepalives", "ok", "not needed, the server is on this machine")
+        return
+    here = {**KEEPALIVES, **connection.target.settings}
+    there = dict(
+        connection.rows(
+            "SELECT name::text, setting::int FROM pg_catalog.pg_settings"
+            " WHERE name LIKE 'tcp_keepalives_%%'"
+        )
+    )
+    idle, interval, probes = (
+        int(here[f"keepalives_{name}"]) for name in ("idle", "interval", "count")
+    )
+    our_s = 0 if here.get("keepalives") == "0" or not idle else idle + interval * probes
+    idle, interval, probes = (
+        there[f"tcp_keepalives_{name}"] for name in ("idle", "interval", "count")
+    )
+    their_s = idle + interval * probes if idle and interval else 0
+    for end, gone_s, fix in (
+        ("this end", our_s, "leave keepalives out of the URL, which are short where it has none"),
+        ("the server", their_s, "give the server's own address, or run it where the system has it"),
+    ):
+        if not 0 < gone_s <= _GONE_AFTER_S:
+            after = f"{gone_s:,} s" if gone_s else "hours"
+            said = f"{end} notices only after {after} that the other's host is gone"
+            yield Check("keepalives", "warn", said, fix)
+            return
+    yield Check("keepalives", "ok", f"a host that is gone is noticed after {our_s} s by either end")
+
+
+def prepared(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
+    """Check for transactions that were prepared and forgotten, which nothing ends by itself."""
+    found = connection.rows(
+        "SELECT gid, owner::text, extract(epoch FROM clock_timestamp() - prepared)::float8 AS age"
+        " FROM pg_catalog.pg_prepared_xacts WHERE database = current_database() ORDER BY 3 DESC"
+    )
+    old = [row for row in found if row[2] >= old_s]
+    for gid, owner, age_s in old:
+        said = f"the prepared transaction {gid} of {owner} keeps its locks for {age_s:,.0f} s now"
+        end = f"ROLLBACK PREPARED {literal(gid)}"
+        fix = f"COMMIT PREPARED it, or where it was forgotten: {_fix(connection, end)}"
+        yield Check("prepared", "warn", said, fix)
+    if not old:
+        yield Check("prepared", "ok", f"{len(found)} prepared transactions, none of them old")
+
+
+def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
+    """Check that what each new row of a view replaces is cleared away."""
+    wrong = []
+    if connection.value("SELECT current_setting('autovacuum')") == "off":
+        fix = _fix(connection, "ALTER SYSTEM SET autovacuum = on", "SELECT pg_reload_conf()")
+        wrong.append(("autovacuum is off: the tables of views grow with each event", fix))
+    off = _asked(
+        connection,
+        "SELECT ours.relname::text, toast.reloptions::text LIKE '%%autovacuum_enabled=%%'"
+        f" FROM {_OURS} LEFT JOIN pg_catalog.pg_class AS toast ON toast.oid = ours.reltoastrelid,"
+        " unnest(coalesce(ours.reloptions, '{}') || coalesce(toast.reloptions, '{}')) AS option"
+        " WHERE option ~ '^autovacuum_enabled=(f|off|n|0)' ORDER BY 1",
+    )
+    for table, is_toast in off:
+        name = "toast.autovacuum_enabled" if is_toast else "autovacuum_enabled"
+        reset = f"ALTER TABLE {connection.target.prefix}{table} RESET ({name})"
+        where = f"{table}'s TOAST table" if is_toast else table
+        said = f"autovacuum is off for {where}: it grows with each event"
+        wrong.append((said, _fix(connection, reset)))
+    for pid, role, application, age_s in connection.rows(
+        "SELECT pid, usename::text, application_name,"
+        " extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age"
+        " FROM pg_catalog.pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL"
+        " AND clock_timestamp() - xact_start >= make_interval(secs => %s) ORDER BY 4 DESC",
+        (float(old_s),),
+    ):
+        said = (
+            f"the transaction of {application} ({role}, process {pid} of the server),"
+            f" {age_s:,.0f} s old, keeps what was replaced since from being cleared away"
+        )
+        end = _fix(connection, f"SELECT pg_terminate_backend({pid})")
+        wrong.append((said, f"end it where it was forgotten: {end}"))
+    for said, fix in wrong:
+        yield Check("vacuum", "warn", said, fix)
+    if not wrong:
+        yield Check("vacuum", "ok", "autovacuum is on, and nothing old holds it back")
+
+
+def compression(connection: Connection) -> Iterator[Check]:
+    """Check that views are compressed fast, or not at all."""
+    how, storage, has_lz4 = connection.row(
+        "SELECT attcompression::text, attstorage::text, (SELECT 'lz4' = ANY (enumvals)"
+        " FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression')"
+        " FROM pg_catalog.pg_attribute WHERE attrelid = %s::regclass AND attname = 'data'",
+        (f"{connection.target.prefix}view",),
+    ) or ("", "", False)
+    if how == "l" or storage == "e":
+        said = "lz4" if how == "l" and storage != "e" else "none"
+        yield Check("compression", "ok", f"of views: {said}")
+        return
+    sets = "SET COMPRESSION lz4" if has_lz4 else "SET STORAGE EXTERNAL"
+    alter = f"ALTER TABLE {connection.target.prefix}view ALTER COLUMN data {sets}"
+    said = "views are compressed by pglz, which makes writing a large one twice as slow"
+    yield Check("compression", "warn", said, _fix(connection, alter))
