@@ -1,23 +1,32 @@
 """Composition: the lock, the signals, the supervisor, shutdown."""
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import structlog
 from anyio.abc import TaskStatus
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import wait
 from session_projector.worker.daemon.background_verify import verify_in_background
+from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.supervisor import Supervisor
-from session_projector.worker.errors import ProjectorError, TransientError
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    ProjectorError,
+    TransientError,
+    no_thread,
+)
 from session_projector.worker.replay.difference import KINDS
 from session_projector.worker.replay.round_robin import STANDBY_POLL_S
-from session_projector.worker.storage.port import Database, Leadership
+from session_projector.worker.storage.port import Database
 from session_projector.worker.telemetry.state import DaemonState
 
 LONGEST_STOP_S: Final = 20.0
@@ -35,47 +44,124 @@ async def run(
     *,
     verify_every_s: float | None = None,
 ) -> None:
-    """Tail until SIGTERM or SIGINT; while another daemon does, stand by to take over."""
-    stop = anyio.Event()
+    """Tail until SIGTERM or SIGINT what no other daemon does; stand by to take over the rest."""
     state.expect(projections, KINDS)
-    leadership = database.leadership({p.name: p.version for p in projections})
+    daemon = _Daemon(database, projections, state, verify_every_s)
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_stop_on_signal, database, stop, state)
-            if await _take_over(database, leadership, stop, state):
-                if verify_every_s is not None:
-                    verified = (database, projections, verify_every_s, stop, state)
-                    tasks.start_soon(verify_in_background, *verified)
-                await Supervisor(database, projections, stop, state).run()
+            await tasks.start(_stop_on_signal, database, daemon.stop, state)
+            while led := await daemon.take_over():
+                await daemon.lead(led)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _first_error(group) from None
     finally:
-        leadership.release()
+        daemon.leadership.release()
     log.info("stopped")
 
 
-async def _take_over(
-    database: Database, leadership: Leadership, stop: anyio.Event, state: DaemonState
-) -> bool:
-    """Whether the lock is ours; False when told to stop before."""
-    announced = False
-    check_identity = database.watch_identity()
-    while not stop.is_set():
-        check_identity()
-        if leadership.acquire(stand_by=True):
-            state.took_over()
-            return True
-        state.stands_by()
-        if not announced:
-            leader = leadership.leader()
-            if leader and not leader.pid:
-                hint = f"no daemon that is seen from here; see who: {leadership.who_holds_it}"
-                log.warning("lock_held", hint=hint)
-            log.info("standing_by", daemon_pid=leader.pid if leader else None)
-            announced = True
-        await wait(STANDBY_POLL_S, stop)
-    return False
+class _Daemon:
+    """What leads now and then, and works meanwhile."""
+
+    def __init__(
+        self,
+        database: Database,
+        projections: Sequence[Projection],
+        state: DaemonState,
+        verify_every_s: float | None,
+    ) -> None:
+        self.stop = anyio.Event()
+        self.leadership = database.leadership({p.name: p.version for p in projections})
+        self._database = database
+        self._projections = projections
+        self._state = state
+        self._outage = Outage(state)
+        self._verify_every_s = verify_every_s
+
+    async def take_over(self) -> list[Projection]:
+        """The projections that are ours, once there are any; none when told to stop before."""
+        announced = False
+        check_identity = self._database.watch_identity()
+        while not self.stop.is_set():
+            check_identity()
+            try:
+                if led := await self._acquire():
+                    self._state.took_over([projection.name for projection in led])
+                    return led
+                self._outage.over()
+                self._state.stands_by()
+                if not announced:
+                    await anyio.to_thread.run_sync(self._announce)
+                    announced = True
+            except DatabaseUnavailable as error:
+                await self._wait_out(error)
+                continue
+            await wait(STANDBY_POLL_S, self.stop)
+        return []
+
+    async def lead(self, led: Sequence[Projection]) -> None:
+        """Run some projections until told to stop, or until another daemon may lead them."""
+        end = anyio.Event()
+        supervisor = Supervisor(self._database, led, end, self._state, self._outage)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._end_at_stop, end)
+            tasks.start_soon(self._watch, led, supervisor, end)
+            if self._verify_every_s is not None:
+                verified = (self._database, led, self._verify_every_s, end, self._state)
+                tasks.start_soon(verify_in_background, *verified)
+            try:
+                await supervisor.run()
+            except DatabaseUnavailable as error:
+                await self._wait_out(error)
+            tasks.cancel_scope.cancel()
+
+    async def _watch(
+        self, led: Sequence[Projection], supervisor: Supervisor, end: anyio.Event
+    ) -> None:
+        """Take over what other daemons lead when these end; tell when what is led is lost."""
+        ours = list(led)
+        while True:
+            some = len(ours) < len(self._projections)
+            with anyio.move_on_after(STANDBY_POLL_S if some else math.inf) as waited:
+                await self.leadership.lost()
+            try:
+                now = await self._acquire() if waited.cancelled_caught else []
+            except DatabaseUnavailable:
+                now = []
+            if any(projection not in now for projection in ours):
+                log.warning("leadership_lost", projections=[projection.name for projection in ours])
+                end.set()
+                return
+            for projection in now:
+                if projection not in ours:
+                    log.info("took_over", projection=projection.name)
+                    self._state.joins(projection.name)
+                    supervisor.join(projection)
+            ours = now
+
+    async def _acquire(self) -> list[Projection]:
+        acquire = partial(self.leadership.acquire_some, stand_by=True)
+        with no_thread():
+            led = await anyio.to_thread.run_sync(acquire)
+        return [projection for projection in self._projections if projection.name in led]
+
+    def _announce(self) -> None:
+        leader = self.leadership.leader()
+        if leader and not leader.pid:
+            hint = f"no daemon that is seen from here; see who: {self.leadership.who_holds_it}"
+            log.warning("lock_held", hint=hint)
+        where = {"daemon_host": leader.host} if leader and leader.host else {}
+        log.info("standing_by", daemon_pid=leader.pid if leader else None, **where)
+
+    async def _wait_out(self, error: DatabaseUnavailable) -> None:
+        """A server may come back; a file that cannot be had at the start is told of."""
+        if not self._database.is_served:
+            raise error
+        await self._outage.wait_out(error, self.stop)
+
+    async def _end_at_stop(self, end: anyio.Event) -> None:
+        await self.stop.wait()
+        end.set()
 
 
 async def _stop_on_signal(

@@ -1,7 +1,7 @@
 """The projections of one database: who leads, who catches up alone, and who is rebuilt by whom."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from itertools import chain
 from typing import Final
@@ -44,12 +44,21 @@ class Supervisor:
         projections: Sequence[Projection],
         stop: anyio.Event,
         state: DaemonState,
+        outage: Outage | None = None,
     ) -> None:
         self._database = database
-        self._projections = projections
+        self._projections = [*projections]
         self._stop = stop
         self._state = state
-        self._outage = Outage(state)
+        self._outage = outage or Outage(state)
+        self._start: Callable[[Projection], None] | None = None
+
+    def join(self, projection: Projection) -> None:
+        """Run one more, which catches up by itself."""
+        if self._start:
+            self._start(projection)
+        else:
+            self._projections.append(projection)
 
     async def run(self) -> None:
         """Tail until `stop`. Those furthest on lead; each of the others catches up by itself, and
@@ -63,6 +72,11 @@ class Supervisor:
             log.info("started", database=self._database.name, projections=names)
             lead = Tail(thread, [], self._outage, wakeup=wakeup, deferral=Deferral())
             unplaced = list(self._projections)
+
+            def start(projection: Projection) -> None:
+                tasks.start_soon(self._alone, projection, lead)
+
+            self._start = start
             tasks.start_soon(self._close_at_stop, wakeup)
             while not self._stop.is_set():
                 try:

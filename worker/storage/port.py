@@ -227,11 +227,14 @@ class Leader(msgspec.Struct, frozen=True):
     suspended: bool
     seen: bool
     host: str = ""
+    others: tuple["Leader", ...] = ()
+    """Where several share the projections, which `running` all has then, the rest of these."""
 
     def __str__(self) -> str:
+        said = f"process {self.pid}" if self.pid else UNSEEN
         if self.host:
-            return f"process {self.pid} on {self.host}"
-        return f"process {self.pid}" if self.pid else UNSEEN
+            said += f" on {self.host}"
+        return ", ".join([said, *map(str, self.others)])
 
     @property
     def local_pid(self) -> int:
@@ -241,6 +244,19 @@ class Leader(msgspec.Struct, frozen=True):
     def runs(self, name: str) -> bool:
         """Whether it runs a projection; one that does not say may run any."""
         return name in self.running or not self.running
+
+
+def together(leaders: Sequence[Leader]) -> Leader | None:
+    """All that lead as one, first who is suspended, then who is of this machine; None for none."""
+    if len(leaders) <= 1:
+        return leaders[0] if leaders else None
+    first, *others = sorted(leaders, key=lambda one: (not one.suspended, one.host != ""))
+    names = (
+        {}
+        if not all(one.running for one in leaders)
+        else {name: version for one in leaders for name, version in one.running.items()}
+    )
+    return msgspec.structs.replace(first, running=names, others=tuple(others))
 
 
 # The parts of a store
@@ -509,21 +525,33 @@ class Thread(Protocol):
 
 
 class Leadership(Protocol):
-    """At most one daemon leads, until it releases that or ends, however it ends.
+    """At most one daemon leads a projection, until it releases that or ends, however it ends.
 
     It is no fence, which is the compare-and-set of `Store.commit`; it saves a second daemon from
     working in vain.
     """
 
     def acquire(self, *, stand_by: bool = False) -> bool:
-        """Lead, if nobody else does; returns whether this one leads now. `stand_by`: until the next
-        try others see that this process waits."""
+        """Lead all projections that this process would run, if nobody else leads any of them;
+        returns whether this one leads now. `stand_by`: until the next try others see that this
+        process waits."""
+
+    def acquire_some(self, *, stand_by: bool = False) -> set[str]:
+        """Lead those that nobody else leads; returns the names of all that this one leads now. An
+        engine may know only all or none."""
+
+    async def lost(self) -> None:
+        """Return once another daemon may lead what this one led, as its connection has ended; never
+        where leading ends with the process alone. Nothing else is called meanwhile."""
 
     def release(self) -> None:
-        """Let another daemon lead, and stand by no longer."""
+        """Let other daemons lead, and stand by no longer."""
+
+    def leaders(self) -> list[Leader]:
+        """The daemons that lead, each with what it runs."""
 
     def leader(self) -> Leader | None:
-        """The daemon that leads, None where there is none."""
+        """The daemons that lead, `together`; None where there is none."""
 
     @property
     def who_holds_it(self) -> str:
@@ -564,6 +592,10 @@ class Database(Protocol):
     @property
     def file(self) -> Path | None:
         """The file that holds all of it, where there is one."""
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server has it, which may come later than this program, and go meanwhile."""
 
     def exists(self) -> bool:
         """Whether there is anything to open."""

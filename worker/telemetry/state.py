@@ -4,7 +4,7 @@ messages to systemd are made from it."""
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import Lock
 from typing import Final
 
@@ -194,11 +194,19 @@ class DaemonState:
             self.standing_by = True
         self._show_life()
 
-    def took_over(self) -> None:
+    def took_over(self, names: Collection[str] = ()) -> None:
+        """Record that the daemon leads some projections, and no others; without names all."""
         with self.lock:
             self.standing_by = False
-            for at in self.progress.values():
-                at.start_again()
+            for name in self.progress.keys() - names if names else ():
+                del self.progress[name]
+            for name in names or self.progress:
+                self.progress[name].start_again()
+
+    def joins(self, name: str) -> None:
+        """Record that the daemon leads one projection more."""
+        with self.lock:
+            self.progress[name].start_again()
 
     def stops(self) -> None:
         self.stopping = True

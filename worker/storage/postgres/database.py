@@ -46,6 +46,10 @@ class PostgresDatabase:
             version = connection.raw.info.server_version
         return "postgresql", f"{version // 10_000}.{version % 10_000}" if version else ""
 
+    @property
+    def is_served(self) -> bool:
+        return True
+
     def exists(self) -> bool:
         with opened(self._target, writable=False) as connection:
             return migrate.is_there(connection)

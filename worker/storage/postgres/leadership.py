@@ -8,7 +8,7 @@ whose rows count while their session holds the lock.
 import hashlib
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -16,7 +16,7 @@ import psycopg
 
 from session_projector.worker import linux
 from session_projector.worker.errors import InterventionRequired, ProjectorError
-from session_projector.worker.storage.port import Leader
+from session_projector.worker.storage.port import Leader, together
 from session_projector.worker.storage.postgres.connection import Connection, opened
 from session_projector.worker.storage.postgres.errors import psql
 from session_projector.worker.storage.postgres.target import Target
@@ -37,6 +37,10 @@ _TAKE: Final = f"""
     FROM unnest(%s::text[], %s::int4[]) AS wanted (name, key)
 """
 _TAKE_ALL: Final = f"SELECT pg_try_advisory_lock({LEAD_CLASS}, %s::int4)"
+_GIVE_BACK: Final = f"""
+    SELECT pg_advisory_unlock({LEAD_CLASS}, %s::int4),
+        pg_advisory_unlock_shared({LEAD_CLASS}, %s::int4)
+"""
 _STAND_BY: Final = f"SELECT pg_advisory_lock_shared({LEAD_CLASS}, %s::int4)"
 _STAND_BY_NO_MORE: Final = f"SELECT pg_advisory_unlock_shared({LEAD_CLASS}, %s::int4)"
 _SAY: Final = """
@@ -82,39 +86,41 @@ class PostgresLeadership:
         return f"`{psql(self._target.name, ' '.join(_LOOK.split()))}`"
 
     def acquire(self, *, stand_by: bool = False) -> bool:
-        self.acquire_some(self._versions, stand_by=stand_by)
-        if self._led == self._versions.keys():
-            return True
-        if self._led:
-            self.release()
-        return False
+        self._acquire(stand_by=stand_by, all_or_none=True)
+        return bool(self._led)
 
-    def acquire_some(self, names: Iterable[str], *, stand_by: bool = False) -> set[str]:
-        """Lead those that nobody else leads; returns all that this one leads now."""
+    def acquire_some(self, *, stand_by: bool = False) -> set[str]:
+        self._acquire(stand_by=stand_by)
+        return self._led - {ALL}
+
+    def _acquire(self, *, stand_by: bool, all_or_none: bool = False) -> None:
         try:
-            wanted = self._connected(names)
+            wanted = self._connected()
             led = self._take(wanted) if wanted else []
+            if all_or_none and led != wanted:
+                self._give_back(led)
+                led = []
             if led:
                 self._say(led)
             self._led |= {*led}
-            self._await(stand_by and not self._led.issuperset(names))
+            self._await(stand_by and self._led != self._versions.keys())
         except BaseException:
             self._disconnect()
             raise
         if not (self._led or stand_by):
-            self.release()
-        return {*self._led}
-
-    def lost(self) -> bool:
-        """Whether the session has ended, so that another one may lead what this one led."""
-        if not self._led or self._connection is None:
-            return False
-        try:
-            self._connection.raw.pgconn.consume_input()
-        except (psycopg.Error, ProjectorError):
             self._disconnect()
-            return True
-        return False
+
+    async def lost(self) -> None:
+        import anyio  # commands do not need it
+
+        raw = self._connection.raw if self._connection and self._led else None
+        try:
+            while raw is not None:
+                await anyio.wait_readable(raw.fileno())
+                raw.pgconn.consume_input()
+        except (psycopg.Error, ProjectorError, OSError):
+            pass
+        self._disconnect()
 
     def release(self) -> None:
         if self._connection is not None:
@@ -123,11 +129,9 @@ class PostgresLeadership:
         self._disconnect()
 
     def leader(self) -> Leader | None:
-        leaders = self.leaders()
-        return leaders[0] if leaders else None
+        return together(self.leaders())
 
     def leaders(self) -> list[Leader]:
-        """The daemons that lead any projection, by the first of these."""
         with opened(self._target, writable=False) as connection:
             return [*_leaders(connection).values()]
 
@@ -140,8 +144,8 @@ class PostgresLeadership:
                 if lock == key and session not in leaders
             ]
 
-    def _connected(self, names: Iterable[str]) -> list[str]:
-        """Have a session; returns those that it does not lead."""
+    def _connected(self) -> list[str]:
+        """Have a session; returns what it does not lead."""
         if self._connection is None:
             self._connection = Connection(self._target, direct=True)
         _ = self._connection.raw
@@ -154,7 +158,7 @@ class PostgresLeadership:
                     "create it with `projector db setup`",
                 )
             self._log = log
-        return [name for name in names if name not in self._led]
+        return [name for name in self._versions if name not in self._led]
 
     def _take(self, names: list[str]) -> list[str]:
         assert self._connection
@@ -165,10 +169,17 @@ class PostgresLeadership:
         taken = self._connection.rows(_TAKE, (everything, everything, names, keys))
         return [name for name, is_ours in taken if is_ours]
 
+    def _give_back(self, names: list[str]) -> None:
+        """Nobody else saw that it led them: it has not said so."""
+        assert self._connection
+        everything = _key(self._log, ALL)
+        for name in names:
+            self._connection.rows(_GIVE_BACK, (_key(self._log, name), everything))
+
     def _say(self, names: list[str]) -> None:
         assert self._connection
         who = (socket.gethostname(), os.getpid(), linux.machine())
-        versions = [self._versions.get(name, 0) for name in names]
+        versions = [self._versions[name] for name in names]
         self._connection.rows(_SAY.format(self._connection.prefix), (*who, names, versions))
 
     def _await(self, stand_by: bool) -> None:

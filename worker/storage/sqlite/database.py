@@ -43,6 +43,10 @@ class SqliteDatabase:
         self._path = path
         self._limits = limits or Limits()
 
+    @property
+    def is_served(self) -> bool:
+        return False
+
     def exists(self) -> bool:
         return _bytes(self._path) > 0
 

@@ -31,7 +31,8 @@ class DaemonLock:
     """
 
     def __init__(self, path: Path, running: Mapping[str, int] | None = None) -> None:
-        self._running = [f"{name}={version}" for name, version in (running or {}).items()]
+        self._versions = dict(running or {})
+        self._running = [f"{name}={version}" for name, version in self._versions.items()]
         self._path = path.with_name(path.name + LOCK_SUFFIX)
         self._database = path
         self._descriptor: int | None = None
@@ -65,11 +66,23 @@ class DaemonLock:
             os.pwrite(descriptor, "\n".join([str(os.getpid()), *self._running]).encode(), 0)
         return True
 
+    def acquire_some(self, *, stand_by: bool = False) -> set[str]:
+        return {*self._versions} if self.acquire(stand_by=stand_by) else set()
+
+    async def lost(self) -> None:
+        import anyio  # commands do not need it
+
+        await anyio.sleep_forever()
+
     def release(self) -> None:
         self._await(None)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def leaders(self) -> list[Leader]:
+        leader = self.leader()
+        return [leader] if leader else []
 
     def leader(self) -> Leader | None:
         """The daemon that is alive, None where there is none.
