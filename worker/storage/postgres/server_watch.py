@@ -1,6 +1,6 @@
 """Run a PostgreSQL server until nobody holds the other end of stdin, then delete its folder.
 
-`python postgres_watch.py FOLDER UID:GID INITDB… -- SERVER…`; each line of stdin is `start` or the
+`python server_watch.py FOLDER UID:GID INITDB… -- SERVER…`; each line of stdin is `start` or the
 name of the signal that ends the server, and is repeated on stdout once that is done.
 """
 
