@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import PROJECTOR, Database, projector, users
+from support.postgres import Server
 
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 
@@ -23,6 +24,32 @@ def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
     encodings = Database(path).sql("SELECT DISTINCT typeof(data) FROM event_log ORDER BY 1")
     assert encodings == [("blob",), ("text",)]
     assert DaemonLock(path).leader() is None
+
+
+def test_the_demo_on_a_postgresql_server_of_its_own_leaves_nothing_of_it() -> None:
+    before = {*Path("/tmp").glob("projector-*")}
+
+    said = projector("demo", "--seconds", "6", "--engine", "postgresql").stdout
+
+    assert re.search(r"^web-1 \S+, [1-9] messages, lag \d+ events$", said, re.MULTILINE)
+    assert "the server with its database is gone" in said
+    assert {*Path("/tmp").glob("projector-*/data/postmaster.pid")} <= {
+        folder / "data/postmaster.pid" for folder in before
+    }
+
+
+def test_the_demo_on_a_named_server_has_a_schema_of_its_own(postgres: Server) -> None:
+    with postgres.database() as url:
+        said = projector("demo", "--seconds", "4", "--engine", "postgresql", "-d", url).stdout
+        commands = [shlex.split(line) for line in said.splitlines() if line.startswith("  ")]
+        encodings = "SELECT DISTINCT data IS NULL FROM event_log ORDER BY 1"
+        (asked,) = [words for words in commands if words[0] == "psql"]
+        words = [postgres.binaries / "psql", *asked[1:-1], encodings]
+        found = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        shown = projector(*commands[0][1:]).stdout
+
+    assert "web-1" in shown
+    assert re.findall(r"^ ([ft])$", found, re.MULTILINE) == ["f", "t"]
 
 
 def test_the_commands_that_it_ends_with_can_be_pasted(tmp_path: Path) -> None:

@@ -4,12 +4,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import typer
 
@@ -19,43 +17,57 @@ from session_projector.worker.cli.inert import printable
 from session_projector.worker.errors import TransientError, no_thread, quoted
 from session_projector.worker.operations.status import status
 from session_projector.worker.sessions.read import sessions
-from session_projector.worker.storage.open import database
+from session_projector.worker.storage.open import database, hide_passwords, scratch
 from session_projector.worker.storage.port import Database
 
 AGENTS: Final = 3
-AGENT: Final = "session_projector.worker.storage.sqlite.demo_agent"
 
 
 def demo(
     seconds: Annotated[
         float | None, typer.Option(help="Stop after this time instead of on Ctrl-C.", min=1)
     ] = None,
+    engine: Annotated[
+        Literal["sqlite", "postgresql"],
+        typer.Option(help="postgresql: on the server of -d, else one that is started for it."),
+    ] = "sqlite",
+    server: Annotated[
+        str | None,
+        typer.Option("-d", metavar="URL", help="A server, for a schema of its own on it."),
+    ] = None,
 ) -> None:
     """Watch a daemon fold what a few agents write, in a scratch database."""
-    path = Path(tempfile.mkdtemp(prefix="projector-demo-")) / "local.db"
-    scratch = database(str(path))
-    scratch.setup()
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, signal.default_int_handler)
-    try:
-        with ExitStack() as stack:
-            quiet = ("--log-level", "warning")
-            daemon = stack.enter_context(
-                _python("session_projector", "run", "-d", str(path), *quiet)
-            )
-            for number in range(AGENTS):
-                of = (str(path), str(number), str(AGENTS), str(daemon.pid))
-                stack.enter_context(_python(AGENT, *of))
-            _show(scratch, daemon, seconds)
-    except KeyboardInterrupt:
-        pass
-    name = printable(quoted(path))
+    if server is not None:
+        hide_passwords(server)
+    with ExitStack() as outer:
+        made = outer.enter_context(scratch(server, engine))
+        target = database(made.url)
+        target.setup()
+        try:
+            with ExitStack() as stack:
+                quiet = ("--log-level", "warning")
+                daemon = stack.enter_context(
+                    _python("session_projector", "run", "-d", made.url, *quiet)
+                )
+                for number in range(AGENTS):
+                    of = (made.url, str(number), str(AGENTS), str(daemon.pid))
+                    stack.enter_context(_python(made.agent, *of))
+                _show(target, daemon, seconds)
+        except KeyboardInterrupt:
+            pass
+    name = printable(quoted(target.name))
+    if not made.shell:
+        print("\nThe daemon and the agents have stopped, and the server with its database is gone.")
+        return
     print(f"\nThe daemon and the agents have stopped; the database is {name}. Try:\n")
+    look = "SELECT seq, key, substr(data, 1, 60) FROM event_log LIMIT 5"
     for command in (
         f"projector session list -d {name}",
         f"projector session view web-1 -d {name}",
         f"projector status -d {name}",
-        f"sqlite3 {name} 'SELECT seq, key, substr(data, 1, 60) FROM event_log LIMIT 5'",
+        f"{made.shell} {quoted(look)}",
         f"projector run -d {name}",
     ):
         print(f"  {command}")
@@ -75,20 +87,20 @@ def _python(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _show(scratch: Database, daemon: subprocess.Popen[bytes], seconds: float | None) -> None:
+def _show(target: Database, daemon: subprocess.Popen[bytes], seconds: float | None) -> None:
     terminal = sys.stdout.isatty()
     deadline = None if seconds is None else time.monotonic() + seconds
     seen: dict[str, Entry] = {}
     while deadline is None or time.monotonic() < deadline:
         if daemon.poll() is not None:
             raise TransientError("the daemon of the demo has ended", "its last log lines are above")
-        with scratch.open() as store:
+        with target.open() as store:
             entries = list(sessions(store))
-        now = status(scratch)
+        now = status(target)
         lag = now.projections[0].lag_events
         if terminal:
             head = f"{now.newest} events, {len(entries)} sessions, lag {lag} events"
-            _draw(head, scratch.name, entries)
+            _draw(head, target.name, entries)
         else:
             for entry in entries:
                 if entry != seen.get(entry.session_id):

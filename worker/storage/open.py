@@ -4,7 +4,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -13,6 +13,7 @@ from session_projector.worker.errors import InterventionRequired, UsageError
 
 if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
     from session_projector.projections.projection import Table
+    from session_projector.worker.storage.demo import Scratch
     from session_projector.worker.storage.limits import Limits
     from session_projector.worker.storage.port import Database
 
@@ -35,7 +36,7 @@ def database(url: str, limits: "Limits | None" = None) -> "Database":
     return _sqlite(path, limits)
 
 
-def _postgres(url: str, limits: "Limits | None") -> "Database":
+def _require_psycopg() -> None:
     try:
         import psycopg  # noqa: F401
     except ImportError as error:
@@ -43,6 +44,10 @@ def _postgres(url: str, limits: "Limits | None") -> "Database":
             f"a PostgreSQL database needs psycopg, which cannot be imported ({error})",
             "install it: `pip install 'session-projector[postgres]'`",
         ) from None
+
+
+def _postgres(url: str, limits: "Limits | None") -> "Database":
+    _require_psycopg()
     from session_projector.worker.storage.postgres.database import PostgresDatabase
 
     return PostgresDatabase(url, limits)
@@ -55,6 +60,23 @@ def hide_passwords(url: str) -> None:
             from session_projector.worker.storage.postgres.target import passwords
 
             linux.hide(passwords(url))
+
+
+@contextmanager
+def scratch(url: str | None, engine: str) -> "Iterator[Scratch]":
+    """A database for a demo: on the server of a URL, or of the engine's own; raises `UsageError`
+    where there is none."""
+    if engine == "sqlite":
+        from session_projector.worker.storage.sqlite import demo as sqlite
+
+        with sqlite.scratch(url) as made:
+            yield made
+        return
+    _require_psycopg()
+    from session_projector.worker.storage.postgres import demo as postgres
+
+    with postgres.scratch(url) as made:
+        yield made
 
 
 def _split(url: str) -> tuple[str, str]:

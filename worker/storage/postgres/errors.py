@@ -154,6 +154,10 @@ def _see_locks(name: str) -> str:
 
 
 def psql(name: str, sql: str) -> str:
-    """The shell command that runs a statement; libpq knows no `schema` in a URL."""
-    plain = re.sub(r"schema=[^&]*&?", "", name).rstrip("?&")
-    return f"psql {quoted(plain)} -c {quoted(sql)}"
+    """The shell command that runs a statement."""
+    return f"psql {quoted(without_schema(name))} -c {quoted(sql)}"
+
+
+def without_schema(url: str) -> str:
+    """A URL as libpq takes it."""
+    return re.sub(r"\bschema=[^&]*&?", "", url).rstrip("?&")

@@ -5,16 +5,21 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from session_projector import migrations
+from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.postgres import roles
+from session_projector.worker.storage.postgres import tables as shapes
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import Connection, opened
 from session_projector.worker.storage.postgres.target import Target
 
 SESSION_KEY: Final = "idx_view_session_key"
 _OURS: Final = "-projector-"
+_BUILT_IN: Final = [one.table for one in BUILT_IN if not one.table.prefix]
 LOCK_TIMEOUT_S: Final = 10.0
 SETUP_CLASS: Final = 1886547820
 """Of the advisory lock that lets one set-up wait for another."""
@@ -182,12 +187,24 @@ def setup(
     with opened(target, busy_timeout_s=lock_timeout_s) as connection:
         roles.check(connection, writer, reader)
         done = _setup(connection, lock_timeout_s)
+        made = _make_built_in(connection)
         with connection.writing():
             if writer:
                 roles.let_write(connection, writer)
             if reader:
                 roles.let_read(connection, reader, _readable(connection))
-    return done
+    return done if done.applied else msgspec.structs.replace(done, restored=[*done.restored, *made])
+
+
+def _make_built_in(connection: Connection) -> list[str]:
+    """Make the tables of the built-in projections that are gone; returns their names."""
+    made = []
+    for table in _BUILT_IN:
+        if not shapes.columns_of(connection, table.name):
+            for sql in shapes.changes(connection, table, {}, (), newer=False):
+                connection.rows(sql)
+            made.append(table.name)
+    return made
 
 
 def _readable(connection: Connection) -> list[str]:
@@ -198,7 +215,8 @@ def _readable(connection: Connection) -> list[str]:
         " (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s))",
         (connection.target.schema,),
     )
-    return [*dict.fromkeys([*tables(), "umzug_meta", *(name for (name,) in kept)])]
+    built_in = (table.name for table in _BUILT_IN)
+    return [*dict.fromkeys([*tables(), "umzug_meta", *built_in, *(name for (name,) in kept)])]
 
 
 def _setup(connection: Connection, lock_timeout_s: float) -> Setup:
