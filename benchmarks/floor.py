@@ -1,16 +1,18 @@
-"""The minimum work that any fold must do: floor.py python|sqlite DATABASE prints the seconds.
+"""The minimum work that any fold must do: floor.py python|sqlite|postgres DATABASE prints seconds.
 
 `python` is one process with one transaction and everything in memory: it reads the log, decodes and
-folds it, and writes each view once. `sqlite` is one `INSERT … SELECT` over a log of JSON. Neither
-has a checkpoint, checks, a second projection or a second run. The rows that `python` writes are
-those of `projector`, byte for byte.
+folds it, and writes each view once. `postgres` is the same on a PostgreSQL server: it reads batches
+of 8,192 events and writes 1,000 rows a statement, all of it in binary. `sqlite` is one
+`INSERT … SELECT` over a log of JSON. None has a checkpoint, checks, a second projection or a second
+run. The rows that the first two write are those of `projector`, byte for byte.
 """
 
 import sqlite3
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -27,12 +29,21 @@ FROM event_log GROUP BY key
 """
 
 
-def fold(connection: sqlite3.Connection) -> None:
-    """Fold the whole log into views, in one transaction."""
+READ = "SELECT seq, id, key, packed FROM event_log WHERE seq > %s ORDER BY seq LIMIT %s"
+READ_ROWS = 8192
+WRITE = (
+    "INSERT INTO view SELECT key, * FROM"
+    " unnest(%b::text[], %b::bytea[], %b::text[], %b::int8[], %b::int8[])"
+    " AS rows (key, data, last_offset_id, created_at, updated_at)"
+)
+WRITTEN_ROWS = 1000
+
+
+def fold(events: Iterable[tuple[str, str, bytes]]) -> Iterator[tuple[Any, ...]]:
+    """Fold id, key and data of all events into the rows of `view`, but for the first column."""
     decode, encode = msgspec.msgpack.Decoder().decode, msgspec.msgpack.Encoder().encode
     views: dict[str, tuple[dict[str, Any], str]] = {}
-    connection.execute("BEGIN IMMEDIATE")
-    for event_id, key, data in connection.execute("SELECT id, key, data FROM event_log"):
+    for event_id, key, data in events:
         event = decode(data)
         body, time_ms = event["data"], event["timestamp"]
         if event["type"] == "session_created":
@@ -48,27 +59,48 @@ def fold(connection: sqlite3.Connection) -> None:
             view["messages"] += body["messages"]
         view["updatedAt"] = time_ms
         views[key] = view, event_id
-    connection.executemany(
-        "INSERT INTO view VALUES (?1, ?1, ?2, ?3, ?4, ?5)",
-        (
-            (key, encode(view), event_id, view["createdAt"], view["updatedAt"])
-            for key, (view, event_id) in views.items()
-        ),
-    )
-    connection.execute("COMMIT")
+    for key, (view, event_id) in views.items():
+        yield key, encode(view), event_id, view["createdAt"], view["updatedAt"]
 
 
-def main() -> None:
-    kind, path = sys.argv[1], Path(sys.argv[2])
+def in_sqlite(path: str, *, inside: bool) -> float:
     started = time.perf_counter()
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = NORMAL")
-        if kind == "python":
-            fold(connection)
-        else:
+        if inside:
             connection.execute(INSERT_SELECT)
-        took = time.perf_counter() - started
-    print(took)
+        else:
+            connection.execute("BEGIN IMMEDIATE")
+            rows = fold(connection.execute("SELECT id, key, data FROM event_log"))
+            connection.executemany("INSERT INTO view VALUES (?1, ?1, ?2, ?3, ?4, ?5)", rows)
+            connection.execute("COMMIT")
+        return time.perf_counter() - started
+
+
+def in_postgres(url: str) -> float:
+    import psycopg  # peers and SQLite need none
+
+    def events() -> Iterator[tuple[str, str, bytes]]:
+        rows: list[tuple[Any, ...]] = [(0,)]
+        while rows:
+            rows = connection.execute(READ, (rows[-1][0], READ_ROWS), binary=True).fetchall()
+            yield from (row[1:] for row in rows)
+
+    started = time.perf_counter()
+    with psycopg.connect(url) as connection:
+        views = fold(events())
+        while rows := [*islice(views, WRITTEN_ROWS)]:
+            connection.execute(WRITE, [[*column] for column in zip(*rows, strict=True)])
+        connection.commit()
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    kind, database = sys.argv[1:]
+    if kind == "postgres":
+        print(in_postgres(database))
+    else:
+        print(in_sqlite(database, inside=kind == "sqlite"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """Benchmarks of how cost grows with the log, sessions, messages, projections and writers."""
 
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 
 import workload
 from latency import SMALL, appended_ms
 from measure import PROJECTOR, SESSIONS_ALONE, Curve, Options, daemon, quantile
 from throughput import LOCAL, catch_up, filled, sized
 from workload import Log
-from writer import writer
+from writer import at_once, together
 
 Points = list[tuple[float, list[float]]]
 RUNS = 3
@@ -100,19 +98,12 @@ def _written(count: int, options: Options) -> tuple[float, float, float]:
     """Measure events per second, a writer's p99 in ms, and the lag behind the last commit in ms."""
     seconds = 1 if options.quick else 4
     path = workload.copied(filled(SMALL, options), options.folder / "run.db")
-    with daemon(path) as running, ExitStack() as stack:
+    with daemon(path) as running:
         running.caught_up(SMALL.events)
-        started = [
-            stack.enter_context(writer(path, f"w{number}", every_s=0, sessions=50, size=300))
-            for number in range(count)
-        ]
-        time.sleep(seconds + 1)  # one second for the interpreters to start
-        done = [one.stop() for one in started]
-        commits = sorted(commit for one in done for commit in one.commits)
-        last = max(end for _, end in commits)
-        caught_up_at = running.caught_up(SMALL.events + len(commits) - sum(w.busy for w in done))
+        done = at_once(path, count, seconds)
+        last = max(one.commits[-1][1] for one in done)
+        written = sum(len(one.commits) - one.busy for one in done)
+        caught_up_at = running.caught_up(SMALL.events + written)
     workload.check(path)
-    all_write_at = max(one.commits[0][0] for one in done)
-    together = [(end - begin) * 1000 for begin, end in commits if begin >= all_write_at]
-    rate = len(together) / (last - all_write_at)
-    return rate, quantile(together, 0.99), max(caught_up_at - last, 0) * 1000
+    rate, took_ms = together(done)
+    return rate, quantile(took_ms, 0.99), max(caught_up_at - last, 0) * 1000

@@ -74,15 +74,16 @@ class Options(msgspec.Struct, frozen=True):
 class Daemon:
     """A `projector run` with default options, which records what it logs and when."""
 
-    def __init__(self, path: Path, command: Sequence[str], *arguments: str) -> None:
+    def __init__(self, database: Path | str, command: Sequence[str], *arguments: str) -> None:
         self.executed_at = time.monotonic()
         self.child = subprocess.Popen(
-            [*command, "run", "-d", str(path), *arguments],
+            [*command, "run", "-d", str(database), *arguments],
             stderr=subprocess.PIPE,
             cwd=Path(__file__).parent,
         )
         self._reached: dict[str, tuple[int, float]] = {}
         self._expected: set[str] = set()
+        self._heard: set[str] = set()
         self._news = Condition()
         self.started_at = 0.0
         Thread(target=self._read, daemon=True).start()
@@ -99,6 +100,12 @@ class Daemon:
             if self.child.poll() is not None:
                 raise RuntimeError(f"projector ended with exit code {self.child.returncode}")
             return max(at for _, at in self._reached.values())
+
+    def heard(self, event: str) -> None:
+        """Wait until it has logged a line."""
+        with self._news:
+            if not self._news.wait_for(lambda: event in self._heard, PATIENCE_S):
+                raise TimeoutError(f"no {event}: {self._heard}")
 
     def _are_at(self, position: int) -> bool:
         if self.child.poll() is not None:
@@ -118,6 +125,7 @@ class Daemon:
     def _note(self, line: bytes, at: float) -> None:
         said: dict[str, Any] = json.loads(line) if line.startswith(b"{") else {}
         with self._news:
+            self._heard.add(said.get("event", ""))
             if said.get("event") == "started":
                 self.started_at, self._expected = at, set(said["projections"])
             elif said.get("event") == "batch_committed":
@@ -136,9 +144,9 @@ class Daemon:
 
 @contextmanager
 def daemon(
-    path: Path, *arguments: str, command: Sequence[str] = tuple(PROJECTOR)
+    database: Path | str, *arguments: str, command: Sequence[str] = tuple(PROJECTOR)
 ) -> Iterator[Daemon]:
-    running = Daemon(path, command, *arguments)
+    running = Daemon(database, command, *arguments)
     try:
         yield running
     finally:

@@ -5,6 +5,8 @@ fresh copy of its database, and checks the views afterwards. It needs Linux, 5 G
 temporary files (TMPDIR), and half an hour. `--table FILE` prints what `--json FILE` wrote as
 Markdown; `--plot FILE` draws it to docs/performance/ (this needs `pip install -e '.[benchmarks]'`).
 The peers (`--only peers`) are installed from the Python Package Index into their own venv.
+PostgreSQL (`--only postgres`) is measured on a server that is started for it, with its default
+durability, or on that of PROJECTOR_BENCH_POSTGRES=URL; it needs the extra `dev`.
 """
 
 import argparse
@@ -30,6 +32,13 @@ import throughput
 from measure import Curve, Figure, Options
 from report import Results
 
+
+def on_postgres(options: Options) -> Iterator[Figure]:
+    import postgres  # which imports a driver and tests' code, and nothing else needs these
+
+    yield from postgres.compared(options)
+
+
 BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "rates": throughput.rates,
     "floor": throughput.against_floor,
@@ -42,6 +51,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "memory": footprint.memory,
     "peers": peers.compared,
     "growth": growth.curves,
+    "postgres": on_postgres,
 }
 """All benchmarks by name; add a new one here."""
 
@@ -81,6 +91,10 @@ def run(chosen: Any) -> Results:
     results = Results(
         machine=machine(quick=chosen.quick, peers_python=asked.split()[-1]), figures=[], curves=[]
     )
+    if "postgres" in chosen.only:
+        import server
+
+        results.machine["PostgreSQL"] = server.described()
     with tempfile.TemporaryDirectory(prefix="projector-benchmarks-") as folder:
         options = Options(
             runs=1 if chosen.quick else chosen.runs,

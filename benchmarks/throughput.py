@@ -6,7 +6,8 @@ the commit of the newest event. It excludes the start of the process, which is a
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,12 @@ def filled(log: Log, options: Options) -> Path:
     return path
 
 
+@contextmanager
+def fresh(log: Log, options: Options) -> Iterator[Path]:
+    """Give a database with the log that nobody has folded; it stays after the block."""
+    yield workload.copied(filled(log, options), options.folder / "run.db")
+
+
 def catch_up(
     log: Log,
     options: Options,
@@ -44,12 +51,20 @@ def catch_up(
     command: Sequence[str] = PROJECTOR,
 ) -> tuple[float, float, Path]:
     """Run one catch-up; returns events per second, peak MiB, and the database after it."""
-    path = workload.copied(filled(log, options), options.folder / "run.db")
-    with daemon(path, *arguments, command=command) as running:
+    with fresh(log, options) as path:
+        rate, peak_mib = folded(path, log, *arguments, command=command)
+    return rate, peak_mib, path
+
+
+def folded(
+    database: Path | str, log: Log, *arguments: str, command: Sequence[str] = PROJECTOR
+) -> tuple[float, float]:
+    """Let a daemon fold a database that holds the log; returns events per second and peak MiB."""
+    with daemon(database, *arguments, command=command) as running:
         took_s = running.caught_up(log.events) - running.started_at
         peak_mib = memory_mib(running.pid, "VmHWM")
-    workload.check(path, index=command is not SESSIONS_ALONE)
-    return log.events / took_s, peak_mib, path
+    workload.check(database, index=command is not SESSIONS_ALONE)
+    return log.events / took_s, peak_mib
 
 
 def rates(options: Options) -> Iterator[Figure]:
@@ -68,9 +83,9 @@ def rates(options: Options) -> Iterator[Figure]:
         yield Figure(f"{name}: peak memory", "MiB", peaks, allowed)
 
 
-def floor_s(kind: str, path: Path) -> float:
+def floor_s(kind: str, database: Path | str) -> float:
     script = Path(__file__).with_name("floor.py")
-    return float(subprocess.check_output([sys.executable, str(script), kind, str(path)]))
+    return float(subprocess.check_output([sys.executable, str(script), kind, str(database)]))
 
 
 def against_floor(options: Options) -> Iterator[Figure]:
@@ -101,13 +116,24 @@ def replay(options: Options) -> Iterator[Figure]:
     """Measure `replay` from nothing, then `verify`, of a million events, with peak memory."""
     for order in ("local", "random"):
         log = sized(Log(LONG.events, LONG.sessions, order), options)
-        measured: dict[str, list[tuple[float, float]]] = {"replay": [], "verify": []}
-        for _ in range(options.runs):
-            path = workload.copied(filled(log, options), options.folder / "run.db")
-            for command, runs in measured.items():
-                runs.append(timed(*PROJECTOR, command, "-d", str(path)))
-                workload.check(path)
-        for command, target in (("replay", 15), ("verify", 12)):
-            name = f"{command} of 1M events, {order} order"
-            yield Figure(name, "s", [took for took, _ in measured[command]], target)
-            yield Figure(f"{name}: peak memory", "MiB", [mib for _, mib in measured[command]], 150)
+        yield from scanned(log, lambda log=log: fresh(log, options), options.runs, (15, 12))
+
+
+def scanned(
+    log: Log,
+    place: Callable[[], AbstractContextManager[Path | str]],
+    runs: int,
+    targets: tuple[float | None, float | None] = (None, None),
+    engine: str = "",
+) -> Iterator[Figure]:
+    """Measure `replay` and `verify` of databases that `place` gives, with the seconds of each."""
+    measured: dict[str, list[tuple[float, float]]] = {"replay": [], "verify": []}
+    for _ in range(runs):
+        with place() as database:
+            for command, taken in measured.items():
+                taken.append(timed(*PROJECTOR, command, "-d", str(database)))
+                workload.check(database)
+    for (command, taken), target in zip(measured.items(), targets, strict=True):
+        name = f"{engine}{command} of 1M events, {log.order} order"
+        yield Figure(name, "s", [took for took, _ in taken], target)
+        yield Figure(f"{name}: peak memory", "MiB", [mib for _, mib in taken], 150)

@@ -5,7 +5,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,6 +13,9 @@ import msgspec
 
 T0: Final = 1_700_000_000_000
 INSERT: Final = "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)"
+POSTGRES_INSERT: Final = (
+    "INSERT INTO event_log (id, key, packed, created_at) VALUES (%s, %s, %s, %s)"
+)
 
 
 class WrongViews(Exception):
@@ -107,9 +110,18 @@ def copied(template: Path, path: Path) -> Path:
     return path
 
 
-def check(path: Path, *, index: bool = True) -> None:
+def connected(database: Path | str, *, timeout_s: float = 30) -> AbstractContextManager[Any]:
+    """A connection for the block to a file, or to a PostgreSQL server by its URL."""
+    if isinstance(database, Path):
+        return closing(sqlite3.connect(database, timeout=timeout_s, isolation_level=None))
+    import psycopg  # not at the top, because peers import this module too
+
+    return psycopg.connect(database, autocommit=True)
+
+
+def check(database: Path | str, *, index: bool = True) -> None:
     """Check that every session has a view, every view its last event, and no message is missing."""
-    with closing(sqlite3.connect(path, timeout=30)) as connection:
+    with connected(database) as connection:
         wrong = {
             "position": "SELECT position <> (SELECT max(seq) FROM event_log) FROM checkpoint"
             " WHERE name = 'sessions'",
@@ -126,11 +138,11 @@ def check(path: Path, *, index: bool = True) -> None:
             )
         for what, query in wrong.items():
             if any(found != (0,) for found in connection.execute(query)):
-                raise WrongViews(f"wrong {what} in {path}")
+                raise WrongViews(f"wrong {what} in {database}")
 
 
-def views(path: Path) -> list[tuple[Any, ...]]:
+def views(database: Path | str) -> list[tuple[Any, ...]]:
     """Return every view, to compare with another fold of the same log."""
-    with closing(sqlite3.connect(path)) as connection:
+    with connected(database) as connection:
         query = "SELECT key, data, last_offset_id, created_at, updated_at FROM view ORDER BY key"
         return connection.execute(query).fetchall()

@@ -4,11 +4,15 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import postgres as on_postgres
 import pytest
+import server
 import throughput
 import workload
-from measure import Curve, Figure, Options
+from measure import Curve, Figure, Options, daemon
 from report import Results, markdown
+from support import postgres
+from writer import writer
 
 LOG = workload.Log(60, 4, "interleaved")
 
@@ -35,6 +39,37 @@ def test_a_run_with_a_wrong_view_is_no_figure(options: Options) -> None:
 
     with pytest.raises(workload.WrongViews, match="wrong views"):
         workload.check(path)
+
+
+def test_postgresql_s_floor_and_daemon_fold_to_sqlite_s_views(
+    options: Options, postgres: postgres.Server
+) -> None:
+    _, _, path = throughput.catch_up(LOG, options)
+    with closing(server.Server(None, postgres)) as place, place.fresh(LOG) as url:
+        throughput.floor_s("postgres", url)
+        by_floor = workload.views(url)
+    with closing(server.Server(None, postgres)) as place, place.fresh(LOG) as url:
+        throughput.folded(url, LOG)
+
+        assert workload.views(url) == by_floor == workload.views(path)
+
+        with workload.connected(url) as connection:
+            connection.execute("DELETE FROM view WHERE key = 'session:S-3'")
+        with pytest.raises(workload.WrongViews, match="wrong views"):
+            workload.check(url)
+
+
+def test_what_is_appended_on_postgresql_is_seen(postgres: postgres.Server) -> None:
+    with closing(server.Server(None, postgres)) as place, place.fresh(LOG) as url:
+        with daemon(url) as running:
+            running.caught_up(LOG.events)
+            delays = on_postgres.appended(url, running, 5, every_s=0, log=LOG)
+            with writer(url, "l", count=20, every_s=0, sessions=4, size=300) as loading:
+                assert len(loading.wait().commits) == 20
+            running.caught_up(LOG.events + 5 + 20)
+        workload.check(url)
+
+    assert len(delays) == 5
 
 
 def test_the_table_says_what_was_met_missed_and_not_measured() -> None:
