@@ -5,9 +5,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from support.extensions import PerProject
 from support.postgres import Server
 
-from session_projector.worker.storage.postgres import migrate, roles
+from session_projector.worker.storage import open as storage
+from session_projector.worker.storage.postgres import migrate
 from session_projector.worker.storage.postgres.connection import opened
 from session_projector.worker.storage.postgres.target import Target, parse
 
@@ -297,16 +299,13 @@ def test_a_reader_reads_all_and_writes_nothing(owner: Plain, reader: Plain) -> N
     assert len(log(owner)) == 1
 
 
-def test_a_new_table_of_a_projection_is_read_by_readers_too(
-    target: Target, owner: Plain, reader: Plain
-) -> None:
-    owner.execute("CREATE TABLE public.tokens (n int)")
-    with opened(target) as connection:
-        roles.let_readers_read(connection, "tokens")
+def test_a_new_table_of_a_projection_is_read_by_readers_too(target: Target, reader: Plain) -> None:
+    with storage.database(target.name).open(writable=True) as store:
+        store.views.prepare(PerProject())
 
-    assert reader.execute("SELECT * FROM tokens").fetchall() == []
+    assert reader.execute("SELECT * FROM per_project").fetchall() == []
     with connected(target, "writer") as writer, pytest.raises(DENIED):
-        writer.execute("SELECT * FROM tokens")
+        writer.execute("SELECT * FROM per_project")
 
 
 def test_a_writer_that_leaves_a_transaction_idle_is_ended(writer: Plain) -> None:

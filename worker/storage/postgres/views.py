@@ -11,7 +11,7 @@ from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Checkpoint, LoadedViews
-from session_projector.worker.storage.postgres import tables
+from session_projector.worker.storage.postgres import roles, tables
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.commit import Statement
 from session_projector.worker.storage.postgres.connection import Connection, is_pooled
@@ -44,6 +44,8 @@ class PostgresViews:
                 self._connection.rows(lock, (_PREPARE_CLASS, self._connection.log_name))
                 for statement, values in self._lacking(projection):
                     self._connection.rows(statement, values, projection=projection.name)
+                if not projection.table.prefix:
+                    roles.let_readers_read(self._connection, projection.table.name)
         found = self._checkpoints.get(projection.name)
         if found is None:
             raise LostRace  # another process dropped it at once
