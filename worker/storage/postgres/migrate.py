@@ -328,8 +328,10 @@ def _amiss(connection: Connection) -> Iterator[tuple[Object, str]]:
 def _definition(wanted: Object, sql: str) -> str:
     """As `_definitions` has it."""
     if wanted.kind == "FUNCTION":
-        body = sql.split("$function$")[1]
-        return f"{'SECURITY DEFINER' in sql} search_path=pg_catalog, pg_temp {body}"
+        head, body, _ = sql.split("$function$")
+        settings = re.findall(r"\bSET (\w+) = (.+?)(?= SET | AS$)", " ".join(head.split()))
+        told = ",".join(f"{name}={value}" for name, value in settings)
+        return f"{'SECURITY DEFINER' in head} {told} {body}"
     # Its comment is above it, and what else is done to it below.
     statement = re.sub(r"(?m)^--.*\n", "", sql).strip().rstrip(";").split(";\n")[0]
     words = " ".join(statement.split())
@@ -352,7 +354,8 @@ UNION ALL SELECT 'TRIGGER', tgname::text, pg_get_triggerdef(t.oid) || ' ' || tge
   FROM ours JOIN pg_trigger AS t ON tgrelid = ours.oid WHERE NOT tgisinternal
 UNION ALL SELECT 'FUNCTION', proname::text, CASE WHEN prosecdef THEN 'True' ELSE 'False' END || ' '
   || coalesce(array_to_string(proconfig, ','), '') || ' ' || prosrc
-  FROM pg_proc, n WHERE pronamespace = n.oid AND pronargs = 0
+  FROM pg_proc, n
+  WHERE pronamespace = n.oid AND proargtypes::text IN ('', 'bytea'::regtype::oid::text)
 """
 
 
