@@ -5,6 +5,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from support import projector
 from support.extensions import PerProject
 from support.postgres import Server
 
@@ -331,6 +332,28 @@ def test_rights_that_a_role_had_before_are_taken_back(target: Target, owner: Pla
 
     with connected(target, "writer") as writer, pytest.raises(DENIED):
         writer.execute("DELETE FROM event_log")
+
+
+def test_the_command_grants_roles_what_they_need_and_says_so(postgres: Server) -> None:
+    postgres.sql("CREATE ROLE writer LOGIN; CREATE ROLE reader LOGIN")
+    try:
+        with postgres.database() as url:
+            grant = ["db", "setup", "-d", url, "--writer", "writer", "--reader", "reader"]
+            first, again = (projector(*grant).stdout for _ in range(2))
+            status = projector("db", "status", "-d", url).stdout
+            refused = projector("db", "setup", "-d", url, "--group", "users", check=2)
+            nobody = projector("db", "setup", "-d", url, "--writer", "nobody-here", check=2)
+            with connected(parse(url), "writer") as writer:
+                writer.execute(INSERT)
+    finally:
+        postgres.sql("DROP ROLE writer, reader")
+
+    assert "the role writer may add events" in first
+    assert "the role reader may read events and views" in first
+    assert "nothing to do" in again
+    assert {line.split()[0] for line in status.splitlines()} == {"applied"}
+    assert "projector db setup --writer ROLE" in refused.stderr
+    assert 'CREATE ROLE "nobody-here"' in nobody.stderr
 
 
 def test_an_owner_that_is_no_superuser_sets_all_up(postgres: Server) -> None:
