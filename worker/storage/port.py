@@ -27,10 +27,15 @@ import msgspec
 from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
+from session_projector.worker.errors import InterventionRequired
 
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
 T = TypeVar("T")
+ID_TAKEN: Final = "another event there has its id"
+_UNFIT_HINT: Final = (
+    'take it out of a copy of the log, and copy that: docs/postgresql.md, "Events that do not fit"'
+)
 
 
 # Values
@@ -327,6 +332,19 @@ class Log(Protocol):
         `UsageError` where an event with another key or other data has the id.
         """
 
+    def restore(self, rows: Sequence[LogRow], *, after: int) -> None:
+        """Write events as another log has them, their positions too, behind the newest one, which
+        must be at `after`: all of them or none. For the owner of the log, and no writer.
+
+        Raises `LostRace` where the newest event is at another position, and `InterventionRequired`
+        where the id of one is taken, or this log cannot hold one.
+        """
+
+    @property
+    def unfit(self) -> Callable[[LogRow], str] | None:
+        """What tells why this log cannot hold an event that another engine's can, '' where it can;
+        None where it can hold any."""
+
     def highest_number(self, prefix: str) -> int:
         """The highest whole number that is all that follows `prefix` in a session id, 0 where there
         is none."""
@@ -427,8 +445,12 @@ class Quarantine(Protocol):
     def count(self, name: str) -> QuarantineCount:
         """How many events a projection has there."""
 
-    def dismiss(self, seq: int, note: str) -> None:
-        """Note that somebody has looked at the event at a position; a later note replaces it."""
+    def dismiss(self, seq: int, note: str, *, at: int | None = None) -> None:
+        """Note that somebody has looked at the event at a position, now or at a time; a later note
+        replaces it."""
+
+    def notes(self) -> list[tuple[int, str, int]]:
+        """All such notes, by position: the event's position, the text and the time."""
 
 
 class Scratch(Protocol):
@@ -660,6 +682,13 @@ class Database(Protocol):
     def lock_holders(self) -> dict[int, bool]:
         """The processes that hold the write lock now, by number, this one aside, and whether each
         is seen to have the database open; that cannot be seen of another user's."""
+
+
+def not_restored(name: object, row: LogRow, why: str) -> InterventionRequired:
+    """The error of an event that `Log.restore` cannot write to a database."""
+    return InterventionRequired(
+        f"{name} cannot take event {row.seq} (id {str(row.id)[:80]!r}): {why}", _UNFIT_HINT
+    )
 
 
 def size_of(row: Sequence[Any]) -> int:

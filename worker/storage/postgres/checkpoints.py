@@ -1,13 +1,13 @@
 """Checkpoints, what projections say they are doing, and the quarantine in PostgreSQL."""
 
 import re
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from session_projector.projections.projection import Table
+from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
@@ -189,11 +189,19 @@ class PostgresQuarantine:
         )
         return QuarantineCount(*counts[0])
 
-    def dismiss(self, seq: int, note: str) -> None:
+    def dismiss(self, seq: int, note: str, *, at: int | None = None) -> None:
         self._connection.rows(
             f"INSERT INTO {self._p}dismissed (seq, id, note, dismissed_at)"
             f" SELECT seq, id, %s, %s FROM {self._p}event_log WHERE seq = %s"
             " ON CONFLICT (seq) DO UPDATE"
             " SET id = excluded.id, note = excluded.note, dismissed_at = excluded.dismissed_at",
-            (escaped(note), time.time_ns() // 1_000_000, seq),
+            (escaped(note), now_ms() if at is None else at, seq),
         )
+
+    def notes(self) -> list[tuple[int, str, int]]:
+        rows = self._connection.rows(
+            f"SELECT d.seq, note, dismissed_at FROM {self._p}dismissed AS d"
+            f" JOIN {self._p}event_log AS e ON e.seq = d.seq AND e.id IS NOT DISTINCT FROM d.id"
+            " ORDER BY d.seq"
+        )
+        return [(seq, unescaped(note), at) for seq, note, at in rows]

@@ -2,7 +2,8 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -11,13 +12,20 @@ from session_projector.projections.event import (
     MAX_EVENT_BYTES,
     MAX_NAME_BYTES,
     LogRow,
+    is_utf8,
     session_of,
 )
-from session_projector.worker.errors import UsageError
+from session_projector.worker.errors import LostRace, UsageError
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import ANY_POSITION, BatchReach, Holder
+from session_projector.worker.storage.port import (
+    ANY_POSITION,
+    ID_TAKEN,
+    BatchReach,
+    Holder,
+    not_restored,
+)
 from session_projector.worker.storage.postgres.connection import Connection
-from session_projector.worker.storage.postgres.errors import psql
+from session_projector.worker.storage.postgres.errors import first_line, psql
 from session_projector.worker.storage.postgres.settled import Settled
 
 KEY_BYTES: Final = 4096
@@ -72,6 +80,28 @@ def _old(age_s: float | None) -> str:
 def literal(text: str) -> str:
     """A text in SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def _unfit(row: LogRow) -> str:
+    for name, value in (("id", row.id), ("key", row.key), ("data", row.data)):
+        if isinstance(value, str):
+            if "\0" in value:
+                return f"its {name} has a NUL, which no text of PostgreSQL can have"
+            if not is_utf8(value):
+                return f"its {name} is a text that is not UTF-8"
+        elif value is not None and not (name == "data" and isinstance(value, bytes)):
+            return f"its {name} is {_KINDS.get(type(value), 'odd')}, not a text"
+    if not isinstance(row.created_at, int | None):
+        return f"its created_at is {_KINDS.get(type(row.created_at), 'a text')}, not an integer"
+    return ""
+
+
+_KINDS: Final = {bytes: "a BLOB", int: "a number", float: "a number with a fraction"}
+_OF_A_ROW: Final = (
+    psycopg.errors.UniqueViolation,
+    psycopg.DataError,
+    psycopg.errors.ProgramLimitExceeded,  # of an index: an id or key is too long for it
+)
 
 
 def _possible(keys: Sequence[Any]) -> list[str]:
@@ -252,6 +282,63 @@ class PostgresLog:
             " has another session, type or data",
             "nothing was written; a new event needs a new id",
         )
+
+    unfit = staticmethod(_unfit)
+
+    def restore(self, rows: Sequence[LogRow], *, after: int) -> None:
+        for row in rows:
+            if why := _unfit(row):
+                raise not_restored(self._connection.name, row, why)
+        with self._connection.errors():
+            try:
+                with self._alone(after):
+                    self._restore(rows)
+            except _OF_A_ROW:
+                self._tell_which(rows, after)
+                raise
+
+    @contextmanager
+    def _alone(self, after: int) -> Iterator[None]:
+        """One transaction; nobody else draws a position within it."""
+        raw = self._connection.raw
+        with raw.transaction():
+            raw.execute(f"LOCK TABLE {self._table} IN SHARE ROW EXCLUSIVE MODE".encode())
+            if self.newest() != after:
+                raise LostRace
+            yield
+
+    def _restore(self, rows: Sequence[LogRow]) -> None:
+        # The trigger takes the position that was drawn last, which setval makes this one.
+        cursor = self._connection.raw.execute(
+            f"INSERT INTO {self._table} (seq, id, key, data, packed, created_at)"
+            " OVERRIDING SYSTEM VALUE SELECT"
+            " pg_catalog.setval(pg_catalog.pg_get_serial_sequence(%s, 'seq')::regclass, r.seq),"
+            " r.id, r.key, r.data, r.packed, r.created_at FROM unnest(%b::bigint[], %b::text[],"
+            " %b::text[], %b::text[], %b::bytea[], %b::bigint[])"
+            " AS r (seq, id, key, data, packed, created_at)".encode(),
+            (
+                self._connection.log_name,
+                [row.seq for row in rows],
+                [row.id for row in rows],
+                [row.key for row in rows],
+                [row.data if isinstance(row.data, str) else None for row in rows],
+                [row.data if isinstance(row.data, bytes) else None for row in rows],
+                [row.created_at for row in rows],
+            ),
+        )
+        if cursor.rowcount != len(rows):  # the log ignores an event that it has already
+            raise psycopg.errors.UniqueViolation
+
+    def _tell_which(self, rows: Sequence[LogRow], after: int) -> None:
+        """Raises `InterventionRequired` for the first that cannot be written."""
+        with self._alone(after):
+            for row in rows:
+                try:
+                    self._restore([row])
+                except _OF_A_ROW as error:
+                    taken = isinstance(error, psycopg.errors.UniqueViolation)
+                    why = ID_TAKEN if taken else first_line(error)
+                    raise not_restored(self._connection.name, row, why) from None
 
     def highest_number(self, prefix: str) -> int:
         highest = 0

@@ -1,12 +1,12 @@
 """Checkpoints, what projections say they are doing, and the quarantine in SQLite."""
 
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from session_projector.projections.projection import Table
+from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import ProjectionFailed
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
@@ -163,10 +163,17 @@ class SqliteQuarantine:
         )
         return QuarantineCount(*counts[0])
 
-    def dismiss(self, seq: int, note: str) -> None:
+    def dismiss(self, seq: int, note: str, *, at: int | None = None) -> None:
         self._connection.rows(
             "INSERT INTO dismissed (seq, id, note, dismissed_at)"
             " SELECT seq, id, ?, ? FROM event_log WHERE seq = ? ON CONFLICT (seq) DO UPDATE"
             " SET id = excluded.id, note = excluded.note, dismissed_at = excluded.dismissed_at",
-            (note, time.time_ns() // 1_000_000, seq),
+            (note, now_ms() if at is None else at, seq),
+        )
+
+    def notes(self) -> list[tuple[int, str, int]]:
+        return self._connection.rows(
+            "SELECT d.seq, note, dismissed_at FROM dismissed AS d"
+            " JOIN event_log AS e ON e.seq = d.seq AND e.id IS d.id"
+            f" WHERE typeof(note) = 'text' AND {is_count('dismissed_at')} ORDER BY d.seq"
         )

@@ -8,9 +8,21 @@ from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
-from session_projector.worker.errors import DatabaseUnavailable, InterventionRequired, UsageError
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    InterventionRequired,
+    LostRace,
+    UsageError,
+)
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import ANY_POSITION, BatchReach, Holder, size_of
+from session_projector.worker.storage.port import (
+    ANY_POSITION,
+    ID_TAKEN,
+    BatchReach,
+    Holder,
+    not_restored,
+    size_of,
+)
 from session_projector.worker.storage.sqlite.connection import (
     EVENT_COLUMNS,
     Connection,
@@ -20,7 +32,7 @@ from session_projector.worker.storage.sqlite.connection import (
     lossless_text,
 )
 from session_projector.worker.storage.sqlite.errors import see_triggers, wrong_index
-from session_projector.worker.storage.sqlite.sql import bound, raw
+from session_projector.worker.storage.sqlite.sql import MOST_AHEAD, bound, raw
 
 KEY_BYTES: Final = 4096
 """What each view counts besides its row, as many small ones are no short transaction either."""
@@ -189,6 +201,37 @@ class SqliteLog:
                 see_triggers(path, "event_log"),
             )
         return int(seq)
+
+    unfit = None
+
+    def restore(self, rows: Sequence[LogRow], *, after: int) -> None:
+        with self._connection.writing():
+            if self.newest() != after:
+                raise LostRace
+            for row in rows:
+                if row.seq > after + MOST_AHEAD:  # as many numbers were drawn in vain
+                    self._skip_to(row.seq)
+                after = row.seq
+                values = (row.id, row.key, row.data, row.created_at)
+                places = ", ".join(bound("?", value) for value in values)
+                try:
+                    cursor = self._connection.raw.execute(
+                        "INSERT INTO event_log (seq, id, key, data, created_at)"
+                        f" VALUES (?, {places})",
+                        (row.seq, *map(raw, values)),
+                    )
+                except sqlite3.IntegrityError as error:
+                    raise not_restored(self._connection.path, row, str(error)) from None
+                if not cursor.rowcount:
+                    raise not_restored(self._connection.path, row, ID_TAKEN)
+
+    def _skip_to(self, seq: int) -> None:
+        """Let the next event have a position that the trigger takes for one that is too high."""
+        execute, last = self._connection.raw.execute, (seq - 1,)
+        if not execute(
+            "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'event_log'", last
+        ).rowcount:
+            execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event_log', ?)", last)
 
     def highest_number(self, prefix: str) -> int:
         highest = 0

@@ -10,6 +10,8 @@ SHOWN_BYTES: Final = 1000
 # Anybody may write any row into `checkpoint`. This is what those of projections are, by the rules
 # of the registry, and with room for one more.
 MOST_COUNTED: Final = 1 << 62
+MOST_AHEAD: Final = 1_000_000
+"""How far above the newest event the trigger on the log lets the next one be."""
 NAME_BYTES: Final = 200
 """The longest name of a projection, a table or a column, and more than a digest has."""
 

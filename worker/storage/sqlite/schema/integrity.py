@@ -19,6 +19,7 @@ from session_projector.worker.storage.sqlite.sql import (
     IS_PREFIX,
     IS_SOUND,
     IS_VERSION,
+    MOST_AHEAD,
     identifier,
     is_count,
     is_short,
@@ -27,8 +28,6 @@ from session_projector.worker.storage.sqlite.sql import (
 SESSION_KEY: Final = "idx_view_session_key"
 _LOG: Final = "event_log"
 LOG_COLUMNS: Final = ("seq", "id", "key", "data", "created_at")
-_MOST_AHEAD: Final = 1_000_000
-"""As the trigger on the log has it."""
 _NEWEST_ROW_WINS: Final = (
     "DELETE FROM view WHERE rowid IN (SELECT rowid FROM (SELECT rowid, row_number() OVER"
     " (PARTITION BY key ORDER BY updated_at DESC, rowid DESC) AS n FROM view"
@@ -260,12 +259,12 @@ def sequence(connection: sqlite3.Connection) -> int | None:
         "SELECT (SELECT seq FROM sqlite_sequence WHERE name = 'event_log'),"
         " (SELECT coalesce(max(seq), 0) FROM event_log)"
     )
-    if kept is None or (isinstance(kept, int) and kept <= newest + _MOST_AHEAD):
+    if kept is None or (isinstance(kept, int) and kept <= newest + MOST_AHEAD):
         return None
     ((folded,),) = connection.execute(
         f"SELECT coalesce(max(position), 0) FROM checkpoint WHERE {IS_NAME} AND {IS_SOUND}"
     )
-    return int(min(max(newest, folded), newest + _MOST_AHEAD))
+    return int(min(max(newest, folded), newest + MOST_AHEAD))
 
 
 def is_of_the_schema(table: str) -> bool:
