@@ -140,6 +140,16 @@ def naming(database: str, hint: str) -> str:
     return _IN_BACKTICKS.sub(lambda commands: _COMMAND.sub(named, commands[0]), hint)
 
 
+@contextmanager
+def about(database: str) -> Iterator[None]:
+    """Let hints of what goes wrong in the block name a database, where a command has two."""
+    try:
+        yield
+    except ProjectorError as error:
+        error.hint = naming(database, error.hint)
+        raise
+
+
 _AMBIGUOUS: Final = re.compile(
     "[`\u115f\u1160\u180e\u3164\uffa0]|projector | -d | && | -- "  # the letters show nothing
 )

@@ -31,6 +31,8 @@ SECTIONS: Final = {
     "The database": {
         "doctor": "Check a database and its surroundings; exit 1 if a check fails.",
         "db": "Create, upgrade or inspect a database.",
+        "copy": "Copy a log into another database, on any engine, fold it there and compare the"
+        " views.",
     },
     "Getting started": {
         "demo": "Watch a daemon fold what a few agents write, in a scratch database.",

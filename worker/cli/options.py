@@ -2,22 +2,41 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from session_projector.worker import linux
-from session_projector.worker.errors import ProjectorError, UsageError, naming
+from session_projector.worker.errors import ProjectorError, UsageError, about, naming
 from session_projector.worker.storage.open import act_as_owner, database, hide_passwords
 
 _named: list[str] = []
 
 
-def _remember(url: str) -> str:
-    _named[:] = [url]
+def heed_other(url: str) -> str:
+    """Be careful with a database that is named beside the one that hints are about."""
     hide_passwords(url)
     act_as_owner(url)
     return url
+
+
+def heed(url: str) -> str:
+    _named[:] = [url]
+    return heed_other(url)
+
+
+@contextmanager
+def hints_about(url: str) -> Iterator[None]:
+    """Let hints in the block, and those of what goes wrong in it, be about a database."""
+    before = [*_named]
+    _named[:] = [url]
+    try:
+        with about(database(url).name):
+            yield
+    finally:
+        _named[:] = before
 
 
 Database = Annotated[
@@ -26,7 +45,7 @@ Database = Annotated[
         "-d",
         "--database",
         envvar="PROJECTOR_DATABASE",
-        callback=_remember,
+        callback=heed,
         help="Database file or URL.",
     ),
 ]
@@ -38,13 +57,11 @@ def pasteable(text: str) -> str:
 
     So a pasted hint never acts on another database.
     """
-    if not _named:
-        return text
     try:
-        name = database(_named[0]).name
+        for url in _named:
+            text = naming(database(url).name, text)
     except ProjectorError:  # the name itself is what is wrong
         return text
-    text = naming(name, text)
     if linux.was_root():  # a database of another user's may hold what makes the shell run commands
         as_user = f"{linux.run_as(os.geteuid(), os.getegid())} sqlite3 "
         text = text.replace("`sqlite3 ", f"`{as_user}").replace("| sqlite3 ", f"| {as_user}")

@@ -1,10 +1,8 @@
 """`projector verify` and `projector replay`, and what they print."""
 
-import sys
-import time
 from collections import Counter
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import anyio
 import typer
@@ -14,6 +12,7 @@ from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.cli.progress import Progress
 from session_projector.worker.daemon.supervisor import run_once
 from session_projector.worker.errors import UsageError
 from session_projector.worker.operations import projections as catalog
@@ -26,8 +25,6 @@ from session_projector.worker.storage import open as storage
 
 SHOWN: Final = 20
 """Differences that are printed one by one; `--json` prints all."""
-PLAIN_EVERY_S: Final = 10.0
-TERMINAL_EVERY_S: Final = 0.2
 
 Session = Annotated[
     str | None, typer.Option("--session", metavar="ID", help="Only this session's views.")
@@ -44,7 +41,7 @@ def verify(
     database: Database = "local.db", session: Session = None, name: Named = None, json: Json = False
 ) -> None:
     """Fold the log again and report where views differ; changes nothing."""
-    report = _Report(json, "differ")
+    report = Report(json, "differ")
     if _compare(database, report, session, name, dry_run=False):
         raise typer.Exit(1)
 
@@ -60,9 +57,9 @@ def replay(
 ) -> None:
     """Fold the log again and fix what differs, while everything else keeps running."""
     if dry_run:
-        _compare(database, _Report(json, "would change"), session, name, dry_run=True)
+        _compare(database, Report(json, "would change"), session, name, dry_run=True)
         return
-    report = _Report(json, "were fixed")
+    report = Report(json, "were fixed")
     chosen = _chosen(database, name, session)
     target = storage.database(database)
     leadership = target.leadership()
@@ -82,7 +79,7 @@ def replay(
 
 
 def _compare(
-    database: str, report: "_Report", session: str | None, name: str | None, *, dry_run: bool
+    database: str, report: "Report", session: str | None, name: str | None, *, dry_run: bool
 ) -> int:
     chosen = _chosen(database, name, session)
     compare = partial(verification.compare, session=session, dry_run=dry_run)
@@ -102,21 +99,24 @@ def _chosen(database: str, name: str | None, session: str | None) -> list[Projec
     return found
 
 
-class _Report:
+class Report:
     """Differences and sums on standard output, progress on standard error."""
 
-    def __init__(self, as_json: bool, verb: str) -> None:
+    def __init__(
+        self, as_json: bool, verb: str, counted: Literal["events", "views"] = "events"
+    ) -> None:
+        """`counted`: what a tally has the total of."""
         self._as_json = as_json
         self._verb = verb
-        self._terminal = sys.stderr.isatty()
-        self._started = self._said = time.monotonic()
+        self._counted = counted
+        self._progress = Progress()
         self._shown: Counter[str] = Counter()
         self._going: dict[str, Tally] = {}
 
     def step(self, tally: Tally, step: WalkProgress) -> None:
         self._going[tally.projection] = tally
         for difference in step.differences:
-            self._clear()
+            self._progress.clear()
             if self._as_json:
                 fields = [  # "stands" and "log" are what scripts know
                     {"field": f.field, "stands": f.stored, "log": f.expected}
@@ -128,10 +128,12 @@ class _Report:
                 last = self._shown[tally.projection] == SHOWN
                 self._shown[tally.projection] += 1
                 print("… (--json prints all of them)" if last else _line(difference))
-        self._progress()
+        slowest = min(self._going.values(), key=lambda tally: tally.events)
+        done = getattr(slowest, self._counted)
+        self._progress.tell(", ".join(self._going), done, slowest.total, self._counted)
 
     def done(self, tally: Tally) -> None:
-        self._clear()
+        self._progress.clear()
         self._going.pop(tally.projection, None)
         kinds = {f"{row} {kind}": count for (row, kind), count in sorted(tally.rows.items())}
         if self._as_json:
@@ -143,6 +145,8 @@ class _Report:
                 "differences": kinds,
                 "fields": dict(tally.fields),
             }
+            if self._counted != "events":
+                del summary["events"]
             print(output.to_json(summary, indent=None))
             return
         views = sum(count for (row, _), count in tally.rows.items() if row == "view")
@@ -163,25 +167,6 @@ class _Report:
         if tally.fields:
             most = ", ".join(f"{name} {n:,}" for name, n in tally.fields.most_common(10))
             print(f"  fields: {output.one_line(most, 200)}")
-
-    def _progress(self) -> None:
-        now = time.monotonic()
-        if now - self._said < (TERMINAL_EVERY_S if self._terminal else PLAIN_EVERY_S):
-            return
-        self._said = now
-        last = min(self._going.values(), key=lambda tally: tally.events)
-        rate = last.events / max(now - self._started, 0.001)
-        left = max(last.total - last.events, 0) / rate if rate else 0
-        text = (
-            f"{', '.join(self._going)}: {last.events:,} of {last.total:,} events,"
-            f" {rate:,.0f}/s, {left:,.0f} s left"
-        )
-        self._clear()
-        print(text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
-
-    def _clear(self) -> None:
-        if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _line(difference: Difference) -> str:
