@@ -413,7 +413,8 @@ def prepared(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check
         fix = f"COMMIT PREPARED it, or where it was forgotten: {_fix(connection, end)}"
         yield Check("prepared", "warn", said, fix)
     if not old:
-        yield Check("prepared", "ok", f"{len(found)} prepared transactions, none of them old")
+        said = f"{len(found)} transactions, none of them old" if found else "no transaction is"
+        yield Check("prepared", "ok", said)
 
 
 def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
