@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import compose_spec
 import pytest
 import yaml
 from support import PROJECTOR, Database, projector
+from support.postgres import Server
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
 SYSTEM_UNITS = ["projector.service", "projector@.service"]
 UNITS = [*SYSTEM_UNITS, "user/projector.service"]
+DROP_IN = Path("projector.service.d", "postgresql.conf")
 COMPOSE = DEPLOY / "compose.yaml"
+COMPOSE_POSTGRESQL = DEPLOY / "compose.postgresql.yaml"
 CONTAINERFILE = DEPLOY / "Containerfile"
 
 needs_systemd = pytest.mark.skipif(
@@ -40,6 +45,16 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     text = re.sub(r"(%h/\.local)?/opt/projector/bin", str(BIN), source.read_text())
     installed.write_text(text)
     return installed
+
+
+@pytest.fixture
+def unit_for_postgresql(tmp_path: Path) -> Path:
+    """The unit with the settings for PostgreSQL."""
+    for name in (Path("projector.service"), DROP_IN):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        text = (DEPLOY / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/projector/bin", str(BIN)))
+    return tmp_path / "projector.service"
 
 
 @needs_systemd
@@ -69,6 +84,29 @@ def test_a_system_unit_is_exposed_by_2_0_at_most(unit: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Overall exposure level" in done.stdout
+
+
+@needs_systemd
+def test_the_settings_for_postgresql_are_safe_and_systemd_has_nothing_to_say_about_them(
+    unit_for_postgresql: Path,
+) -> None:
+    verified = run("systemd-analyze", "verify", unit_for_postgresql)
+    rated = run(
+        *("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager"),
+        unit_for_postgresql,
+    )
+
+    assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
+    assert rated.returncode == 0, rated.stdout + rated.stderr
+    assert re.search("✗ PrivateNetwork=", rated.stdout)  # they are taken into account
+
+
+def test_the_settings_for_postgresql_set_up_as_the_unit_does_but_for_the_group() -> None:
+    command = r"^ExecStartPre=(/bin/sh .*)$"
+    (of_unit,) = re.findall(command, (DEPLOY / "projector.service").read_text(), re.M)
+    (of_settings,) = re.findall(command, (DEPLOY / DROP_IN).read_text(), re.M)
+
+    assert of_settings == of_unit.replace(" --group projector", "")
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -106,10 +144,14 @@ def test_a_unit_and_the_compose_file_limit_memory_and_tasks_alike(name: str) -> 
     """The worst case that was measured takes 1.7 GiB (docs/performance.md)."""
     text = (DEPLOY / name).read_text()
     limits = dict(re.findall(r"^(Memory(?:High|Max)|TasksMax)=(\w+)$", text, re.M))
-    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
+    services = {
+        **yaml.safe_load(COMPOSE.read_text())["services"],
+        **yaml.safe_load(COMPOSE_POSTGRESQL.read_text())["services"],
+    }
+    services.pop("database")
 
     assert limits == {"MemoryHigh": "2G", "MemoryMax": "3G", "TasksMax": "64"}
-    assert {(service["mem_limit"], service["pids_limit"]) for service in services} == {("3g", 64)}
+    assert {(one["mem_limit"], one["pids_limit"]) for one in services.values()} == {("3g", 64)}
 
 
 @pytest.mark.parametrize("name", SYSTEM_UNITS)
@@ -175,3 +217,71 @@ def test_the_programs_of_the_compose_file_work_together(database: Database) -> N
 
     assert database.quarantine() == {}
     assert len(database.views()) == 1
+
+
+def test_the_compose_file_for_postgresql_is_one_in_which_nothing_is_open() -> None:
+    content = yaml.safe_load(COMPOSE_POSTGRESQL.read_text())
+    parsed = compose_spec.PyCompose.from_json(json.dumps(content))
+    services = content["services"].values()
+
+    assert parsed.service_names() == ["database", "setup", "projector", "writer"]
+    assert content["networks"] == {"database": {"internal": True}}
+    for service in services:
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["networks"] == ["database"]
+        assert "ports" not in service
+    secrets = {name: service["secrets"] for name, service in content["services"].items()}
+    assert secrets.pop("database") == ["postgres", "projector", "agent"]
+    assert secrets == {"setup": ["projector"], "projector": ["projector"], "writer": ["agent"]}
+
+
+@pytest.fixture
+def fresh() -> Iterator[Server]:
+    """A server on which no role was created yet."""
+    with closing(Server()) as server:
+        yield server
+
+
+def test_the_programs_of_the_compose_file_for_postgresql_work_together(
+    fresh: Server, tmp_path: Path
+) -> None:
+    """Its statements and commands, with the programs of this suite and passwords in a folder."""
+    content = yaml.safe_load(COMPOSE_POSTGRESQL.read_text())
+    services = content["services"]
+    for role in ("projector", "agent"):
+        (tmp_path / role).write_text(f"{role}'s secret\n")
+    here = {**os.environ, "PATH": f"{BIN}:/usr/bin:/bin"}
+
+    def started(name: str, *more: str) -> subprocess.Popen[bytes]:
+        """A service's own entrypoint and command."""
+        service = services[name]
+        ((variable, url),) = service["environment"].items()
+        url = f"{url.replace('@database', '@')}?host={fresh.socket}"
+        words = [*service["entrypoint"], *service["command"], *more]
+        words = [word.replace("$$", "$").replace("/run/secrets", str(tmp_path)) for word in words]
+        words = [word.replace("sleep(5)", "sleep(0.01)") for word in words]
+        return subprocess.Popen(words, env={**here, variable: url}, stderr=subprocess.PIPE)
+
+    def ended(process: subprocess.Popen[bytes]) -> None:
+        _, said = process.communicate(timeout=50)
+        assert process.returncode == 0, said.decode()
+
+    fresh.sql("CREATE DATABASE agents")
+    roles = content["configs"]["roles"]["content"].replace("/run/secrets", str(tmp_path))
+    psql = [fresh.binaries / "psql", "-X", "-v", "ON_ERROR_STOP=1", fresh.url("agents")]
+    subprocess.run(psql, input=roles, text=True, capture_output=True, check=True)
+    ended(started("setup"))
+    writer = started("writer")
+    count = "SELECT count(*) FROM event_log"
+    while fresh.sql(count, database="agents") < [(3,)]:
+        assert writer.poll() is None
+    writer.terminate()
+    writer.communicate()
+    ended(started("projector", "--once"))
+
+    assert fresh.sql("SELECT count(*) FROM quarantine", database="agents") == [(0,)]
+    assert fresh.sql("SELECT count(*) FROM session_index", database="agents") == [(1,)]
+    kept = "SELECT count(*) FROM pg_authid WHERE rolname IN ('projector', 'agent')"
+    assert fresh.sql(f"{kept} AND rolpassword IS NOT NULL") == [(2,)]
