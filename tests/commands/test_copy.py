@@ -13,7 +13,7 @@ import anyio
 import psycopg
 import pytest
 from hypothesis import given, settings
-from support import INSERT, PROJECTOR, T0, WRITER, Database, event, fill, logs, projector
+from support import INSERT, PROJECTOR, T0, WRITER, Database, daemon, event, fill, logs, projector
 from support.extensions import PROGRAM, PerProject
 from support.folding import catch_up, examine
 from support.laws import Counted
@@ -243,6 +243,36 @@ def test_a_copy_beside_writers_and_the_rest_after_them(database: Database, serve
     assert first.events + rest.events == 1200 == there(server)
     catch_up(database)
     assert sql(server, VIEW) == database.sql(VIEW)
+
+
+def test_a_copy_beside_a_daemon_of_the_target(source: Database, server: str) -> None:
+    storage.database(server).setup()
+    with daemon(server) as running:
+        running.wait_for("started")
+
+        done = summary(source.path, server)
+
+    assert done["events"] == 16
+    assert sql(server, VIEW) == source.sql(VIEW)
+
+
+def test_what_a_transaction_holds_back_is_left_and_who_does_it_is_told(
+    server: str, tmp_path: Path
+) -> None:
+    storage.database(server).setup()
+    insert = "INSERT INTO event_log (id, key, data) VALUES ('{}', 'A-0', '{{}}')"
+    sql(server, insert.format("first"))
+    with psycopg.connect(server, application_name="forgotten") as holder:
+        holder.execute(insert.format("held").encode())
+        sql(server, insert.format("after"))
+
+        done = projector("copy", server, tmp_path / "back.db")
+
+    assert "copied 1 events" in done.stdout
+    assert "1 events came since" in done.stdout
+    assert "forgotten" in done.stdout
+    assert "pg_terminate_backend" in done.stdout
+    assert summary(server, tmp_path / "back.db")["events"] == 2
 
 
 # What is refused
