@@ -82,6 +82,8 @@ def test_a_writer_adds_events_in_both_forms_and_waits_for_them(owner: Plain, wri
         (3, "p", None, None, b"\x80\x00", 2),
     ]
     assert writer.execute("SELECT seq FROM event_log WHERE id = 'p'").fetchone() == (3,)
+    waits = "SELECT 1 FROM checkpoint WHERE name = 'sessions' AND position >= 3"
+    assert writer.execute(waits).fetchall() == []
 
 
 def test_an_equal_retry_is_ignored_whenever_it_was_created(owner: Plain, writer: Plain) -> None:

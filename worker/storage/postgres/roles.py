@@ -46,6 +46,8 @@ def let_write(connection: Connection, role: str) -> None:
     connection.rows(
         f"GRANT INSERT (id, key, data, packed, created_at), SELECT (seq, id) ON {log} TO {to}"
     )
+    # As `position >= seq` is how a writer waits until its event is in the views.
+    connection.rows(f"GRANT SELECT (name, position) ON {connection.prefix}checkpoint TO {to}")
     _end_when_idle(connection, role)
 
 
