@@ -1,9 +1,9 @@
 """SIGKILL real `projector` processes: python benchmarks/kills.py [--kills N] [--seed N].
 
-Two processes write all the time. What a process was doing when it died is read from outside (see
-`phases`). After every few kills, and at the end, everything that `run --once` leaves is compared
-with a second, naive fold of the log (`tests/support/oracle.py`). The exit code is 1 if anything
-differs.
+`--engine postgres` does it on a PostgreSQL server, which is killed too. Two processes write all the
+time. What a process was doing when it died is read from outside (see `phases`). After every few
+kills, and at the end, everything that `run --once` leaves is compared with a second, naive fold of
+the log (`tests/support/oracle.py`). The exit code is 1 if anything differs.
 """
 
 import argparse
@@ -26,16 +26,16 @@ import fuzz_decoder
 import msgpack
 from fuzz_decoder import Chance
 from phases import PHASES
+from places import Place, ServerPlace, place_of
+from support import INSERT, T0, oracle, projector
 
 HERE: Final = Path(__file__).parent
-sys.path.append(str(HERE.parent / "tests"))
-
-from support import INSERT, T0, Database, oracle, projector  # noqa: E402
-
 KILLS_PER_CHECK: Final = 10
 KILLS_PER_DATABASE: Final = 30
 AIM_S: Final = 3.0
 """How long to wait for a phase before the process is killed in whatever phase it is."""
+RECOVERY_S: Final = 60.0
+"""How long an event may take to be folded after the server was killed."""
 POLL_S: Final = 0.00005
 SESSIONS: Final = 200
 OLD_EVENTS: Final = 10_000
@@ -81,17 +81,27 @@ class Child:
 
 
 class Campaign:
-    """The state that all scenarios share: random choices, the folder, and the kills by phase."""
+    """The state that all scenarios share: random choices, the folder, and the kills by phase; and
+    the server, if there is one."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, server: Any = None) -> None:
         self.chance = Chance(seed)
         self.folder = folder
+        self.server = server
         self.counts: Counter[str] = Counter()
         self._databases = 0
 
     def path(self) -> Path:
         self._databases += 1
         return self.folder / f"kills-{self._databases}.db"
+
+    def place(self) -> Place:
+        """A place for a database, nothing in it as yet."""
+        if self.server is None:
+            return Place(self.path())
+        self._databases += 1
+        self.server.sql(f"CREATE DATABASE kills_{self._databases}")
+        return ServerPlace(self.server.url(f"kills_{self._databases}"))
 
     def target(self, phases: Sequence[str]) -> str:
         """Return the phase with the fewest kills so far."""
@@ -129,23 +139,23 @@ class Campaign:
 # The writers.
 
 
-def write(path: str, name: str, seed: str) -> None:
+def write(database: str, name: str, seed: str) -> None:
     """Insert events until killed: a few at a time, sometimes many; most of them fold."""
-    chance = Chance(int(seed))
+    chance, place = Chance(int(seed)), place_of(database)
     parent = os.getppid()
     number = 0
     while os.getppid() == parent:
         many = 300 if chance.one_in(100) else 1 + chance.below(4)
         rows = [written(chance, f"{name}-{number + more}") for more in range(many)]
-        while not inserted(path, rows):
+        while not place.insert_all(rows):
             time.sleep(0.01)
         number += many
         time.sleep(chance.random() * 0.02)
 
 
-def written(chance: Chance, row_id: str) -> tuple[Any, ...]:
+def written(chance: Chance, row_id: str, sessions: int = SESSIONS) -> tuple[Any, ...]:
     """Make a row that any layout of the log accepts."""
-    session = f"S-{chance.below(SESSIONS)}"
+    session = f"S-{chance.below(sessions)}"
     made = fuzz_decoder.event(chance, session)
     data: Any = fuzz_decoder.as_messagepack(made)
     if chance.one_in(3):
@@ -157,23 +167,10 @@ def written(chance: Chance, row_id: str) -> tuple[Any, ...]:
     return (row_id, key, data, T0 + chance.below(1000))
 
 
-def inserted(path: str | Path, rows: Sequence[tuple[Any, ...]]) -> bool:
-    """Insert the rows in one transaction; returns False if the database is busy."""
-    with closing(sqlite3.connect(path, timeout=30)) as connection:
-        try:
-            with connection:
-                connection.executemany(INSERT, rows)
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_SCHEMA):
-                raise
-            return False
-    return True
-
-
 @contextmanager
-def writers(path: Path, chance: Chance) -> Iterator[None]:
+def writers(place: Place, chance: Chance) -> Iterator[None]:
     """Run two writers, which do not outlive the block and must not end during it."""
-    program = [sys.executable, str(HERE / "kills.py"), "--write", str(path)]
+    program = [sys.executable, str(HERE / "kills.py"), "--write", place.name]
     running = [
         subprocess.Popen([*program, name, str(chance.below(2**31))]) for name in ("left", "right")
     ]
@@ -190,40 +187,48 @@ def writers(path: Path, chance: Chance) -> Iterator[None]:
 # The checks.
 
 
-def check(path: Path, old: Sequence[tuple[Any, ...]] = ()) -> None:
+def check(place: Place, old: Sequence[tuple[Any, ...]] = ()) -> None:
     """Run `run --once` and check views, index, quarantine and skipped count; raises."""
-    for event in projector("run", "--once", "-d", path, "--log-level", "error").stderr.splitlines():
+    once = projector("run", "--once", "-d", place.name, "--log-level", "error")
+    for event in once.stderr.splitlines():
         raise Difference(f"run --once said: {event}")
-    database = Database(path)
-    found = {"sessions": database.views(), "session_index": database.index()}
-    log = database.log()
+    found = {"sessions": place.views(), "session_index": place.index()}
+    log = place.log()
     check_log(log, old)
     for name, rows in found.items():
-        check_projection(database, name, rows, log)
+        check_projection(place, name, rows, log)
 
 
 def check_projection(
-    database: Database, name: str, rows: dict[Any, Any], log: Sequence[tuple[Any, ...]]
+    place: Place, name: str, rows: dict[Any, Any], log: Sequence[tuple[Any, ...]]
 ) -> None:
     """Check up to the projection's own position: a full scan may be ahead of the other one."""
-    ((position, skipped),) = database.sql(
+    ((position, skipped),) = place.sql(
         "SELECT position, skipped FROM checkpoint WHERE name = ?", name
     )
     log = [row for row in log if row[0] <= position]
     folded = oracle.fold(log)
     compare(name, rows, folded.views if name == "sessions" else oracle.index(log))
     compare(f"what {name} skipped", {name: skipped}, {name: folded.skipped})
-    quarantine = database.sql("SELECT seq, '' FROM quarantine WHERE projection = ?", name)
+    quarantine = place.sql("SELECT seq, '' FROM quarantine WHERE projection = ?", name)
     compare(f"the quarantine of {name}", dict(quarantine), dict.fromkeys(folded.quarantine, ""))
 
 
-def check_log(log: Sequence[tuple[Any, ...]], old: Sequence[tuple[Any, ...]]) -> None:
-    """Check that the old events come first, unchanged, then all of each writer's, in order."""
+def check_log(
+    log: Sequence[tuple[Any, ...]],
+    old: Sequence[tuple[Any, ...]] = (),
+    *,
+    names: Sequence[str] = ("left", "right"),
+    each: int | None = None,
+) -> None:
+    """Check that the old events come first, unchanged, then all of each writer's, in order; `each`
+    is how many these are."""
     if [tuple(row[1:]) for row in log[: len(old)]] != list(old):
         raise Difference("the log does not begin with the events that it had before")
-    for name in ("left", "right"):
+    for name in names:
         ids = [row[1] for row in log if row[1].startswith(f"{name}-")]
-        if ids != [f"{name}-{number}" for number in range(len(ids))]:
+        wanted = len(ids) if each is None else each
+        if ids != [f"{name}-{number}" for number in range(wanted)]:
             raise Difference(f"events of the writer {name} are missing or out of order")
 
 
@@ -253,14 +258,14 @@ def compare(what: str, found: dict[Any, Any], wanted: dict[Any, Any]) -> None:
 
 def one_daemon(campaign: Campaign, kills: int) -> None:
     """Kill a single daemon, and start it again."""
-    path = fresh(campaign)
-    with writers(path, campaign.chance):
+    place = fresh(campaign)
+    with writers(place, campaign.chance):
         for number in range(1, kills + 1):
-            daemon = Child(campaign.folder, *RUN, path)
+            daemon = Child(campaign.folder, *RUN, place.name)
             campaign.kill_one([daemon], campaign.target(TAILING))
             if number % KILLS_PER_CHECK == 0:
-                check(path)
-    check(path)
+                check(place)
+    check(place)
 
 
 def standing_by(campaign: Campaign, kills: int) -> None:
@@ -274,88 +279,102 @@ def unlocked(campaign: Campaign, kills: int) -> None:
 
 
 def two_daemons(campaign: Campaign, kills: int, *, unlocked: bool) -> None:
-    path = fresh(campaign)
-    lock = path.with_name(path.name + "-projector.lock")
+    place = fresh(campaign)
     done = 0
-    with writers(path, campaign.chance):
+    with writers(place, campaign.chance):
         while done < kills:
             with ExitStack() as alive:
                 running: list[Child] = []
                 for _ in range(min(KILLS_PER_CHECK, kills - done)):
                     while len(running) < 2:
                         if unlocked:
-                            lock.unlink(missing_ok=True)
-                        running.append(started(alive, campaign, path))
+                            place.unlock()
+                        running.append(started(alive, campaign, place))
                     running.remove(campaign.kill_one(running, campaign.target(TAILING)))
                     done += 1
-            check(path)
+            check(place)
 
 
-def started(alive: ExitStack, campaign: Campaign, path: Path) -> Child:
+def started(alive: ExitStack, campaign: Campaign, place: Place) -> Child:
     """Start a daemon and wait for it, so that a second one does not overtake it."""
-    daemon = Child(campaign.folder, *RUN, path)
+    daemon = Child(campaign.folder, *RUN, place.name)
     alive.callback(daemon.kill)
-    lock = path.with_name(path.name + "-projector.lock")
     deadline = time.monotonic() + AIM_S
-    while not lock.exists() and time.monotonic() < deadline:
+    while not place.led() and time.monotonic() < deadline:
         time.sleep(0.01)
     return daemon
 
 
+def server(campaign: Campaign, kills: int) -> None:
+    """Kill the server, which recovers, under two daemons that wait for it, and these after it."""
+    place = fresh(campaign)
+    done = 0
+    with writers(place, campaign.chance):
+        while done < kills:
+            with ExitStack() as alive:
+                running = [started(alive, campaign, place) for _ in range(2)]
+                for _ in range(min(KILLS_PER_CHECK // 2, kills - done)):
+                    campaign.aim(running, campaign.target(("read", "fold", "commit")))
+                    campaign.server.stop("SIGQUIT")
+                    campaign.server.start()
+                    campaign.counts["server"] += 1
+                    done += 1
+                    seen(place, running)
+            check(place)
+
+
+def seen(place: Place, running: Sequence[Child]) -> None:
+    """Wait until what was written is folded, by daemons that have not ended."""
+    ((newest,),) = place.sql("SELECT max(seq) FROM event_log")
+    deadline = time.monotonic() + RECOVERY_S
+    while place.position() < newest:
+        for child in running:
+            if child.ended:
+                raise Difference(f"a daemon ended, {child.process.returncode}: {child.said}")
+        if time.monotonic() > deadline:
+            raise Difference(f"{newest} is not folded: {[child.said for child in running]}")
+        time.sleep(0.01)
+
+
 def walk(campaign: Campaign, kills: int) -> None:
     """Kill a daemon in the full scan that it starts with, because no checkpoint made the rows."""
-    path = fresh(campaign)
-    with writers(path, campaign.chance):
-        inserted(path, [written(campaign.chance, f"first-{n}") for n in range(WALKED_EVENTS)])
-        check(path)
+    place = fresh(campaign)
+    with writers(place, campaign.chance):
+        place.insert_all([written(campaign.chance, f"first-{n}") for n in range(WALKED_EVENTS)])
+        check(place)
         for number in range(1, kills + 1):
-            if campaign.chance.one_in(3) or Database(path).position():
-                damage(path)
-            daemon = Child(campaign.folder, *RUN, path)
+            if campaign.chance.one_in(3) or place.position():
+                place.damage(adopted=True)
+            daemon = Child(campaign.folder, *RUN, place.name)
             campaign.aim([daemon], "walk")
             time.sleep(campaign.chance.random() * 0.2)
             campaign.kill_one([daemon], "walk")
             if number % KILLS_PER_CHECK == 0:
-                check(path)
-    check(path)
+                check(place)
+    check(place)
 
 
 def replay(campaign: Campaign, kills: int) -> None:
     """Kill `projector replay` of damaged rows while a daemon keeps tailing."""
-    path = fresh(campaign)
-    with writers(path, campaign.chance):
-        inserted(path, [written(campaign.chance, f"first-{n}") for n in range(WALKED_EVENTS)])
-        check(path)
+    place = fresh(campaign)
+    with writers(place, campaign.chance):
+        place.insert_all([written(campaign.chance, f"first-{n}") for n in range(WALKED_EVENTS)])
+        check(place)
         done = 0
         while done < kills:
             with ExitStack() as alive:
-                started(alive, campaign, path)
+                started(alive, campaign, place)
                 for _ in range(min(KILLS_PER_CHECK, kills - done)):
-                    damage(path, adopted=False)
-                    replaying = Child(campaign.folder, "replay", "-d", path)
+                    place.damage(adopted=False)
+                    replaying = Child(campaign.folder, "replay", "-d", place.name)
                     campaign.aim([replaying], "replay")
                     time.sleep(campaign.chance.random() * 0.2)
                     if phase := replaying.kill():
                         campaign.counts[phase] += 1
                     done += 1
-                projector("replay", "-d", path)
-                projector("verify", "-d", path)
-            check(path)
-
-
-def damage(path: Path, *, adopted: bool = True) -> None:
-    """Write rows as another program would, some of them damaged; if asked, as after an adoption."""
-    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
-        connection.execute("BEGIN IMMEDIATE")
-        if adopted:
-            connection.execute("UPDATE checkpoint SET position = 0, digest = '', skipped = 0")
-        connection.execute("UPDATE view SET data = x'80' WHERE rowid % 3 = 0")
-        connection.execute("DELETE FROM view WHERE rowid % 5 = 0")
-        connection.execute("DELETE FROM session_index WHERE last_seq % 3 = 0")
-        connection.execute("UPDATE session_index SET title = 'other' WHERE last_seq % 5 = 0")
-        connection.execute(
-            "INSERT OR IGNORE INTO view VALUES ('gone', 'session:gone', x'80', 'x', 1, 1)"
-        )
+                projector("replay", "-d", place.name)
+                projector("verify", "-d", place.name)
+            check(place)
 
 
 def migration(campaign: Campaign, kills: int) -> None:
@@ -366,23 +385,36 @@ def migration(campaign: Campaign, kills: int) -> None:
     while done < kills:
         path = campaign.path()
         shutil.copy(template, path)
-        with writers(path, campaign.chance):
-            done += killed_setups(campaign, path, min(2, kills - done))
+        place = Place(path)
+        with writers(place, campaign.chance):
+            done += killed_setups(campaign, place, min(2, kills - done))
             while projector("db", "setup", "-d", path, check=None).returncode == 3:
                 time.sleep(0.1)
             projector("db", "setup", "-d", path)
-            check_log(Database(path).log(), old)
+            check_log(place.log(), old)
         check_backup(path, old)
         if done % 6 == 0 or done >= kills:
-            check(path, old)
+            check(place, old)
         for file in path.parent.glob(path.name + "*"):
             file.unlink()
 
 
-def killed_setups(campaign: Campaign, path: Path, kills: int) -> int:
+def setup(campaign: Campaign, kills: int) -> None:
+    """Kill the set-up of an empty database."""
+    done = 0
+    while done < kills:
+        place = campaign.place()
+        done += killed_setups(campaign, place, min(2, kills - done))
+        projector("db", "setup", "-d", place.name)
+        if not place.insert_all([written(campaign.chance, f"first-{n}") for n in range(100)]):
+            raise Difference("nothing can be written")
+        check(place)
+
+
+def killed_setups(campaign: Campaign, place: Place, kills: int) -> int:
     """Set up and kill until `kills` is reached or a set-up ends; returns the number of kills."""
     for number in range(kills):
-        child = Child(campaign.folder, "db", "setup", "-d", path)
+        child = Child(campaign.folder, "db", "setup", "-d", place.name)
         target = campaign.target(("migration", "setup"))
         while child.phase != target and not child.ended:
             time.sleep(POLL_S)
@@ -420,37 +452,61 @@ def kanbatte(path: Path, chance: Chance) -> list[tuple[Any, ...]]:
     return rows
 
 
-def fresh(campaign: Campaign) -> Path:
-    path = campaign.path()
-    projector("db", "setup", "-d", path)
-    return path
+def fresh(campaign: Campaign) -> Place:
+    place = campaign.place()
+    projector("db", "setup", "-d", place.name)
+    return place
 
 
 SETUP_S: Final = {"migration": 0.02, "setup": 0.06}
 """About how long the set-up of this log takes from the start of a phase on."""
 RUN: Final = ("run", "--log-level", "error", "-d")
-SCENARIOS: Final[tuple[tuple[int, Callable[[Campaign, int], None]], ...]] = (
-    (25, one_daemon),
-    (20, standing_by),
-    (15, unlocked),
-    (15, walk),
-    (15, replay),
-    (10, migration),
-)
+SCENARIOS: Final[dict[str, tuple[tuple[int, Callable[[Campaign, int], None]], ...]]] = {
+    "sqlite": (
+        (25, one_daemon),
+        (20, standing_by),
+        (15, unlocked),
+        (15, walk),
+        (15, replay),
+        (10, migration),
+    ),
+    "postgres": (
+        (25, one_daemon),
+        (20, standing_by),
+        (15, server),
+        (15, walk),
+        (15, replay),
+        (10, setup),
+    ),
+}
 """Each scenario with its share of the kills in percent; add a new command here."""
 
 
-def run(kills: int, seed: int, folder: Path) -> dict[str, int]:
-    """Kill `kills` times; returns how many kills fell into each phase, or raises `Difference`."""
-    campaign = Campaign(seed, folder)
-    for share, scenario in SCENARIOS:
+def run(kills: int, seed: int, folder: Path, server: Any = None) -> dict[str, int]:
+    """Kill `kills` times; returns how many kills fell into each phase, or raises `Difference`.
+
+    `server` is that of the tests, if the databases are to be on it."""
+    campaign = Campaign(seed, folder, server)
+    for share, scenario in SCENARIOS["postgres" if server else "sqlite"]:
         left = max(1, round(kills * share / 100))
         while left:
             now = min(left, KILLS_PER_DATABASE)
             scenario(campaign, now)
             left -= now
             print(f"{scenario.__name__}: {dict(campaign.counts)}", file=sys.stderr)
-    return {phase: campaign.counts[phase] for phase in PHASES}
+    return {phase: campaign.counts[phase] for phase in (*PHASES, *(["server"] if server else []))}
+
+
+@contextmanager
+def server_for(engine: str) -> Iterator[Any]:
+    """The tests' server for the block, None for SQLite."""
+    if engine == "sqlite":
+        yield None
+        return
+    from support.postgres import Server  # which needs more than SQLite does
+
+    with closing(Server()) as own:
+        yield own
 
 
 def main() -> None:
@@ -460,11 +516,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--engine", choices=SCENARIOS, default="sqlite")
     options = parser.parse_args()
     started_at = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, server_for(options.engine) as on:
         try:
-            counts = run(options.kills, options.seed, Path(folder))
+            counts = run(options.kills, options.seed, Path(folder), on)
         except Difference as difference:
             sys.exit(f"DIFFERENT: {difference}")
     for phase, count in counts.items():

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from fuzz_decoder import Chance
-from kills import Difference, check, inserted, written
-from support import PROJECTOR, Database, projector
+from kills import Difference, check, written
+from places import Place
+from support import PROJECTOR, projector
 
 COPIED_BACK_S: Final = 2.0
 """After which what was committed is in the database file, whatever happens to the files beside."""
@@ -56,7 +57,7 @@ class Day:
         while not self.over.is_set():
             rows = [written(chance, f"{name}-{number + more}") for more in range(chance.below(5))]
             with self.gate:
-                done = inserted(self.path, rows)
+                done = Place(self.path).insert_all(rows)
             if done:
                 number += len(rows)
                 self.stored += [row[0] for row in rows]
@@ -130,8 +131,8 @@ def main() -> None:
                 writer.join()
             day.daemon.kill()
             day.daemon.wait()
-        check(path)
-        lost = set(day.stored) - {row[1] for row in Database(path).log()}
+        check(Place(path))
+        lost = set(day.stored) - {row[1] for row in Place(path).log()}
         if lost:
             raise Difference(f"{len(lost)} events are lost")
         projector("verify", "-d", path)

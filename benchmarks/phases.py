@@ -16,19 +16,32 @@ from typing import Any, Final
 
 WRAPPED: Final[dict[str, tuple[str, ...]]] = {
     "read": (
-        "session_projector.worker.storage.sqlite.log:SqliteLog.page",
-        "session_projector.worker.storage.sqlite.log:SqliteLog.of",
-        "session_projector.worker.storage.sqlite.log:SqliteLog.by_session",
-        "session_projector.worker.storage.sqlite.views:SqliteViews.load",
+        "{storage}.log:{Engine}Log.page",
+        "{storage}.log:{Engine}Log.of",
+        "{storage}.log:{Engine}Log.by_session",
+        "{storage}.views:{Engine}Views.load",
     ),
     "fold": ("session_projector.projections.fold:read", "session_projector.projections.fold:fold"),
-    "commit": ("session_projector.worker.storage.sqlite.store:SqliteStore.commit",),
-    "setup": ("session_projector.worker.storage.sqlite.schema.migrate:setup",),
-    "migration": ("session_projector.worker.storage.sqlite.schema.migrate:_migrate",),
+    "commit": ("{storage}.store:{Engine}Store.commit",),
+    "setup": ("{migrate}:setup",),
+    "migration": ("{migrate}:{migration}",),
     "walk": ("session_projector.worker.replay.round_robin:interleave",),
     "replay": ("session_projector.worker.replay.verify:replay",),
 }
 """The functions that belong to each phase; add a new phase here."""
+_STORAGE: Final = "session_projector.worker.storage"
+SQLITE: Final = {
+    "storage": f"{_STORAGE}.sqlite",
+    "Engine": "Sqlite",
+    "migrate": f"{_STORAGE}.sqlite.schema.migrate",
+    "migration": "_migrate",
+}
+POSTGRES: Final = {
+    "storage": f"{_STORAGE}.postgres",
+    "Engine": "Postgres",
+    "migrate": f"{_STORAGE}.postgres.migrate",
+    "migration": "_setup",
+}
 OUTER: Final = frozenset({"walk", "replay"})
 """Phases that hide the phases of what they call: the outermost of these is shown, or else the
 innermost phase."""
@@ -82,11 +95,11 @@ def wrap(board: Board, name: str, function: Callable[..., Any]) -> Callable[...,
     return called
 
 
-def instrument(board: Board) -> None:
+def instrument(board: Board, engine: dict[str, str]) -> None:
     """Wrap all functions; call this before any module that imports them by name is imported."""
     for name, places in WRAPPED.items():
         for place in places:
-            module, _, path = place.partition(":")
+            module, _, path = place.format(**engine).partition(":")
             *owners, attribute = path.split(".")
             owner: Any = import_module(module)
             for step in owners:
@@ -96,7 +109,7 @@ def instrument(board: Board) -> None:
 
 def main() -> None:
     file = Path(sys.argv.pop(1))
-    instrument(Board(file))
+    instrument(Board(file), POSTGRES if any("://" in word for word in sys.argv) else SQLITE)
     import_module("session_projector.worker.cli.main").main()
 
 
