@@ -151,7 +151,8 @@ class Connection:
             raw = connect(self.target, **self._settings)
             try:
                 if self._direct:
-                    refuse_pooler(self.name, raw)
+                    with translated(self.name):
+                        refuse_pooler(self.name, raw)
             except BaseException:
                 raw.close()
                 raise
