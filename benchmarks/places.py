@@ -13,8 +13,9 @@ from support import INSERT, Database
 
 Row = Sequence[Any]
 """Of `event_log`, as SQLite has it: id, key, data, created_at."""
-LEADERS: Final = (
-    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 1886547819"
+LEADING: Final = (
+    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    " WHERE locktype = 'advisory' AND classid = 1886547819 AND mode = 'ExclusiveLock'"
 )
 
 
@@ -93,7 +94,11 @@ class ServerPlace(Place):
         return True
 
     def led(self) -> bool:
-        return self.sql(LEADERS) != [(0,)]
+        return bool(self.leading())
+
+    def leading(self) -> set[int]:
+        """The daemons that lead any projection, by process id."""
+        return {int(name.rpartition(":")[2]) for (name,) in self.sql(LEADING)}
 
     def damage(self, *, adopted: bool) -> None:
         import psycopg

@@ -1,10 +1,14 @@
 """A short campaign of SIGKILLs; `benchmarks/kills.py` is the long one."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import cluster
 import kills
 import pytest
+from support.postgres import Server
 
 PHASES = ("read", "fold", "commit", "migration", "walk", "replay")
 
@@ -20,3 +24,24 @@ def test_killed_in_every_phase_it_loses_and_doubles_nothing(tmp_path: Path) -> N
             break
 
     assert all(counts[phase] for phase in PHASES), counts
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of its own, which is killed."""
+    with closing(Server()) as server:
+        yield server
+
+
+@pytest.mark.timeout(400)
+def test_killed_on_postgresql_it_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:
+    counts = kills.run(6, seed=1, folder=tmp_path, server=server)
+
+    assert counts["server"], counts
+
+
+@pytest.mark.timeout(400)
+def test_three_daemons_on_a_server_that_is_killed_fold_what_sqlite_folds(
+    tmp_path: Path, server: Server
+) -> None:
+    cluster.run(server, tmp_path, events=1600, kills=2, seed=1)
