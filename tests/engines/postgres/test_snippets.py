@@ -31,7 +31,7 @@ class Log:
     def __init__(self, server: Server, url: str, folder: Path) -> None:
         self.server, self.url, self.folder = server, url, folder
         self.writers_url = url.replace("//postgres@", "//agent@")
-        storage.database(url).setup(writer="agent", reader="agent")
+        storage.database(url).setup(writer="agent")
 
     def write(self, *names: str, page: str = WRITING) -> list[str]:
         path = f"{self.server.binaries}:/usr/bin:/bin"
