@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import Database
-from support.postgres import Server
+from support.postgres import PostgresDatabase, Server
 
 from session_projector.worker.storage.sqlite.schema import migrate as schema
 
@@ -21,12 +22,45 @@ settings.register_profile(
 settings.load_profile("projector")
 
 
+BOTH = ("daemon", "replay", "commands")
+"""The folders of tests that run on every engine."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for said in (
+        "sqlite: what only SQLite has, or what is said in its words; on SQLite alone",
+        "once: it says nothing of databases, or takes long, so that SQLite is enough",
+    ):
+        config.addinivalue_line("markers", said)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folder = metafunc.definition.path.parent.name
+    if "database" in metafunc.fixturenames and folder in BOTH:
+        metafunc.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not _is_left_out(item)]
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    """Of a test on SQLite alone the run on another engine; it is not one that was skipped."""
+    alone = any(map(item.get_closest_marker, ("sqlite", "once")))
+    call = getattr(item, "callspec", None)
+    return alone and call is not None and call.params.get("database") == "postgresql"
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    """A fresh database of ours."""
-    path = tmp_path / "local.db"
-    schema.setup(path)
-    return Database(path)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A fresh database of ours; in the folders of `BOTH` one of each engine."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        database: Database = PostgresDatabase.fresh(request.getfixturevalue("postgres"))
+    else:
+        database = Database(tmp_path / "local.db")
+        schema.setup(database.path)
+    with closing(database):
+        yield database
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Store
 
+pytestmark = pytest.mark.once  # both engines are in each of them
 EVENTS = 13_000
 """More than three pages."""
 SMALL = Limits(page_events=4, page_bytes=1000, page_keys=2, view_bytes=5000)

@@ -33,6 +33,7 @@ SAMPLE = Path(__file__).parents[1] / "support" / "kanbatte-sample.db"
 OF_THE_MACHINE = {"sqlite", "filesystem", "space"}
 MIB = 1024 * 1024
 
+pytestmark = pytest.mark.sqlite  # its checks are an engine's own
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_shell = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 shell")
 

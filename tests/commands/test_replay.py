@@ -4,10 +4,8 @@ import json
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +15,7 @@ from support import (
     INSERT,
     PROJECTOR,
     T0,
-    WRITER,
     Database,
-    copy,
     daemon,
     event,
     fill,
@@ -46,7 +42,6 @@ from session_projector.worker.replay import fix
 from session_projector.worker.replay import rebuild as replay
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Change
-from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 DAMAGES = {
     "view damaged": "UPDATE view SET data = x'80' WHERE key = 'session:A-1'",
@@ -73,21 +68,19 @@ def folded(database: Database) -> Database:
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_verify_names_what_differs_and_replay_fixes_it(
-    folded: Database, tmp_path: Path, kind: str
-) -> None:
-    projector("verify", "-d", folded.path)
+def test_verify_names_what_differs_and_replay_fixes_it(folded: Database, kind: str) -> None:
+    projector("verify", "-d", folded.url)
     folded.sql(DAMAGES[kind])
 
-    found = projector("verify", "-d", folded.path, check=1)
-    tried = projector("replay", "--dry-run", "-d", folded.path)
-    projector("replay", "-d", folded.path)
+    found = projector("verify", "-d", folded.url, check=1)
+    tried = projector("replay", "--dry-run", "-d", folded.url)
+    projector("replay", "-d", folded.url)
 
     row, what = kind.split()
     assert f"sessions: {what} {row}" in found.stdout
     assert f"1 {kind}" in tried.stdout or f"2 {kind}" in tried.stdout
-    projector("verify", "-d", folded.path)
-    assert folded.everything() == refolded(folded, tmp_path / "fresh.db").everything()
+    projector("verify", "-d", folded.url)
+    assert folded.everything() == refolded(folded).everything()
 
 
 def test_a_difference_names_the_field_and_the_message(folded: Database) -> None:
@@ -96,8 +89,8 @@ def test_a_difference_names_the_field_and_the_message(folded: Database) -> None:
     view["messages"][1]["content"] = "rewritten"
     folded.sql("UPDATE view SET data = ? WHERE key = 'session:A-1'", oracle.msgpack.packb(view))
 
-    lines = projector("verify", "--json", "--session", "A-1", "-d", folded.path, check=1).stdout
-    text = projector("verify", "--session", "A-1", "-d", folded.path, check=1).stdout
+    lines = projector("verify", "--json", "--session", "A-1", "-d", folded.url, check=1).stdout
+    text = projector("verify", "--session", "A-1", "-d", folded.url, check=1).stdout
 
     assert 'messages 2.content: found "rewritten", expected "bare"\n' in text
     assert 'status: found "done", expected "ready"\n' in text
@@ -117,11 +110,9 @@ def test_a_difference_names_the_field_and_the_message(folded: Database) -> None:
 @settings(max_examples=25, deadline=None)
 @given(log=logs.logs, page=st.integers(1, 7), damage=st.sampled_from([*DAMAGES.values()]))
 def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_holds(
-    tmp_path_factory: pytest.TempPathFactory, log: list[Any], page: int, damage: str
+    database: Database, log: list[Any], page: int, damage: str
 ) -> None:
-    path = tmp_path_factory.mktemp("log")
-    schema.setup(path / "local.db")
-    database = Database(path / "local.db")
+    database = database.renewed()
     for key, data, created_at in log:
         database.insert(key, data, created_at=created_at)
     catch_up(database)
@@ -130,17 +121,16 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
         limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
         patch.setattr(fix, "CHUNK_CHANGES", page)
         assert differences(database, limits=limits) == {}
-        with closing(sqlite3.connect(database.path, isolation_level=None)) as foreign:
-            try:
-                foreign.execute(damage)
-            except sqlite3.IntegrityError:
-                return  # there is such a row already
+        try:
+            database.sql(damage)
+        except database.error:
+            return  # there is such a row already
 
         repair(database, limits=limits)
         assert differences(database, limits=limits) == {}
 
     assert database.everything() == expected
-    assert expected == refolded(database, path / "fresh.db").everything()
+    assert expected == refolded(database).everything()
     assert database.views() == oracle.fold(database.log()).views
 
 
@@ -168,7 +158,7 @@ def test_views_gathered_over_sessions_are_verified_and_repaired(database: Databa
 def test_of_several_that_cannot_be_compared_the_others_are_in_the_log(folded: Database) -> None:
     folded.sql("UPDATE checkpoint SET version = 99")
 
-    said = projector("verify", "-d", folded.path, check=4).stderr
+    said = projector("verify", "-d", folded.url, check=4).stderr
 
     assert "projector: the views of sessions were made by version 99" in said
     (left_out,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
@@ -193,59 +183,56 @@ def test_where_nobody_else_writes_a_replay_commits_a_hundred_rows_at_a_time(
 def test_unchanged_rows_are_not_written(folded: Database) -> None:
     folded.sql("CREATE TABLE written (key TEXT)")
     for change in ("INSERT", "UPDATE", "DELETE"):
-        folded.sql(
-            f"CREATE TRIGGER on_{change} AFTER {change} ON view BEGIN"
-            f" INSERT INTO written VALUES ({'old' if change == 'DELETE' else 'new'}.key); END"
-        )
+        row = "old" if change == "DELETE" else "new"
+        folded.on(f"AFTER {change}", "view", f"INSERT INTO written VALUES ({row}.key)")
     folded.sql("UPDATE view SET data = x'80' WHERE key = 'session:A-1'")
     folded.sql("DELETE FROM written")
 
-    projector("replay", "-d", folded.path)
-    projector("replay", "-d", folded.path)
+    projector("replay", "-d", folded.url)
+    projector("replay", "-d", folded.url)
 
     assert folded.sql("SELECT * FROM written") == [("session:A-1",)]
-    assert len(folded.sql("SELECT 1 FROM sqlite_master WHERE name LIKE 'on_%'")) == 3
+    assert len(folded.triggers()) == 3
 
 
-def test_replay_makes_views_from_nothing(folded: Database, tmp_path: Path) -> None:
-    expected = refolded(folded, tmp_path / "fresh.db").everything()
+def test_replay_makes_views_from_nothing(folded: Database) -> None:
+    expected = refolded(folded).everything()
     for table in ("checkpoint", "quarantine", "session_index", "view"):
         folded.sql(f"DELETE FROM {table}")
     folded.sql("INSERT INTO view VALUES ('9', 'project:P', x'80', 'e', 1, 1)")
 
-    projector("replay", "-d", folded.path)
+    projector("replay", "-d", folded.url)
 
     assert folded.sql("SELECT id FROM view WHERE key = 'project:P'") == [("9",)]
     folded.sql("DELETE FROM view WHERE key = 'project:P'")
     assert folded.everything() == expected
 
 
-def test_replay_repairs_views_of_a_log_that_was_rewound(folded: Database, tmp_path: Path) -> None:
-    copy(folded.path, tmp_path / "rewound.db")
+def test_replay_repairs_views_of_a_log_that_was_rewound(folded: Database) -> None:
+    rewound = folded.copied()
     folded.appended("A-1", "lost")
     catch_up(folded)
-    rewound = Database(tmp_path / "rewound.db")
     for table in ("checkpoint", "view", "session_index"):
         rewound.sql(f"DELETE FROM {table}")
         for row in folded.sql(f"SELECT * FROM {table}"):
             rewound.sql(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", *row)
-    refused = projector("run", "--once", "-d", rewound.path, check=4)
+    refused = projector("run", "--once", "-d", rewound.url, check=4)
     assert "projector replay" in refused.stderr
-    assert "projector replay" in projector("verify", "-d", rewound.path, check=4).stderr
-    projector("replay", "--session", "A-1", "-d", rewound.path, check=1)
-    assert "view stale" in projector("replay", "--dry-run", "-d", rewound.path).stdout
+    assert "projector replay" in projector("verify", "-d", rewound.url, check=4).stderr
+    projector("replay", "--session", "A-1", "-d", rewound.url, check=1)
+    assert "view stale" in projector("replay", "--dry-run", "-d", rewound.url).stdout
 
-    projector("replay", "-d", rewound.path)
+    projector("replay", "-d", rewound.url)
 
-    projector("verify", "-d", rewound.path)
-    assert rewound.everything() == refolded(rewound, tmp_path / "fresh.db").everything()
+    projector("verify", "-d", rewound.url)
+    assert rewound.everything() == refolded(rewound).everything()
 
 
 def test_what_an_upgrade_can_fold_leaves_the_quarantine_in_the_logs_own_order(
-    folded: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folded: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if an older version had refused every append."""
-    expected = refolded(folded, tmp_path / "fresh.db").everything()
+    expected = refolded(folded).everything()
     folded.appended("A-1", "after")
     sessions = type(BUILT_IN[0])
     with monkeypatch.context() as older:
@@ -264,7 +251,7 @@ def test_what_an_upgrade_can_fold_leaves_the_quarantine_in_the_logs_own_order(
     repair(folded)
 
     assert folded.contents("A-1") == ["one", "bare", "after"]
-    assert folded.everything() == refolded(folded, tmp_path / "fresh2.db").everything()
+    assert folded.everything() == refolded(folded).everything()
 
 
 def test_readers_and_a_busy_daemon_go_on_during_replays(database: Database) -> None:
@@ -283,26 +270,26 @@ def test_readers_and_a_busy_daemon_go_on_during_replays(database: Database) -> N
             faults.extend(f"{key} is gone" for key in seen if f"session:{key}" not in views)
             seen = counts
 
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         reader = threading.Thread(target=read)
         reader.start()
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), "0"])
+        writer = database.writer("0")
         while writer.poll() is None:
             database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-3'")
             two = [
                 subprocess.Popen(
-                    [*PROJECTOR, "replay", "-d", database.path], stdout=subprocess.DEVNULL
+                    [*PROJECTOR, "replay", "-d", database.url], stdout=subprocess.DEVNULL
                 )
                 for _ in range(2)
             ]
             assert [one.wait() for one in two] == [0, 0]
-            projector("verify", "-d", database.path)
+            projector("verify", "-d", database.url)
         over.set()
         reader.join()
         assert running.stop(signal.SIGTERM) == 0
 
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     assert faults == []
     assert database.views() == oracle.fold(database.log()).views
     assert database.index() == oracle.index(database.log())
@@ -316,7 +303,7 @@ def test_a_replay_stopped_at_any_moment_leaves_whole_rows_and_nothing_behind(
     catch_up(database)
     expected = database.everything()
     database.sql("UPDATE view SET data = x'80'")
-    running = subprocess.Popen([*PROJECTOR, "replay", "-d", database.path])
+    running = subprocess.Popen([*PROJECTOR, "replay", "-d", database.url])
     while database.sql("SELECT count(*) FROM view WHERE data = x'80'") == [(3000,)]:
         assert running.poll() is None
     running.send_signal(number)
@@ -324,8 +311,7 @@ def test_a_replay_stopped_at_any_moment_leaves_whole_rows_and_nothing_behind(
 
     good = {row[1]: row for row in expected[0]}
     assert all(row[2] == b"\x80" or row == good[key] for key, row in database.views().items())
-    assert not database.sql("SELECT 1 FROM sqlite_master WHERE name = 'gathered'")
-    projector("replay", "-d", database.path)
+    projector("replay", "-d", database.url)
     assert database.everything() == expected
 
 
@@ -334,9 +320,9 @@ async def test_a_batch_that_was_folded_before_a_replay_is_not_committed(
 ) -> None:
     """The generation is part of the compare-and-set, also where the position stands still."""
     database.created("A-1", "one")
-    async with opened(database.path) as thread:
+    async with opened(database.url) as thread:
         sessions = BUILT_IN[0]
-        await replay_all(target(database.path), BUILT_IN, Heard())
+        await replay_all(target(database.url), BUILT_IN, Heard())
         before = await checkpoint(thread, sessions)
         [row] = database.views().values()
         database.sql("UPDATE view SET data = x'80'")
@@ -355,8 +341,8 @@ def test_a_view_is_compared_as_of_the_checkpoint(folded: Database) -> None:
     folded.appended("A-1", "not folded yet")
     folded.created("A-9")
 
-    projector("verify", "-d", folded.path)
-    projector("replay", "-d", folded.path)
+    projector("verify", "-d", folded.url)
+    projector("replay", "-d", folded.url)
 
     assert folded.contents("A-1")[-1] == "not folded yet"
 
@@ -365,52 +351,51 @@ def test_views_that_the_projector_did_not_make_are_said_to_be_so(database: Datab
     database.created("A-1")
     database.sql("INSERT INTO view VALUES ('x', 'session:A-1', x'80', 'e', 1, 1)")
 
-    said = projector("verify", "-d", database.path, check=1)
-    tried = projector("replay", "--dry-run", "-d", database.path)
+    said = projector("verify", "-d", database.url, check=1)
+    tried = projector("replay", "--dry-run", "-d", database.url)
 
     assert "projector replay" in said.stderr
     assert "1 view damaged" in tried.stdout
 
 
-def test_odd_keys_are_walked(database: Database, tmp_path: Path) -> None:
+@pytest.mark.sqlite
+def test_odd_keys_are_walked(database: Database) -> None:
     for key in (None, b"\xff", "", "session:", 5, 2.5):
         with closing(sqlite3.connect(database.path)) as connection, connection:
             connection.execute(INSERT, (f"k{key!r}", key, b"\xc0", T0))
-    projector("replay", "-d", database.path)
-    assert database.everything() == refolded(database, tmp_path / "fresh.db").everything()
+    projector("replay", "-d", database.url)
+    assert database.everything() == refolded(database).everything()
 
     database.sql("INSERT INTO event_log (id, key) VALUES ('u', CAST(x'fe' AS TEXT))")
     database.sql(
         "INSERT INTO view VALUES ('b', CAST(x'73657373696f6e3aff' AS TEXT), x'', '', 1, 1)"
     )
-    projector("replay", "-d", database.path)
+    projector("replay", "-d", database.url)
 
-    projector("verify", "-d", database.path)
+    projector("verify", "-d", database.url)
     assert len(database.sql("SELECT 1 FROM view")) == 0
 
 
 def test_an_unknown_projection_is_refused(database: Database) -> None:
-    refused = projector("replay", "--projection", "nope", "-d", database.path, check=2)
+    refused = projector("replay", "--projection", "nope", "-d", database.url, check=2)
 
     assert "sessions, session_index" in refused.stderr
 
 
 def test_a_session_that_nothing_names_is_said_not_to_be_there(folded: Database) -> None:
     for command in ("verify", "replay"):
-        said = projector(command, "--session", "nope", "-d", folded.path, check=1)
+        said = projector(command, "--session", "nope", "-d", folded.url, check=1)
 
         assert "there is no session nope" in said.stderr
 
 
-def test_a_row_that_bears_the_id_of_another_session_is_repaired(
-    folded: Database, tmp_path: Path
-) -> None:
+def test_a_row_that_bears_the_id_of_another_session_is_repaired(folded: Database) -> None:
     folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
     folded.sql("UPDATE view SET id = 'session:A-1' WHERE key = 'session:A-2'")
 
-    projector("replay", "-d", folded.path)
+    projector("replay", "-d", folded.url)
 
-    assert folded.everything() == refolded(folded, tmp_path / "fresh.db").everything()
+    assert folded.everything() == refolded(folded).everything()
 
 
 def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
@@ -419,7 +404,7 @@ def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
     folded.sql("INSERT INTO view VALUES ('session:A-9', 'project:P', x'80', 'e', 1, 1)")
     folded.created("A-9")
 
-    refused = projector("run", "--once", "-d", folded.path, check=4)
+    refused = projector("run", "--once", "-d", folded.url, check=4)
 
     assert "another program's row has the id" in refused.stderr
     assert "SELECT id, key FROM view" in refused.stderr
@@ -430,39 +415,46 @@ def test_another_programs_row_with_the_id_of_a_session_is_named_and_left_alone(
     "damage",
     [
         "UPDATE view SET key = 'session:aghost' WHERE key = 'session:A-1'",
-        "INSERT INTO session_index SELECT CAST('zz' AS BLOB), project, status, title,"
-        " message_count, last_role, created_at, updated_at, last_event_id, last_seq"
-        " FROM session_index WHERE session_id = 'A-1'",
-        "INSERT INTO quarantine VALUES ('sessions', CAST(x'ff' AS TEXT), 1, 2, 'r')",
+        pytest.param(
+            "INSERT INTO session_index SELECT CAST('zz' AS BLOB), project, status, title,"
+            " message_count, last_role, created_at, updated_at, last_event_id, last_seq"
+            " FROM session_index WHERE session_id = 'A-1'",
+            marks=pytest.mark.sqlite,
+        ),
+        pytest.param(
+            "INSERT INTO quarantine VALUES ('sessions', CAST(x'ff' AS TEXT), 1, 2, 'r')",
+            marks=pytest.mark.sqlite,
+        ),
     ],
 )
-def test_odd_damage_is_found_and_repaired(folded: Database, tmp_path: Path, damage: str) -> None:
+def test_odd_damage_is_found_and_repaired(folded: Database, damage: str) -> None:
     folded.sql(damage)
 
-    projector("verify", "-d", folded.path, check=1)
-    projector("replay", "-d", folded.path)
+    projector("verify", "-d", folded.url, check=1)
+    projector("replay", "-d", folded.url)
 
-    assert folded.everything() == refolded(folded, tmp_path / "fresh.db").everything()
+    assert folded.everything() == refolded(folded).everything()
 
 
 def test_two_replays_at_once_count_the_skipped_once(database: Database) -> None:
     fill(database, sessions=500, events=8000)
     catch_up(database)
     database.sql("UPDATE checkpoint SET skipped = 5")
-    command = [*PROJECTOR, "replay", "-d", str(database.path)]
+    command = [*PROJECTOR, "replay", "-d", database.url]
     two = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
 
     assert [one.wait() for one in two] == [0, 0]
     assert database.sql("SELECT DISTINCT skipped FROM checkpoint") == [(0,)]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("command", ["verify", "replay"])
 def test_an_output_that_cannot_be_written_is_no_fault_of_a_projection(
     folded: Database, command: str
 ) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*PROJECTOR, command, "-d", folded.path],
+            [*PROJECTOR, command, "-d", folded.url],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -7,20 +7,18 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
-import msgpack
 import pytest
-from support import INSERT, PROJECTOR, T0, WRITER, Database, daemon, event, fill, oracle, projector
+from support import INSERT, PROJECTOR, T0, Database, daemon, event, fill, oracle, projector
 
 SHELL = shutil.which("sqlite3")
 
 
 def test_a_raw_insert_becomes_a_view_and_a_stop_is_clean(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         database.created("A-1", "one")
         running.wait_until_at(1)
@@ -31,9 +29,10 @@ def test_a_raw_insert_becomes_a_view_and_a_stop_is_clean(database: Database) -> 
         assert running.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.sqlite
 @pytest.mark.skipif(SHELL is None, reason="needs the sqlite3 shell")
 def test_an_insert_from_the_sqlite3_shell_shows_up_within_a_second(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         subprocess.run(
             [
@@ -59,13 +58,13 @@ def test_a_signal_while_catching_up_ends_after_the_batch_in_hand(
     database: Database, number: int
 ) -> None:
     fill(database, sessions=50, events=20_000)
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("batch_committed")
 
         assert running.stop(number) == 0
         assert database.position() > 0
 
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     assert database.views() == oracle.fold(database.log()).views
 
 
@@ -73,19 +72,16 @@ def test_killed_again_and_again_under_writers_it_loses_and_doubles_nothing(
     database: Database,
 ) -> None:
     for numbers in ("01", "23"):
-        writers = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), number])
-            for number in numbers
-        ]
+        writers = [database.writer(number) for number in numbers]
         try:
             while any(writer.poll() is None for writer in writers):
-                with daemon(database.path) as running:
+                with daemon(database.url) as running:
                     running.wait_for("batch_committed")
                     running.stop(signal.SIGKILL)
         finally:
             for writer in writers:
                 writer.wait()
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
 
     assert database.sql("SELECT count(*) FROM event_log") == [(4 * 600,)]
     assert database.views() == oracle.fold(database.log()).views
@@ -106,9 +102,9 @@ def test_create_makes_an_absent_database(tmp_path: Path) -> None:
 
 
 def test_a_second_daemon_stands_by_and_takes_over(database: Database) -> None:
-    with daemon(database.path) as first:
+    with daemon(database.url) as first:
         first.wait_for("started")
-        with daemon(database.path) as second:
+        with daemon(database.url) as second:
             second.wait_for("standing_by", daemon_pid=first.process.pid)
             assert all(line["event"] != "lock_held" for line in second.lines)  # it is seen by whom
             first.stop(signal.SIGKILL)
@@ -120,39 +116,40 @@ def test_a_second_daemon_stands_by_and_takes_over(database: Database) -> None:
 
 
 def test_a_daemon_standing_by_stops_when_told(database: Database) -> None:
-    with daemon(database.path) as first:
+    with daemon(database.url) as first:
         first.wait_for("started")
-        with daemon(database.path) as second:
+        with daemon(database.url) as second:
             second.wait_for("standing_by")
 
             assert second.stop(signal.SIGTERM) == 0
 
 
 def test_run_once_beside_a_daemon_keeps_every_view_exact(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         for number in range(8):
             database.created(f"A-{number}", "one")
-            projector("run", "--once", "-d", database.path)
+            projector("run", "--once", "-d", database.url)
         running.stop(signal.SIGTERM)
 
     assert database.position() == 8
     assert database.views() == oracle.fold(database.log()).views
 
 
+@pytest.mark.sqlite
 def test_two_daemons_without_the_lock_keep_every_view_exact(database: Database) -> None:
     lock = database.path.with_name("local.db-projector.lock")
-    with daemon(database.path) as first:
+    with daemon(database.url) as first:
         first.wait_for("started")
         lock.unlink()
-        with daemon(database.path) as second:
+        with daemon(database.url) as second:
             second.wait_for("started")
             for number in range(200):
                 if number < 5:
                     database.created(f"A-{number}")
                 else:
                     database.appended(f"A-{number % 5}", str(number))
-            projector("run", "--once", "-d", database.path)
+            projector("run", "--once", "-d", database.url)
             assert first.stop(signal.SIGTERM) == second.stop(signal.SIGTERM) == 0
 
     assert database.views() == oracle.fold(database.log()).views
@@ -160,31 +157,27 @@ def test_two_daemons_without_the_lock_keep_every_view_exact(database: Database) 
 
 
 def test_a_lock_held_by_others_is_waited_out(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         database.created("A-1")
         running.wait_until_at(1)
-        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
-            # Halted, so that it does not commit between the two transactions.
-            running.process.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, running.process.pid, os.WSTOPPED | os.WNOWAIT)
-            other.execute(INSERT, ("own", "A-1", APPEND, T0))
-            other.execute("BEGIN IMMEDIATE")
+        # Halted, so that it does not commit between the two transactions.
+        running.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, running.process.pid, os.WSTOPPED | os.WNOWAIT)
+        database.insert("A-1", event("session_append", {"messages": [{"role": "user"}]}))
+        with database.locked():
             running.process.send_signal(signal.SIGCONT)
             running.wait_for("database_unavailable")
-            other.execute("ROLLBACK")
         running.wait_for("database_available_again")
 
         assert len(database.view("A-1")["messages"]) == 1
         assert running.stop(signal.SIGTERM) == 0
 
 
-APPEND = msgpack.packb(event("session_append", {"messages": [{"role": "user"}]}))
-
-
+@pytest.mark.sqlite
 def test_a_replaced_file_ends_it_with_exit_3(database: Database, tmp_path: Path) -> None:
     projector("db", "setup", "-d", tmp_path / "new.db")
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         os.replace(tmp_path / "new.db", database.path)
 
@@ -193,12 +186,13 @@ def test_a_replaced_file_ends_it_with_exit_3(database: Database, tmp_path: Path)
         assert "was replaced or deleted" in said
 
 
+@pytest.mark.sqlite
 def test_a_deleted_file_ends_a_busy_daemon_and_one_standing_by_with_exit_3(
     database: Database,
 ) -> None:
-    with daemon(database.path) as first:
+    with daemon(database.url) as first:
         first.wait_for("started")
-        with daemon(database.path) as second:
+        with daemon(database.url) as second:
             second.wait_for("standing_by")
             with closing(sqlite3.connect(database.path, isolation_level=None)) as writer:
                 for number in itertools.count():  # the dead file goes on growing
@@ -214,9 +208,9 @@ def test_a_deleted_file_ends_a_busy_daemon_and_one_standing_by_with_exit_3(
 
 def test_verify_every_says_what_it_finds_in_the_background(database: Database) -> None:
     fill(database, sessions=20, events=40)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-7'")
-    with daemon(database.path, options=["--verify-every", "0.01"]) as running:
+    with daemon(database.url, options=["--verify-every", "0.01"]) as running:
         found = running.wait_for("difference_found", kind="damaged", key="session:F-7")
         again = running.wait_for("views_differ", projection=found["projection"])
         database.created("A-1")
@@ -229,11 +223,11 @@ def test_verify_every_says_what_it_finds_in_the_background(database: Database) -
 
 def test_verify_every_tells_a_row_once_and_when_it_agrees_again(database: Database) -> None:
     fill(database, sessions=20, events=40)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     ((data,),) = database.sql("SELECT data FROM view WHERE key = 'session:F-7'")
     database.sql("UPDATE view SET data = x'80' WHERE key = 'session:F-7'")
     options = ["--verify-every", "0.01", "--log-level", "debug"]
-    with daemon(database.path, options=options) as running:
+    with daemon(database.url, options=options) as running:
         said = [running.wait_for("views_differ")["level"] for _ in range(3)]
         database.sql("UPDATE view SET data = ? WHERE key = 'session:F-7'", data)
         running.wait_for("views_agree_again", projection="sessions")
@@ -246,9 +240,9 @@ def test_verify_every_tells_a_row_once_and_when_it_agrees_again(database: Databa
 
 def test_verify_every_says_once_that_it_is_put_off(database: Database) -> None:
     fill(database, sessions=20, events=40)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     options = ["--verify-every", "0.01", "--log-level", "debug"]
-    with daemon(database.path, options=options) as running:
+    with daemon(database.url, options=options) as running:
         running.wait_until_at(database.created("A-1"))  # a table gone at the start is created again
         running.wait_for("verified")
         database.sql("ALTER TABLE session_index RENAME TO hidden")
@@ -261,9 +255,10 @@ def test_verify_every_says_once_that_it_is_put_off(database: Database) -> None:
     assert over["failures"] >= 2
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("odd", ["inf", "nan"])
 def test_verify_every_wants_a_number_of_seconds(database: Database, odd: str) -> None:
-    said = projector("run", "--verify-every", odd, "-d", database.path, check=2).stderr
+    said = projector("run", "--verify-every", odd, "-d", database.url, check=2).stderr
 
     assert "--verify-every" in said
 
@@ -272,17 +267,18 @@ def test_logs_are_json_without_a_terminal_and_never_hold_contents(database: Data
     database.created("A-1", "a secret")
     database.insert("A-1", {"type": "session_append", "data": "another secret"})
 
-    said = projector("run", "--once", "-d", database.path).stderr
+    said = projector("run", "--once", "-d", database.url).stderr
 
     assert '"event": "batch_committed"' in said
     assert "secret" not in said
 
 
+@pytest.mark.once
 def test_log_level_and_format(database: Database) -> None:
     database.created("A-1")
-    quiet = projector("run", "--once", "-d", database.path, "--log-level", "error").stderr
+    quiet = projector("run", "--once", "-d", database.url, "--log-level", "error").stderr
     database.created("A-2")
-    readable = projector("run", "--once", "-d", database.path, "--log-format", "console").stderr
+    readable = projector("run", "--once", "-d", database.url, "--log-format", "console").stderr
 
     assert quiet == ""
     assert "batch_committed" in readable
@@ -295,46 +291,47 @@ def test_a_stop_during_the_first_walk_over_an_adopted_log_leaves_it_to_the_next(
 ) -> None:
     fill(database, sessions=3000, events=6000)
     database.sql("INSERT INTO view VALUES ('x', 'session:F-0', x'80', 'x', 1, 1)")
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         while not len(database.views()) > 100:
             time.sleep(0.01)
         assert running.stop(number) == (0 if number != signal.SIGKILL else -signal.SIGKILL)
         assert database.position() == 0
 
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     assert database.views() == oracle.fold(database.log()).views
     assert database.quarantine() == {}
 
 
 def test_a_stop_is_obeyed_while_the_walk_finds_nothing_to_change(database: Database) -> None:
     fill(database, sessions=3000, events=3000)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.sql("UPDATE checkpoint SET position = 0, digest = '', skipped = 0")
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         assert running.stop(signal.SIGTERM) == 0
         assert not [line for line in running.lines if line["event"] == "batch_committed"]
 
 
 def test_run_once_beside_a_busy_daemon_takes_its_progress_for_its_own(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(database.path), "0"])
+        writer = database.writer("0")
         while writer.poll() is None:
-            projector("run", "--once", "-d", database.path)
+            projector("run", "--once", "-d", database.url)
         running.stop(signal.SIGTERM)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
 
     assert database.views() == oracle.fold(database.log()).views
 
 
+@pytest.mark.once
 def test_logs_that_cannot_be_written_stop_nothing(database: Database) -> None:
     with open("/dev/full", "w") as full:
         for number in range(2):
             database.created(f"A-{number}")
             done = subprocess.run(
-                [*PROJECTOR, "run", "--once", "-d", database.path], stderr=full, check=False
+                [*PROJECTOR, "run", "--once", "-d", database.url], stderr=full, check=False
             )
             assert done.returncode == 0
 
@@ -351,7 +348,7 @@ def memory_of(pid: int, what: str) -> int:
 def test_the_memory_that_large_batches_took_is_given_back_when_nothing_comes(
     database: Database,
 ) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_until_at(database.created("A-1"))
         pid = running.process.pid
         before = memory_of(pid, "VmRSS")
@@ -366,9 +363,9 @@ def test_the_memory_that_large_batches_took_is_given_back_when_nothing_comes(
 
 def test_a_projection_that_is_new_catches_up_alone_and_joins(database: Database) -> None:
     fill(database, sessions=20, events=5000)
-    projector("run", "--once", "-d", database.path)
-    projector("projection", "drop", "session_index", "--yes", "-d", database.path)
-    with daemon(database.path) as running:
+    projector("run", "--once", "-d", database.url)
+    projector("projection", "drop", "session_index", "--yes", "-d", database.url)
+    with daemon(database.url) as running:
         running.wait_for("started")
         database.created("A-1")
         running.wait_for("caught_up", projection="session_index")

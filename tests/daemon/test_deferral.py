@@ -4,7 +4,6 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -20,7 +19,6 @@ from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import LostRace
 from session_projector.worker.folding.deferral import LONGEST_DELAY_S, Deferral
-from session_projector.worker.storage.sqlite.schema import migrate as schema
 
 GIANT_BYTES = 24 * 1024 * 1024
 
@@ -36,9 +34,9 @@ class Clock:
 
 
 @asynccontextmanager
-async def tailing(path: Path, clock: Clock, costly_s: float = 0) -> AsyncIterator[Tail]:
+async def tailing(url: str, clock: Clock, costly_s: float = 0) -> AsyncIterator[Tail]:
     """A daemon's tail, to which each view that was written once is a costly one."""
-    async with opened(path) as thread:
+    async with opened(url) as thread:
         members = [await load(thread, projection) for projection in BUILT_IN]
         yield Tail(thread, members, deferral=Deferral(costly_s, 0, clock))
 
@@ -65,7 +63,7 @@ async def test_a_costly_view_is_written_at_once_and_then_not_for_a_while(
 ) -> None:
     clock = Clock()
     database.created("A-1", "1")
-    async with tailing(database.path, clock) as tail:
+    async with tailing(database.url, clock) as tail:
         await turns(tail)
         database.appended("A-1", "2")
         await turns(tail)
@@ -89,7 +87,7 @@ async def test_a_costly_view_is_written_at_once_and_then_not_for_a_while(
 
 async def test_a_view_that_costs_little_is_never_deferred(database: Database) -> None:
     database.created("A-1", "1")
-    async with tailing(database.path, Clock(), costly_s=60) as tail:
+    async with tailing(database.url, Clock(), costly_s=60) as tail:
         for number in range(2, 5):
             database.appended("A-1", str(number))
             await turns(tail)
@@ -102,7 +100,7 @@ async def test_an_event_that_cannot_be_folded_is_quarantined_when_its_view_is_wr
 ) -> None:
     clock = Clock()
     database.created("A-1", "1")
-    async with tailing(database.path, clock) as tail:
+    async with tailing(database.url, clock) as tail:
         await turns(tail)
         for _ in range(2):
             database.appended("A-1", "more")
@@ -111,7 +109,7 @@ async def test_an_event_that_cannot_be_folded_is_quarantined_when_its_view_is_wr
         broken = database.insert("A-1", b"no event")
         await turns(tail)
         at_first = {*database.quarantine()}
-        projector("verify", "-d", database.path)
+        projector("verify", "-d", database.url)
         clock.now += LONGEST_DELAY_S
         await turns(tail)
 
@@ -123,7 +121,7 @@ async def test_it_is_said_once_as_long_as_its_events_keep_coming(database: Datab
     clock = Clock()
     database.created("A-1", "1")
     told = []
-    async with tailing(database.path, clock) as tail:
+    async with tailing(database.url, clock) as tail:
         await turns(tail)
         for pause_s in (0, 0, 0, LONGEST_DELAY_S, 0, 0):
             clock.now += pause_s
@@ -141,7 +139,7 @@ async def test_it_is_said_again_after_it_was_quiet(database: Database) -> None:
     clock = Clock()
     database.created("A-1", "1")
     with capture_logs() as said:
-        async with tailing(database.path, clock) as tail:
+        async with tailing(database.url, clock) as tail:
             await turns(tail)
             for pause_s in (0, 0, LONGEST_DELAY_S, 0):
                 clock.now += pause_s
@@ -163,16 +161,14 @@ async def test_it_is_said_again_after_it_was_quiet(database: Database) -> None:
     steps=st.lists(st.sampled_from(["on", "on", "later", "kill", "stop", "verify"]), min_size=1),
 )
 def test_the_same_views_come_of_it_as_without_whatever_happens_in_between(
-    tmp_path_factory: pytest.TempPathFactory, log: Any, sizes: list[int], steps: list[str]
+    database: Database, log: Any, sizes: list[int], steps: list[str]
 ) -> None:
-    folder = tmp_path_factory.mktemp("deferral")
-    schema.setup(folder / "local.db")
-    database, clock = Database(folder / "local.db"), Clock()
+    database, clock = database.renewed(), Clock()
 
     async def work() -> None:
         cuts = logs.batches(log, sizes)
         while cuts:
-            async with tailing(database.path, clock) as tail:
+            async with tailing(database.url, clock) as tail:
                 for step in steps:
                     for key, data, created_at in cuts.pop(0) if cuts else ():
                         database.insert(key, data, created_at=created_at)
@@ -192,25 +188,25 @@ def test_the_same_views_come_of_it_as_without_whatever_happens_in_between(
     catch_up(database)
 
     assert deferred(database) == {}
-    assert database.everything() == refolded(database, folder / "fresh.db").everything()
+    assert database.everything() == refolded(database).everything()
 
 
 async def test_what_another_daemon_wrote_meanwhile_is_noticed(database: Database) -> None:
     clock = Clock()
-    async with tailing(database.path, clock) as tail:
+    async with tailing(database.url, clock) as tail:
         for number in ("1", "2", "3"):
             for session in ("B-1", "A-1"):
                 (database.created if number == "1" else database.appended)(session, number)
                 await turns(tail)
         position = database.position()
-        async with tailing(database.path, clock) as other:
+        async with tailing(database.url, clock) as other:
             await other.iterate()  # which writes the one that is not the furthest behind
         written = database.contents("A-1"), database.position()
         database.appended("A-1", "4")
 
         with pytest.raises(LostRace):
             await turns(tail)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
 
     assert written == (["1", "2", "3"], position)
     assert database.contents("A-1") == ["1", "2", "3", "4"]
@@ -219,7 +215,7 @@ async def test_what_another_daemon_wrote_meanwhile_is_noticed(database: Database
 async def left_behind(database: Database) -> None:
     """Leave a database whose session A-1 is at event 2, and all others at 4."""
     database.created("A-1", "1")
-    async with tailing(database.path, Clock()) as tail:
+    async with tailing(database.url, Clock()) as tail:
         await turns(tail)
         for number in ("2", "3"):
             database.appended("A-1", number)
@@ -243,7 +239,7 @@ async def test_a_deferred_view_is_written_when_a_daemon_starts_again(
     killed = database.contents("A-1")
     database.sql(damage)
     database.appended("A-1", "4")
-    async with tailing(database.path, Clock()) as tail:
+    async with tailing(database.url, Clock()) as tail:
         await turns(tail)
 
     assert killed == ["1", "2"]
@@ -259,20 +255,20 @@ async def test_a_replay_leaves_nothing_deferred(database: Database, damage: str)
     await left_behind(database)
     database.sql(damage)
 
-    projector("replay", "-d", database.path)
+    projector("replay", "-d", database.url)
 
     assert deferred(database) == {}
     assert database.contents("A-1") == ["1", "2", "3"]
-    projector("verify", "-d", database.path)
+    projector("verify", "-d", database.url)
 
 
 async def test_a_dropped_table_costs_a_rebuild_and_no_event(database: Database) -> None:
     await left_behind(database)
     database.sql("DROP TABLE deferred")
 
-    projector("run", "--once", "-d", database.path, check=4)
-    projector("db", "setup", "-d", database.path)
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url, check=4)
+    projector("db", "setup", "-d", database.url)
+    projector("run", "--once", "-d", database.url)
 
     assert database.contents("A-1") == ["1", "2", "3"]
     assert database.position() == 4
@@ -283,7 +279,7 @@ async def test_a_dropped_table_costs_a_rebuild_and_no_event(database: Database) 
 
 async def test_waiting_is_for_the_view_of_the_event_alone(database: Database) -> None:
     await left_behind(database)
-    now = ("--timeout", "0", "--projection", "sessions", "-d", database.path)
+    now = ("--timeout", "0", "--projection", "sessions", "-d", database.url)
 
     projector("wait", "2", *now)
     projector("wait", "4", *now)
@@ -305,10 +301,10 @@ async def test_status_and_doctor_name_what_is_deferred(database: Database) -> No
     await left_behind(database)
     database.sql("UPDATE deferred SET cost_ms = 300, bytes = 5000000")
 
-    told = projector("status", "-d", database.path).stdout
-    as_json = json.loads(projector("status", "--json", "-d", database.path).stdout)
+    told = projector("status", "-d", database.url).stdout
+    as_json = json.loads(projector("status", "--json", "-d", database.url).stdout)
     sessions = as_json["projections"][0]
-    dead = [one for one in examine(database.path) if one.check == "projections"]
+    dead = [one for one in examine(database.url) if one.check == "projections"]
 
     assert "session:A-1, 5,000,000 bytes, 300 ms each time, so it is written every 30 s" in told
     assert (sessions["position"], sessions["read_position"], sessions["lag_events"]) == (2, 4, 0)
@@ -332,22 +328,22 @@ def test_others_go_on_beside_a_giant_session_and_a_stop_leaves_nothing_behind(
     database.created("big")
     for part in parts:
         database.appended("big", part)
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         for number in range(1000):
             database.appended("big", str(number))
             other = f"B-{number}"
-            projector("wait", database.created(other, "other"), "-d", database.path)
+            projector("wait", database.created(other, "other"), "-d", database.url)
             assert database.contents(other) == ["other"]
             if deferred(database):
                 break
         lines = running.wait_for("view_deferred")
         code = running.stop(how)
     if how is signal.SIGKILL:
-        projector("run", "--once", "-d", database.path)
+        projector("run", "--once", "-d", database.url)
 
     assert code == (0 if how is signal.SIGTERM else -how)
     assert lines["key"] == "session:big"
     assert deferred(database) == {}
     assert database.contents("big") == [*parts, *(str(n) for n in range(number + 1))]
-    projector("verify", "-d", database.path)
+    projector("verify", "-d", database.url)

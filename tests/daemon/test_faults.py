@@ -139,15 +139,16 @@ def test_on_a_disk_that_is_full_from_the_start_it_ends_with_exit_3(small_disk: D
 def test_create_that_found_no_room_succeeds_once_there_is_room(small_disk: Database) -> None:
     database = Database(small_disk.path.with_name("new.db"))
     filler = fill_up(database.path.parent)
-    projector("run", "--once", "--create", "-d", database.path, check=3)
+    projector("run", "--once", "--create", "-d", database.url, check=3)
     filler.unlink()
 
-    projector("run", "--once", "--create", "-d", database.path)
+    projector("run", "--once", "--create", "-d", database.url)
     assert database.position() == 0
 
 
+@pytest.mark.sqlite
 def test_a_file_size_limit_is_waited_out_and_nothing_is_lost(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         database.created("A-1", "before")
         running.wait_until_at(1)
@@ -229,6 +230,7 @@ def overwrite_page_of(database: Database, table: str) -> None:
         file.write(b"\xa5" * size)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("command", "table"),
     [
@@ -244,7 +246,7 @@ def test_a_damaged_page_ends_it_with_exit_4_and_says_so(
     database: Database, command: str, table: str
 ) -> None:
     many(database, range(50))
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.appended("A-1", "new")
     database.created("A-new", "new")
     if table == "sqlite_schema":
@@ -254,12 +256,13 @@ def test_a_damaged_page_ends_it_with_exit_4_and_says_so(
     else:
         overwrite_page_of(database, table)
 
-    refused = projector(*command.split(), "-d", database.path, check=4, timeout=30)
+    refused = projector(*command.split(), "-d", database.url, check=4, timeout=30)
 
     assert f"{database.path} is damaged or not a SQLite database" in refused.stderr
     assert ".recover" in refused.stderr
 
 
+@pytest.mark.sqlite
 def test_a_damaged_schema_whose_names_are_not_utf_8_ends_it_with_exit_4(
     database: Database,
 ) -> None:
@@ -270,9 +273,10 @@ def test_a_damaged_schema_whose_names_are_not_utf_8_ends_it_with_exit_4(
             " WHERE name = 'idx_view_key'"
         )
 
-    projector("run", "-d", database.path, check=4, timeout=30)
+    projector("run", "-d", database.url, check=4, timeout=30)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "column",
     [
@@ -285,11 +289,11 @@ def test_damaged_text_in_the_index_is_folded_over_or_refused_but_never_a_traceba
     database: Database, column: str
 ) -> None:
     database.created("A-1", "one")
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.appended("A-1", "two")
     database.sql(f"UPDATE session_index SET {column} = CAST(x'78FF' AS TEXT)")
 
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
 
     assert is_exact(database)
 
@@ -320,13 +324,13 @@ def test_an_empty_file_is_refused_until_it_is_set_up(tmp_path: Path) -> None:
     database = Database(tmp_path / "empty.db")
     database.path.touch()
 
-    refused = projector("run", "--once", "-d", database.path, check=4)
+    refused = projector("run", "--once", "-d", database.url, check=4)
     assert f"projector db setup -d {database.path}" in refused.stderr
     assert database.path.stat().st_size == 0
 
-    projector("db", "setup", "-d", database.path)
+    projector("db", "setup", "-d", database.url)
     database.created("A-1", "one")
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     assert is_exact(database)
 
 
@@ -337,7 +341,7 @@ def test_an_empty_file_is_refused_until_it_is_set_up(tmp_path: Path) -> None:
 async def test_a_turn_cancelled_at_any_await_leaves_no_lock_and_no_half_batch(
     database: Database, again: bool
 ) -> None:
-    async with opened(database.path) as thread:
+    async with opened(database.url) as thread:
         members = [await load(thread, projection) for projection in BUILT_IN]
         completed = at = 0
         while not completed:
@@ -356,11 +360,9 @@ async def test_a_turn_cancelled_at_any_await_leaves_no_lock_and_no_half_batch(
                 assert task.result()
                 completed = turn.suspensions
 
-            assert not await thread.run(lambda store: store.connection.raw.in_transaction)
-            with closing(sqlite3.connect(database.path, timeout=0)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                other.execute("ROLLBACK")
-            await run_once(database.path)
+            with database.locked():  # which it waits for
+                pass
+            await run_once(database.url)
             assert is_exact(database)
             members = [await load(thread, projection) for projection in BUILT_IN]
 
@@ -374,11 +376,10 @@ def test_a_reader_that_keeps_a_snapshot_open_does_not_hold_up_the_daemon(
     database: Database,
 ) -> None:
     database.created("A-1", "one")
-    projector("run", "--once", "-d", database.path)
-    with closing(sqlite3.connect(database.path, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
+    projector("run", "--once", "-d", database.url)
+    with database.reading() as reader:
         before = reader.execute("SELECT * FROM view").fetchall()
-        with daemon(database.path) as running:
+        with daemon(database.url) as running:
             running.wait_for("started")
             for number in range(2, 2002, 500):
                 newest = many(database, range(number, number + 500))
@@ -402,13 +403,12 @@ def many(database: Database, numbers: range) -> int:
         )
         for number in numbers
     ]
-    with closing(sqlite3.connect(database.path, timeout=30)) as connection, connection:
-        connection.executemany(INSERT, rows)
-        return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0])
+    return database.insert_many(rows)
 
 
+@pytest.mark.sqlite
 def test_a_writer_killed_in_its_transaction_leaves_nothing_of_it(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         with subprocess.Popen(
             [sys.executable, "-c", HALF_A_WRITER, str(database.path)], stdout=subprocess.PIPE
@@ -451,9 +451,10 @@ cli.main()
 """
 
 
+@pytest.mark.once
 def test_a_clock_that_goes_back_stops_nothing(database: Database) -> None:
     program = [sys.executable, "-P", "-c", CLOCK_SET_BACK]
-    with daemon(database.path, program=program) as running:
+    with daemon(database.url, program=program) as running:
         running.wait_for("started")
         for number in range(5):
             database.created(f"A-{number}", "one")
@@ -468,13 +469,13 @@ def test_a_clock_that_goes_back_stops_nothing(database: Database) -> None:
                 "-m",
                 '[{"role": "user", "content": ""}]',
                 "-d",
-                database.path,
+                database.url,
             ],
             check=True,
         )
         running.wait_until_at(11)
         status = subprocess.run(
-            [*program, "status", "--json", "-d", database.path], capture_output=True, text=True
+            [*program, "status", "--json", "-d", database.url], capture_output=True, text=True
         )
 
         assert status.returncode == 0, status.stderr
@@ -487,9 +488,10 @@ def test_a_clock_that_goes_back_stops_nothing(database: Database) -> None:
 # Copies
 
 
+@pytest.mark.sqlite
 @needs_shell
 def test_a_daemon_goes_on_through_a_vacuum(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         running.wait_until_at(many(database, range(100)))
         subprocess.run([str(SHELL), database.path, "VACUUM"], check=True)
@@ -499,6 +501,7 @@ def test_a_daemon_goes_on_through_a_vacuum(database: Database) -> None:
         assert running.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.sqlite
 @needs_shell
 @pytest.mark.parametrize("way", ["VACUUM", "VACUUM INTO", ".dump", ".backup"])
 def test_a_copy_made_with_the_sqlite3_shell_is_gone_on_with(
@@ -507,7 +510,7 @@ def test_a_copy_made_with_the_sqlite3_shell_is_gone_on_with(
     many(database, range(100))
     database.insert("A-1", "no event")
     database.insert("A-1", {"type": "of no concern"})
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.appended("A-1", "not folded yet")
     views, log = database.views(), database.log()
     copy = Database(copied(database.path, tmp_path / "copy.db", way))
@@ -551,7 +554,7 @@ def test_an_event_of_16_mib_folds_and_one_byte_more_does_not(
         database.insert(f"B-{number}", event_of(size, letter, kind))
     database.appended("A-1", "after")
 
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
 
     assert [*database.quarantine()] == [3]
     assert "larger than" in database.quarantine()[3]
@@ -578,8 +581,9 @@ def event_of(size: int, letter: str, kind: type) -> str | bytes:
     return data if kind is bytes else data.decode()
 
 
+@pytest.mark.once
 def test_a_session_of_10_000_appends_is_exact(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         database.created("A-1")
         append_many(database, 10_000)
@@ -595,18 +599,16 @@ def append_many(database: Database, count: int) -> None:
         msgpack.packb(event("session_append", {"messages": [{"content": str(number)}]}))
         for number in range(count)
     )
-    rows = ((f"a{number}", "A-1", blob, T0) for number, blob in enumerate(data))
-    with closing(sqlite3.connect(database.path, timeout=30)) as connection, connection:
-        connection.executemany(INSERT, rows)
+    database.insert_many((f"a{number}", "A-1", blob, T0) for number, blob in enumerate(data))
 
 
+@pytest.mark.once
 def test_a_log_of_100_000_sessions_is_exact(database: Database) -> None:
     created = msgpack.packb(event("session_created", {"project": "A", "messages": [{"n": 1}]}))
     rows = ((f"e{number}", f"A-{number}", created, T0) for number in range(100_000))
-    with closing(sqlite3.connect(database.path)) as connection, connection:
-        connection.executemany(INSERT, rows)
-    projector("run", "--once", "-d", database.path)
-    with daemon(database.path) as running:
+    database.insert_many(rows)
+    projector("run", "--once", "-d", database.url)
+    with daemon(database.url) as running:
         running.wait_for("started")
         for number in (0, 50_000, 99_999):
             database.insert(
@@ -619,10 +621,7 @@ def test_a_log_of_100_000_sessions_is_exact(database: Database) -> None:
 
     keys = [f"A-{number}" for number in (*range(0, 100_000, 50), 99_999)]
     marks = ", ".join("?" * len(keys))
-    events = database.sql(
-        f"SELECT seq, id, key, data, created_at FROM event_log WHERE key IN ({marks}) ORDER BY seq",
-        *keys,
-    )
+    events = [row for row in database.log() if row[2] in {*keys}]
     rows = database.sql(f"SELECT * FROM view WHERE substr(key, 9) IN ({marks})", *keys)
     assert len(events) == len(keys) + 3
     assert {row[1]: row for row in rows} == oracle.fold(events).views
@@ -632,12 +631,13 @@ def test_a_log_of_100_000_sessions_is_exact(database: Database) -> None:
     assert database.quarantine() == {}
 
 
+@pytest.mark.sqlite
 def test_status_warns_of_a_write_ahead_log_that_a_reader_pins(database: Database) -> None:
-    assert "write-ahead log is large" not in projector("status", "-d", database.path).stdout
+    assert "write-ahead log is large" not in projector("status", "-d", database.url).stdout
     with closing(sqlite3.connect(database.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM event_log").fetchall()
         for _ in range(5):
             database.insert("A-1", bytes(15 * 1024 * 1024))
 
-        assert "write-ahead log is large" in projector("status", "-d", database.path).stdout
+        assert "write-ahead log is large" in projector("status", "-d", database.url).stdout

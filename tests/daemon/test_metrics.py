@@ -34,10 +34,10 @@ def test_metrics_say_what_became_of_each_event(database: Database) -> None:
     database.insert("A-1", {"type": "anything at all"})
     database.insert("A-1", b"\xc1")
     database.insert("A-1", {"type": "session_append"})
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         url = address(running)
         running.wait_until_at(4)
-        projector("wait", "-d", database.path)
+        projector("wait", "-d", database.url)
         found = scraped(url)
 
     events = {key[1:]: value for key, value in found.items() if key[0] == "projector_events_total"}
@@ -65,7 +65,7 @@ def test_metrics_say_what_became_of_each_event(database: Database) -> None:
 def test_what_may_come_is_counted_from_0_so_that_a_first_one_is_seen_as_growth(
     database: Database,
 ) -> None:
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         url = address(running)
         running.wait_for("started")
         found = scraped(url)
@@ -76,8 +76,9 @@ def test_what_may_come_is_counted_from_0_so_that_a_first_one_is_seen_as_growth(
     assert found["projector_rebuild_progress_ratio", ("projection", "sessions")] == 1
 
 
+@pytest.mark.once
 def test_names_follow_the_conventions_of_prometheus(database: Database) -> None:
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         _, text = get(f"{address(running)}/metrics")
 
     families = [*text_string_to_metric_families(text)]
@@ -131,11 +132,11 @@ def test_a_scrape_is_of_one_moment() -> None:
 
 def test_health_and_readiness(database: Database) -> None:
     database.created("A-1")
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         url = address(running)
         running.wait_until_at(1)
         well = get(f"{url}/healthz"), get(f"{url}/readyz")
-        with daemon(database.path, options=HTTP) as second:
+        with daemon(database.url, options=HTTP) as second:
             other = address(second)
             second.wait_for("standing_by")
             spare = get(f"{other}/healthz"), get(f"{other}/readyz")
@@ -154,10 +155,10 @@ def test_health_and_readiness(database: Database) -> None:
 def test_a_projection_that_fails_is_behind_and_not_ready(database: Database) -> None:
     database.created("A-1")
     options = [*HTTP, "--projection", "support.extensions:Broken"]
-    with daemon(database.path, program=PROGRAM, options=options) as running:
+    with daemon(database.url, program=PROGRAM, options=options) as running:
         url = address(running)
         running.wait_for("projection_failed")
-        projector("wait", "--projection", "sessions", "-d", database.path)
+        projector("wait", "--projection", "sessions", "-d", database.url)
         found, ready = scraped(url), get(f"{url}/readyz")
 
     assert ready == (503, "per_project is failing\n")
@@ -175,15 +176,15 @@ def test_a_rebuild_is_told_of_and_leaves_nothing_of_the_old_position(
     for number in range(300):
         database.created(f"A-{number}")
     options = [*HTTP, "--projection", "support.extensions:Slower"]
-    with daemon(database.path, program=PROGRAM, options=options) as running:
+    with daemon(database.url, program=PROGRAM, options=options) as running:
         url = address(running)
-        projector("wait", "-d", database.path)
+        projector("wait", "-d", database.url)
         before = get(f"{url}/readyz")
         hold.touch()
         database.sql("UPDATE checkpoint SET version = 1 WHERE name = 'per_project'")
         newest = database.created("A-300")
         running.wait_for("checkpoint_moved_by_another")
-        projector("wait", newest, "--projection", "sessions", "-d", database.path)
+        projector("wait", newest, "--projection", "sessions", "-d", database.url)
         found, ready = scraped(url), get(f"{url}/readyz")
         hold.unlink()
         running.wait_for("caught_up", projection="per_project")
@@ -254,7 +255,7 @@ def samples(state: DaemonState) -> dict[str, list[float]]:
 
 
 def newest_of(database: Database) -> Callable[[], int]:
-    return partial(target(database.path).newest, busy_timeout_s=probes.PROBE_TIMEOUT_S)
+    return partial(target(database.url).newest, busy_timeout_s=probes.PROBE_TIMEOUT_S)
 
 
 def test_health_goes_by_each_projection_that_tails() -> None:
@@ -272,6 +273,7 @@ def test_health_goes_by_each_projection_that_tails() -> None:
     assert found["slow"] < 10 < 99 <= found["stuck"]
 
 
+@pytest.mark.sqlite
 def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Database) -> None:
     with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -283,6 +285,7 @@ def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Dat
     assert probes.health(newest_of(database), DaemonState()).startswith("the log cannot be read")
 
 
+@pytest.mark.sqlite
 def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_somebody_holds(
     database: Database,
 ) -> None:
@@ -294,6 +297,7 @@ def test_a_disk_that_cannot_be_read_is_not_taken_for_one_that_somebody_holds(
     assert "-shm is no file" in found
 
 
+@pytest.mark.once
 def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +314,7 @@ def test_health_is_said_as_soon_as_the_tail_has_seen_the_newest_event(
     assert slept == [probes.SEEN_POLL_S]
 
 
+@pytest.mark.once
 def test_a_tail_that_waits_for_the_lock_has_not_looked_in_vain(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,8 +344,9 @@ def test_a_writers_clock_that_is_ahead_hides_no_lag(ahead_s: int) -> None:
     assert state.progress["p"].lag_s(2) >= 9
 
 
+@pytest.mark.once
 def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:
-    with daemon(database.path, options=HTTP) as running, ExitStack() as silent:
+    with daemon(database.url, options=HTTP) as running, ExitStack() as silent:
         url = address(running)
         host, port = url.removeprefix("http://").split(":")
         clients = [
@@ -358,22 +364,19 @@ def test_clients_that_say_nothing_are_few_at_a_time(database: Database) -> None:
 
 
 def test_a_scrape_waits_for_no_lock(database: Database) -> None:
-    with (
-        daemon(database.path, options=HTTP) as running,
-        closing(sqlite3.connect(database.path, isolation_level=None)) as connection,
-    ):
+    with daemon(database.url, options=HTTP) as running, ExitStack() as held:
         url = address(running)
         running.wait_for("started")
         database.created("A-1")
         running.wait_until_at(1)
         running.process.send_signal(signal.SIGSTOP)
         database.created("A-2")
-        connection.execute("BEGIN IMMEDIATE")
+        held.enter_context(database.locked())
         running.process.send_signal(signal.SIGCONT)
         running.wait_for("database_unavailable")
         found = scraped(url)
         waiting = get(f"{url}/healthz")
-        connection.execute("ROLLBACK")
+        held.close()
         running.wait_until_at(2)
 
     assert found["projector_busy_waits_total",] >= 1
@@ -385,10 +388,10 @@ def test_a_scrape_waits_for_no_lock(database: Database) -> None:
 
 def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
     database.created("A-1")
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.sql("UPDATE view SET last_offset_id = 'x'")
     options = [*HTTP, "--projection", "support.extensions:Broken", "--verify-every", "0.01"]
-    with daemon(database.path, program=PROGRAM, options=options) as running:
+    with daemon(database.url, program=PROGRAM, options=options) as running:
         url = address(running)
         running.wait_for("projection_failed")
         running.wait_for("views_differ")
@@ -402,6 +405,7 @@ def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
     assert found[rounds, ("projection", "sessions")] > T0 / 1000
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz"])
 def test_pages_are_read_and_nothing_else(database: Database, path: str) -> None:
     def asked(method: str) -> tuple[int, str | None, bytes]:
@@ -411,9 +415,9 @@ def test_pages_are_read_and_nothing_else(database: Database, path: str) -> None:
             response = connection.getresponse()
             return response.status, response.headers["Allow"], response.read()
 
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         url = address(running)
-        projector("wait", "-d", database.path)
+        projector("wait", "-d", database.url)
         found = [asked(method) for method in ("HEAD", "POST", "DELETE")]
 
     refused = (405, "GET, HEAD", b"GET and HEAD are allowed\n")
@@ -444,10 +448,11 @@ def has_ipv6() -> bool:
     return True
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
 def test_an_address_of_ipv6_is_said_as_it_is_asked_for(database: Database) -> None:
     options = ["--http", "[::1]:0", "--log-level", "INFO"]
-    with daemon(database.path, options=options) as running:
+    with daemon(database.url, options=options) as running:
         url = address(running)
         status = get(f"{url}/metrics")[0]
 
@@ -455,25 +460,28 @@ def test_an_address_of_ipv6_is_said_as_it_is_asked_for(database: Database) -> No
     assert status == 200
 
 
+@pytest.mark.once
 def test_there_is_nothing_else(database: Database) -> None:
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         url = address(running)
         assert get(f"{url}/")[0] == 404
         taken = url.removeprefix("http://")
-        said = projector("run", "--http", taken, "-d", database.path, check=3).stderr
+        said = projector("run", "--http", taken, "-d", database.url, check=3).stderr
 
     assert f"cannot listen on --http {taken} (" in said
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("far", "code"), [("203.0.113.1:9187", 3), ("no such host:9187", 2)])
 def test_only_an_address_that_may_become_ours_is_tried_again(
     database: Database, far: str, code: int
 ) -> None:
-    said = projector("run", "--http", far, "-d", database.path, check=code).stderr
+    said = projector("run", "--http", far, "-d", database.url, check=code).stderr
 
     assert f"cannot listen on --http {far} (" in said
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "odd",
     [
@@ -491,6 +499,6 @@ def test_only_an_address_that_may_become_ours_is_tried_again(
     ],
 )
 def test_an_address_is_a_host_and_a_port(database: Database, odd: str) -> None:
-    said = projector("run", "--http", odd, "-d", database.path, check=2).stderr
+    said = projector("run", "--http", odd, "-d", database.url, check=2).stderr
 
     assert "give host:port, such as 127.0.0.1:9187" in said

@@ -2,17 +2,14 @@
 
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support import PROJECTOR, Database, daemon, fill, projector
 from support.extensions import PROGRAM
-
-from session_projector.worker.storage.sqlite.lock import DaemonLock
+from support.folding import target
 
 
 class Listener:
@@ -45,7 +42,7 @@ def test_ready_is_said_once_it_has_caught_up_and_then_every_turn_feeds_the_watch
     database: Database, systemd: Listener
 ) -> None:
     fill(database, sessions=100, events=3000)
-    with daemon(database.path, program=systemd.program) as running:
+    with daemon(database.url, program=systemd.program) as running:
         systemd.wait_for("READY=1")
         ready = [*systemd.lines]
         for _ in range(4):  # idle
@@ -64,7 +61,7 @@ def test_ready_is_said_no_earlier_where_the_catch_up_is_a_walk(
     database: Database, systemd: Listener
 ) -> None:
     fill(database, sessions=6500, events=17_000)
-    with daemon(database.path, program=systemd.program):
+    with daemon(database.url, program=systemd.program):
         systemd.wait_for("READY=1")
         positions = database.sql("SELECT position FROM checkpoint")
 
@@ -73,9 +70,9 @@ def test_ready_is_said_no_earlier_where_the_catch_up_is_a_walk(
 
 
 def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Listener) -> None:
-    with daemon(database.path) as first:
+    with daemon(database.url) as first:
         first.wait_for("started")
-        with daemon(database.path, program=systemd.program):
+        with daemon(database.url, program=systemd.program):
             systemd.wait_for("STATUS=standing by")
             systemd.wait_for("WATCHDOG=1")
             first.process.send_signal(signal.SIGSTOP)
@@ -88,12 +85,11 @@ def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Li
 
 
 def test_waiting_for_a_lock_feeds_the_watchdog(database: Database, systemd: Listener) -> None:
-    with daemon(database.path, program=systemd.program) as running:
+    with daemon(database.url, program=systemd.program) as running:
         systemd.wait_for("READY=1")
         running.process.send_signal(signal.SIGSTOP)
         database.created("A-1")
-        with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
+        with database.locked():
             running.process.send_signal(signal.SIGCONT)
             database_is_locked = running.wait_for("database_unavailable")
             for _ in range(2):
@@ -103,8 +99,9 @@ def test_waiting_for_a_lock_feeds_the_watchdog(database: Database, systemd: List
     assert database_is_locked
 
 
+@pytest.mark.once
 def test_a_frozen_loop_feeds_nothing(database: Database, systemd: Listener) -> None:
-    with daemon(database.path, program=systemd.program) as running:
+    with daemon(database.url, program=systemd.program) as running:
         systemd.wait_for("WATCHDOG=1")
         running.process.send_signal(signal.SIGSTOP)
         systemd.socket.setblocking(False)
@@ -119,17 +116,17 @@ def test_a_frozen_loop_feeds_nothing(database: Database, systemd: Listener) -> N
 
 
 def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
-    absent = projector("health", "-d", database.path, check=1).stdout
+    absent = projector("health", "-d", database.url, check=1).stdout
     database.created("A-1")
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("batch_committed")
-        well = projector("health", "-d", database.path).stdout
+        well = projector("health", "-d", database.url).stdout
         running.process.send_signal(signal.SIGSTOP)
         database.created("A-2")
-        stuck = projector("health", "-d", database.path, check=1).stdout
+        stuck = projector("health", "-d", database.url, check=1).stdout
         running.process.send_signal(signal.SIGCONT)
 
-    assert absent == f"no daemon is alive: start one: `projector run -d {database.path}`\n"
+    assert absent == f"no daemon is alive: start one: `projector run -d {database.named}`\n"
     assert well == f"process {running.process.pid}, position 1, newest event 1\n"
     pid = running.process.pid
     resume = f"resume it: `kill -CONT {pid}`\n"
@@ -161,27 +158,27 @@ def test_health_tells_a_rebuild_from_one_that_fails_or_stays(
     database: Database, state: str, minutes_ago: float, said: str
 ) -> None:
     database.created("A-1")
-    projector("run", "--once", "-d", database.path)
+    projector("run", "--once", "-d", database.url)
     database.sql("UPDATE checkpoint SET version = -1")
     at_ms = int(time.time() - 60 * minutes_ago) * 1000
     why = "sessions: it is odd"
     row = ("sessions", state, 1, why, 0, 1, at_ms, at_ms)
     database.sql(f"INSERT INTO projection_state VALUES ({', '.join('?' * len(row))})", *row)
-    lock = DaemonLock(database.path, {"sessions": 1, "session_index": 1})
-    assert lock.acquire()
+    leadership = target(database.url).leadership({"sessions": 1, "session_index": 1})
+    assert leadership.acquire()
 
-    found = projector("health", "-d", database.path, check=int(said.startswith(("a p", "the r"))))
+    found = projector("health", "-d", database.url, check=int(said.startswith(("a p", "the r"))))
 
-    lock.release()
+    leadership.release()
     assert said in found.stdout
 
 
 def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
     database.created("A-1")
     options = ["--projection", "support.extensions:Broken"]
-    with daemon(database.path, program=PROGRAM, options=options) as running:
+    with daemon(database.url, program=PROGRAM, options=options) as running:
         running.wait_for("projection_failed")
-        projector("wait", "--projection", "sessions", "-d", database.path)
-        said = projector("health", "-d", database.path, check=1).stdout
+        projector("wait", "--projection", "sessions", "-d", database.url)
+        said = projector("health", "-d", database.url, check=1).stdout
 
     assert "a projection is failing: per_project: ZeroDivisionError" in said

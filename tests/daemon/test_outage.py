@@ -19,7 +19,7 @@ BROKEN = ProjectionFailed("per_project", "it fails", "a hint")
 
 @pytest.fixture
 async def thread(database: Database) -> AsyncIterator[Thread]:
-    async with opened(database.path) as thread:
+    async with opened(database.url) as thread:
         yield thread
 
 

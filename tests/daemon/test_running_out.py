@@ -23,6 +23,7 @@ from support import INSERT, PROJECTOR, T0, Daemon, Database, daemon, event, orac
 from support.extensions import PROGRAM
 from support.served import HTTP, address, get
 
+pytestmark = pytest.mark.once
 MIB = 1024 * 1024
 PATH = {"PYTHONPATH": PROGRAM[1].partition("=")[2]}
 LARGE_STACKS = ["bash", "-c", f'ulimit -Ss {256 * 1024}; exec "$@"', "-"]
@@ -48,7 +49,7 @@ def unread(arguments: list[Any]) -> Iterator[tuple[subprocess.Popen[bytes], int]
 
 
 def test_a_log_that_nobody_reads_holds_up_nothing(database: Database) -> None:
-    with unread([*PROJECTOR, "run", "-d", str(database.path)]) as (process, _):
+    with unread([*PROJECTOR, "run", "-d", database.url]) as (process, _):
         for number in range(60):  # a batch and a line of some 200 bytes each: 4096 hold a third
             seq = database.created(f"A-{number}")
             while database.position() < seq:
@@ -113,7 +114,7 @@ def test_of_what_is_said_over_and_over_some_lines_are_left_out_and_counted() -> 
 
 
 def test_a_hangup_is_ignored(database: Database) -> None:
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         running.wait_for("started")
         running.process.send_signal(signal.SIGHUP)
         database.created("A-1")
@@ -128,7 +129,7 @@ def test_a_hangup_is_ignored(database: Database) -> None:
 )
 def test_an_interrupt_while_it_starts_is_no_traceback(database: Database, module: str) -> None:
     with subprocess.Popen(
-        [*PROJECTOR, "run", "-d", database.path],
+        [*PROJECTOR, "run", "-d", database.url],
         env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -158,7 +159,7 @@ def test_what_cannot_start_for_want_of_something_may_be_started_again(
     database: Database, limit: str, said: str
 ) -> None:
     done = subprocess.run(
-        ["bash", "-c", f'{limit}; exec "$@"', "-", *PROJECTOR, "run", "-d", database.path],
+        ["bash", "-c", f'{limit}; exec "$@"', "-", *PROJECTOR, "run", "-d", database.url],
         stderr=subprocess.PIPE,
         text=True,
         check=False,
@@ -201,12 +202,9 @@ def test_what_has_run_out_while_it_runs_is_waited_for_where_it_is_needed(
     database: Database, limit: Callable[[int], tuple[int, int]], why: str
 ) -> None:
     options = [*HTTP, "--projection", "support.extensions:PerProject"]
-    projector("run", "--once", *options[2:], "-d", database.path, env=PATH)
-    database.sql(
-        "CREATE TRIGGER foreign_one BEFORE INSERT ON per_project"
-        " BEGIN SELECT RAISE (ABORT, 'no more'); END"
-    )
-    with daemon(database.path, program=[*LARGE_STACKS, *PROGRAM], options=options) as running:
+    projector("run", "--once", *options[2:], "-d", database.url, env=PATH)
+    database.refuse("per_project", "no more")
+    with daemon(database.url, program=[*LARGE_STACKS, *PROGRAM], options=options) as running:
         url = address(running)
         running.wait_for("started")
         # Before any thread has ended: what it leaves would be enough for another.
@@ -214,7 +212,7 @@ def test_what_has_run_out_while_it_runs_is_waited_for_where_it_is_needed(
             database.created("A-1")
             said = running.wait_for("database_unavailable", projection="per_project")
             database.created("A-2", "x" * 2 * MIB)  # whose write-ahead log a thread would copy
-            projector("wait", "--projection", "sessions", "-d", database.path)
+            projector("wait", "--projection", "sessions", "-d", database.url)
             host, port = url.removeprefix("http://").split(":")
             for _ in range(40):  # more than there are slots, and none of them may be lost
                 client = socket.create_connection((host, int(port)))
@@ -222,9 +220,9 @@ def test_what_has_run_out_while_it_runs_is_waited_for_where_it_is_needed(
                 client.send(b"GET /healthz HTTP/1.0\r\n\r\n")
                 if limit is no_more_threads:
                     assert client.recv(1) == b""
-        database.sql("DROP TRIGGER foreign_one")
+        database.admit("per_project")
         running.wait_for("database_available_again")
-        projector("wait", "-d", database.path)
+        projector("wait", "-d", database.url)
         healthy = get(f"{url}/healthz")
         ended = running.stop(signal.SIGTERM)
 
@@ -248,6 +246,7 @@ with storage.database(sys.argv[1]).open() as store:
 """
 
 
+@pytest.mark.sqlite
 def test_a_lack_of_memory_in_sqlite_is_one_that_is_waited_for(database: Database) -> None:
     database.created("A-1", "x" * 2 * MIB)
     done = subprocess.run(
@@ -272,6 +271,7 @@ def small_folder(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.sqlite
 def test_no_room_for_temporary_files_is_waited_for(
     database: Database, small_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,11 +284,11 @@ def test_no_room_for_temporary_files_is_waited_for(
                 kind, data = "session_created", {"project": "P"}
             row = (f"e{number}", key, msgpack.packb(event(kind, data)), T0)
             connection.execute(INSERT, row)
-    with daemon(database.path) as running:
+    with daemon(database.url) as running:
         said = running.wait_for("database_unavailable")
-        refused = projector("run", "--once", "-d", database.path, check=None)
+        refused = projector("run", "--once", "-d", database.url, check=None)
         subprocess.run(["mount", "-o", "remount,size=64m", small_folder], check=True)
-        projector("wait", "-d", database.path)
+        projector("wait", "-d", database.url)
 
     assert "disk is full" in said["why"]
     assert "$SQLITE_TMPDIR" in said["hint"]
@@ -301,14 +301,14 @@ def test_no_room_for_temporary_files_is_waited_for(
 
 def test_whatever_a_projection_raises_is_its_own_failure(database: Database) -> None:
     options = ["--projection", "support.extensions:Escaping"]
-    with daemon(database.path, program=PROGRAM, options=options) as running:
+    with daemon(database.url, program=PROGRAM, options=options) as running:
         running.wait_for("started")
         for number, project in enumerate(["cancelled", "ended", "closed", "P"]):
             database.created(f"A-{number}", project=project)
-        projector("wait", "-d", database.path)
+        projector("wait", "-d", database.url)
         database.created("B-1", project="interrupted")
         said = running.wait_for("projection_failed")
-        projector("wait", "--projection", "sessions", "-d", database.path)
+        projector("wait", "--projection", "sessions", "-d", database.url)
         assert running.stop(signal.SIGTERM) == 0
 
     assert said["why"].startswith("per_project: KeyboardInterrupt in ")
@@ -328,13 +328,13 @@ def test_whatever_it_raises_of_no_event_sets_it_aside(
     options = ["--projection", "support.extensions:EscapingLater"]
     database.created("A-1", project=project)
     once = projector(
-        "run", "--once", *options, "-d", database.path, check=4,
+        "run", "--once", *options, "-d", database.url, check=4,
         env=PATH,
     )  # fmt: skip
-    with daemon(database.path, program=PROGRAM, options=options) as running:
+    with daemon(database.url, program=PROGRAM, options=options) as running:
         said = running.wait_for("projection_failed")
         database.created("A-2")
-        projector("wait", "--projection", "sessions", "-d", database.path)
+        projector("wait", "--projection", "sessions", "-d", database.url)
         assert running.stop(signal.SIGTERM) == 0
 
     assert f"projector: per_project: {name} in " in once.stderr
@@ -352,7 +352,7 @@ def test_clients_that_send_a_byte_now_and_then_shut_nobody_out(database: Databas
                 with suppress(OSError):
                     client.send(b"a")
 
-    with daemon(database.path, options=HTTP) as running, ExitStack() as stack:
+    with daemon(database.url, options=HTTP) as running, ExitStack() as stack:
         url = address(running)
         host, port = url.removeprefix("http://").split(":")
         clients = [
@@ -386,7 +386,7 @@ def asked(url: str, **headers: str) -> tuple[int, str]:
 
 def test_no_accept_header_is_an_error(database: Database) -> None:
     odd = ["application/openmetrics-text;version=x", ";;;", "a/b;q=x", "*/*;q=0.1,", "\xff"]
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         url = address(running)
         found = [asked(url, Accept=accept) for accept in odd]
 
@@ -396,7 +396,7 @@ def test_no_accept_header_is_an_error(database: Database) -> None:
 
 def test_a_web_page_cannot_tell_by_its_loading_which_answer_it_got(database: Database) -> None:
     """A browser says which site a page is of only to addresses that it trusts: not on a network."""
-    with daemon(database.path, options=HTTP) as running:
+    with daemon(database.url, options=HTTP) as running:
         host = address(running).removeprefix("http://")
         for page in ("/metrics", "/healthz", "/absent"):
             with closing(http.client.HTTPConnection(host, timeout=20)) as connection:
@@ -409,7 +409,7 @@ def test_a_web_page_cannot_tell_by_its_loading_which_answer_it_got(database: Dat
 
 
 def test_a_web_page_gets_nothing(database: Database) -> None:
-    with daemon(database.path, options=["--http", "localhost:0"]) as running:
+    with daemon(database.url, options=["--http", "localhost:0"]) as running:
         url = address(running)
         port = url.rpartition(":")[2]
         ours = ["localhost", "127.0.0.1", "[::1]", "LocalHost.", socket.gethostname()]

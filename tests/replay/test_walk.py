@@ -1,12 +1,11 @@
 """A full scan while its database changes: events come, races are lost, backups are restored."""
 
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from support import Database, copy, event
+from support import Database, event
 from support.extensions import CreatedPerDay
 from support.folding import (
     Heard,
@@ -52,7 +51,7 @@ def replayed(
     listener: Meanwhile,
     limits: Limits | None = None,
 ) -> None:
-    anyio.run(replay_all, target(database.path, limits), projections, listener)
+    anyio.run(replay_all, target(database.url, limits), projections, listener)
 
 
 async def repaired_while(
@@ -60,11 +59,11 @@ async def repaired_while(
 ) -> list[Any]:
     """Repair while the events of `change` are folded after the first step; what it reports."""
     found: list[Any] = []
-    async with opened(database.path) as thread:
+    async with opened(database.url) as thread:
         steps = replay.repair(thread, projection, await checkpoint(thread, projection))
         found += (await anext(steps)).differences
         change()
-        await run_once(database.path, [projection])
+        await run_once(database.url, [projection])
         async for step in steps:
             found += step.differences
     return found
@@ -113,7 +112,7 @@ def test_a_view_is_folded_from_all_pages_of_its_events(database: Database) -> No
 
 
 def test_a_backup_restored_during_a_repair_is_not_given_views_ahead_of_its_checkpoint(
-    database: Database, tmp_path: Path
+    database: Database,
 ) -> None:
     """Its log is the same one, so that only the position tells; the daemon would fold twice."""
     for number in range(4):
@@ -121,10 +120,10 @@ def test_a_backup_restored_during_a_repair_is_not_given_views_ahead_of_its_check
     catch_up(database)
     for number in range(4):
         database.appended(f"A-{number}", "two")
-    copy(database.path, tmp_path / "backup.db")
+    backup = database.copied()
     catch_up(database)
 
-    restore = Meanwhile(lambda: copy(tmp_path / "backup.db", database.path), after=1)
+    restore = Meanwhile(lambda: database.restore(backup), after=1)
     replayed(database, BUILT_IN, restore, Limits(page_events=2))
 
     assert [database.contents(f"A-{number}") for number in range(4)] == [["one", "two"]] * 4
@@ -132,17 +131,16 @@ def test_a_backup_restored_during_a_repair_is_not_given_views_ahead_of_its_check
 
 
 def test_rows_of_a_backup_restored_during_a_repair_are_not_taken_for_orphaned(
-    database: Database, tmp_path: Path
+    database: Database,
 ) -> None:
     """What was gathered from the log before says nothing of the log that is there now."""
     projections = (CreatedPerDay(),)
-    other = Database(tmp_path / "backup.db")
-    target(other.path).setup()
+    other = database.another()
     for one, project in ((database, "P"), (other, "Q")):
         one.created("A-1", project=project)
         catch_up(one, projections)
 
-    restore = Meanwhile(lambda: copy(other.path, database.path), after=3)
+    restore = Meanwhile(lambda: database.restore(other), after=3)
     replayed(database, projections, restore)
 
     assert database.sql("SELECT project, count FROM created_per_day") == [("Q", 1)]
@@ -153,7 +151,7 @@ async def test_a_view_that_is_new_since_the_scan_began_is_not_orphaned(
     database: Database, projection: Projection
 ) -> None:
     database.created("A-1")
-    await run_once(database.path, [projection])
+    await run_once(database.url, [projection])
 
     found = await repaired_while(database, projection, lambda: database.created("A-2", project="Q"))
 
@@ -166,7 +164,7 @@ async def test_the_skipped_count_is_repaired_as_of_where_the_checkpoint_is_by_th
 ) -> None:
     database.created("A-1")
     database.insert("A-1", event("task_created", {}))
-    await run_once(database.path)
+    await run_once(database.url)
     database.sql("UPDATE checkpoint SET skipped = 9")
 
     found = await repaired_while(
@@ -192,9 +190,11 @@ def test_rows_repaired_before_a_race_was_lost_are_reported_and_the_others_repair
         database.created(f"A-{number}")
     catch_up(database)
     database.sql(damage)
-    database.sql(
-        f"CREATE TRIGGER race AFTER {change} ON view WHEN OLD.key LIKE '%A-0' BEGIN"
-        " UPDATE checkpoint SET generation = generation + 1 WHERE name = 'sessions'; END"
+    database.on(
+        f"AFTER {change}",
+        "view",
+        "UPDATE checkpoint SET generation = generation + 1 WHERE name = 'sessions'",
+        when="OLD.key LIKE '%A-0'",
     )
     monkeypatch.setattr(fix, "CHUNK_CHANGES", 1)
 
@@ -229,8 +229,8 @@ async def test_of_two_rebuilds_only_the_later_one_goes_on(database: Database) ->
         database.created(f"A-{number}")
     limits = Limits(page_events=2)
     async with (
-        target(database.path, limits).open_thread() as one,
-        target(database.path, limits).open_thread() as other,
+        target(database.url, limits).open_thread() as one,
+        target(database.url, limits).open_thread() as other,
     ):
         first = replay.rebuild(one, SESSIONS, await checkpoint(one, SESSIONS))
         await comparing(first)
@@ -242,5 +242,5 @@ async def test_of_two_rebuilds_only_the_later_one_goes_on(database: Database) ->
         async for _ in second:
             pass
 
-    await run_once(database.path)
+    await run_once(database.url)
     assert len(database.views()) == 6

@@ -4,12 +4,15 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgpack
+
+from session_projector.worker.errors import quoted
+from session_projector.worker.storage import open as storage
 
 PROJECTOR = [sys.executable, "-P", "-m", "session_projector"]
 INSERT = "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)"
@@ -17,24 +20,124 @@ T0 = 1_700_000_000_000
 
 
 class Database:
-    """A database file, used as any other process would use it: with plain SQL."""
+    """A database file, used as any other process would use it: with plain SQL.
+
+    `support.postgres.PostgresDatabase` is one on a server, with the same face.
+    """
+
+    engine = "sqlite"
+    error: type[Exception] = sqlite3.Error
+    """What its statements raise."""
+    replace = "INSERT OR REPLACE INTO event_log (seq, id) VALUES (:seq, 'other')"
+    """A statement that would replace the event at a position."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._written = 0
+        self._written = self._others = 0
 
-    def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    @property
+    def url(self) -> str:
+        """For `-d`."""
+        return str(self.path)
+
+    @property
+    def named(self) -> str:
+        """The same as hints name it, quoted for a shell."""
+        return quoted(self.url)
+
+    def sql(self, statement: str, *parameters: Any, **named: Any) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
-            return connection.execute(statement, parameters).fetchall()
+            return connection.execute(statement, named or parameters).fetchall()
 
     def insert(self, key: Any, data: Any, *, id: Any = ..., created_at: Any = T0) -> int:  # noqa: A002
         """Insert one event, encoding a dict as MessagePack; returns its position."""
         self._written += 1
         if isinstance(data, dict):
             data = msgpack.packb(data)
-        event_id = f"e{self._written}" if id is ... else id
+        return self._insert(f"e{self._written}" if id is ... else id, key, data, created_at)
+
+    def _insert(self, *row: Any) -> int:
         with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
-            return connection.execute(INSERT, (event_id, key, data, created_at)).lastrowid or 0
+            return connection.execute(INSERT, row).lastrowid or 0
+
+    def insert_many(self, rows: Iterable[tuple[Any, ...]]) -> int:
+        """Insert events (id, key, data, created_at) in one transaction; returns the newest
+        position."""
+        with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
+            connection.executemany(INSERT, rows)
+            return int(connection.execute("SELECT max(seq) FROM event_log").fetchone()[0])
+
+    def insert_log(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Insert events with their positions, as a backup of a log does."""
+        with closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
+            connection.executemany("INSERT INTO event_log VALUES (?, ?, ?, ?, ?)", rows)
+
+    def another(self) -> "Database":
+        """A fresh database on the same engine, set up."""
+        self._others += 1
+        path = self.path.with_name(f"{self.path.stem}-{self._others}.db")
+        storage.database(str(path)).setup()
+        return Database(path)
+
+    def renewed(self) -> "Database":
+        """The same with nothing in it, for the next example of a test."""
+        return self.another()
+
+    def copied(self) -> "Database":
+        """A backup."""
+        copy = self.another()
+        copy.restore(self)
+        return copy
+
+    def restore(self, backup: "Database") -> None:
+        """Make all as it is in a backup, in place, under whoever has the database open."""
+        copy(backup.path, self.path)
+
+    def close(self) -> None:
+        """Delete it, if nothing else does."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For the block nobody else can write."""
+        with closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("ROLLBACK")
+
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        """A connection of another program whose reads are all of one moment."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute("BEGIN")
+            yield connection
+
+    def is_pinned(self) -> bool:
+        """Whether somebody's read keeps alive what is outdated."""
+        return bool(self.sql("PRAGMA wal_checkpoint(TRUNCATE)")[0][0])
+
+    def on(self, event: str, table: str, statement: str, *, when: str = "") -> None:
+        """Create a trigger, such as of `AFTER UPDATE`."""
+        self.sql(
+            f"CREATE TRIGGER on_{event.split()[-1]} {event} ON {table}"
+            f"{f' WHEN {when}' if when else ''} BEGIN {statement}; END"
+        )
+
+    def refuse(self, table: str, why: str) -> None:
+        """Let a trigger refuse rows of a table."""
+        self.on("BEFORE INSERT", table, f"SELECT RAISE (ABORT, '{why}')")
+
+    def admit(self, table: str) -> None:
+        """Drop that trigger."""
+        self.sql("DROP TRIGGER on_INSERT")
+
+    def triggers(self) -> set[str]:
+        """The names of those that `on` created."""
+        names = self.sql("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        return {name for (name,) in names if name.startswith("on_")}
+
+    def writer(self, number: int | str) -> subprocess.Popen[bytes]:
+        """A process that writes 600 events, each on a connection of its own."""
+        return subprocess.Popen([sys.executable, "-c", WRITER, str(self.path), str(number)])
 
     def created(self, session_id: str, *messages: str, project: str = "P") -> int:
         said = [{"role": "user", "content": text} for text in messages]
@@ -49,11 +152,15 @@ class Database:
         return self.sql("SELECT seq, id, key, data, created_at FROM event_log ORDER BY seq")
 
     def views(self) -> dict[str, tuple[Any, ...]]:
-        rows = self.sql("SELECT * FROM view WHERE key >= 'session:' AND key < 'session;'")
+        rows = self._stored("SELECT * FROM view WHERE key >= 'session:' AND key < 'session;'")
         return {row[1]: row for row in rows}
 
+    def _stored(self, select: str) -> list[tuple[Any, ...]]:
+        """Rows that the projector wrote."""
+        return self.sql(select)
+
     def index(self) -> dict[str, tuple[Any, ...]]:
-        return {row[0]: row for row in self.sql("SELECT * FROM session_index")}
+        return {row[0]: row for row in self._stored("SELECT * FROM session_index")}
 
     def view(self, session_id: str) -> Any:
         return msgpack.unpackb(self.views()[f"session:{session_id}"][2], strict_map_key=False)
@@ -62,7 +169,7 @@ class Database:
         return [message["content"] for message in self.view(session_id)["messages"]]
 
     def quarantine(self) -> dict[int, str]:
-        return dict(self.sql("SELECT seq, reason FROM quarantine ORDER BY seq"))
+        return dict(self._stored("SELECT seq, reason FROM quarantine ORDER BY seq"))
 
     def position(self) -> int:
         rows = self.sql("SELECT position FROM checkpoint WHERE name = 'sessions'")
@@ -70,11 +177,12 @@ class Database:
 
     def everything(self) -> list[list[tuple[Any, ...]]]:
         """Return everything that a fold leaves, with every column except the generation."""
+        checkpoints = "SELECT name, version, position, digest, skipped FROM checkpoint ORDER BY 1"
         return [
-            self.sql("SELECT * FROM view ORDER BY key, id"),
-            self.sql("SELECT * FROM session_index ORDER BY session_id"),
-            self.sql("SELECT * FROM quarantine ORDER BY projection, seq"),
-            self.sql("SELECT name, version, position, digest, skipped FROM checkpoint ORDER BY 1"),
+            self._stored("SELECT * FROM view ORDER BY key, id"),
+            self._stored("SELECT * FROM session_index ORDER BY session_id"),
+            self._stored("SELECT * FROM quarantine ORDER BY projection, seq"),
+            self._stored(checkpoints),
         ]
 
 
@@ -102,9 +210,9 @@ def projector(
 class Daemon:
     """A `projector run` process; tests wait for its log lines."""
 
-    def __init__(self, path: Path, *, program: list[str], options: Sequence[str] = ()) -> None:
+    def __init__(self, url: str | Path, *, program: list[str], options: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [*program, "run", "-d", str(path), *options], stderr=subprocess.PIPE, text=True
+            [*program, "run", "-d", str(url), *options], stderr=subprocess.PIPE, text=True
         )
         self.lines: list[dict[str, Any]] = []
 
@@ -133,10 +241,10 @@ class Daemon:
 
 @contextmanager
 def daemon(
-    path: Path, *, program: list[str] = PROJECTOR, options: Sequence[str] = ()
+    url: str | Path, *, program: list[str] = PROJECTOR, options: Sequence[str] = ()
 ) -> Iterator[Daemon]:
     """Run a daemon that does not outlive the block."""
-    running = Daemon(path, program=program, options=options)
+    running = Daemon(url, program=program, options=options)
     try:
         yield running
     finally:
@@ -163,13 +271,14 @@ for n in range(600):
 
 def fill(database: Database, *, sessions: int, events: int, first: int = 0) -> None:
     """Insert many small events in one transaction."""
-    with closing(sqlite3.connect(database.path)) as connection, connection:
-        for number in range(first, first + events):
-            kind, data = "session_append", {"messages": [{"role": "user", "content": str(number)}]}
-            if number < sessions:
-                kind, data = "session_created", {"project": "F"}
-            row = (f"f{number}", f"F-{number % sessions}", msgpack.packb(event(kind, data)), T0)
-            connection.execute(INSERT, row)
+    rows = []
+    for number in range(first, first + events):
+        kind, data = "session_append", {"messages": [{"role": "user", "content": str(number)}]}
+        if number < sessions:
+            kind, data = "session_created", {"project": "F"}
+        rows.append((f"f{number}", f"F-{number % sessions}", msgpack.packb(event(kind, data)), T0))
+    if rows:
+        database.insert_many(rows)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -21,15 +21,15 @@ from session_projector.worker.storage.port import Check, Checkpoint, Thread
 from support import Database
 
 
-def target(path: Path, limits: Limits | None = None) -> Any:
-    """The database at a path, as the program opens it."""
-    return storage.database(str(path), limits)
+def target(url: str | Path, limits: Limits | None = None) -> Any:
+    """A database, as the program opens it."""
+    return storage.database(str(url), limits)
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Thread]:
+async def opened(url: str | Path) -> AsyncIterator[Thread]:
     """A store in a thread of its own."""
-    async with target(path).open_thread() as thread:
+    async with target(url).open_thread() as thread:
         yield thread
 
 
@@ -37,22 +37,20 @@ async def checkpoint(thread: Thread, projection: Projection) -> Checkpoint:
     return await thread.run(lambda store: checkpoint_of(store, projection))
 
 
-async def run_once(path: Path, projections: Sequence[Any] = BUILT_IN) -> None:
-    await supervisor.run_once(target(path), projections)
+async def run_once(url: str | Path, projections: Sequence[Any] = BUILT_IN) -> None:
+    await supervisor.run_once(target(url), projections)
 
 
 def catch_up(
     database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
 ) -> None:
-    anyio.run(supervisor.run_once, target(database.path, limits), projections)
+    anyio.run(supervisor.run_once, target(database.url, limits), projections)
 
 
-def refolded(database: Database, path: Path) -> Database:
+def refolded(database: Database) -> Database:
     """Fold the same log into a fresh database, all at once."""
-    target(path).setup()
-    fresh = Database(path)
-    for row in database.log():
-        fresh.sql("INSERT INTO event_log VALUES (?, ?, ?, ?, ?)", *row)
+    fresh = database.another()
+    fresh.insert_log(database.log())
     catch_up(fresh)
     return fresh
 
@@ -90,7 +88,7 @@ def repair(
     database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
 ) -> dict[str, int]:
     heard = Heard()
-    anyio.run(replay, target(database.path, limits), projections, heard)
+    anyio.run(replay, target(database.url, limits), projections, heard)
     return heard.kinds
 
 
@@ -98,11 +96,11 @@ def differences(
     database: Database, projections: Sequence[Any] = BUILT_IN, limits: Limits | None = None
 ) -> dict[str, int]:
     heard = Heard()
-    anyio.run(compare, target(database.path, limits), projections, heard)
+    anyio.run(compare, target(database.url, limits), projections, heard)
     return heard.kinds
 
 
-def examine(path: Path) -> list[Check]:
+def examine(url: str | Path) -> list[Check]:
     """What the doctor finds, as its command prints it: commands name the database."""
-    found = doctor.examine(target(path))
-    return [msgspec.structs.replace(one, fix=naming(str(path), one.fix)) for one in found]
+    found = doctor.examine(target(url))
+    return [msgspec.structs.replace(one, fix=naming(str(url), one.fix)) for one in found]

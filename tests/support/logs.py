@@ -10,6 +10,8 @@ from support import T0
 
 SESSION_IDS = ["A-1", "A-2", "session:A-1", "grün"]
 
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
+"""What any database can keep."""
 messages = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=5)},
@@ -27,7 +29,7 @@ def events(draw: st.DrawFn) -> tuple[Any, Any, int]:
     session_id = draw(st.sampled_from(SESSION_IDS))
     key = draw(st.sampled_from([f"session:{session_id}"] * 4 + [session_id] * 3 + ["", None]))
     if draw(st.integers(0, 19)) == 0:
-        return key, draw(st.binary(max_size=5) | st.text(max_size=5) | st.none()), T0
+        return key, draw(st.binary(max_size=5) | texts | st.none()), T0
     kind, data = draw(
         st.one_of(
             st.tuples(

@@ -18,6 +18,7 @@ from session_projector.worker.errors import (
 _SEE_SERVER: Final = "see the server's log, then try again; a daemon does so by itself"
 _OF_ONE_PROJECTION: Final = ("22", "23", "42P01", "42703", "42804", "54000", "P0001")
 """Codes, or how they begin, of what can only be wrong with the rows of one projection."""
+_REFUSED_ROW: Final = ("23", "P0001")
 # A server that refuses a connection says no code that libpq hands on, so its words are looked at,
 # in the language of most; of what is not known here a daemon waits for the end.
 _REFUSED: Final = {
@@ -90,8 +91,13 @@ class translated:  # noqa: N801 - a class, as a generator would cost each statem
             raise _failed(self._projection, str(error)) from error
 
 
-def _failed(name: str, said: str) -> ProjectionFailed:
+def _failed(name: str, said: str, code: str = "") -> ProjectionFailed:
     hint = f"build its views again: `projector projection drop {argument(name)}`, then run again"
+    if code.startswith(_REFUSED_ROW):
+        hint = (
+            "a trigger, an index or a constraint that somebody gave its table refuses the row; see"
+            " which: `projector doctor`"
+        )
     return ProjectionFailed(name, f"PostgreSQL says: {said}", hint)
 
 
@@ -102,7 +108,7 @@ def _translate(name: str, error: psycopg.Error, projection: str | None) -> Proje
     if projection is not None and (
         code.startswith(_OF_ONE_PROJECTION) or isinstance(error, psycopg.DataError)
     ):
-        return _failed(projection, said)
+        return _failed(projection, said, code)
     match code:
         case "55P03":
             return DatabaseUnavailable(
