@@ -23,7 +23,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
 SYSTEM_UNITS = ["projector.service", "projector@.service"]
 UNITS = [*SYSTEM_UNITS, "user/projector.service"]
-DROP_IN = Path("projector.service.d", "postgresql.conf")
+DROP_IN = Path("projector.service.d", "10-postgresql.conf")
 COMPOSE = DEPLOY / "compose.yaml"
 COMPOSE_POSTGRESQL = DEPLOY / "compose.postgresql.yaml"
 CONTAINERFILE = DEPLOY / "Containerfile"
@@ -99,6 +99,7 @@ def test_the_settings_for_postgresql_are_safe_and_systemd_has_nothing_to_say_abo
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
     assert rated.returncode == 0, rated.stdout + rated.stderr
     assert re.search("✗ PrivateNetwork=", rated.stdout)  # they are taken into account
+    assert DROP_IN.name < "override.conf"  # what `systemctl edit` writes comes after them
 
 
 def test_the_settings_for_postgresql_set_up_as_the_unit_does_but_for_the_group() -> None:
