@@ -58,7 +58,7 @@ def test_metrics_say_what_became_of_each_event(database: Database) -> None:
     assert found["projector_batch_events_sum",] == 4
     assert found["projector_batch_events_count",] >= 1
     assert found["projector_lock_held_seconds_sum",] > 0
-    assert found["projector_wal_bytes",] > 0
+    assert (found["projector_wal_bytes",] > 0) == (database.engine == "sqlite")
     assert any(key[0] == "projector_build_info" for key in found)
 
 
