@@ -11,7 +11,6 @@ from typing import Any
 import anyio
 import msgpack
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import PROJECTOR, T0, Database, event, logs, oracle, projector
 from support.folding import run_once, target
@@ -60,8 +59,9 @@ def session(database: Database) -> Database:
 # A view at a position, whatever the log
 
 
-@settings(max_examples=25)
-@given(log=logs.logs, pair=st.tuples(st.integers(0, 26), st.integers(0, 26)))
+@logs.examples(
+    25, on_server=6, log=logs.logs, pair=st.tuples(st.integers(0, 26), st.integers(0, 26))
+)
 def test_looking_back_agrees_with_the_daemon_and_with_the_fold_of_the_prefix(
     database: Database, log: list[Any], pair: tuple[int, int]
 ) -> None:

@@ -9,7 +9,6 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import (
     INSERT,
@@ -107,8 +106,13 @@ def test_a_difference_names_the_field_and_the_message(folded: Database) -> None:
     assert index["differences"] == {}
 
 
-@settings(max_examples=25, deadline=None)
-@given(log=logs.logs, page=st.integers(1, 7), damage=st.sampled_from([*DAMAGES.values()]))
+@logs.examples(
+    25,
+    on_server=6,
+    log=logs.logs,
+    page=st.integers(1, 7),
+    damage=st.sampled_from([*DAMAGES.values()]),
+)
 def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_holds(
     database: Database, log: list[Any], page: int, damage: str
 ) -> None:

@@ -11,7 +11,7 @@ from support.laws import COUNTED, append, change, keep, later
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.fold import Rejected
-from session_projector.worker.errors import LostRace, ProjectionFailed
+from session_projector.worker.errors import DatabaseUnavailable, LostRace, ProjectionFailed
 from session_projector.worker.storage.port import (
     Checkpoint,
     Deferred,
@@ -456,6 +456,21 @@ def test_a_transaction_that_reads_first_can_write_though_another_process_wants_t
 
     assert counted == 0
     assert store.log.count() == 1
+
+
+def test_one_transaction_changes_nothing_of_what_another_has_read(
+    store: Store, other: Store
+) -> None:
+    with store.transaction():
+        counted = store.log.count()
+        with pytest.raises(DatabaseUnavailable), other.transaction():
+            append(other, "e1")
+        append(store, "e2")
+
+    with other.transaction():
+        append(other, "e1")
+    assert counted == 0
+    assert store.log.count() == 2
 
 
 def test_what_is_written_in_a_transaction_is_seen_by_others_when_it_ends(

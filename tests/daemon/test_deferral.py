@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from support import Database, daemon, logs, projector
@@ -155,7 +154,9 @@ async def test_it_is_said_again_after_it_was_quiet(database: Database) -> None:
 # Stops, kills, replays
 
 
-@given(
+@logs.examples(
+    60,
+    on_server=10,
     log=logs.lively_logs(),
     sizes=logs.batchings,
     steps=st.lists(st.sampled_from(["on", "on", "later", "kill", "stop", "verify"]), min_size=1),
@@ -227,7 +228,7 @@ async def left_behind(database: Database) -> None:
 DAMAGES = [
     "UPDATE view SET data = x'80' WHERE key = 'session:A-1'",
     "DELETE FROM view WHERE key = 'session:A-1'",
-    "UPDATE event_log SET key = key WHERE FALSE",
+    "UPDATE dismissed SET note = note WHERE FALSE",
 ]
 
 

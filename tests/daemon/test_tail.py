@@ -8,7 +8,6 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import given, settings
 from structlog.testing import capture_logs
 from support import Database, daemon, event, fill, logs, oracle
 from support.extensions import PerProject
@@ -61,8 +60,7 @@ class LockedThread:
         return await self._thread.run(lambda store: work(LockedStore(store, self._locked)))
 
 
-@settings(max_examples=25)
-@given(log=logs.logs, sizes=logs.batchings)
+@logs.examples(25, on_server=6, log=logs.logs, sizes=logs.batchings)
 def test_a_database_caught_up_in_any_batches_equals_the_oracle(
     database: Database, log: list[Any], sizes: list[int]
 ) -> None:
@@ -425,8 +423,7 @@ def test_views_of_another_program_are_replaced_never_folded_onto(database: Datab
     assert database.everything() == refolded(database).everything()
 
 
-@settings(max_examples=25)
-@given(log=logs.logs)
+@logs.examples(25, on_server=6, log=logs.logs)
 def test_the_first_walk_over_an_adopted_log_equals_a_tail_over_it(
     database: Database, log: list[Any]
 ) -> None:

@@ -1,12 +1,14 @@
 """Hypothesis strategies for whole logs: a few sessions, with valid and invalid events."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support import T0
+from support import T0, Database
 
 SESSION_IDS = ["A-1", "A-2", "session:A-1", "grün"]
 
@@ -115,3 +117,17 @@ def batches(items: list[Any], sizes: list[int]) -> list[list[Any]]:
         cut.append(items[:size])
         items, turn = items[size:], turn + 1
     return cut
+
+
+def examples(count: int, *, on_server: int, **strategies: st.SearchStrategy[Any]) -> Any:
+    """Try a test with so many examples; on a server with fewer, as each takes longer there."""
+
+    def decorate(test: Callable[..., None]) -> Callable[[Database], None]:
+        def run(database: Database) -> None:
+            most = settings(max_examples=count if database.engine == "sqlite" else on_server)
+            most(given(**strategies)(test))(database=database)
+
+        run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
+        return run
+
+    return decorate

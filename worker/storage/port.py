@@ -500,7 +500,8 @@ class Store(Protocol):
 
     def transaction(self) -> AbstractContextManager[None]:
         """Make several writes at once; nothing of them stays where the block fails. What it reads
-        does not keep it from writing later, whoever else wants to."""
+        does not keep it from writing later, whoever else wants to, and one transaction of this
+        program waits for another: none changes what the other one has read."""
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Let several reads see one moment."""

@@ -52,7 +52,7 @@ class PostgresCheckpoints:
 
     def one(self, name: str) -> tuple[str, Sequence[Any]]:
         """The statement that reads a checkpoint, whose rows `sound` takes."""
-        return f"{self._select} WHERE name = %s", (name,)
+        return f"{self._select} WHERE name = %s ORDER BY key", (name,)
 
     def sound(self, name: str, rows: Sequence[tuple[Any, ...]]) -> Checkpoint | None:
         """A checkpoint of its rows, None where there are none."""
@@ -69,7 +69,7 @@ class PostgresCheckpoints:
         return self.sound(name, self._connection.rows(*self.one(name)))
 
     def all(self) -> dict[str, StoredProjection]:
-        rows = self._connection.rows(f"{self._select} ORDER BY name")
+        rows = self._connection.rows(f"{self._select} ORDER BY name, key")
         tables = {row[0]: Table(row[6], {}, row[7], row[8]) for row in rows}
         return {
             name: StoredProjection(checkpoint, tables[name])

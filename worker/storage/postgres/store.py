@@ -1,8 +1,8 @@
 """One connection to a PostgreSQL database: implements `worker.storage.port.Store`."""
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, Self
 
 import psycopg
@@ -25,6 +25,8 @@ from session_projector.worker.storage.postgres.tables import named
 from session_projector.worker.storage.postgres.target import Target
 from session_projector.worker.storage.postgres.views import PostgresScratch, PostgresViews
 
+_TRANSACTION_CLASS: Final = 1886547823
+"""Of the advisory lock that lets one transaction wait for another."""
 PATIENCE_S: Final = 60.0
 """How long a statement may take."""
 
@@ -136,8 +138,12 @@ class PostgresStore:
         ids = ([row[id_at] for row in change.rows], [row[key_at] for row in change.rows])
         self.connection.raw.execute(sql.encode(), ids)
 
-    def transaction(self) -> AbstractContextManager[None]:
-        return self.connection.writing()
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        lock = "SELECT pg_catalog.pg_advisory_xact_lock(%s::int4, %s::regclass::oid::int4)"
+        with self.connection.writing():
+            self.connection.rows(lock, (_TRANSACTION_CLASS, self.connection.log_name))
+            yield
 
     def snapshot(self) -> AbstractContextManager[None]:
         return self.connection.reading()
