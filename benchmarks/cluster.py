@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,8 @@ from measure import PROJECTOR
 from places import Place, ServerPlace, insert
 from support import projector
 from support.postgres import Server
+
+from session_projector.worker.errors import TransientError
 
 WRITERS: Final = 8
 NODES: Final = 3
@@ -112,54 +114,88 @@ def _pause(chance: Chance) -> None:
 # The nodes.
 
 
+class Node:
+    """A daemon, and what it says."""
+
+    def __init__(self, name: str, said: Path) -> None:
+        self._said = said
+        with said.open("wb") as stderr:
+            command = [*PROJECTOR, "run", "-d", name]
+            self.process = subprocess.Popen(command, stderr=stderr)
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text(errors="replace")[-2000:]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it leads or stands by."""
+        said = self._said.read_text(errors="replace")
+        return '"started"' in said or '"standing_by"' in said
+
+    @property
+    def could_not_start(self) -> bool:
+        """Whether it ended because there was no server when it began; systemd starts it again."""
+        return self.process.returncode == TransientError.exit_code and '"event"' not in self.said
+
+    def check(self) -> None:
+        """Check that it did not end by itself."""
+        if self.process.poll() is not None and not self.could_not_start:
+            raise Difference(f"a node ended with {self.process.returncode}: {self.said}")
+
+
 class Cluster:
     """The daemons, by process id, and what happened to them."""
 
     def __init__(self, place: ServerPlace, folder: Path) -> None:
         self.place = place
-        self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self.nodes: dict[int, Node] = {}
+        self.started = 0
         self.takeovers_s: list[float] = []
-        self._log = folder / "nodes.log"
+        self._folder = folder
 
-    def fill_up(self) -> None:
-        """Start nodes until there are as many as there should be."""
+    def check(self) -> None:
+        """Start nodes until there are as many as there should be; none may have ended by itself."""
+        for pid, node in [*self.nodes.items()]:
+            node.check()
+            if node.could_not_start:
+                del self.nodes[pid]
         while len(self.nodes) < NODES:
-            with self._log.open("ab") as said:
-                command = [*PROJECTOR, "run", "-d", self.place.name, "--log-level", "warning"]
-                node = subprocess.Popen(command, stderr=said)
-            self.nodes[node.pid] = node
+            self.started += 1
+            node = Node(self.place.name, self._folder / f"node-{self.started}.log")
+            self.nodes[node.process.pid] = node
 
-    def kill_leader(self) -> None:
-        """Kill one that leads, and wait until others have taken over."""
-        leaders = self._wait_for_leader(set())
+    def is_ready(self) -> bool:
+        """Whether there are as many nodes as there should be, each of which leads or stands by."""
+        self.check()
+        return all(node.ready for node in self.nodes.values())
+
+    def may_be_killed(self) -> int:
+        """One that leads while the others are ready to, 0 where there is none."""
+        if not self.is_ready():
+            return 0
+        return min(self.place.leading() & self.nodes.keys(), default=0)
+
+    def kill(self, pid: int) -> None:
+        """Kill one that leads, and wait until another one does."""
+        node = self.nodes.pop(pid).process
         began = time.monotonic()
-        killed = min(leaders & self.nodes.keys())
-        node = self.nodes.pop(killed)
         node.kill()
         node.wait()
-        self._wait_for_leader({killed})
+        self.wait(lambda: bool(self.place.leading() - {pid}))
         self.takeovers_s.append(time.monotonic() - began)
-        self.fill_up()
 
-    def _wait_for_leader(self, gone: set[int]) -> set[int]:
-        """Wait until somebody leads who is not gone, and nobody who is."""
+    def wait(self, until: Callable[[], bool]) -> None:
         deadline = time.monotonic() + RECOVERY_S
-        while not (leaders := self.place.leading()) or leaders & gone:
+        while not until():
             self.check()
             if time.monotonic() > deadline:
                 raise Difference(f"nobody leads: {self.said}")
             time.sleep(POLL_S)
-        return leaders
-
-    def check(self) -> None:
-        """Check that no node ended by itself."""
-        for node in self.nodes.values():
-            if node.poll() is not None:
-                raise Difference(f"a node ended with {node.returncode}: {self.said}")
 
     @property
-    def said(self) -> str:
-        return self._log.read_text(errors="replace")[-2000:]
+    def said(self) -> list[str]:
+        return [node.said for node in self.nodes.values()]
 
     def wait_until(self, position: int) -> None:
         """Wait until all projections have come so far."""
@@ -172,8 +208,8 @@ class Cluster:
 
     def stop(self) -> None:
         for node in self.nodes.values():
-            node.send_signal(signal.SIGTERM)
-        ended = [node.wait(60) for node in self.nodes.values()]
+            node.process.send_signal(signal.SIGTERM)
+        ended = [node.process.wait(60) for node in self.nodes.values()]
         if any(ended):
             raise Difference(f"the nodes ended with {ended}: {self.said}")
 
@@ -185,8 +221,8 @@ def run(server: Server, folder: Path, *, events: int, kills: int, seed: int) -> 
     with server.database(template=server.template) as url, ExitStack() as stack:
         place = ServerPlace(url)
         cluster = Cluster(place, folder)
-        stack.callback(lambda: [node.kill() for node in cluster.nodes.values()])
-        cluster.fill_up()
+        stack.callback(lambda: [node.process.kill() for node in cluster.nodes.values()])
+        cluster.wait(cluster.is_ready)
         began = time.monotonic()
         each = events // WRITERS
         writers = [
@@ -217,7 +253,8 @@ def run(server: Server, folder: Path, *, events: int, kills: int, seed: int) -> 
         )
         print(
             f"{len(takeovers)} leaders killed, another led after {statistics.median(takeovers):.2f}"
-            f" s (median), {takeovers[-1]:.2f} s (longest); {RESTARTS} restarts of the server"
+            f" s (median), {takeovers[-1]:.2f} s (longest); {RESTARTS} restarts of the server;"
+            f" {cluster.started} daemons were started"
         )
         print("verify: 0 differ; views, index, quarantine and checkpoints are those of SQLite")
 
@@ -229,23 +266,23 @@ def _disturb(
     events: int,
     kills: int,
 ) -> None:
-    """Kill leaders, and the server twice, evenly spread over the log."""
-    what = [*["leader"] * kills]
-    for number in range(RESTARTS):
-        what.insert((number + 1) * len(what) // (RESTARTS + 1), "server")
-    for number, killed in enumerate(what, 1):
-        while cluster.place.sql("SELECT coalesce(max(seq), 0) FROM event_log") < [
-            (events * number // (len(what) + 1),)
-        ]:
-            if any(writer.poll() for writer in writers):
-                raise Difference("a writer failed")
-            cluster.check()
-            time.sleep(POLL_S)
-        if killed == "leader":
-            cluster.kill_leader()
-        else:
+    """Kill the server twice, and leaders in between, for as long as there are writers."""
+    restarts = [events * (number + 1) // (RESTARTS + 1) for number in range(RESTARTS)]
+    leaders = [events * (number + 1) // (kills + 1) for number in range(kills)]
+    while any(writer.poll() is None for writer in writers):
+        if any(writer.poll() for writer in writers):
+            raise Difference("a writer failed")
+        ((newest,),) = cluster.place.sql("SELECT coalesce(max(seq), 0) FROM event_log")
+        if restarts and newest >= restarts[0]:
+            restarts.pop(0)
             server.stop("SIGQUIT")
             server.start()
+        elif leaders and newest >= leaders[0] and (pid := cluster.may_be_killed()):
+            leaders.pop(0)
+            cluster.kill(pid)
+        time.sleep(POLL_S)
+    if restarts or not cluster.takeovers_s:
+        raise Difference("the writers were too quick to be disturbed; write more events")
 
 
 def _ended(writer: subprocess.Popen[bytes]) -> Written:
@@ -273,7 +310,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=200_000)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="of leaders, at most")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, closing(Server()) as server:

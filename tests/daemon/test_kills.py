@@ -44,4 +44,4 @@ def test_killed_on_postgresql_it_loses_and_doubles_nothing(tmp_path: Path, serve
 def test_three_daemons_on_a_server_that_is_killed_fold_what_sqlite_folds(
     tmp_path: Path, server: Server
 ) -> None:
-    cluster.run(server, tmp_path, events=1600, kills=2, seed=1)
+    cluster.run(server, tmp_path, events=4000, kills=2, seed=1)
