@@ -652,7 +652,8 @@ class Database(Protocol):
     def newest(self, *, busy_timeout_s: float) -> int:
         """The newest position by a connection of its own, 0 for an empty log.
 
-        Raises `DatabaseUnavailable` only where another process holds the database.
+        Raises `DatabaseUnavailable` only where another process holds the database, or its server
+        is away.
         """
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:

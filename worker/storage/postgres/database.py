@@ -4,12 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing, suppress
 from typing import Final
 
-from session_projector.worker.errors import (
-    DatabaseUnavailable,
-    ProjectorError,
-    TransientError,
-    UsageError,
-)
+from session_projector.worker.errors import ProjectorError, UsageError
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Checks,
@@ -74,7 +69,7 @@ class PostgresDatabase:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> Store:
-            return PostgresStore.open(self._target, self._limits, for_daemon=True)
+            return PostgresStore.open(self._target, self._limits, writable=True)
 
         return thread.opened(open_store, lambda: self._patience_s)
 
@@ -83,11 +78,8 @@ class PostgresDatabase:
 
     def newest(self, *, busy_timeout_s: float) -> int:
         sql = "SELECT coalesce(max(seq), 0) FROM {}event_log"
-        try:
-            with opened(self._target, busy_timeout_s=busy_timeout_s, writable=False) as connection:
-                return int(connection.value(sql.format(connection.prefix)))
-        except DatabaseUnavailable as error:  # nobody holds it
-            raise TransientError(str(error), error.hint) from None
+        with opened(self._target, busy_timeout_s=busy_timeout_s, writable=False) as connection:
+            return int(connection.value(sql.format(connection.prefix)))
 
     def leadership(self, running: Mapping[str, int] | None = None) -> Leadership:
         from session_projector.worker.storage.postgres.leadership import PostgresLeadership

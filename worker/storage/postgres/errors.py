@@ -135,8 +135,8 @@ def _translate(name: str, error: psycopg.Error, projection: str | None) -> Proje
         case "42501":
             return InterventionRequired(
                 f"{name}: this role may not do that ({said})",
-                "use the role that owns the schema, or give this one what it lacks:"
-                " `projector db setup --writer ROLE --reader ROLE` as the owner",
+                "name the role that owns the schema in the URL, or let that role give this one what"
+                " it lacks, by the options --writer and --reader of db setup",
             )
         case "42P01" | "42703" | "3F000" | "42883":
             return InterventionRequired(

@@ -52,15 +52,12 @@ class PostgresStore:
         """As of the last question, or of the last commit."""
 
     @classmethod
-    def open(
-        cls, target: Target, limits: Limits, *, writable: bool = False, for_daemon: bool = False
-    ) -> Self:
+    def open(cls, target: Target, limits: Limits, *, writable: bool = False) -> Self:
         """A store on a database whose schema is this program's; raises `ProjectorError`."""
         connection = Connection(
             target,
             busy_timeout_s=limits.busy_timeout_s,
-            writable=writable or for_daemon,
-            direct=for_daemon,
+            writable=writable,
         )
         try:
             migrate.check(connection)
