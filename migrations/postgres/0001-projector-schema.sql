@@ -180,6 +180,7 @@ ALTER TABLE {schema}.deferred ADD CONSTRAINT deferred_pkey PRIMARY KEY (projecti
 CREATE TABLE {schema}.leader (
   projection text COLLATE "C",        -- '' for all of them
   version bigint NOT NULL,            -- of the projection
+  place bigint NOT NULL,              -- among those that the daemon would run
   session bigint NOT NULL,            -- the server's process, as in pg_locks
   host text COLLATE "C" NOT NULL,     -- where the daemon is
   pid bigint NOT NULL,                -- its process there

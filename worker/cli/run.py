@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Annotated
@@ -12,12 +13,13 @@ from typing import Annotated
 import anyio
 import typer
 
+from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import logging
 from session_projector.worker.cli.logging import LogFormat, LogLevel
 from session_projector.worker.cli.options import Database
 from session_projector.worker.daemon import service, supervisor
-from session_projector.worker.errors import UsageError
+from session_projector.worker.errors import DatabaseUnavailable, UsageError
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.storage import open as storage
 from session_projector.worker.telemetry.state import DaemonState
@@ -82,16 +84,26 @@ def run(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     target = storage.database(database)
     logging.configure(log_level, log_format, queued=True)
-    if create and not target.exists():
-        target.setup()
-    with target.open(writable=True) as store:
-        projections = registry.known(projection or ())
-        catalog.warn_of_unknown(store, projections)
-        # Now, not only when it takes over from another daemon.
-        catalog.refuse_newer_views(store, projections)
+
+    def known() -> list[Projection]:
+        if create and not target.exists():
+            target.setup()
+        with target.open(writable=True) as store:
+            found = registry.known(projection or ())
+            catalog.warn_of_unknown(store, found)
+            # Now, not only when it takes over from another daemon.
+            catalog.refuse_newer_views(store, found)
+        return found
+
+    projections: list[Projection] | Callable[[], list[Projection]] = known
     if once:
-        anyio.run(supervisor.run_once, target, projections)
+        anyio.run(supervisor.run_once, target, known())
         return
+    try:
+        projections = known()
+    except DatabaseUnavailable:
+        if not target.is_served:
+            raise
     state = DaemonState(_notifier().notify)
     with ExitStack() as stack:
         if http is not None:  # otherwise do without prometheus_client, which is slow to import
@@ -102,7 +114,8 @@ def run(
             newest = partial(target.newest, busy_timeout_s=PROBE_TIMEOUT_S)
             metrics = StateCollector(state, dict([target.engine]), target.wal_bytes)
             stack.enter_context(served(http, state, newest, metrics))
-        anyio.run(partial(service.run, target, projections, state, verify_every_s=verify_every))
+        run = partial(service.run, target, projections, state)
+        anyio.run(partial(run, verify_every_s=verify_every))
 
 
 def _notifier() -> Notifier:

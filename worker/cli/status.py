@@ -32,8 +32,12 @@ def status(database: Database = "local.db", json: Json = False) -> None:
 def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
     yield "database", found.database
-    doing = "suspended (SIGSTOP)" if daemon.suspended else "alive"
-    yield "daemon", f"{doing}, {daemon}" if daemon.alive else "none is alive"
+    if not found.daemons:
+        yield "daemon", "none is alive"
+    for each in found.daemons:
+        doing = "suspended (SIGSTOP)" if each.suspended else "alive"
+        names = f": {', '.join(each.running)}" if len(found.daemons) > 1 else ""
+        yield "daemon", f"{doing}, {each}{names}"
     yield "schema", found.schema
     yield "newest event", found.newest
     for holder in found.held_back_by:

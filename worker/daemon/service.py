@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -39,24 +39,24 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 async def run(
     database: Database,
-    projections: Sequence[Projection],
+    projections: Sequence[Projection] | Callable[[], Sequence[Projection]],
     state: DaemonState,
     *,
     verify_every_s: float | None = None,
 ) -> None:
-    """Tail until SIGTERM or SIGINT what no other daemon does; stand by to take over the rest."""
-    state.expect(projections, KINDS)
-    daemon = _Daemon(database, projections, state, verify_every_s)
+    """Tail until SIGTERM or SIGINT what no other daemon does; stand by to take over the rest.
+
+    What tells the `projections` is called until the database's server is there.
+    """
+    stop = anyio.Event()
     try:
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_stop_on_signal, database, daemon.stop, state)
-            while led := await daemon.take_over():
-                await daemon.lead(led)
+            await tasks.start(_stop_on_signal, database, stop, state)
+            daemon = _Daemon(database, stop, state, verify_every_s)
+            await daemon.run(projections)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise _first_error(group) from None
-    finally:
-        daemon.leadership.release()
     log.info("stopped")
 
 
@@ -66,23 +66,44 @@ class _Daemon:
     def __init__(
         self,
         database: Database,
-        projections: Sequence[Projection],
+        stop: anyio.Event,
         state: DaemonState,
         verify_every_s: float | None,
     ) -> None:
-        self.stop = anyio.Event()
-        self.leadership = database.leadership({p.name: p.version for p in projections})
         self._database = database
-        self._projections = projections
+        self._stop = stop
         self._state = state
-        self._outage = Outage(state)
         self._verify_every_s = verify_every_s
+        self._outage = Outage(state)
+        self._projections: Sequence[Projection] = ()
+        self._leadership = database.leadership()
 
-    async def take_over(self) -> list[Projection]:
+    async def run(
+        self, projections: Sequence[Projection] | Callable[[], Sequence[Projection]]
+    ) -> None:
+        while callable(projections) and not self._stop.is_set():
+            try:
+                with no_thread():
+                    projections = await anyio.to_thread.run_sync(projections)
+            except DatabaseUnavailable as error:
+                await self._wait_out(error)
+        if callable(projections):
+            return
+        self._outage.over()
+        self._projections = projections
+        self._state.expect(projections, KINDS)
+        self._leadership = self._database.leadership({p.name: p.version for p in projections})
+        try:
+            while led := await self._take_over():
+                await self._lead(led)
+        finally:
+            self._leadership.release()
+
+    async def _take_over(self) -> list[Projection]:
         """The projections that are ours, once there are any; none when told to stop before."""
         announced = False
         check_identity = self._database.watch_identity()
-        while not self.stop.is_set():
+        while not self._stop.is_set():
             check_identity()
             try:
                 if led := await self._acquire():
@@ -96,10 +117,10 @@ class _Daemon:
             except DatabaseUnavailable as error:
                 await self._wait_out(error)
                 continue
-            await wait(STANDBY_POLL_S, self.stop)
+            await wait(STANDBY_POLL_S, self._stop)
         return []
 
-    async def lead(self, led: Sequence[Projection]) -> None:
+    async def _lead(self, led: Sequence[Projection]) -> None:
         """Run some projections until told to stop, or until another daemon may lead them."""
         end = anyio.Event()
         supervisor = Supervisor(self._database, led, end, self._state, self._outage)
@@ -123,7 +144,7 @@ class _Daemon:
         while True:
             some = len(ours) < len(self._projections)
             with anyio.move_on_after(STANDBY_POLL_S if some else math.inf) as waited:
-                await self.leadership.lost()
+                await self._leadership.lost()
             try:
                 now = await self._acquire() if waited.cancelled_caught else []
             except DatabaseUnavailable:
@@ -140,15 +161,15 @@ class _Daemon:
             ours = now
 
     async def _acquire(self) -> list[Projection]:
-        acquire = partial(self.leadership.acquire_some, stand_by=True)
+        acquire = partial(self._leadership.acquire_some, stand_by=True)
         with no_thread():
             led = await anyio.to_thread.run_sync(acquire)
         return [projection for projection in self._projections if projection.name in led]
 
     def _announce(self) -> None:
-        leader = self.leadership.leader()
+        leader = self._leadership.leader()
         if leader and not leader.pid:
-            hint = f"no daemon that is seen from here; see who: {self.leadership.who_holds_it}"
+            hint = f"no daemon that is seen from here; see who: {self._leadership.who_holds_it}"
             log.warning("lock_held", hint=hint)
         where = {"daemon_host": leader.host} if leader and leader.host else {}
         log.info("standing_by", daemon_pid=leader.pid if leader else None, **where)
@@ -157,10 +178,10 @@ class _Daemon:
         """A server may come back; a file that cannot be had at the start is told of."""
         if not self._database.is_served:
             raise error
-        await self._outage.wait_out(error, self.stop)
+        await self._outage.wait_out(error, self._stop)
 
     async def _end_at_stop(self, end: anyio.Event) -> None:
-        await self.stop.wait()
+        await self._stop.wait()
         end.set()
 
 

@@ -26,13 +26,18 @@ OVERDUE_S: Final = LONGEST_DELAY_S + 120
 
 def daemon(database: Database) -> Iterator[Check]:
     leadership = database.leadership()
-    leader = leadership.leader()
-    if leader is None:
+    leaders = leadership.leaders()
+    if not leaders:
         said = "none is alive: nothing is folded until one runs"
         yield Check("daemon", "warn", said, "`projector run`")
         return
     waiting = leadership.standing_by()
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
+    for leader in leaders:
+        yield from _alive(database, leader, standing_by)
+
+
+def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Check]:
     names = ", ".join(leader.running) or "it does not say which projections"
     if leader.suspended:
         fix = f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}"
@@ -59,6 +64,9 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
     elif full := _full(database):
         said = f"{said}: the disk has no room: {full.found}"
         fix = full.fix
+    elif leader.host:
+        said = f"{said}: it is stuck"
+        fix = f"restart it where it runs, on {leader.host}; nothing is lost"
     elif leader.pid:
         said = f"{said}: it is stuck"
         end = linux.ending([leader.pid], "-KILL", seen=leader.seen)

@@ -15,37 +15,42 @@ take minutes for one. Restarting it too early makes it start again from the begi
 
 
 def check(database: Database) -> str:
-    """Describe a healthy daemon in one line; raises `CheckFailed` if it is not healthy."""
-    leader = database.leadership().leader()
-    if leader and leader.suspended:
-        raise CheckFailed(
-            f"the daemon ({leader}) is suspended (SIGSTOP)",
-            f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}",
-        )
+    """Describe healthy daemons in one line; raises `CheckFailed` if one is not healthy."""
+    leaders = database.leadership().leaders()
+    for leader in leaders:
+        if leader.suspended:
+            raise CheckFailed(
+                f"the daemon ({leader}) is suspended (SIGSTOP)",
+                f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}",
+            )
     with database.open() as store:
-        if leader is None:
+        if not leaders:
             raise CheckFailed("no daemon is alive", "start one: `projector run`")
-        for report in _reports(store, leader, "failed").values():
-            hint = "see all projections: `projector status`"
-            raise CheckFailed(f"a projection is failing: {report.why}", hint)
-        _require_rebuilds_to_move(store, leader)
-        newest = store.log.newest()
-        before = _positions(store, leader)
-        if not before:
-            return f"{leader}, all views are being rebuilt, newest event {newest}"
-        until = time.monotonic() + MOVES_WITHIN_S
-        while newest > max(now := _positions(store, leader) or before) and max(now) == max(before):
-            if time.monotonic() > until:
-                for holder in store.log.held_back_by():
-                    raise CheckFailed(
-                        f"events wait for {holder.who}; the daemon ({leader}) is at {max(now)}",
-                        f"end it where it was forgotten: {holder.cure}",
-                    )
+        return "; ".join(_check(store, leader) for leader in leaders)
+
+
+def _check(store: Store, leader: Leader) -> str:
+    for report in _reports(store, leader, "failed").values():
+        hint = "see all projections: `projector status`"
+        raise CheckFailed(f"a projection is failing: {report.why}", hint)
+    _require_rebuilds_to_move(store, leader)
+    newest = store.log.newest()
+    before = _positions(store, leader)
+    if not before:
+        return f"{leader}, all views are being rebuilt, newest event {newest}"
+    until = time.monotonic() + MOVES_WITHIN_S
+    while newest > max(now := _positions(store, leader) or before) and max(now) == max(before):
+        if time.monotonic() > until:
+            for holder in store.log.held_back_by():
                 raise CheckFailed(
-                    f"the daemon ({leader}) is stuck at {max(now)}; the newest event is {newest}",
-                    "see why: `projector doctor`",
+                    f"events wait for {holder.who}; the daemon ({leader}) is at {max(now)}",
+                    f"end it where it was forgotten: {holder.cure}",
                 )
-            time.sleep(0.05)
+            raise CheckFailed(
+                f"the daemon ({leader}) is stuck at {max(now)}; the newest event is {newest}",
+                "see why: `projector doctor`",
+            )
+        time.sleep(0.05)
     return f"{leader}, position {min(now)}, newest event {newest}"
 
 

@@ -19,6 +19,7 @@ from session_projector.worker.storage.port import (
     Leader,
     ProjectionStatus,
     Store,
+    together,
 )
 
 CLOCKS: Final = 100
@@ -26,9 +27,10 @@ CLOCKS: Final = 100
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
-    """The leading daemon; `pid` is None if there is none, 0 if its process cannot be seen.
+    """A leading daemon; `pid` is None if there is none, 0 if its process cannot be seen.
 
-    `seen` is whether that process is seen to hold the lock (`Leader`).
+    `seen` is whether that process is seen to hold the lock (`Leader`). `host` is where it runs, ''
+    for this machine.
     """
 
     alive: bool
@@ -36,9 +38,11 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     suspended: bool = msgspec.field(name="stopped")
     running: list[str]
     seen: bool
+    host: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid}" if self.pid else UNSEEN
+        where = f" on {self.host}" if self.host else ""
+        return f"process {self.pid}{where}" if self.pid else f"{UNSEEN}{where}"
 
 
 class TailingStatus(msgspec.Struct, frozen=True):
@@ -82,10 +86,14 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The status of a database, whether or not a daemon is running."""
+    """The status of a database, whether or not a daemon is running.
+
+    Where several daemons share the projections, `daemon` is one of them with what all are running.
+    """
 
     database: str
     daemon: DaemonStatus
+    daemons: list[DaemonStatus]
     schema: str
     newest: int
     events: int
@@ -104,10 +112,12 @@ def status(database: Database) -> Status:
         held_back_by = store.log.held_back_by()
         reports = store.checkpoints.reports()
         projections = [_progress(store, info, reports.get(info.name)) for info in listing(store)]
+    leaders = database.leadership().leaders()
     applied = [name for name, is_applied in database.migrations() if is_applied]
     return Status(
         database=database.name,
-        daemon=_daemon(database.leadership().leader()),
+        daemon=_daemon(together(leaders)),
+        daemons=[*map(_daemon, leaders)],
         schema=applied[-1],
         newest=newest,
         events=events,
@@ -120,7 +130,8 @@ def status(database: Database) -> Status:
 def _daemon(leader: Leader | None) -> DaemonStatus:
     if leader is None:
         return DaemonStatus(False, None, False, [], False)
-    return DaemonStatus(True, leader.pid, leader.suspended, [*leader.running], leader.seen)
+    names = [*leader.running]
+    return DaemonStatus(True, leader.pid, leader.suspended, names, leader.seen, leader.host)
 
 
 def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | None) -> Progress:

@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any, Final
 
 import psycopg
+import structlog
 from psycopg.pq import TransactionStatus
 from psycopg.types.numeric import Int8BinaryDumper
 
@@ -47,6 +48,19 @@ _SESSION: Final = {
 }
 """What a role or a database may have otherwise, and must not be so here."""
 Values = Sequence[Any] | Mapping[str, Any]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class _DriverLog(logging.Handler):
+    """What the driver warns of is what it goes on after: another error of that is raised."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.debug("driver_warned", said=record.getMessage())
+
+
+logging.getLogger("psycopg").addHandler(_DriverLog())
+logging.getLogger("psycopg").propagate = False
 
 
 def application_name() -> str:
@@ -111,9 +125,10 @@ def refuse_pooler(name: str, raw: psycopg.Connection[Any]) -> None:
     """Raises `InterventionRequired` where a daemon would lose its locks and be deaf."""
     if is_pooled(raw):
         raise InterventionRequired(
-            f"{name} is behind a pooler, such as PgBouncer, which hands a daemon's session to"
-            " others: its locks and what it listens to would be lost",
-            "give the daemon the server's own address; commands and writers may use the pooler",
+            f"{name} is behind a pooler, such as PgBouncer, which hands a session to others: its"
+            " locks, its temporary tables and what it listens to would be lost",
+            "give a daemon, `verify` and `replay` the server's own address; other commands and"
+            " writers may use the pooler",
         )
 
 

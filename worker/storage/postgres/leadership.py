@@ -44,14 +44,15 @@ _GIVE_BACK: Final = f"""
 _STAND_BY: Final = f"SELECT pg_advisory_lock_shared({LEAD_CLASS}, %s::int4)"
 _STAND_BY_NO_MORE: Final = f"SELECT pg_advisory_unlock_shared({LEAD_CLASS}, %s::int4)"
 _SAY: Final = """
-    INSERT INTO {}leader (projection, version, session, host, pid, machine)
-    SELECT name, version, pg_backend_pid(), %s, %s, %s
-    FROM unnest(%s::text[], %s::bigint[]) AS led (name, version)
-    ON CONFLICT (projection) DO UPDATE SET version = excluded.version, host = excluded.host,
-        session = excluded.session, pid = excluded.pid, machine = excluded.machine
+    INSERT INTO {}leader (projection, version, place, session, host, pid, machine)
+    SELECT name, version, place, pg_backend_pid(), %s, %s, %s
+    FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS led (name, version, place)
+    ON CONFLICT (projection) DO UPDATE SET version = excluded.version, place = excluded.place,
+        session = excluded.session, host = excluded.host, pid = excluded.pid,
+        machine = excluded.machine
 """
 _SAID: Final = """
-    SELECT session, projection, version, host, pid, machine FROM {}leader ORDER BY projection
+    SELECT session, projection, version, host, pid, machine FROM {}leader ORDER BY place, projection
 """
 _HOLDERS: Final = f"""
     SELECT l.pid, l.objid::int4, l.mode = 'ExclusiveLock', coalesce(a.application_name, '')
@@ -87,7 +88,7 @@ class PostgresLeadership:
 
     def acquire(self, *, stand_by: bool = False) -> bool:
         self._acquire(stand_by=stand_by, all_or_none=True)
-        return bool(self._led)
+        return self._led == self._versions.keys()
 
     def acquire_some(self, *, stand_by: bool = False) -> set[str]:
         self._acquire(stand_by=stand_by)
@@ -179,8 +180,9 @@ class PostgresLeadership:
     def _say(self, names: list[str]) -> None:
         assert self._connection
         who = (socket.gethostname(), os.getpid(), linux.machine())
-        versions = [self._versions[name] for name in names]
-        self._connection.rows(_SAY.format(self._connection.prefix), (*who, names, versions))
+        versions, places = [self._versions[name] for name in names], [*self._versions]
+        values = (*who, names, versions, [places.index(name) for name in names])
+        self._connection.rows(_SAY.format(self._connection.prefix), values)
 
     def _await(self, stand_by: bool) -> None:
         """Let others see that this process waits, or no longer."""
