@@ -587,7 +587,7 @@ def test_dropping_sessions_leaves_rows_of_other_programs(database: Database) -> 
 
 
 def test_what_a_projection_that_is_gone_left_behind_can_be_dropped(database: Database) -> None:
-    database.sql('CREATE TABLE "a""b" (k)')
+    database.sql('CREATE TABLE "a""b" (k TEXT)')
     fold(database)
     before = database.everything()
     for name in ("gone", "none"):

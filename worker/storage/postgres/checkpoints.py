@@ -41,7 +41,7 @@ class PostgresCheckpoints:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._p = p = connection.prefix
+        p = connection.prefix
         self._state = f"{p}projection_state"
         # In one statement, as the position and what is deferred must be of one moment.
         self._select = (
@@ -77,11 +77,13 @@ class PostgresCheckpoints:
             if _NAME.fullmatch(name)
         }
 
-    def unsound(self) -> list[str]:
-        """The names of those that no projection can have, or that are no position."""
-        rows = self._connection.rows(f"SELECT name FROM {self._p}checkpoint ORDER BY name")
-        sound = self.all()
-        return [name for (name,) in rows if name not in sound]
+    def unsound(self, *, strays: bool = True) -> list[str]:
+        """The names of those that are no position, and with `strays` those that are no names."""
+        rows = self._connection.rows(f"{self._select} ORDER BY name")
+        sound = _sound(rows)
+        names = dict.fromkeys(row[0] for row in rows)
+        odd = {name for name in names if not _NAME.fullmatch(name)}
+        return [name for name in names if (strays if name in odd else name not in sound)]
 
     def forget(self, name: str) -> tuple[str, Sequence[Any]]:
         """The statement that ends what a projection says of itself."""

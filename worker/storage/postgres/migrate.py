@@ -129,6 +129,11 @@ def check(connection: Connection) -> None:
             f"{name} lacks {', '.join(missing)}", "upgrade it with `projector db setup`"
         )
     _check_columns(connection)
+    if odd := PostgresCheckpoints(connection).unsound(strays=False):
+        raise InterventionRequired(
+            f"{name}: the checkpoint of {', '.join(odd)} is no position: somebody wrote to it",
+            "let the projection begin at the first event again: `projector db setup`",
+        )
 
 
 def _check_columns(connection: Connection, *, gone_too: bool = True) -> None:
