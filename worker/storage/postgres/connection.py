@@ -126,9 +126,9 @@ def refuse_pooler(name: str, raw: psycopg.Connection[Any]) -> None:
     if is_pooled(raw):
         raise InterventionRequired(
             f"{name} is behind a pooler, such as PgBouncer, which hands a session to others: its"
-            " locks, its temporary tables and what it listens to would be lost",
-            "give a daemon, `verify` and `replay` the server's own address; other commands and"
-            " writers may use the pooler",
+            " locks and what it listens to would be lost",
+            "name the server's own address to run a daemon or to replay; other commands and writers"
+            " may use the pooler",
         )
 
 
