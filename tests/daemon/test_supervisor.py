@@ -491,6 +491,7 @@ def test_code_that_cannot_read_its_rows_is_set_aside(database: Database) -> None
     assert database.sql("SELECT * FROM projection_state") == []
 
 
+@pytest.mark.sqlite
 def test_a_row_that_others_damaged_is_folded_anew_and_blames_no_event(database: Database) -> None:
     database.created("A-1")
     with running(database, "PerProject") as tailing:
