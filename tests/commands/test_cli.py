@@ -297,7 +297,14 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
 
     sessions, index = status["projections"]
     assert status["newest"] == 4
-    nobody = {"alive": False, "pid": None, "stopped": False, "running": [], "seen": False}
+    nobody = {
+        "alive": False,
+        "pid": None,
+        "stopped": False,
+        "running": [],
+        "seen": False,
+        "host": "",
+    }
     assert status["daemon"] == nobody
     assert status["file_bytes"] > 0
     expected = {
