@@ -221,6 +221,29 @@ def test_what_a_checkpoint_has_passed_is_given_within_a_snapshot_too(
         assert seen == [2]
 
 
+def test_positions_that_are_drawn_again_after_a_restore_are_not_taken_for_settled(
+    url: str, store: Store
+) -> None:
+    with connect(url, autocommit=True) as quick, connect(url) as slow:
+        for number in range(4):
+            slow.execute(INSERT, (f"lost-{number}",))
+        slow.rollback()
+        quick.execute(INSERT, ("a",))
+        assert seqs(store) == [5]
+        store.changed()
+        quick.execute("ALTER TABLE event_log DISABLE TRIGGER event_log_append_only")
+        quick.execute("DELETE FROM event_log")
+        quick.execute("ALTER SEQUENCE event_log_seq_seq RESTART")
+        assert store.changed()
+        slow.execute(INSERT, ("b",))
+        quick.execute(INSERT, ("c",))
+        held = seqs(store)
+        slow.commit()
+
+        assert held == []
+        assert seqs(store) == [1, 2]
+
+
 def test_eight_writers_with_delays_and_rollbacks(url: str) -> None:
     """100,000 events: none is skipped, and none comes before one of a lower position."""
     writers = [threading.Thread(target=write, args=(url, number)) for number in range(WRITERS)]

@@ -129,6 +129,10 @@ class PostgresLog:
         """Whether events are held back."""
         return self._settled.gap
 
+    def forget(self) -> None:
+        """Take no position for settled because it once was."""
+        self._settled.forget()
+
     def newest(self) -> int:
         return int(self._connection.value(f"SELECT coalesce(max(seq), 0) FROM {self._table}"))
 

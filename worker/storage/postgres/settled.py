@@ -82,8 +82,12 @@ class Settled:
         """Know nothing any more on a new connection, which may be to another server."""
         if self._number != self._connection.number:
             self._number = self._connection.number
-            self._upto = self._mark = 0
-            self._waits_for = set()
+            self.forget()
+
+    def forget(self) -> None:
+        """Know nothing any more, as of a log that is another one, with fewer events."""
+        self._upto = self._mark = 0
+        self._waits_for = set()
 
     def _first_gap(self, start: int, rows: Sequence[LogRow]) -> int | None:
         expected = max(start, 1)

@@ -147,6 +147,8 @@ class PostgresStore:
 
     def changed(self) -> bool:
         before, self._known = self._known, self._read_news()
+        if self._known[0] < before[0]:
+            self.log.forget()  # restored in place: lower positions will be drawn again
         return before != self._known or self.log.gap
 
     def _read_news(self) -> tuple[int, str]:
