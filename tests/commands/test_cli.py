@@ -358,7 +358,7 @@ def test_the_database_comes_from_flag_environment_or_folder(tmp_path: Path) -> N
 
 
 def test_a_database_of_an_engine_that_is_not_there_is_a_usage_error() -> None:
-    assert "postgresql" in projector("status", "-d", "postgresql://h/d", check=2).stderr
+    assert "mysql" in projector("status", "-d", "mysql://h/d", check=2).stderr
 
 
 @pytest.mark.parametrize(
