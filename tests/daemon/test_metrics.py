@@ -394,7 +394,8 @@ def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
     with daemon(database.url, program=PROGRAM, options=options) as running:
         url = address(running)
         running.wait_for("projection_failed")
-        running.wait_for("views_differ")
+        if "views_differ" not in [line["event"] for line in running.lines]:
+            running.wait_for("views_differ")
         rounds = "projector_verify_last_round_timestamp_seconds"
         labels = (("kind", "stale"), ("projection", "sessions"))
         while (found := scraped(url))["projector_verify_findings_total", *labels] < 2:
