@@ -160,6 +160,7 @@ def test_list_filters_by_project_and_status(database: Database) -> None:
 NASTY = "\x1b[31mred\x1b[0m \x07 \x9b2J \u202e \x00 \r | grün 頑張って 🤖"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("form", ["table", "json", "markdown"])
 def test_control_characters_never_reach_the_terminal_raw(database: Database, form: str) -> None:
     name = NASTY if database.engine == "sqlite" else NASTY.replace("\x00", "")

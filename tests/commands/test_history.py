@@ -181,6 +181,7 @@ def test_an_oversized_event_is_listed_with_its_size_and_not_read_whole(database:
     assert len(row.data) == MAX_EVENT_BYTES + 1
 
 
+@pytest.mark.once
 def test_what_an_event_says_never_moves_the_terminal(database: Database) -> None:
     nasty = "\x1b[2J\x9b\u202e\nx"
     message = {"role": nasty, "content": nasty, nasty: 1}
@@ -238,6 +239,7 @@ def look_backs(store: Store) -> list[Callable[[], Any]]:
     ]
 
 
+@pytest.mark.once
 def test_a_session_without_events_is_exit_1(database: Database) -> None:
     assert "there is no session A-1" in refused(database, "history", "A-1", code=1)
     with target(database.url).open() as store:
@@ -277,6 +279,7 @@ def test_view_shows_a_session_as_it_was_without_a_daemon(
     assert shown in run(session, "view", "A-1", "--at", "2", "-f", form)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("at", "status", "messages"),
     [
@@ -300,6 +303,7 @@ def test_a_time_means_up_to_the_last_event_not_later(
     assert (view["status"], len(view["messages"])) == (status, messages)
 
 
+@pytest.mark.once
 def test_a_time_as_small_as_a_position_is_a_time(database: Database) -> None:
     database.insert("A-1", event("session_created", {"project": "web"}, timestamp=0))
     updated(database, status="done", time=0)
@@ -310,6 +314,7 @@ def test_a_time_as_small_as_a_position_is_a_time(database: Database) -> None:
     assert view["status"] == "done"
 
 
+@pytest.mark.once
 def test_the_time_of_an_event_that_does_not_fold_is_no_point(session: Database) -> None:
     session.insert("A-1", event("session_created", {"project": "twice"}, timestamp=T0 + 20_000))
 
@@ -319,6 +324,7 @@ def test_the_time_of_an_event_that_does_not_fold_is_no_point(session: Database) 
     assert (view["project"], view["updatedAt"]) == ("web", T0 + 9000)
 
 
+@pytest.mark.once
 def test_a_time_without_an_offset_is_utc_and_a_date_its_midnight(session: Database) -> None:
     environment = {**os.environ, "TZ": "XXX+2"}  # two hours behind UTC
 
@@ -354,6 +360,7 @@ def test_a_point_that_is_neither_position_nor_time_is_a_usage_error(at: str) -> 
         look_back.point(at)
 
 
+@pytest.mark.once
 def test_bad_points_and_points_before_the_beginning_are_said_on_the_command_line(
     session: Database,
 ) -> None:
@@ -387,6 +394,7 @@ def test_diff_says_what_changed_by_field_and_message_number(session: Database) -
     assert "message 3 removed: assistant: tre" in back
 
 
+@pytest.mark.once
 def test_diff_in_json_names_the_events_and_keeps_values(session: Database) -> None:
     assert run_json(session, "diff", "A-1", "2", "2023-11-14T22:13:29Z") == {
         "session": "A-1",
@@ -404,6 +412,7 @@ def test_diff_in_json_names_the_events_and_keeps_values(session: Database) -> No
     }
 
 
+@pytest.mark.once
 def test_diff_from_before_the_beginning_adds_everything(session: Database) -> None:
     changed = run_json(session, "diff", "A-1", "0", "1")
     shown = run(session, "diff", "A-1", "0", "1")
@@ -414,6 +423,7 @@ def test_diff_from_before_the_beginning_adds_everything(session: Database) -> No
     assert shown.startswith("before the session began at seq 1 → seq 1\nproject: (none) → web\n")
 
 
+@pytest.mark.once
 def test_values_that_only_python_takes_for_the_same_are_changes(database: Database) -> None:
     values: list[Any] = [1, 1.0, True, b"\x01"]
     database.created("A-1")
@@ -443,6 +453,7 @@ def same_in_other_bytes() -> bytes:
     return packed.replace(b"\xa1n\x01", b"\xa1n\xcc\x01")
 
 
+@pytest.mark.once
 def test_no_change_is_said_to_be_none(session: Database) -> None:
     updated(session, status="done", time=T0 + 9000)
 
@@ -492,6 +503,7 @@ def test_why_says_which_messages_came_with_which_event(database: Database) -> No
     assert run_json(database, "why", "A-1")["messages"] == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("before", "after", "lines"),
     [

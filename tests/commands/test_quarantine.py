@@ -23,6 +23,7 @@ def alerts(database: Database) -> list[int]:
     return [p["quarantined"] - p["dismissed"] for p in found["projections"]]
 
 
+@pytest.mark.once
 def test_show_decodes_as_far_as_it_goes(quarantined: Database) -> None:
     said = projector("quarantine", "show", "1", "-d", quarantined.url).stdout
 
@@ -33,6 +34,7 @@ def test_show_decodes_as_far_as_it_goes(quarantined: Database) -> None:
     assert "sessions: not MessagePack" in said
 
 
+@pytest.mark.once
 def test_show_says_how_much_is_left_over(database: Database) -> None:
     database.insert("A-1", b"\x80" * 4)
     projector("run", "--once", "-d", database.url)
@@ -43,6 +45,7 @@ def test_show_says_how_much_is_left_over(database: Database) -> None:
     assert "decoding stopped: 3 bytes are left over at its end" in said
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "data",
     [
