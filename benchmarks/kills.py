@@ -32,7 +32,7 @@ from support import INSERT, T0, oracle, projector
 HERE: Final = Path(__file__).parent
 KILLS_PER_CHECK: Final = 10
 KILLS_PER_DATABASE: Final = 30
-AIM_S: Final = 3.0
+AIM_S: Final = 10.0
 """How long to wait for a phase before the process is killed in whatever phase it is."""
 RECOVERY_S: Final = 60.0
 """How long an event may take to be folded after the server was killed."""
