@@ -223,6 +223,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: opened.read(name) for name in opened.namelist()}
 
 
+@pytest.mark.timeout(240)  # it installs
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_a_users_packages_of_the_same_names_stand_beside_ours(
     wheel: Path, theirs: Path, environment: Environment, tmp_path: Path, ours_first: bool
