@@ -19,9 +19,6 @@ from session_projector.worker.storage.limits import BUSY_TIMEOUT_S
 from session_projector.worker.storage.postgres.errors import translated, unreachable
 from session_projector.worker.storage.postgres.target import Target
 
-# What it says there of a pipeline that failed is raised as an error, too, or was meant to be.
-logging.getLogger("psycopg").addHandler(logging.NullHandler())
-
 OLDEST: Final = 14
 CONNECT_TIMEOUT_S: Final = "5"
 _HOST_BYTES: Final = 40

@@ -11,15 +11,13 @@ from typing import Final
 from psycopg.pq import TransactionStatus
 
 from session_projector.projections.event import LogRow
+from session_projector.worker.storage.postgres.checkpoints import READ_POSITION
 from session_projector.worker.storage.postgres.connection import Connection
 
 _LOOKS: Final = 8
 """How often a page is read at most, because others write meanwhile."""
 _MODES: Final = (
     "'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'"
-)
-_READ_POSITION: Final = (
-    "coalesce((SELECT max(read_position) FROM {0}deferred WHERE projection = name), position)"
 )
 
 
@@ -35,7 +33,7 @@ class Settled:
         """Every position up to here will be, once none is left of those who may fill a gap."""
         self._waits_for: set[str] = set()
         p = connection.prefix
-        self._floor = f"SELECT coalesce(max({_READ_POSITION.format(p)}), 0) FROM {p}checkpoint"
+        self._floor = f"SELECT coalesce(max({READ_POSITION.format(p)}), 0) FROM {p}checkpoint"
         self._writers = (
             "SELECT virtualtransaction, pid IS NULL FROM pg_catalog.pg_locks"
             " WHERE locktype = 'relation' AND granted AND pid IS DISTINCT FROM pg_backend_pid()"
