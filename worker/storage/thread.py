@@ -62,27 +62,22 @@ async def opened(
     `patience_s`: how long a statement may take.
     """
     stores: list[Store] = []
-    failures: list[BaseException] = []
 
-    def connect() -> sqlite3.Connection:
-        try:
-            stores.append(open_store())
-        except BaseException as error:
-            # aiosqlite would leave its thread to itself, and that outlive the event loop.
-            failures.append(error)
-        return sqlite3.connect(":memory:")
+    def close() -> None:
+        for store in stores:
+            store.close()
 
-    connection = aiosqlite.Connection(connect, iter_chunk_size=64)
+    connection = aiosqlite.Connection(lambda: sqlite3.connect(":memory:"), iter_chunk_size=64)
     with anyio.CancelScope(shield=True), no_thread():
         await connection
     try:
-        for error in failures:
-            raise error
+        with anyio.CancelScope(shield=True):
+            await connection._execute(lambda: stores.append(open_store()))  # type: ignore[no-untyped-call]
         yield StoreThread(connection, stores[0], patience_s)
     finally:
+        # Also of a store that the thread has yet to open, for a task that is cancelled meanwhile.
         with anyio.CancelScope(shield=True):
             try:
-                for store in stores:
-                    await connection._execute(store.close)  # type: ignore[no-untyped-call]
+                await connection._execute(close)  # type: ignore[no-untyped-call]
             finally:
                 await connection.close()
