@@ -54,15 +54,13 @@ def read_page(
     """
     start = checkpoints[0].position if checkpoints else 0
     last = ANY_POSITION if until is None else until
-    touched = store.changed()  # before the rows: it misses nothing
-    rows = store.log.page(start=start, until=last, events=events)
+    touched, rows, newest = store.read(start=start, until=last, events=events)
     until_s = time.perf_counter() + patience_s
     while patience_s and (not rows or rows[-1].seq <= start) and time.perf_counter() < until_s:
         time.sleep(AGAIN_S)
         if store.changed():
+            _, rows, newest = store.read(start=start, until=last, events=events)
             touched = True
-            rows = store.log.page(start=start, until=last, events=events)
-    newest = max(store.log.newest(), rows[-1].seq if rows else 0)
     found = digest(rows.pop(0)) if start and rows and rows[0].seq == start else ""
     odd = [checkpoint for checkpoint in checkpoints if checkpoint.digest != found]
     if (odd or not rows) and any(store.checkpoints.get(c.name) != c for c in checkpoints):

@@ -92,9 +92,10 @@ class Tail:
             if self._outage:
                 self._outage.over()
             if self._wakeup:
-                waiting = bool(self.members) and not moved and self._newest > self.position
-                await self._held_back.look(self._thread, waiting=waiting)
-                await self._wait(self._wakeup, stop, found=moved)
+                more = bool(self.members) and self._newest > self.position
+                await self._held_back.look(self._thread, waiting=more and not moved)
+                found = moved and (more or not self._wakeup.hears_on())
+                await self._wait(self._wakeup, stop, found=found)
             elif not moved:
                 return
         try:

@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -472,6 +472,14 @@ class Scratch(Protocol):
         """Those of these views that have any."""
 
 
+class Read(NamedTuple):
+    """What `Store.read` found."""
+
+    touched: bool
+    rows: list[LogRow]
+    newest: int
+
+
 class Store(Protocol):
     """One connection to a database, used by the thread that opened it."""
 
@@ -513,6 +521,11 @@ class Store(Protocol):
 
         Raises `TransientError` where the database was replaced.
         """
+
+    def read(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> Read:
+        """A page of the log, what is newest, and what was `changed` before, in as few questions as
+        that takes."""
+        ...
 
     def check_identity(self) -> None:
         """Raises `TransientError` where the database is no longer the one that was opened."""
@@ -586,6 +599,12 @@ class Leadership(Protocol):
 
 class Wakeup(Protocol):
     """Tells when it is worth to read new events."""
+
+    def hears_on(self) -> bool:
+        """After a read that found all that there was: whether nothing came since, and whatever
+        comes is sure to end a wait, so that no other read is needed to see that there is no more.
+        """
+        ...
 
     async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
         """Wait, between one read and the next, until there may be new events, at most for a second;

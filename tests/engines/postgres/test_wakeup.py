@@ -151,6 +151,28 @@ async def test_the_lock_is_kept_over_quiet_waits_and_let_go_after_what_was_found
         assert log.holder() == 0
 
 
+async def test_the_lock_is_kept_after_what_was_found_unless_another_rang_meanwhile(
+    target: Target, log: Log
+) -> None:
+    with closing(Bell(target)) as bell:
+        assert not bell.hears_on()
+        for _ in range(3):
+            async with anyio.create_task_group() as tasks:
+                wait = Wait(tasks, bell, log.changed)
+                await wait.has_asked(0 if bell.hears_on() else 1)
+                holder = await log.held()
+                log.write()
+            assert wait.answers == [True]
+            assert bell.hears_on()
+            assert log.holder() == holder
+        log.write()
+        while bell.hears_on():  # until the server has told of it
+            await anyio.lowlevel.checkpoint()
+        assert await bell.wait(log.changed, found=True)
+        assert log.holder() == 0
+        assert not bell.hears_on()
+
+
 async def test_a_retry_that_is_ignored_rings_and_the_next_wait_goes_on_listening(
     target: Target, log: Log
 ) -> None:

@@ -85,15 +85,11 @@ class PostgresCheckpoints:
         odd = {name for name in names if not _NAME.fullmatch(name)}
         return [name for name in names if (strays if name in odd else name not in sound)]
 
-    def forget(self, name: str) -> tuple[str, Sequence[Any]]:
-        """The statement that ends what a projection says of itself."""
-        return f"DELETE FROM {self._state} WHERE projection = %s", (name,)
-
     def report(self, name: str, status: ProjectionStatus | None) -> None:
         if status is None:
             reported = f"SELECT 1 FROM {self._state} WHERE projection = %s"
             if self._connection.row(reported, (name,)):
-                self._connection.rows(*self.forget(name))
+                self._connection.rows(*forget(self._connection, name))
             return
         values = [escaped(value) for value in msgspec.structs.astuple(status)]
         updates = ", ".join(f"{one} = excluded.{one}" for one in _STATUS.split(", "))
@@ -109,6 +105,11 @@ class PostgresCheckpoints:
             f"SELECT projection, {_STATUS} FROM {self._state} ORDER BY projection"
         )
         return {row[0]: ProjectionStatus(*map(unescaped, row[1:])) for row in rows}
+
+
+def forget(connection: Connection, name: str) -> tuple[str, Sequence[Any]]:
+    """The statement that ends what a projection says of itself."""
+    return f"DELETE FROM {connection.prefix}projection_state WHERE projection = %s", (name,)
 
 
 def _sound(rows: Sequence[tuple[Any, ...]]) -> dict[str, Checkpoint]:

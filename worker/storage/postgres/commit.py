@@ -7,7 +7,7 @@ from msgspec.structs import astuple
 
 from session_projector.projections.event import MAX_NAME_BYTES
 from session_projector.worker.storage.port import Change, size_of
-from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
+from session_projector.worker.storage.postgres.checkpoints import forget
 from session_projector.worker.storage.postgres.connection import Connection, Values
 from session_projector.worker.storage.postgres.sql import arrays, column, owned, upsert
 from session_projector.worker.storage.postgres.tables import named
@@ -17,6 +17,8 @@ MOST_ROWS: Final = 1000
 MOST_BYTES: Final = 8 * 1024 * 1024
 """Of a statement."""
 SHOWN: Final = 1000
+_ONE_STATEMENT: Final = 5
+"""Not so many that rows have to be written in parts."""
 _MOVE: Final = (
     "UPDATE {0}checkpoint SET version = %s, position = %s, generation = %s, digest = %s,"
     " skipped = %s WHERE name = %s AND version = %s AND position = %s AND generation = %s"
@@ -33,19 +35,33 @@ def move(connection: Connection, change: Change) -> Statement:
     return f"{_MOVE.format(connection.prefix)} RETURNING 1", (*moved, *known)
 
 
-def move_or_abort(connection: Connection, change: Change) -> Statement:
-    """The same, which fails by a division by zero where it does not succeed."""
-    sql, values = move(connection, change)
-    return f"WITH moved AS ({sql}) SELECT 1 / count(*) FROM moved", values
+def all_at_once(connection: Connection, changes: Sequence[Change]) -> list[Statement]:
+    """Statements for one transaction: one alone, if it may, as each takes its time. They fail, by a
+    division by zero, where a checkpoint is not moved."""
+    moves = [move(connection, change) for change in changes]
+    others = [[*rest(connection, change)] for change in changes]
+    if all(len(some) <= _ONE_STATEMENT for some in others) and not any(
+        change.before.deferred or change.after.deferred for change in changes
+    ):
+        return [_joined(moves, [one for some in others for one in some])]
+    return [
+        one
+        for moved, some in zip(moves, others, strict=True)
+        for one in (_joined([moved], []), *some)
+    ]
 
 
-def rest(
-    connection: Connection, change: Change, checkpoints: PostgresCheckpoints
-) -> Iterator[Statement]:
+def _joined(moves: Sequence[Statement], others: Sequence[Statement]) -> Statement:
+    """One statement of several, none of which sees what another does."""
+    every = [*moves, *others]
+    withs = ", ".join(f"s{n} AS ({sql})" for n, (sql, _) in enumerate(every))
+    found = ", ".join(f"1 / (SELECT count(*) FROM s{n})" for n in range(len(moves)))
+    return f"WITH {withs} SELECT {found}", [one for _, values in every for one in values]
+
+
+def rest(connection: Connection, change: Change) -> Iterator[Statement]:
     """What follows it in the transaction."""
     before, after, table, p = change.before, change.after, change.table, connection.prefix
-    if (after.version, after.position) != (before.version, before.position):
-        yield checkpoints.forget(before.name)
     if before.deferred or after.deferred:
         yield f"DELETE FROM {p}deferred WHERE projection = %s", (before.name,)
         for key, view in after.deferred.items():
@@ -55,6 +71,8 @@ def rest(
                 " VALUES (%s, %s, %s, %s, %s, %s, %s)",
                 (after.name, escaped(key), view.position, after.position, *astuple(view)[1:]),
             )
+    if (after.version, after.position) != (before.version, before.position):
+        yield forget(connection, before.name)
     sql = upsert(connection, table) if change.rows else ""
     for rows in _parts(change.rows):
         yield sql, arrays(table, rows)

@@ -203,23 +203,25 @@ class Connection:
     def together(
         self,
         statements: Sequence[tuple[str, Values]],
-        begin: str = "BEGIN",
+        begin: str = "",
         *,
         projection: str | None = None,
         plain: bool = False,
     ) -> list[list[tuple[Any, ...]]]:
-        """The rows of several statements, all in one transaction and one round trip; `plain`: what
-        PostgreSQL says of them is raised as it is."""
+        """The rows of several statements, all in one transaction and one round trip. It needs no
+        `begin` unless it is a special one. `plain`: what PostgreSQL says is raised as it is."""
         with nullcontext() if plain else self.errors(projection):
             raw = self.raw
             self._since = time.monotonic()
             try:
-                with raw.pipeline():
-                    raw.execute(begin.encode())
+                with raw.pipeline() if begin or len(statements) > 1 else nullcontext():
+                    if begin:
+                        raw.execute(begin.encode())
                     cursors = [
                         raw.execute(sql.encode(), values, binary=True) for sql, values in statements
                     ]
-                    raw.execute(b"COMMIT")
+                    if begin:
+                        raw.execute(b"COMMIT")
             except BaseException:
                 if not raw.closed:
                     raw.rollback()

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from session_projector.worker.storage.port import (
     Holder,
     not_restored,
 )
-from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.connection import Connection, Values
 from session_projector.worker.storage.postgres.errors import first_line, psql
 from session_projector.worker.storage.postgres.settled import Settled
 
@@ -173,10 +173,25 @@ class PostgresLog:
         ]
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
+        return self.page_with(self._connection.rows, start=start, until=until, events=events)
+
+    def page_with(
+        self,
+        rows: Callable[[str, Values], list[tuple[Any, ...]]],
+        *,
+        start: int,
+        until: int,
+        events: int,
+    ) -> list[LogRow]:
+        """The same; `rows` runs the statement, as often as it takes."""
         most = (events or self._limits.page_events) + (start > 0)  # the one at `start`
-        values = {"position": start, "until": until}
-        where = ["seq >= %(position)s AND seq <= %(until)s"]
-        return self._settled.page(start, lambda: self._page(where, "seq", values, most))
+        statement = self._statement(
+            f"{self._table} WHERE seq >= %(position)s AND seq <= %(until)s",
+            "seq",
+            {"position": start, "until": until},
+            (most, self._limits.page_bytes),
+        )
+        return self._settled.page(start, lambda: [event_of(row[:-1]) for row in rows(*statement)])
 
     def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
         columns = "seq, id, key, data, packed, created_at" if whole else _EVENT
@@ -375,17 +390,27 @@ class PostgresLog:
         found: list[tuple[Any, ...]] = []
         left = self._limits.page_bytes
         for source in sources:
-            page = f"SELECT *, {_SIZE} AS size FROM {source} ORDER BY {order} LIMIT %(most)s"
-            counted = "CASE WHEN seq = %(position)s THEN 0 ELSE size END"
-            rows = self._connection.rows(
-                f"SELECT {extra}{_EVENT}, {counted} FROM (SELECT *, sum({counted}) OVER"
-                f" (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - {counted} AS before"
-                f" FROM ({page}) AS page) AS page WHERE before <= %(left)s ORDER BY {order}",
-                {**values, "most": most - len(found), "left": left},
-            )
-            for row in rows:
+            most_left = (most - len(found), left)
+            for row in self._connection.rows(
+                *self._statement(source, order, values, most_left, extra)
+            ):
                 left -= row[-1]
                 found.append(row[:-1])
             if left < 0 or len(found) == most:
                 break
         return found
+
+    @staticmethod
+    def _statement(
+        source: str, order: str, values: dict[str, Any], most: tuple[int, int], extra: str = ""
+    ) -> tuple[str, Values]:
+        """Reads rows of a source, `most` of them and of their bytes; the last column is the bytes
+        of each."""
+        page = f"SELECT *, {_SIZE} AS size FROM {source} ORDER BY {order} LIMIT %(most)s"
+        counted = "CASE WHEN seq = %(position)s THEN 0 ELSE size END"
+        sql = (
+            f"SELECT {extra}{_EVENT}, {counted} FROM (SELECT *, sum({counted}) OVER"
+            f" (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - {counted} AS before"
+            f" FROM ({page}) AS page) AS page WHERE before <= %(left)s ORDER BY {order}"
+        )
+        return sql, {**values, "most": most[0], "left": most[1]}

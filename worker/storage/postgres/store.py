@@ -3,20 +3,20 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import psycopg
 
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import LostRace, ProjectionFailed
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Change, CommitStats
+from session_projector.worker.storage.port import ANY_POSITION, Change, CommitStats, Read
 from session_projector.worker.storage.postgres import migrate
 from session_projector.worker.storage.postgres.checkpoints import (
     PostgresCheckpoints,
     PostgresQuarantine,
 )
-from session_projector.worker.storage.postgres.commit import move, move_or_abort, rest
+from session_projector.worker.storage.postgres.commit import all_at_once, move, rest
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.errors import is_lost, psql
 from session_projector.worker.storage.postgres.log import PostgresLog
@@ -31,6 +31,18 @@ PATIENCE_S: Final = 60.0
 """How long a statement may take."""
 
 
+class _News(NamedTuple):
+    """What shows that somebody committed: the newest position, and where each checkpoint is."""
+
+    newest: int
+    moved: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Any, ...]]) -> Self:
+        moved = {name: tuple(at) for _, name, *at in rows if name is not None}
+        return cls(rows[0][0], moved)
+
+
 class PostgresStore:
     """Open it with `open`; all of it is used by one thread at a time."""
 
@@ -43,12 +55,12 @@ class PostgresStore:
         self.quarantine = PostgresQuarantine(connection, limits)
         self.scratch = PostgresScratch(connection, limits, self.log)
         p = connection.prefix
-        self._moved = (
-            "SELECT coalesce(string_agg(concat_ws(' ', name, version, position, generation), ' '"
-            f" ORDER BY name), '') FROM {p}checkpoint"
+        self._news = (
+            "SELECT newest, name, version, position, generation"
+            f" FROM (SELECT coalesce(max(seq), 0) AS newest FROM {p}event_log) AS log"
+            f" LEFT JOIN {p}checkpoint ON true"
         )
-        self._news = f"SELECT coalesce(max(seq), 0), ({self._moved}) FROM {p}event_log"
-        self._known: tuple[int, str] = self._read_news()
+        self._known = _News.of(self.connection.rows(self._news))
         """As of the last question, or of the last commit."""
 
     @classmethod
@@ -76,16 +88,18 @@ class PostgresStore:
                 with self.connection.errors():
                     raise
             self._commit_one_by_one(changes)  # which tells what is wrong
+        for change in changes:
+            after = change.after
+            self._known.moved[after.name] = (after.version, after.complete, after.generation)
         return CommitStats(0.0, time.perf_counter() - asked, False, exclusive=False)
 
     def _commit_together(self, changes: Sequence[Change]) -> None:
         """All of it in one round trip."""
-        statements = []
-        for change in changes:
-            statements.append(move_or_abort(self.connection, change))
-            statements += rest(self.connection, change, self.checkpoints)
-        *_, moved = self.connection.together([*statements, (self._moved, ())], plain=True)
-        self._known = self._known[0], moved[0][0]
+        statements = all_at_once(self.connection, changes)
+        if len(statements) > 1:
+            self.connection.together(statements, "BEGIN", plain=True)
+        else:
+            self.connection.together(statements, plain=True)
 
     def _commit_one_by_one(self, changes: Sequence[Change]) -> None:
         with self.connection.writing():
@@ -93,7 +107,6 @@ class PostgresStore:
                 if not self.connection.rows(*move(self.connection, change)):
                     raise LostRace
                 self._apply(change)
-            self._known = self._known[0], str(self.connection.value(self._moved))
 
     def _apply(self, change: Change) -> None:
         """All but the checkpoint of a change."""
@@ -101,7 +114,7 @@ class PostgresStore:
         with self.connection.errors(name):
             try:
                 with raw.transaction():
-                    for sql, values in rest(self.connection, change, self.checkpoints):
+                    for sql, values in rest(self.connection, change):
                         raw.execute(sql.encode(), values)
                 return
             except psycopg.errors.UniqueViolation:
@@ -111,7 +124,7 @@ class PostgresStore:
             try:
                 with raw.transaction():
                     self._free_ids(change)
-                    for sql, values in rest(self.connection, change, self.checkpoints):
+                    for sql, values in rest(self.connection, change):
                         raw.execute(sql.encode(), values)
             except psycopg.errors.UniqueViolation as error:
                 look = f"SELECT id, {change.table.key} FROM {change.table.name}"
@@ -146,14 +159,27 @@ class PostgresStore:
         return self.connection.reading()
 
     def changed(self) -> bool:
-        before, self._known = self._known, self._read_news()
-        if self._known[0] < before[0]:
-            self.log.forget()  # restored in place: lower positions will be drawn again
-        return before != self._known or self.log.gap
+        return self._learn(self.connection.rows(self._news)) or self.log.gap
 
-    def _read_news(self) -> tuple[int, str]:
-        row: Any = self.connection.row(self._news)
-        return row[0], row[1]
+    def read(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> Read:
+        touched = False
+
+        def rows(*page: Any) -> list[tuple[Any, ...]]:
+            nonlocal touched
+            news, found = self.connection.together([(self._news, ()), page])
+            touched = self._learn(news) or touched
+            return found
+
+        found = self.log.page_with(rows, start=start, until=until, events=events)
+        newest = max(self._known.newest, found[-1].seq if found else 0)
+        return Read(touched or self.log.gap, found, newest)
+
+    def _learn(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether others committed since the last question."""
+        before, self._known = self._known, _News.of(rows)
+        if self._known.newest < before.newest:
+            self.log.forget()  # restored in place: lower positions will be drawn again
+        return before != self._known
 
     def check_identity(self) -> None:
         """The server keeps it: what follows a restart or a failover is checked by its rows."""

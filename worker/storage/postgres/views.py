@@ -12,7 +12,7 @@ from session_projector.worker.errors import InterventionRequired, LostRace, Proj
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Checkpoint, LoadedViews
 from session_projector.worker.storage.postgres import roles, tables
-from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
+from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints, forget
 from session_projector.worker.storage.postgres.commit import Statement
 from session_projector.worker.storage.postgres.connection import Connection, is_pooled
 from session_projector.worker.storage.postgres.errors import psql
@@ -192,7 +192,7 @@ class PostgresViews:
 
     def _forget(self, name: str) -> list[Statement]:
         return [
-            self._checkpoints.forget(name),
+            forget(self._connection, name),
             (f"DELETE FROM {self._p}deferred WHERE projection = %s", (name,)),
             (f"DELETE FROM {self._p}quarantine WHERE projection = %s", (name,)),
         ]

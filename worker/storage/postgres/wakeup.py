@@ -3,7 +3,8 @@
 A writer that inserts tries to share an advisory lock until its transaction ends, and notifies a
 channel only where it cannot (the trigger `event_log_bell`). A daemon that has nothing to do takes
 the lock for itself, which it can only while no writer is on its way, asks once more and listens:
-every commit from then on rings. While it works it lets go, so that writers pay nothing.
+every commit from then on rings. Once another rings while it works, it lets go until there is no
+more to read, so that under load writers pay nothing.
 """
 
 import math
@@ -85,6 +86,13 @@ class Bell:
             self._waiting.cancel()  # which then disconnects
         else:
             self._disconnect()
+
+    def hears_on(self) -> bool:
+        self._listen()
+        if self._held_by != "ours" or self._heard or self._unheard:
+            return False
+        self._rung = self._said_yes = False  # what was found answers both
+        return True
 
     async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
         if self._closed:

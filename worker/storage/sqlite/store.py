@@ -14,7 +14,7 @@ from session_projector.worker.errors import (
     TransientError,
 )
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Change, CommitStats
+from session_projector.worker.storage.port import ANY_POSITION, Change, CommitStats, Read
 from session_projector.worker.storage.sqlite import sidecars, tables
 from session_projector.worker.storage.sqlite.checkpoints import SqliteCheckpoints, SqliteQuarantine
 from session_projector.worker.storage.sqlite.commit import apply
@@ -128,6 +128,11 @@ class SqliteStore:
         self.check_identity()
         before, self._data_version = self._data_version, self._read_data_version()
         return before != self._data_version
+
+    def read(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> Read:
+        touched = self.changed()  # before the rows: it misses nothing
+        rows = self.log.page(start=start, until=until, events=events)
+        return Read(touched, rows, self.log.newest())
 
     def check_identity(self) -> None:
         self.connection.identity.check()

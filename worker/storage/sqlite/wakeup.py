@@ -58,6 +58,9 @@ class InotifyWakeup:
         else:
             self._listen_no_more()
 
+    def hears_on(self) -> bool:
+        return False  # what is heard may be of no commit, or of one that is seen later
+
     async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
         if found:
             self._poll_s = FIRST_POLL_S
