@@ -12,7 +12,7 @@ from support.postgres import Server
 
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Leadership
-from session_projector.worker.storage.postgres.leadership import LEAD_CLASS
+from session_projector.worker.storage.postgres.locks import LEAD_CLASS
 
 PER_PROJECT = ("--projection", "support.extensions:PerProject")
 LEADERS = f"""

@@ -16,8 +16,9 @@ from support.postgres import Server
 
 from session_projector.worker.storage.postgres import migrate, wakeup
 from session_projector.worker.storage.postgres.connection import connect
+from session_projector.worker.storage.postgres.locks import BELL_CLASS
 from session_projector.worker.storage.postgres.target import Target, parse
-from session_projector.worker.storage.postgres.wakeup import BELL_CLASS, Bell
+from session_projector.worker.storage.postgres.wakeup import Bell
 
 Writer = psycopg.Connection[Any]
 Changed = Callable[[], Awaitable[bool]]

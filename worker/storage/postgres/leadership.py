@@ -19,10 +19,9 @@ from session_projector.worker.errors import InterventionRequired, ProjectorError
 from session_projector.worker.storage.port import Leader, together
 from session_projector.worker.storage.postgres.connection import Connection, opened
 from session_projector.worker.storage.postgres.errors import psql
+from session_projector.worker.storage.postgres.locks import LEAD_CLASS
 from session_projector.worker.storage.postgres.target import Target
 
-LEAD_CLASS: Final = 1886547819
-"""Of the locks: with a number for a projection's name in one event log."""
 ALL: Final = ""
 _STANDBY: Final = " standing by"
 """The lock that those share who wait, in the place of a projection's name."""

@@ -15,13 +15,13 @@ from session_projector.worker.storage.postgres import roles
 from session_projector.worker.storage.postgres import tables as shapes
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import Connection, opened
+from session_projector.worker.storage.postgres.locks import SETUP_CLASS
 from session_projector.worker.storage.postgres.target import Target
 
 SESSION_KEY: Final = "idx_view_session_key"
 _OURS: Final = "-projector-"
 _BUILT_IN: Final = [one.table for one in BUILT_IN if not one.table.prefix]
 LOCK_TIMEOUT_S: Final = 10.0
-SETUP_CLASS: Final = 1886547820
 """Of the advisory lock that lets one set-up wait for another."""
 _MADE: Final = re.compile(
     r"(?m)^(?:CREATE (?:OR REPLACE |UNIQUE )?(TABLE|INDEX|FUNCTION|TRIGGER) (?:\{schema\}\.)?(\w+)"

@@ -57,10 +57,16 @@ def wheel() -> Path | None:
 class Server:
     """A server that runs until `close`; its superuser needs no password."""
 
-    def __init__(self, programs: Path, **settings: str | int) -> None:
+    def __init__(
+        self,
+        programs: Path,
+        *,
+        within: str = "/tmp",
+        **settings: str | int,  # the path is short
+    ) -> None:
         self.binaries = programs
         """Its programs, `psql` among them."""
-        self.socket = Path(tempfile.mkdtemp(prefix="projector-", dir="/tmp"))  # the path is short
+        self.socket = Path(tempfile.mkdtemp(prefix="projector-", dir=within))
         user = f"{os.getuid()}:{os.getgid()}"
         if os.geteuid() == 0:
             user, programs = _somebody(self.socket, programs)

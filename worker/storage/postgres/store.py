@@ -19,14 +19,13 @@ from session_projector.worker.storage.postgres.checkpoints import (
 from session_projector.worker.storage.postgres.commit import all_at_once, move, rest
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.errors import is_lost, psql
+from session_projector.worker.storage.postgres.locks import TRANSACTION_CLASS
 from session_projector.worker.storage.postgres.log import PostgresLog
 from session_projector.worker.storage.postgres.sql import column, owned
 from session_projector.worker.storage.postgres.tables import named
 from session_projector.worker.storage.postgres.target import Target
 from session_projector.worker.storage.postgres.views import PostgresScratch, PostgresViews
 
-_TRANSACTION_CLASS: Final = 1886547823
-"""Of the advisory lock that lets one transaction wait for another."""
 PATIENCE_S: Final = 60.0
 """How long a statement may take."""
 
@@ -152,7 +151,7 @@ class PostgresStore:
     def transaction(self) -> Iterator[None]:
         lock = "SELECT pg_catalog.pg_advisory_xact_lock(%s::int4, %s::regclass::oid::int4)"
         with self.connection.writing():
-            self.connection.rows(lock, (_TRANSACTION_CLASS, self.connection.log_name))
+            self.connection.rows(lock, (TRANSACTION_CLASS, self.connection.log_name))
             yield
 
     def snapshot(self) -> AbstractContextManager[None]:

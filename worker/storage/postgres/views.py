@@ -16,14 +16,13 @@ from session_projector.worker.storage.postgres.checkpoints import PostgresCheckp
 from session_projector.worker.storage.postgres.commit import Statement
 from session_projector.worker.storage.postgres.connection import Connection, is_pooled
 from session_projector.worker.storage.postgres.errors import psql
+from session_projector.worker.storage.postgres.locks import PREPARE_CLASS
 from session_projector.worker.storage.postgres.log import KEY_BYTES, PostgresLog, event_of
 from session_projector.worker.storage.postgres.sql import column, columns, owned, row_of
 from session_projector.worker.storage.postgres.tables import named
 from session_projector.worker.storage.postgres.text import escaped, unescaped
 
 ONE_MOMENT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_PREPARE_CLASS: Final = 1886547821
-"""Of the advisory lock under which tables are made."""
 
 
 class PostgresViews:
@@ -41,7 +40,7 @@ class PostgresViews:
         if self._lacking(projection):
             with self._connection.writing(), self._connection.errors(projection.name):
                 lock = "SELECT pg_catalog.pg_advisory_xact_lock(%s::int4, %s::regclass::oid::int4)"
-                self._connection.rows(lock, (_PREPARE_CLASS, self._connection.log_name))
+                self._connection.rows(lock, (PREPARE_CLASS, self._connection.log_name))
                 for statement, values in self._lacking(projection):
                     self._connection.rows(statement, values, projection=projection.name)
                 if not projection.table.prefix:

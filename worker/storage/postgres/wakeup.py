@@ -21,12 +21,9 @@ import structlog
 from session_projector.worker.errors import InterventionRequired, ProjectorError
 from session_projector.worker.storage.postgres.connection import connect, refuse_pooler
 from session_projector.worker.storage.postgres.errors import translated
+from session_projector.worker.storage.postgres.locks import BELL_CLASS, LISTENERS_CLASS
 from session_projector.worker.storage.postgres.target import Target
 
-BELL_CLASS: Final = 1886547818
-"""With the number of `event_log`: shared by writers on their way, exclusive for who listens."""
-LISTENERS_CLASS: Final = 1886547822
-"""With the number of `event_log`: shared by daemons, of which each may rely on another's lock."""
 LONGEST_IDLE_S: Final = 1.0
 POLLS_S: Final = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.05)
 """Between two questions while nobody would ring; the last one is for all that follow."""
