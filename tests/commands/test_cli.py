@@ -5,7 +5,6 @@ import os
 import re
 import select
 import shlex
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -326,8 +325,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         running.wait_until_at(4)
         readable = run(database, "status")
         assert f"alive, process {running.process.pid}" in readable
-        running.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, running.process.pid, os.WSTOPPED)
+        running.suspend()
         readable = run(database, "status")
         assert f"suspended (SIGSTOP), process {running.process.pid}" in readable
         assert f"resume it: `kill -CONT {running.process.pid}`" in readable

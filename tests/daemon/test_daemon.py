@@ -162,8 +162,7 @@ def test_a_lock_held_by_others_is_waited_out(database: Database) -> None:
         database.created("A-1")
         running.wait_until_at(1)
         # Halted, so that it does not commit between the two transactions.
-        running.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, running.process.pid, os.WSTOPPED | os.WNOWAIT)
+        running.suspend()
         database.insert("A-1", event("session_append", {"messages": [{"role": "user"}]}))
         with database.locked():
             running.process.send_signal(signal.SIGCONT)

@@ -1,18 +1,23 @@
 """Helpers with real files and real processes: `Database` is any process, `projector` runs ours."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from signal import SIGSTOP
+from tempfile import TemporaryFile
 from typing import Any
 
 import msgpack
 
+from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage import open as storage
+from support import forks
 
 PROJECTOR = [sys.executable, "-P", "-m", "session_projector"]
 INSERT = "INSERT INTO event_log (id, key, data, created_at) VALUES (?, ?, ?, ?)"
@@ -195,9 +200,13 @@ def projector(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; it must exit with the code `check`."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
-        [*PROJECTOR, *map(str, arguments)], input=data, capture_output=True, check=False, **options
-    )
+    command = [*map(str, arguments)]
+    if options or not forks.is_as_it_was():
+        done = subprocess.run(
+            [*PROJECTOR, *command], input=data, capture_output=True, check=False, **options
+        )
+    else:
+        done = _forked(command, data)
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
@@ -207,13 +216,34 @@ def projector(
     return result
 
 
+def _forked(command: list[str], data: bytes) -> subprocess.CompletedProcess[bytes]:
+    with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
+        stdin.write(data)
+        stdin.seek(0)
+        numbers = [stream.fileno() for stream in (stdin, stdout, stderr)]
+        process = forks.Forked(command, *numbers)
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, code, stdout.read(), stderr.read())
+
+
 class Daemon:
     """A `projector run` process; tests wait for its log lines."""
 
     def __init__(self, url: str | Path, *, program: list[str], options: Sequence[str] = ()) -> None:
-        self.process = subprocess.Popen(
-            [*program, "run", "-d", str(url), *options], stderr=subprocess.PIPE, text=True
-        )
+        command = ["run", "-d", str(url), *options]
+        self.process: subprocess.Popen[str] | forks.Forked
+        if program is PROJECTOR and forks.is_as_it_was():
+            ours, theirs = os.pipe()
+            self.process = forks.Forked(command, 0, 1, theirs)
+            os.close(theirs)
+            self.process.stderr = os.fdopen(ours)
+        else:
+            self.process = subprocess.Popen([*program, *command], stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, Any]] = []
 
     def wait_for(self, name: str, **fields: Any) -> dict[str, Any]:
@@ -230,6 +260,12 @@ class Daemon:
 
     def wait_until_at(self, position: int) -> None:
         while self.wait_for("batch_committed")["position"] < position:
+            pass
+
+    def suspend(self) -> None:
+        """Send SIGSTOP, and wait until it takes effect."""
+        self.process.send_signal(SIGSTOP)
+        while not linux.is_stopped(self.process.pid):
             pass
 
     def stop(self, signal: int) -> int:
