@@ -1,0 +1,156 @@
+"""Processes of the program, forked by one that has imported it: imports take longer than most
+commands do. `serve` runs in that one."""
+
+import atexit
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import IO
+
+START = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](int(sys.argv[2]))"
+CHANGES = ("PYTEST_CURRENT_TEST",)
+"""What the environment may have otherwise than when the first of them was started."""
+
+
+class Forked:
+    """A process of the program, with as much of `subprocess.Popen` as is used of it."""
+
+    def __init__(self, arguments: Sequence[str], stdin: int, stdout: int, stderr: int) -> None:
+        self.returncode: int | None = None
+        self.stderr: IO[str] | None = None
+        self._told, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        request = os.memfd_create("request")
+        try:
+            os.write(request, json.dumps([os.getcwd(), *arguments]).encode("utf-8"))
+            descriptors = [theirs.fileno(), request, stdin, stdout, stderr]
+            socket.send_fds(_server(), [b" "], descriptors)
+        finally:
+            os.close(request)
+            theirs.close()
+        self.pid = int(self._told.recv(20))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self._told.setblocking(False)
+            with suppress(BlockingIOError):
+                self._learn()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._told.settimeout(timeout)
+            try:
+                self._learn()
+            except TimeoutError:
+                raise subprocess.TimeoutExpired("projector", timeout or 0) from None
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        said = self.stderr.read() if self.stderr and not self.stderr.closed else ""
+        self.wait(timeout)
+        if self.stderr:
+            self.stderr.close()
+        return None, said
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _learn(self) -> None:
+        self.returncode = os.waitstatus_to_exitcode(int(self._told.recv(20)))
+        self._told.close()
+
+
+def is_as_it_was() -> bool:
+    """Whether the environment is the one that these processes have."""
+    return _environment() == _at_first()
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in CHANGES}
+
+
+@cache
+def _at_first() -> dict[str, str]:
+    return _environment()
+
+
+@cache
+def _server() -> socket.socket:
+    """The channel to it; it ends with this process."""
+    _at_first()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-P", "-c", START, __file__, str(theirs.fileno())]
+        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
+    atexit.register(server.wait)
+    atexit.register(ours.close)
+    return ours
+
+
+def serve(channel: int) -> None:
+    import gc
+    import importlib
+    import pkgutil
+
+    import anyio._backends._asyncio  # noqa: F401  # as `anyio.run` does
+
+    import session_projector
+
+    for module in pkgutil.walk_packages(session_projector.__path__, "session_projector."):
+        if not module.name.endswith(("__main__", ".tests")):
+            importlib.import_module(module.name)
+    gc.freeze()  # so that no collection of a process writes to what it shares
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(fileno=channel) as asked:
+        while True:
+            sent, descriptors, *_ = socket.recv_fds(asked, 1, 5)
+            if not sent:
+                return
+            if not os.fork():
+                break
+            for descriptor in descriptors:
+                os.close(descriptor)
+    _watch(*descriptors)
+
+
+def _watch(told: int, request: int, *streams: int) -> None:
+    """Fork the process itself, and tell its number, and how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if not (pid := os.fork()):
+        _become(request, streams)
+        os.close(told)
+        runpy.run_module("session_projector", run_name="__main__", alter_sys=True)
+        return
+    for descriptor in (request, *streams):
+        os.close(descriptor)
+    with socket.socket(fileno=told) as answer:
+        answer.send(str(pid).encode())
+        _, status = os.waitpid(pid, 0)
+        answer.send(str(status).encode())
+    os._exit(0)
+
+
+def _become(request: int, streams: Sequence[int]) -> None:
+    size = os.fstat(request).st_size
+    folder, *arguments = json.loads(os.pread(request, size, 0))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    for descriptor in {request, *streams}:
+        os.close(descriptor)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    os.chdir(folder)
+    sys.argv[1:] = arguments
