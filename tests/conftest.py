@@ -41,7 +41,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [item for item in items if not _is_left_out(item)]
+    kept = [item for item in items if not _is_left_out(item)]
+    # What takes longest comes first, or at the end all wait for it.
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("timeout") is None)
 
 
 def _is_left_out(item: pytest.Item) -> bool:

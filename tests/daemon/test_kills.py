@@ -13,13 +13,20 @@ from support.postgres import Server
 PHASES = ("read", "fold", "commit", "migration", "walk", "replay")
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs that are soon checked."""
+    monkeypatch.setattr(kills, "OLD_EVENTS", 2000)
+    monkeypatch.setattr(kills, "WALKED_EVENTS", 800)
+
+
 @pytest.mark.timeout(400)
 def test_killed_in_every_phase_it_loses_and_doubles_nothing(tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
-    for seed in range(1, 4):  # one campaign may miss a phase by bad luck
+    for seed in range(1, 6):  # one campaign may miss a phase by bad luck
         folder = tmp_path / str(seed)
         folder.mkdir()
-        counts.update(kills.run(30, seed=seed, folder=folder))
+        counts.update(kills.run(14, seed=seed, folder=folder))
         if all(counts[phase] for phase in PHASES):
             break
 
@@ -35,7 +42,7 @@ def server() -> Iterator[Server]:
 
 @pytest.mark.timeout(400)
 def test_killed_on_postgresql_it_loses_and_doubles_nothing(tmp_path: Path, server: Server) -> None:
-    counts = kills.run(6, seed=1, folder=tmp_path, server=server)
+    counts = kills.run(5, seed=1, folder=tmp_path, server=server)
 
     assert counts["server"], counts
 

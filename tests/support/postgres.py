@@ -103,15 +103,16 @@ INSERT_AT = (
 WRITER = f"""
 import json, psycopg, sys, time
 url, number = sys.argv[1:]
+connection = psycopg.connect(url, autocommit=True)
 for n in range(600):
     kind, data = "session_append", {{"messages": [{{"role": "user", "content": str(n)}}]}}
     if n < 5:
         kind, data = "session_created", {{"project": "W"}}
     event = json.dumps({{"type": kind, "data": data}})
-    with psycopg.connect(url) as connection:
-        row = (f"{{number}}-{{n}}", f"W-{{number}}-{{n % 5}}", event, {T0})
-        connection.execute("{INSERT.format("data")}", row)
+    row = (f"{{number}}-{{n}}", f"W-{{number}}-{{n % 5}}", event, {T0})
+    connection.execute("{INSERT.format("data")}", row)
     time.sleep(0.002)
+connection.close()
 """
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'umzug_meta'"
 RESTART = "RESTART IDENTITY"
