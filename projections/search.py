@@ -150,7 +150,7 @@ def _said(message: bytes) -> tuple[str, str]:
     said = [*_texts(content), *_texts(parts)]
     if _text(kind) in _RESULT_PARTS:
         said += _result(output)
-    return _text(role), "\n".join(said)
+    return _text(role), "\n".join(filter(None, said))
 
 
 def _texts(content: bytes | None) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from session_projector.projections import SEARCH
+from session_projector.projections.event import is_utf8
 from session_projector.projections.search import BETWEEN, BREAK, broken
 from session_projector.worker import registry
 from session_projector.worker.errors import CheckFailed
@@ -81,7 +82,7 @@ def search(
     `SearchUnavailable`.
     """
     behind = _require(store)
-    asked = phrases(words)
+    asked = phrases(words) if project is None or is_utf8(project) else []
     patterns = [_pattern(phrase) for phrase in asked]
     found = _results(store, asked, patterns, project=project, role=role, since_ms=since_ms)
     if order == "newest":

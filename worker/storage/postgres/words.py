@@ -35,6 +35,8 @@ class PostgresWords:
         since_ms: int | None = None,
         unless_quarantined: str,
     ) -> list[Match]:
+        if not phrases:
+            return []
         p = self._connection.prefix
         values: dict[str, Any] = {
             "below": below,
@@ -46,8 +48,7 @@ class PostgresWords:
         }
         asked = []
         for number, phrase in enumerate(phrases):
-            values[f"asked{number}"] = _asked(phrase)
-            ask = "to_tsquery" if phrase.is_prefix else "phraseto_tsquery"
+            ask, values[f"asked{number}"] = _asked(phrase)
             asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
         conditions = [f"{tables.vector('s.text')} @@ ({' && '.join(asked)})", "s.seq < %(below)s"]
         if project is not None:
@@ -89,7 +90,11 @@ class PostgresWords:
             )
 
 
-def _asked(phrase: Phrase) -> str:
-    """Words with spaces between, and for `to_tsquery` in quotes, where nothing means anything."""
+def _asked(phrase: Phrase) -> tuple[str, str]:
+    """The function that makes a query, and its argument: words with spaces between, in quotes
+    where anything else has a meaning."""
     text = phrase.text.replace("\0", " ").translate(_AS_SPACES)
-    return f"'{text}':*" if phrase.is_prefix else text
+    text = text.encode(errors="ignore").decode().strip()
+    if phrase.is_prefix and text:
+        return "to_tsquery", f"'{text}':*"
+    return "phraseto_tsquery", text

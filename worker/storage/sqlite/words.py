@@ -23,11 +23,8 @@ _KEY: Final = "char(96 + length({0})) || {0}"
 
 def is_available(connection: sqlite3.Connection) -> bool:
     """Whether this SQLite is built with FTS5."""
-    try:
-        connection.execute("SELECT fts5_source_id()")
-    except sqlite3.OperationalError:
-        return False
-    return True
+    found = "SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"
+    return connection.execute(found).fetchone() is not None
 
 
 WHY_NOT: Final = f"the SQLite {sqlite3.sqlite_version} of {sys.executable} is built without FTS5"
@@ -65,22 +62,22 @@ def check(connection: Connection, table: Table) -> None:
             raise _wrong(connection, table, "it is not whole", rebuild=False)
     with connection.reading():
         execute = connection.raw.execute
-        (rows,) = execute(f"SELECT count(*) FROM {name}").fetchone()
+        at = f"CAST(substr({table.key}, 2) AS INTEGER)"  # the same of keys that others made up
+        (rows,) = execute(f"SELECT count(DISTINCT {at}) FROM {name}").fetchone()
         (known,) = execute(f"SELECT count(*) FROM {words}_docsize").fetchone()
         if rows != known:
             raise _wrong(connection, table, f"{rows} rows, {known} in the index")
         newest = execute(
-            f"SELECT {table.key}, {table.words} FROM {name} ORDER BY {table.key} DESC LIMIT ?",
+            f"SELECT {at}, {table.words} FROM {name} WHERE typeof({table.words}) = 'text'"
+            f" ORDER BY {table.key} DESC LIMIT ?",
             (_SAMPLE,),
         )
-        at = "CAST(substr(?, 2) AS INTEGER)"
-        for key, text in newest.fetchall():
-            plain = (word for word in str(text).split() if word.isascii() and word.isalnum())
-            if word := next(plain, ""):
-                asked = f"SELECT 1 FROM {words} WHERE {words} MATCH ? AND rowid = {at}"
-                if not execute(asked, (f'"{word}"', key)).fetchone():
-                    said = f"the row {key} is not found by {word[:60]}"
-                    raise _wrong(connection, table, said)
+        asked = f"SELECT 1 FROM {words} WHERE {words} MATCH ? AND rowid = ?"
+        for seq, text in newest.fetchall():
+            plain = (word for word in text.split() if word.isascii() and word.isalnum())
+            word = next(plain, "")
+            if word and not execute(asked, (f'"{word}"', seq)).fetchone():
+                raise _wrong(connection, table, f"the row of event {seq} is not found")
 
 
 def _wrong(
@@ -113,6 +110,8 @@ class SqliteWords:
         since_ms: int | None = None,
         unless_quarantined: str,
     ) -> list[Match]:
+        if not phrases:
+            return []
         name, words = _TABLE.name, f"{_TABLE.name}_words"
         values: dict[str, Any] = {
             "asked": " ".join(map(_asked, phrases)),
@@ -164,5 +163,5 @@ class SqliteWords:
 
 def _asked(phrase: Phrase) -> str:
     """In the language of FTS5, in quotes, where nothing means anything else."""
-    quoted_text = phrase.text.replace("\0", " ").replace('"', " ")
-    return f'"{quoted_text}"' + " *" * phrase.is_prefix
+    text = phrase.text.replace("\0", " ").replace('"', " ").encode(errors="ignore").decode()
+    return f'"{text}"' + " *" * phrase.is_prefix
