@@ -338,6 +338,14 @@ def test_verify_and_replay_know_it_where_it_is_on(talk: Database) -> None:
     assert projector("verify", "-d", talk.url).stdout.count(": 0 of") == 3
 
 
+@pytest.mark.once
+def test_a_copy_is_searched_where_its_source_was(talk: Database) -> None:
+    copy = talk.path.with_name("copy.db")
+    projector("copy", talk.url, copy)
+
+    assert places(Database(copy), "thanks") == [("A-1", 3)]
+
+
 def test_a_log_that_was_restored_is_searched_as_it_is(talk: Database) -> None:
     backup = talk.another()
     with target(backup.url).open(writable=True) as store:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from math import log1p
 from typing import Final, Literal
 
@@ -84,12 +85,10 @@ def search(
     behind = _require(store)
     asked = phrases(words) if project is None or is_utf8(project) else []
     patterns = [_pattern(phrase) for phrase in asked]
-    found = _results(store, asked, patterns, project=project, role=role, since_ms=since_ms)
-    if order == "newest":
-        results = [result for _, result in _first(found, limit + 1)]
-    else:
-        best = sorted(_first(found, BEST_OF), key=lambda one: -one[0])
-        results = [result for _, result in best]
+    said = _said(store, asked, patterns, project=project, role=role, since_ms=since_ms)
+    if order == "best":
+        said = iter(sorted(islice(said, BEST_OF), key=lambda one: one.score, reverse=True))
+    results = [*islice(_results(store, said), limit + 1)]
     return Found(results[:limit], len(results) > limit, behind)
 
 
@@ -122,11 +121,22 @@ def _require(store: Store) -> int:
     return store.log.count(after=stored.complete)
 
 
-def _first(found: Iterator[tuple[float, Result]], most: int) -> list[tuple[float, Result]]:
-    return [one for one, _ in zip(found, range(most), strict=False)]
+class _Said(msgspec.Struct, frozen=True):
+    """A message that has all words, and where in its text they are; `index` counts those of its
+    event from 0."""
+
+    match: Match
+    index: int
+    role: str
+    text: str
+    spans: list[tuple[int, int]]
+
+    @property
+    def score(self) -> float:
+        return len(self.spans) / log1p(len(self.text) + 1)
 
 
-def _results(
+def _said(
     store: Store,
     asked: Sequence[Phrase],
     patterns: Sequence[re.Pattern[str]],
@@ -134,10 +144,9 @@ def _results(
     project: str | None,
     role: str | None,
     since_ms: int | None,
-) -> Iterator[tuple[float, Result]]:
-    """Newest first, each with how good it is."""
+) -> Iterator[_Said]:
+    """The messages that have all words, those that were replaced too, newest first."""
     roles = ROLES[role] if role else ()
-    sessions: dict[str, dict[int, int]] = {}
     below = ANY_POSITION
     while asked:
         page = store.words.find(
@@ -149,10 +158,7 @@ def _results(
             unless_quarantined=SESSIONS.name,
         )
         for match in page:
-            if match.session not in sessions:
-                sessions[match.session] = _before(store, match.session)
-            if (before := sessions[match.session].get(match.seq)) is not None:
-                yield from _messages(match, before, patterns, roles)
+            yield from _messages(match, patterns, roles)
         if not page:
             return
         below = page[-1].seq
@@ -172,28 +178,36 @@ def _before(store: Store, session: str) -> dict[int, int]:
 
 
 def _messages(
-    match: Match, before: int, patterns: Sequence[re.Pattern[str]], roles: Sequence[str]
-) -> Iterator[tuple[float, Result]]:
+    match: Match, patterns: Sequence[re.Pattern[str]], roles: Sequence[str]
+) -> Iterator[_Said]:
     """Those messages of an event that have all of it, the last one first. The engine knows more
     characters than Python may, so of an event with one message its word counts."""
     texts, said_by = match.text.split(BETWEEN), match.roles.split(BETWEEN)
     for index, (text, role) in reversed([*enumerate(zip(texts, said_by, strict=False))]):
-        hits = [[*pattern.finditer(text)] for pattern in patterns]
+        hits = [[hit.span() for hit in pattern.finditer(text)] for pattern in patterns]
         if (roles and role not in roles) or (len(texts) > 1 and not all(hits)):
             continue
-        yield (
-            sum(map(len, hits)) / log1p(len(text) + 1),
-            Result(
+        yield _Said(match, index, role, text, sorted(chain(*hits)))
+
+
+def _results(store: Store, found: Iterator[_Said]) -> Iterator[Result]:
+    """Those of some messages that are still in their session, with their place there."""
+    sessions: dict[str, dict[int, int]] = {}
+    for said in found:
+        match = said.match
+        if match.session not in sessions:
+            sessions[match.session] = _before(store, match.session)
+        if (before := sessions[match.session].get(match.seq)) is not None:
+            yield Result(
                 session=match.session,
                 project=match.project,
                 title=match.title,
-                n=before + index + 1,
+                n=before + said.index + 1,
                 seq=match.seq,
-                role=role,
+                role=said.role,
                 time=match.time,
-                snippet=_snippet(text, sorted(hit.span() for some in hits for hit in some)),
-            ),
-        )
+                snippet=_snippet(said.text, said.spans),
+            )
 
 
 def _pattern(phrase: Phrase) -> re.Pattern[str]:

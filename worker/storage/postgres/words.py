@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from session_projector.projections.search import Search
+from session_projector.projections.search import Search, key_of
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Match, Phrase
@@ -39,7 +39,7 @@ class PostgresWords:
             return []
         p = self._connection.prefix
         values: dict[str, Any] = {
-            "below": below,
+            "below": key_of(below),
             "project": escaped(project),
             "since": since_ms,
             "roles": [*roles],
@@ -50,7 +50,8 @@ class PostgresWords:
         for number, phrase in enumerate(phrases):
             ask, values[f"asked{number}"] = _asked(phrase)
             asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
-        conditions = [f"{tables.vector('s.text')} @@ ({' && '.join(asked)})", "s.seq < %(below)s"]
+        has_all = f"{tables.vector('s.text')} @@ ({' && '.join(asked)})"
+        conditions = [has_all, "s.event_key < %(below)s"]
         if project is not None:
             conditions.append("i.project = %(project)s")
         if since_ms is not None:
