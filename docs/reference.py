@@ -66,7 +66,7 @@ def parameters(does: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, An
     hints = typing.get_type_hints(does, include_extras=True)
     for parameter in inspect.signature(does).parameters.values():
         kind, info = typing.get_args(hints[parameter.name])
-        if isinstance(kind, types.UnionType):
+        if get_origin(kind) in (types.UnionType, typing.Union):
             (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
         yield parameter, typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind, info
 

@@ -42,6 +42,8 @@ class Table(msgspec.Struct, frozen=True):
     key: str
     prefix: str = ""
     indexes: tuple[str, ...] = ()
+    words: str = ""
+    """A column whose words the engine indexes too, of a table whose keys `search.key_of` makes."""
 
     @property
     def bounds(self) -> tuple[str, str]:
@@ -72,6 +74,9 @@ class Projection(Generic[View]):
     built_in: ClassVar[bool] = False
     """For projections of projector's own: one view for each session, and keys and rows that need
     not be checked after each event."""
+    per_event: ClassVar[bool] = False
+    """For those of projector's own that have a view for each event: no event is about a view that
+    is there already."""
 
     def key_of(self, event: Event) -> str | None:
         """The key of the view that an event concerns; None skips it."""
@@ -103,6 +108,11 @@ class Projection(Generic[View]):
     def view_of(self, log_key: str) -> str | None:
         """The one view that events under a value of `event_log.key` concern, if that says it."""
         del log_key
+        return None
+
+    def position_of(self, key: str) -> int | None:
+        """The position of the event that a view is about, where each has one of its own."""
+        del key
         return None
 
     def log_keys(self, key: str) -> tuple[str, ...] | None:

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import structlog
 
-from session_projector.projections import BUILT_IN
+from session_projector.projections import BUILT_IN, SEARCH
 from session_projector.projections.projection import PerSession, Projection, Table
 from session_projector.worker.errors import UsageError, quoted
 from session_projector.worker.storage.open import table_fault
+from session_projector.worker.storage.port import Store
 
 GROUP: Final = "projector.projections"
 """The entry point group under which packages offer projections."""
@@ -24,13 +25,19 @@ _KINDS: Final = {"TEXT", "INTEGER", "REAL", "BLOB"}
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
-def known(named: Iterable[str] = ()) -> list[Projection]:
+def known(
+    named: Iterable[str] = (), store: Store | None = None, *, search: bool | None = None
+) -> list[Projection]:
     """The built-in projections, the installed ones and those named as `module:Name`, in this order.
 
+    Among the first is `search`, if that is asked for, or, where nothing is said of it, if it ran in
+    the database of `store` before.
     An installed projection that cannot be used is logged and left out, so that it does not stop the
     others. A named one raises `UsageError`.
     """
     found = [*BUILT_IN]
+    if search or (search is None and store and searches(store)):
+        found.append(SEARCH)
     # Loaded first, so that an installed package of the same name does not shadow them.
     own = [_named(spec) for spec in named]
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
@@ -45,15 +52,22 @@ def known(named: Iterable[str] = ()) -> list[Projection]:
     return found
 
 
-def chosen(name: str | None) -> list[Projection]:
-    """All of `known`, or the one with a name, which may be `module:Name`."""
+def searches(store: Store) -> bool:
+    """Whether `search` ran in a database, and was not dropped since."""
+    stored, table = store.checkpoints.all().get(SEARCH.name), SEARCH.table
+    ours = (table.name, table.key)
+    return stored is not None and (stored.table.name, stored.table.key) == ours
+
+
+def chosen(name: str | None, store: Store) -> list[Projection]:
+    """All of `known` in a database, or the one with a name, which may be `module:Name`."""
     if name is None:
-        return known()
+        return known(store=store)
     if ":" in name:
         projection = _named(name)
         _add([*BUILT_IN], projection)
         return [projection]
-    projections = known()
+    projections = known(store=store)
     for projection in projections:
         if projection.name == name:
             return [projection]

@@ -26,6 +26,7 @@ SECTIONS: Final = {
     },
     "Sessions and events": {
         "session": "Read sessions and write events about them.",
+        "search": "Find messages by their words, newest first.",
         "event": "Check an event before it is written.",
     },
     "The database": {

@@ -43,9 +43,9 @@ def copy(
 ) -> None:
     """Copy a log into another database, on any engine, fold it there and compare the views."""
     one, other = storage.database(source), storage.database(target)
-    projections = registry.known(projection or ())
     with ExitStack() as stack:
         reading = stack.enter_context(one.open())
+        projections = registry.known(projection or (), reading)
         catalog.warn_of_unknown(reading, projections)
         copying.prepare(one, other)
         with hints_about(target):

@@ -87,8 +87,8 @@ def _compare(
 
 
 def _chosen(database: str, name: str | None, session: str | None) -> list[Projection]:
-    found = registry.chosen(name)
     with storage.database(database).open() as store:
+        found = registry.chosen(name, store)
         if session is not None:
             readers.require_known(store, session)
             found = [p for p in found if p.view_of("session:x") is not None]

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 import typer
 
+from session_projector.projections import SEARCH
 from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import logging
@@ -44,6 +45,18 @@ def run(
             envvar="PROJECTOR_PROJECTION",
             help="Add a projection; may be repeated.",
         ),
+    ] = None,
+    with_: Annotated[
+        Literal["search"] | None,
+        typer.Option(
+            "--with",
+            envvar="PROJECTOR_WITH",
+            help="From now on, keep the text of messages for `projector search`.",
+        ),
+    ] = None,
+    without: Annotated[
+        Literal["search"] | None,
+        typer.Option(envvar="PROJECTOR_WITHOUT", help="Leave that as it is, this time."),
     ] = None,
     verify_every: Annotated[
         float | None,
@@ -80,6 +93,9 @@ def run(
         raise UsageError(
             f"--verify-every {verify_every} is not a number of seconds", "give one, such as 1"
         )
+    if with_ and without:
+        raise UsageError("--with search and --without search contradict each other", "give one")
+    search = True if with_ else False if without else None
     if not sys.stderr.isatty():  # a terminal that is closed ends what runs in it
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     target = storage.database(database)
@@ -89,8 +105,8 @@ def run(
         if create and not target.exists():
             target.setup()
         with target.open(writable=True) as store:
-            found = registry.known(projection or ())
-            catalog.warn_of_unknown(store, found)
+            found = registry.known(projection or (), store, search=search)
+            catalog.warn_of_unknown(store, [*found, SEARCH])
             # Now, not only when it takes over from another daemon.
             catalog.refuse_newer_views(store, found)
         return found

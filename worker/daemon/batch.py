@@ -208,7 +208,7 @@ async def _load(
     first = folding.touched(member.projection, events, runs)
     cached = member.cache.take(first)
     cold = [key for key in first if key not in cached]
-    if not cold:
+    if not cold or member.projection.per_event:
         return _Touched(len(events), first, cached, {})
     loaded = await thread.run(lambda store: store.views.load(member.projection, cold))
     covered = len(events)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Final
 
-from session_projector.worker import linux
+from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
 from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
@@ -151,6 +151,14 @@ def projections(database: Database) -> Iterator[Check]:
         wrong.append(Check("projections", "warn", said, fix))
     found = f"{len(checkpoints)} of them, none failed or rebuilding"
     yield from wrong or [Check("projections", "ok", found)]
+
+
+def search(database: Database) -> Iterator[Check]:
+    """Check that what is searched is found, where it is."""
+    with database.open() as store:
+        if registry.searches(store):
+            store.words.check()
+            yield Check("search", "ok", "the index has the rows of its table")
 
 
 def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:

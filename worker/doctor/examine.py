@@ -14,11 +14,12 @@ from session_projector.worker.storage.port import Check, Database
 
 def examine(database: Database) -> Iterator[Check]:
     """Make every check, in the order in which an operator would."""
-    versions = {projection.name: projection.version for projection in registry.known()}
+    versions = {projection.name: projection.version for projection in registry.known(search=True)}
     inside, around = database.checks(versions)
     if clock := inside.get("clock"):  # where that of this machine can be right
         inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
     inside["projections"] = lambda: daemon.projections(database)
+    inside["search"] = lambda: daemon.search(database)
     inside["daemon"] = lambda: daemon.daemon(database)
     if file := database.file:
         around["filesystem"] = lambda: host.filesystem(file)

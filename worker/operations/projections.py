@@ -34,7 +34,7 @@ class ProjectionInfo(msgspec.Struct, frozen=True):
 def listing(store: Store) -> list[ProjectionInfo]:
     """The projections that are built in, installed, have a checkpoint or only events in quarantine,
     in this order."""
-    known = {projection.name: projection for projection in registry.known()}
+    known = {projection.name: projection for projection in registry.known(store=store)}
     stored = store.checkpoints.all()
     found = []
     for name in dict.fromkeys((*known, *stored, *store.quarantine.projections())):

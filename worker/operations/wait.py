@@ -35,7 +35,7 @@ def wait(
     event = seq
     if seq is None:
         seq = store.log.newest()
-    known = names or [projection.name for projection in registry.known()]
+    known = names or [projection.name for projection in registry.known(store=store)]
     leadership = database.leadership()
     started = time.monotonic()
     while True:

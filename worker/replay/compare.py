@@ -185,6 +185,8 @@ class Comparison:
 
     async def _explained(self, keys: Sequence[str], until: int) -> set[str | None]:
         """Which of some views an event up to a position is about."""
+        if self._projection.per_event:
+            return await self._of_events(keys, until)
         keys = [key for key in keys if is_name(key)]
         spellings = {key: self._projection.log_keys(key) for key in keys}
         if None in spellings.values():
@@ -198,6 +200,15 @@ class Comparison:
         asked = {s: key for key, ways in spellings.items() for s in ways or ()}
         present = await self._thread.run(lambda store: store.log.present([*asked], until=until))
         return {asked[spelling] for spelling in present}
+
+    async def _of_events(self, keys: Sequence[str], until: int) -> set[str | None]:
+        """Of the views of single events, those whose event is there."""
+        positions = [*filter(None, map(self._projection.position_of, keys))]
+        rows = await self._thread.run(
+            lambda store: [store.log.event(seq) for seq in positions if seq <= until]
+        )
+        events = folding.read([row for row in rows if row], [self._projection])
+        return {folding.key_of(self._projection, event) for event in events}
 
     def _since_begin(self, until: int) -> AsyncIterator[list[Event | Rejected]]:
         """The events that came to the log since the scan began."""

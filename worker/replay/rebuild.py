@@ -72,7 +72,7 @@ async def compare(
     as_of = as_of_checkpoint(checkpoint) if made_all else AsOf(checkpoint, newest, follows=False)
     walk = Walk(thread, projection, Comparison(thread, projection, as_of), pages, only)
     until, gathers = as_of.until, projection.log_keys("") is None
-    left = 0 if projection.built_in else 1 if gathers else FOLDED_TWICE
+    left = 0 if projection.built_in or projection.per_event else 1 if gathers else FOLDED_TWICE
     async for step in walk.steps():
         found: list[Difference] = []
         for difference in step.differences:

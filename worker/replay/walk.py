@@ -73,7 +73,8 @@ class Pages:
 
     async def check(self, projection: Projection) -> AsyncIterator[None]:
         """Check the index by which the log is read, a page each time and once for all scans."""
-        while (after := self._checked) is not None and projection.log_keys("") is not None:
+        reads_by_key = projection.log_keys("") is not None or projection.per_event
+        while (after := self._checked) is not None and reads_by_key:
             self._checked = await self._thread.run(
                 lambda store: store.log.check_keys(projection.name, after=after)
             )
@@ -114,7 +115,7 @@ class Walk:
         self._shared = pages or Pages(thread, [projection])
         self._only = only
         self._until = comparison.as_of.until
-        self._gathers = projection.log_keys("") is None
+        self._gathers = projection.log_keys("") is None and not projection.per_event
 
     async def steps(self) -> AsyncGenerator[WalkProgress, None]:
         await self._thread.run(lambda store: store.scratch.clear(self._projection.name))
@@ -169,6 +170,9 @@ class Walk:
         last = None
         while page := await self._shared.by_key(last, self._until):
             last = page.rows[-1]
+            if self._projection.per_event:
+                yield page, _views(folding.key_of(self._projection, e) for e in page.events)
+                continue
             views = self._views(page.keys)
             if twice := await self._spelled_twice(views):
                 keys = [views[row.key] for row in page.rows]

@@ -19,6 +19,8 @@ class Limits(msgspec.Struct, frozen=True):
     """A page ends with the event whose `id`, `key` and `data` take it above this."""
     page_keys: int = 500
     """Keys of views, or positions of strays, of a page."""
+    page_matches: int = 60
+    """Rows of a page of those that have some words."""
     view_bytes: int = 24 * 1024 * 1024
     """What one batch may load of views, and so about what it writes while it holds the lock."""
     busy_timeout_s: float = BUSY_TIMEOUT_S

@@ -453,6 +453,60 @@ class Quarantine(Protocol):
         """All such notes, by position: the event's position, the text and the time."""
 
 
+class Phrase(msgspec.Struct, frozen=True):
+    """Words that follow each other in a text, whatever stands between; `is_prefix`: the last of
+    them may go on."""
+
+    text: str
+    is_prefix: bool = False
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A row of the projection `search` that has some words, with what `session_index` says of its
+    session, None where that says nothing."""
+
+    seq: int
+    session: str
+    time: int
+    roles: str
+    text: str
+    project: str | None
+    title: str | None
+
+
+class Words(Protocol):
+    """The rows of the projection `search` by the words in their texts, in any case. Words are
+    letters and digits; what else stands in a text is between them, and nothing of what is asked
+    means anything else. Asked while the projection has a checkpoint."""
+
+    def find(
+        self,
+        phrases: Sequence[Phrase],
+        *,
+        below: int,
+        project: str | None = None,
+        roles: Sequence[str] = (),
+        since_ms: int | None = None,
+        unless_quarantined: str,
+    ) -> list[Match]:
+        """The rows that have all of some phrases, newest first: a page of those below a position.
+
+        Phrases without any word do not count; none at all finds nothing. `roles`: one of these is
+        part of what the row says of its messages' roles. Not those of events in the quarantine of
+        a projection.
+        """
+        ...
+
+    def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
+        """The events of a session that have messages: position, how many, and whether these replace
+        all that were there; by position."""
+        ...
+
+    def check(self) -> None:
+        """Raises `InterventionRequired` where rows would not be found, as far as that is quickly
+        seen."""
+
+
 class Scratch(Protocol):
     """Pairs of a view's key and a position, kept for one scan and read by view.
 
@@ -497,6 +551,8 @@ class Store(Protocol):
     def quarantine(self) -> Quarantine: ...
     @property
     def scratch(self) -> Scratch: ...
+    @property
+    def words(self) -> Words: ...
 
     def commit(self, changes: Sequence[Change], *, bulk: bool = False) -> CommitStats:
         """Make all changes or none, in one transaction.
@@ -535,7 +591,8 @@ class Store(Protocol):
 
     def check_indexes(self, of: Sequence[Table]) -> None:
         """Raises `InterventionRequired` where reading the log or one of these tables by an index
-        would not find what is there; reads all of them."""
+        would not find what is there; reads all of them, but of an index by words only so much
+        that nobody waits."""
 
     def release_memory(self) -> None:
         """Give back, after much work, what caches hold and what was freed."""

@@ -22,9 +22,10 @@ from session_projector.worker.storage.postgres.errors import is_lost, psql
 from session_projector.worker.storage.postgres.locks import TRANSACTION_CLASS
 from session_projector.worker.storage.postgres.log import PostgresLog
 from session_projector.worker.storage.postgres.sql import column, owned
-from session_projector.worker.storage.postgres.tables import named
+from session_projector.worker.storage.postgres.tables import columns_of, named
 from session_projector.worker.storage.postgres.target import Target
 from session_projector.worker.storage.postgres.views import PostgresScratch, PostgresViews
+from session_projector.worker.storage.postgres.words import PostgresWords
 
 PATIENCE_S: Final = 60.0
 """How long a statement may take."""
@@ -53,6 +54,7 @@ class PostgresStore:
         self.views = PostgresViews(connection, limits, self.checkpoints)
         self.quarantine = PostgresQuarantine(connection, limits)
         self.scratch = PostgresScratch(connection, limits, self.log)
+        self.words = PostgresWords(connection, limits)
         p = connection.prefix
         self._news = (
             "SELECT newest, name, version, position, generation"
@@ -188,6 +190,9 @@ class PostgresStore:
 
     def check_indexes(self, of: Sequence[Table]) -> None:
         """The server keeps its indexes; amcheck, an extension, checks them."""
+        for table in of:
+            if table.words and columns_of(self.connection, table.name):
+                self.words.check()
 
     def release_memory(self) -> None:
         import ctypes  # once, and not at every start

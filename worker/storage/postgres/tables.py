@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from session_projector.projections.projection import Table
+from session_projector.projections.search import BETWEEN, BREAK
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.target import identifier
 
@@ -17,6 +18,16 @@ TYPES: Final = {
 OURS: Final = "views of a projection, made by projector"
 """The comment on each table that is made here."""
 _NAME_BYTES: Final = 63
+# The server's parser would make one word of an address, a path or a number with its sign, and none
+# of a tag: between words there are spaces alone, as for the other engine.
+SEPARATORS: Final = (
+    "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+    "\u00a0\u00a1\u00a7\u00ab\u00b6\u00b7\u00bb\u00bf\u2010\u2011\u2012\u2013\u2014\u2015\u2018"
+    "\u2019\u201a\u201c\u201d\u201e\u2022\u2026\u2039\u203a\u3000\u3001\u3002\u3008\u3009\u300a"
+    "\u300b\u300c\u300d\u300e\u300f\u3010\u3011\uff01\uff08\uff09\uff0c\uff0e\uff1a\uff1b\uff1f"
+    f"{BETWEEN}{BREAK}"
+)
+CONFIGURATION: Final = "'pg_catalog.simple'::pg_catalog.regconfig"
 _COLUMNS: Final = """
 SELECT a.attname::text, format_type(a.atttypid, NULL),
   coalesce(a.attnum = ANY(k.conkey::int2[]), false)
@@ -96,7 +107,24 @@ def changes(
         if name not in indexes:
             columns = ", ".join(map(_named, index.split(", ")))
             made.append(f"CREATE INDEX IF NOT EXISTS {_named(name)} ON {at} ({columns})")
+    if table.words and (name := index_of_words(table)) not in indexes:
+        made.append(
+            f"CREATE INDEX IF NOT EXISTS {_named(name)} ON {at} USING gin"
+            f" ({vector(_named(table.words))})"
+        )
     return made
+
+
+def index_of_words(table: Table) -> str:
+    """The name of the index by the words of a column."""
+    return f"idx_{table.name}_words"
+
+
+def vector(column: str) -> str:
+    """The words of a column, in the same SQL wherever they are asked for."""
+    separators = SEPARATORS.replace("'", "''").replace("%", "%%")
+    spaces = " " * len(SEPARATORS)
+    return f"to_tsvector({CONFIGURATION}, translate({column}, '{separators}', '{spaces}'))"
 
 
 def _named(name: str) -> str:

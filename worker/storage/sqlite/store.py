@@ -27,6 +27,7 @@ from session_projector.worker.storage.sqlite.schema.integrity import put_aside
 from session_projector.worker.storage.sqlite.sql import identifier
 from session_projector.worker.storage.sqlite.views import SqliteScratch, SqliteViews
 from session_projector.worker.storage.sqlite.wal import Backfill
+from session_projector.worker.storage.sqlite.words import SqliteWords
 
 # secure_delete, on in many distributions' builds, logs the rewriting of a large row twice.
 # synchronous NORMAL may lose the last commits to a power cut, views and checkpoint alike: they
@@ -60,6 +61,7 @@ class SqliteStore:
         self.views = SqliteViews(connection, limits, self.checkpoints)
         self.quarantine = SqliteQuarantine(connection, limits)
         self.scratch = SqliteScratch(connection, limits, self.log)
+        self.words = SqliteWords(connection, limits)
         self._backfill = Backfill(connection.path, connection.identity)
         self._data_version = self._read_data_version()
         """As of the last question, and as of the last commit."""
@@ -162,6 +164,9 @@ class SqliteStore:
                     f" be compared with it ({found[0]})",
                     "see what, as when somebody gave it a constraint: `projector doctor`",
                 )
+        for table in of:
+            if table.words and tables.columns_of(self.connection.raw, table.name):
+                self.words.check()
 
     def release_memory(self) -> None:
         import ctypes  # once, and not at every start

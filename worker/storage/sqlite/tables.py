@@ -31,6 +31,30 @@ def statements(table: Table, indexes: Collection[str] = ()) -> list[str]:
     ]
 
 
+def index_of_words(table: Table) -> dict[str, str]:
+    """What makes an index by the words of a column, an FTS5 table, by the names of its parts.
+
+    It holds no text: a view of the rows is its content, with which FTS5 can compare it, and from
+    which it can be built again. Triggers on the rows keep it, whoever writes them.
+    """
+    name, text, words = table.name, table.words, f"{table.name}_words"
+    old, new = (f"CAST(substr({which}.{table.key}, 2) AS INTEGER)" for which in ("old", "new"))
+    remove = f"INSERT INTO {words} ({words}, rowid, {text}) VALUES ('delete', {old}, old.{text});"
+    add = f"INSERT INTO {words} (rowid, {text}) VALUES ({new}, new.{text});"
+    return {
+        f"{name}_rows": f"CREATE VIEW {name}_rows AS SELECT"
+        f" CAST(substr({table.key}, 2) AS INTEGER) AS seq, {text} FROM {name}",
+        words: f"CREATE VIRTUAL TABLE {words} USING fts5({text}, content='{name}_rows',"
+        " content_rowid='seq', tokenize='unicode61 remove_diacritics 0')",
+        f"{words}_insert": f"CREATE TRIGGER {words}_insert AFTER INSERT ON {name} BEGIN {add} END",
+        f"{words}_delete": f"CREATE TRIGGER {words}_delete AFTER DELETE ON {name}"
+        f" BEGIN {remove} END",
+        f"{words}_update": f"CREATE TRIGGER {words}_update AFTER UPDATE ON {name} WHEN"
+        f" old.{text} IS NOT new.{text} OR old.{table.key} IS NOT new.{table.key}"
+        f" BEGIN {remove} {add} END",
+    }
+
+
 def columns_of(connection: sqlite3.Connection, table: str) -> dict[str, tuple[str, bool]]:
     """The columns of a table, the type of each in capitals and whether it is the key; none where
     there is no such table."""

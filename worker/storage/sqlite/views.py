@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from session_projector.projections import BUILT_IN
+from session_projector.projections import BUILT_IN, SEARCH
 from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import LostRace, ProjectionFailed, quoted
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Checkpoint, LoadedViews, size_of
-from session_projector.worker.storage.sqlite import tables
+from session_projector.worker.storage.sqlite import tables, words
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS, SqliteCheckpoints
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Connection
 from session_projector.worker.storage.sqlite.log import KEY_BYTES, SqliteLog
@@ -160,7 +160,9 @@ class SqliteViews:
                     where = f"{key} >= ? AND {key} < ?"
                     execute(f"DELETE FROM {table} WHERE {where}", stored.table.bounds)
                 else:
-                    execute(f"DROP TABLE {table}")
+                    of_words = words.drop(stored.table.name) if name == SEARCH.name else []
+                    for statement in of_words or [f"DROP TABLE {table}"]:
+                        execute(statement)
             for statement in (*_FORGET, _DELETE_CHECKPOINT):
                 execute(statement, (name,))
 
@@ -206,6 +208,10 @@ class SqliteViews:
         if row and abs(row[0]) > projection.version:
             return []
         present = self._columns(table)
+        of_words = self._lacking_words(projection)
+        is_lost = bool(of_words and present and row and row[1:] == stored_in)
+        if is_lost:  # what the rows were found by: they are built again
+            present = {}
         indexes = self._connection.rows(
             "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ? COLLATE NOCASE",
             (table.name,),
@@ -224,7 +230,10 @@ class SqliteViews:
             ) from None
         if present and not projection.built_in:
             self._require_own(projection, known=row is not None)
-        todo: list[tuple[str, Sequence[Any]]] = [(statement, ()) for statement in lacking]
+        if is_lost:
+            lacking = [*words.drop(table.name), *tables.statements(table)]
+            of_words = [*tables.index_of_words(table).values()]
+        todo: list[tuple[str, Sequence[Any]]] = [(sql, ()) for sql in (*lacking, *of_words)]
         if row is None:
             todo.append((FORGET_DEFERRED, (name,)))
             todo.append((_NEW_CHECKPOINT, (name, projection.version, *stored_in)))
@@ -233,6 +242,15 @@ class SqliteViews:
             todo += [(statement, (name,)) for statement in _FORGET]
             todo.append((_RESET_CHECKPOINT, (projection.version, *stored_in, name)))
         return todo
+
+    def _lacking_words(self, projection: Projection) -> list[str]:
+        """The statements that its index by words lacks."""
+        if not projection.table.words:
+            return []
+        with self._connection.errors():
+            if not words.is_available(self._connection.raw):
+                raise ProjectionFailed(projection.name, words.WHY_NOT, words.USE_ANOTHER)
+            return words.lacking(self._connection.raw, projection.table)
 
     def _require_own(self, projection: Projection, *, known: bool) -> None:
         """Raises `ProjectionFailed` for a table of another owner: its rows would be deleted."""

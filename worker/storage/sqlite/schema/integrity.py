@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from session_projector import migrations
-from session_projector.projections import BUILT_IN
+from session_projector.projections import BUILT_IN, SEARCH
 from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.storage.sqlite import tables
 from session_projector.worker.storage.sqlite.sql import (
@@ -195,6 +195,7 @@ def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, boo
     Name, table, and whether one may refuse or lose what is written there, or writes there itself.
     """
     ours = _written(connection)
+    of_words = tables.index_of_words(SEARCH.table).values()
     own = _tables().keys() - {"view"}
     names = "|".join(map(re.escape, ours))
     into = rf"(?:update(?:\s+or\s+\w+)?|into|delete\s+from)\s+[\"'`\[]?(?:{names})\b"
@@ -206,7 +207,7 @@ def foreign_triggers(connection: sqlite3.Connection) -> list[tuple[str, str, boo
             one.table.lower() in own or bool(meddles.search(one.sql.partition(one.table)[2])),
         )
         for one in foreign(connection)
-        if one.kind == "trigger" and one.table.lower() in ours
+        if one.kind == "trigger" and one.table.lower() in ours and one.sql not in of_words
     ]
 
 

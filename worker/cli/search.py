@@ -1,0 +1,70 @@
+"""`projector search`: what people and agents said, over all sessions."""
+
+import sys
+from typing import Annotated, Literal
+
+import typer
+from msgspec.structs import asdict
+
+from session_projector.worker.cli import output
+from session_projector.worker.cli.inert import printable
+from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.clock import when
+from session_projector.worker.errors import UsageError
+from session_projector.worker.sessions import search as searching
+from session_projector.worker.sessions import time_travel
+from session_projector.worker.storage import open as storage
+
+
+def search(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="WORDS", help='Words; "two words" that follow each other; begin*.'),
+    ],
+    database: Database = "local.db",
+    project: Annotated[
+        str | None, typer.Option("-p", "--project", help="Only sessions of this project.")
+    ] = None,
+    role: Annotated[
+        Literal["user", "assistant"] | None, typer.Option(help="Only what these said.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only since an ISO 8601 time (UTC without an offset)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find messages by their words, newest first."""
+    point = None if since is None else time_travel.point(since)
+    if point and not point.is_time:
+        raise UsageError(f"{since} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
+    with storage.database(database).open() as store:
+        found = searching.search(
+            store,
+            " ".join(words),
+            project=project,
+            role=role,
+            since_ms=point.value if point else None,
+        )
+    if json:
+        print(output.to_json(asdict(found) | {"results": [*map(_plain, found.results)]}))
+        return
+    headers = ("session", "n", "role", "time", "text")
+    rows = [
+        (one.session, one.n, one.role, when(one.time), "".join(map(_marked, one.snippet)))
+        for one in found.results
+    ]
+    print(output.table(headers, rows))
+    if found.more:
+        print(f"… the newest {len(rows)}; add a word to see fewer")
+    if found.behind:
+        said = f"{found.behind:,} events are not searched yet: `projector status` tells why"
+        print(printable(said), file=sys.stderr)
+
+
+def _plain(result: searching.Result) -> dict[str, object]:
+    return asdict(result) | {"snippet": [asdict(piece) for piece in result.snippet]}
+
+
+def _marked(piece: searching.Piece) -> str:
+    return f"**{piece.text}**" if piece.mark else piece.text

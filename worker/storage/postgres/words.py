@@ -1,0 +1,101 @@
+"""Questions to the index by words in PostgreSQL."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from session_projector.projections.search import Search, key_of
+from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.storage.limits import Limits
+from session_projector.worker.storage.port import Match, Phrase
+from session_projector.worker.storage.postgres import tables
+from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.sql import row_of
+from session_projector.worker.storage.postgres.tables import CONFIGURATION, SEPARATORS, named
+from session_projector.worker.storage.postgres.text import escaped
+
+_AS_SPACES: Final = str.maketrans(dict.fromkeys(SEPARATORS, " "))
+_TABLE: Final = Search.table
+
+
+class PostgresWords:
+    """Implements `worker.storage.port.Words`."""
+
+    def __init__(self, connection: Connection, limits: Limits) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._at = named(connection, _TABLE.name)
+
+    def find(
+        self,
+        phrases: Sequence[Phrase],
+        *,
+        below: int,
+        project: str | None = None,
+        roles: Sequence[str] = (),
+        since_ms: int | None = None,
+        unless_quarantined: str,
+    ) -> list[Match]:
+        if not phrases:
+            return []
+        p = self._connection.prefix
+        values: dict[str, Any] = {
+            "below": key_of(below),
+            "project": escaped(project),
+            "since": since_ms,
+            "roles": [*roles],
+            "name": unless_quarantined,
+            "page": self._limits.page_matches,
+        }
+        asked = []
+        for number, phrase in enumerate(phrases):
+            ask, values[f"asked{number}"] = _asked(phrase)
+            asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
+        has_all = f"{tables.vector('s.text')} @@ ({' && '.join(asked)})"
+        conditions = [has_all, "s.event_key < %(below)s"]
+        if project is not None:
+            conditions.append("i.project = %(project)s")
+        if since_ms is not None:
+            conditions.append("s.time >= %(since)s")
+        if roles:
+            conditions.append(
+                "EXISTS (SELECT FROM unnest(%(roles)s::text[]) AS r (role)"
+                " WHERE strpos(s.roles, r.role) > 0)"
+            )
+        rows = self._connection.rows(
+            "SELECT s.seq, s.session_id, s.time, s.roles, s.text, i.project, i.title"
+            f" FROM {self._at} AS s"
+            f" LEFT JOIN {p}session_index AS i ON i.session_id = s.session_id"
+            f" WHERE {' AND '.join(conditions)} AND NOT EXISTS (SELECT FROM {p}quarantine AS q"
+            " WHERE q.projection = %(name)s AND q.seq = s.seq)"
+            " ORDER BY s.event_key DESC LIMIT %(page)s",
+            values,
+        )
+        return [Match(*row_of(row)) for row in rows]
+
+    def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
+        rows = self._connection.rows(
+            f"SELECT seq, messages, replaces FROM {self._at} AS s WHERE session_id = %s"
+            f" AND NOT EXISTS (SELECT FROM {self._connection.prefix}quarantine AS q"
+            " WHERE q.projection = %s AND q.seq = s.seq) ORDER BY seq",
+            (escaped(session), unless_quarantined),
+        )
+        return [(seq, messages, bool(replaces)) for seq, messages, replaces in rows]
+
+    def check(self) -> None:
+        name = tables.index_of_words(_TABLE)
+        if name not in tables.indexes_of(self._connection, _TABLE.name):
+            raise InterventionRequired(
+                f"{self._connection.name}: the table {_TABLE.name} has no index {name}, and each"
+                " search reads all of it",
+                "make it again: restart the daemon, or `projector run --once`",
+            )
+
+
+def _asked(phrase: Phrase) -> tuple[str, str]:
+    """The function that makes a query, and its argument: words with spaces between, in quotes
+    where anything else has a meaning."""
+    text = phrase.text.replace("\0", " ").translate(_AS_SPACES)
+    text = text.encode(errors="ignore").decode().strip()
+    if phrase.is_prefix and text:
+        return "to_tsquery", f"'{text}':*"
+    return "phraseto_tsquery", text
