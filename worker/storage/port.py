@@ -264,6 +264,20 @@ def together(leaders: Sequence[Leader]) -> Leader | None:
     return msgspec.structs.replace(first, running=names, others=tuple(others))
 
 
+class Among(msgspec.Struct, frozen=True):
+    """Some rows of a projection: those that have one of the values given in each column of `having`
+    and none of those given in `lacking`, more than the number of `above` and no more than that of
+    `at_most`, and each of `words` in one of the columns `texts`, where letters of ASCII count in
+    either case."""
+
+    having: Mapping[str, Sequence[Any]] = {}
+    lacking: Mapping[str, Sequence[Any]] = {}
+    above: Mapping[str, int] = {}
+    at_most: Mapping[str, int] = {}
+    words: Sequence[str] = ()
+    texts: Sequence[str] = ()
+
+
 # The parts of a store
 
 
@@ -385,6 +399,21 @@ class Views(Protocol):
         """Rows that have one of the values given in each of these columns and a higher number in
         the one of `above`, by the columns of `order`. Read them to the end, or close the iterator.
         """
+
+    def latest(
+        self,
+        projection: Projection,
+        among: Among,
+        *,
+        order: Sequence[str],
+        below: Sequence[Any] | None = None,
+        limit: int,
+    ) -> list[tuple[Any, ...]]:
+        """The first rows by the columns of `order`, none of which is null, from the highest values
+        down; `below`: of those that are below these values."""
+
+    def tally(self, projection: Projection, among: Among, column: str) -> dict[Any, int]:
+        """How many rows have each value of a column."""
 
     def highest(self, projection: Projection, column: str) -> int:
         """The highest number in a column, 0 where there is no row."""
@@ -661,9 +690,9 @@ class Database(Protocol):
         Raises `InterventionRequired` where the schema is not this program's.
         """
 
-    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
-        """A writable store in a thread of its own, the database made ready for a daemon; raises as
-        `open` does."""
+    def open_thread(self, *, writable: bool = True) -> AbstractAsyncContextManager[Thread]:
+        """A store in a thread of its own; raises as `open` does. If it is writable, the database is
+        made ready for a daemon."""
 
     def hurry(self) -> None:
         """The process is to end: no statement in a thread may take long from now on."""
@@ -680,6 +709,10 @@ class Database(Protocol):
 
     def wakeup(self) -> Wakeup:
         """What tells of new events."""
+
+    def view_wakeup(self) -> Wakeup:
+        """What tells of all that others commit, of views too. It keeps nobody from anything: who
+        only looks on may have it."""
 
     def watch_identity(self) -> Callable[[], None]:
         """What raises `TransientError` once the database is another one than at this moment."""
