@@ -56,7 +56,7 @@ function Session() {
     try {
       const answer = /** @type {Conversation} */ (await (at ? get("session/at", { id, at }) : get("session", { id })));
       const far = n && (n < answer.first || n > answer.last);
-      setFound(answer);
+      setFound({ ...answer, session: answer.session ?? rowOf(answer) });
       setPart(far ? await stretch(id, n - STEP / 2, n + STEP / 2, at ?? undefined) : joined(answer.total, answer.messages));
       setSeen(answer.total);
       setError(null);
@@ -178,6 +178,16 @@ function Session() {
 }
 
 /**
+ * The row of the list, where that one does not have the session yet.
+ * @param {Conversation} found
+ * @returns {Row}
+ */
+function rowOf({ fields, total }) {
+  const { project, status, createdAt, updatedAt } = fields;
+  return { id, project, status, title: "", messages: total, last_role: null, created_at: createdAt, updated_at: updatedAt, last_seq: 0, waiting: false };
+}
+
+/**
  * @param {import("./lib/api.js").Message} entry
  * @param {(n: number) => Promise<void>} whole
  * @param {boolean} chosen
@@ -199,7 +209,7 @@ function Head({ found, session, total }) {
       <a href=${`/${query({ project: session.project })}`}>${shown(session.project)}</a>
       <span>${counted(total, "message")}</span>
       ${at ? html`<b>as of ${/^\d+$/.test(at) ? `event ${at}` : inert(at)} (${moment(found.fields.updatedAt)})</b> <a href=${`/session${query({ id })}`}>now</a>`
-        : html`<span>changed <${Age} time=${session.updated_at} /></span>`}
+        : html`<span>changed <${Age} time=${session.updated_at} ago /></span>`}
       ${!at && waits(session) && html`<b class="waiting">waits for you</b>`}
       <a href=${`/session/history${query({ id, at })}`}>History</a>
     </p>
@@ -210,13 +220,15 @@ function Head({ found, session, total }) {
 function Facts({ found }) {
   const [open, setOpen] = useState(false);
   return html`<aside class="sheet" aria-label="fields">
-    <dl>${Object.entries(found.fields).map(([name, value]) => html`<div><dt>${shown(name)}</dt><dd>${field(name, value)}</dd></div>`)}</dl>
+    <dl>${Object.entries(found.fields).map(([name, value]) => html`<div><dt>${shown(NAMES[name] ?? name)}</dt><dd>${field(name, value)}</dd></div>`)}</dl>
     ${!at && html`<details onToggle=${(/** @type {any} */ event) => setOpen(event.currentTarget.open)}>
       <summary>Where each came from</summary>
       ${open && html`<${Origins} seq=${found.session.last_seq} />`}
     </details>`}
   </aside>`;
 }
+
+const NAMES = /** @type {Record<string, string>} */ ({ createdAt: "created", updatedAt: "changed" });
 
 /**
  * @param {string} name
@@ -230,7 +242,7 @@ function Origins({ seq }) {
   const { value, error } = useAnswer(() => get("session/why", { id }), [seq]);
   if (error) return html`<${Failure} error=${error} />`;
   if (!value) return html`<p class="loading">Reading the session's events…</p>`;
-  return html`<dl>${Object.entries(value.fields).map(([name, from]) => html`<div><dt>${shown(name)}</dt>
+  return html`<dl>${Object.entries(value.fields).map(([name, from]) => html`<div><dt>${shown(NAMES[name] ?? name)}</dt>
     <dd><a href=${`/session/history${query({ id, at: from.seq })}`}>${shown(from.type)}</a> ${moment(from.time)}</dd></div>`)}</dl>`;
 }
 

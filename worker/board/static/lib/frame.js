@@ -195,16 +195,16 @@ export function Command({ text }) {
 
 /**
  * How long ago, kept up to date.
- * @param {{time: number}} props
+ * @param {{time: number, ago?: boolean}} props
  */
-export function Age({ time }) {
+export function Age({ time, ago = false }) {
   const [, setText] = useState("");
   useEffect(() => {
     const tick = () => setText(age(time));
     tickers.add(tick);
     return () => void tickers.delete(tick);
   }, [time]);
-  return html`<time datetime=${iso(time)} title=${`${moment(time)}, ${iso(time)}`}>${age(time)}</time>`;
+  return html`<time datetime=${iso(time)} title=${`${moment(time)}, ${iso(time)}`}'>${age(time)}${ago && age(time) !== "now" && " ago"}</time>`;
 }
 
 /** @type {Set<() => void>} */

@@ -16,13 +16,13 @@ const SPOKEN = new Set(["user", "assistant"]); // whose text is markdown
 
 /**
  * @param {{entry: Entry, whole?: (n: number) => Promise<void>, chosen?: boolean,
- *   note?: string}} props `whole` gets the parts that were cut
+ *   note?: string, anchored?: boolean}} props `whole` gets the parts that were cut
  */
-export function Message({ entry, whole, chosen = false, note }) {
+export function Message({ entry, whole, chosen = false, note, anchored = true }) {
   const { n, message } = entry;
-  const who = role(message);
-  const tone = SPOKEN.has(who) || who === "tool" || who === "system" ? who : "other";
-  return html`<article class="message ${tone} ${chosen ? "chosen" : ""}" id=${`m${n}`} tabindex="-1" data-item
+  const who = said(message);
+  const tone = SPOKEN.has(who) || who === "tool" ? who : "other";
+  return html`<article class="message ${tone} ${chosen ? "chosen" : ""}" id=${anchored ? `m${n}` : null} tabindex="-1" data-item
       aria-label=${`message ${n}, ${inert(who.slice(0, 80))}`}>
     <header>
       <span class="who">${shown(oneLine(who))}</span>
@@ -31,9 +31,23 @@ export function Message({ entry, whole, chosen = false, note }) {
     </header>
     <${Boundary} value=${message}>
       <${Body} message=${message} spoken=${SPOKEN.has(who)} />
-      ${whole && hasCut(message) && html`<${Whole} n=${n} whole=${whole} />`}
+      ${whole && (hasCut(message) || typeof message.cut === "number") && html`<${Whole} n=${n} whole=${whole} />`}
     <//>
   </article>`;
+}
+
+/**
+ * Who speaks: results of tools come in messages of the user, who did not write them.
+ * @param {Record<string, any>} message
+ */
+function said(message) {
+  const who = role(message);
+  try {
+    const found = parts(message);
+    return who === "user" && found.length && found.every(({ kind }) => kind === "result") ? "tool" : who;
+  } catch {
+    return who;
+  }
 }
 
 /** @param {{message: Record<string, any>, spoken: boolean}} props */

@@ -7,7 +7,7 @@ import { asText, pretty } from "./json.js";
  *   | {kind: "image", name: string} | {kind: "json", value: unknown}} Part */
 
 const CONTENT = ["content", "parts", "text"]; // where a message has what it says
-const SHOWN = new Set(["role", "type", ...CONTENT, "tool_calls", "name", "arguments", "output", "call_id", "tool_call_id", "id"]);
+const SHOWN = new Set(["role", "cut", "type", ...CONTENT, "tool_calls", "name", "arguments", "output", "call_id", "tool_call_id", "id"]);
 const DEEPEST = 8; // results within results
 
 /**
@@ -24,6 +24,8 @@ export function role(message) {
  * @returns {Part[]}
  */
 export function parts(message) {
+  const whole = asText({ cut: message.cut, text: message.text });
+  if (whole) return [{ kind: "text", text: whole }]; // too long in many parts: its beginning as JSON
   /** @type {Part[]} */
   const found = [];
   if (["function_call", "tool_call", "tool_use"].includes(message.type)) {

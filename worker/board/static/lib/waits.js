@@ -15,7 +15,7 @@ export function waits(session, now = Date.now()) {
 
 /** @type {Record<"changed" | "created" | "waiting", (a: Session, b: Session) => number>} */
 export const ORDERS = {
-  changed: (a, b) => b.updated_at - a.updated_at || b.last_seq - a.last_seq,
+  changed: (a, b) => b.last_seq - a.last_seq,
   created: (a, b) => b.created_at - a.created_at || b.last_seq - a.last_seq,
   waiting: (a, b) =>
     Number(waits(b)) - Number(waits(a)) || (waits(a) ? a.updated_at - b.updated_at : b.updated_at - a.updated_at),
