@@ -14,7 +14,18 @@ from session_projector.worker.errors import (
     naming,
 )
 
-_STATUS: Final = {UsageError: 400, CheckFailed: 404, TransientError: 503, InterventionRequired: 500}
+
+class Conflict(ProjectorError):
+    """It cannot be done as things are."""
+
+
+_STATUS: Final = {
+    UsageError: 400,
+    CheckFailed: 404,
+    Conflict: 409,
+    TransientError: 503,
+    InterventionRequired: 500,
+}
 
 
 def answer(value: Any, status: int = 200) -> Response:

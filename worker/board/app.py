@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +18,14 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from session_projector.worker.board import query, sessions
+from session_projector.projections.event import MAX_EVENT_BYTES
+from session_projector.worker.board import past, quarantine, query, sessions
 from session_projector.worker.board.address import Address
-from session_projector.worker.board.answers import answer, failed, refused
+from session_projector.worker.board.answers import Conflict, answer, failed, refused
 from session_projector.worker.board.live import Client, Hub, Seen, missed
-from session_projector.worker.board.security import Guard, TooLarge
-from session_projector.worker.errors import ProjectorError, UsageError
+from session_projector.worker.board.search import search
+from session_projector.worker.board.security import Guard, TooLarge, body
+from session_projector.worker.errors import CheckFailed, ProjectorError, UsageError, naming
 from session_projector.worker.operations.status import status
 from session_projector.worker.storage.port import Check, Database, Store
 
@@ -41,6 +42,7 @@ PAGES: Final = {
 READERS: Final = 4
 """Requests that read the database at the same time; others wait."""
 MOST_STREAMS: Final = 200
+MOST_BODY_BYTES: Final = 2 * MAX_EVENT_BYTES
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 Answer = Callable[[Store, Request], Mapping[str, Any]]
@@ -63,11 +65,11 @@ class Board:
         with anyio.CancelScope(shield=True):
             return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
-    async def read(self, work: Callable[[Store], Any]) -> Any:
+    async def read(self, work: Callable[[Store], Any], *, writable: bool = False) -> Any:
         """With a store of its own, which holds nothing open between two requests."""
 
         def opened() -> Any:
-            with self.database.open() as store:
+            with self.database.open(writable=writable) as store:
                 return work(store)
 
         return await self.run(opened)
@@ -78,7 +80,9 @@ class Board:
             **found,
             "board": {
                 "actions": self.actions,
-                "search": find_spec("session_projector.worker.sessions.search") is not None,
+                "search": any(
+                    one["name"] == "search" and one["version"] for one in found["projections"]
+                ),
                 "version": version("session-projector"),
                 "database": self.database.name,
             },
@@ -106,6 +110,22 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
 
         return endpoint
 
+    def acts(kind: type[Any], work: Callable[[Store, Any], Any]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            if not board.actions:
+                hint = naming(board.database.name, "`projector board --allow-actions`")
+                return refused(403, "this board only shows", f"start it with {hint}")
+            if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+                return refused(415, "the request is not JSON", "send application/json")
+            asked = quarantine.asked_for(kind, await body(request, MOST_BODY_BYTES))
+            try:
+                done = await board.read(lambda store: work(store, asked), writable=True)
+            except CheckFailed as error:
+                raise Conflict(str(error), error.hint) from None
+            return answer(done)
+
+        return endpoint
+
     async def changes(request: Request) -> Response:
         return await _changes(board, request)
 
@@ -114,6 +134,13 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
         "session": reads(sessions.session),
         "session/messages": reads(sessions.messages),
         "session/message": reads(sessions.message),
+        "session/events": reads(past.events),
+        "session/at": reads(past.at),
+        "session/diff": reads(past.diff),
+        "session/why": reads(past.why),
+        "search": reads(search),
+        "quarantine": reads(quarantine.listing),
+        "quarantine/event": reads(quarantine.event),
         "status": runs(board.status),
         "doctor": runs(board.doctor),
         "changes": changes,
@@ -121,6 +148,10 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
     routes = [
         *(Route(path, partial(_page, name)) for path, name in PAGES.items()),
         *(Route(f"/api/v1/{path}", endpoint) for path, endpoint in paths.items()),
+        *(
+            Route(f"/api/v1/quarantine/{name}", acts(*how), methods=["POST"])
+            for name, how in quarantine.ACTIONS.items()
+        ),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
 
@@ -147,15 +178,13 @@ async def _changes(board: Board, request: Request) -> Response:
     """The stream of what changes from a cursor on."""
     if len(board.hub) >= MOST_STREAMS:
         return refused(503, "there are too many streams", "close some pages of the board")
-    resumed = request.headers.get("last-event-id") or ""
-    since = _cursor(resumed) or _cursor(request.query_params.get("since", ""))
-    known = None if _cursor(resumed) else query.text(request, "n") and query.number(request, "n")
+    resumed = _cursor(request.headers.get("last-event-id", ""))
+    since = resumed or _cursor(request.query_params.get("since", ""))
+    known = None if resumed or not query.text(request, "n") else query.number(request, "n")
     client = Client(query.text(request, "project"), query.text(request, "session"))
-    board.hub.join(client)  # before: what comes meanwhile is told twice, and not missed
     try:
-        first = await board.read(
-            lambda store: missed(store, client, since, None if known is None else int(known))
-        )
+        await board.hub.join(client)  # first: what comes meanwhile is told twice, and not missed
+        first = await board.read(lambda store: missed(store, client, since, known))
     except BaseException:
         board.hub.leave(client)
         raise

@@ -165,6 +165,8 @@ class Hub:
         self._last_status = b""
         self._trouble = b""
         self._seen: Seen | None = None
+        self._is_following = asyncio.Event()
+        """What changes from now on is seen; or the database cannot be read."""
         self._moving: dict[str, Entry] = {}
         """Sessions that will wait for a person once they have been still for a minute."""
         self.closed = False
@@ -172,7 +174,8 @@ class Hub:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def join(self, client: Client) -> None:
+    async def join(self, client: Client) -> None:
+        """Let a client have all that changes from now on."""
         if self.closed:
             client.give(None)
             return
@@ -181,6 +184,7 @@ class Hub:
         client.give(self._trouble)
         if not self._tasks:
             self._tasks = [asyncio.create_task(one()) for one in (self._watch, self._tell_status)]
+        await self._is_following.wait()
 
     def leave(self, client: Client) -> None:
         self._clients.discard(client)
@@ -189,6 +193,7 @@ class Hub:
                 task.cancel()
             self._tasks, self._seen, self._counts, self._moving = [], None, {}, {}
             self._last_status = self._trouble = b""
+            self._is_following.clear()
 
     def close(self) -> None:
         """End all streams: the server waits for them when it ends."""
@@ -207,6 +212,7 @@ class Hub:
                 if trouble != self._trouble:
                     self._trouble = trouble
                     self._give_all(trouble)
+                self._is_following.set()
             except Exception as error:  # none may end the watcher for all
                 log.error("board_watcher_failed", why=f"{type(error).__name__}: {error}")
             await asyncio.sleep(RETRY_S)
@@ -220,7 +226,10 @@ class Hub:
         while True:
             watched = frozenset(client.session for client in self._clients if client.session)
             news = await thread.run(partial(look, before=self._seen, watched=watched))
-            found, self._seen, self._trouble = self._seen != news.seen, news.seen, b""
+            if self._trouble:  # it may be another database since then
+                self._trouble, news = b"", News(news.seen, reset=True)
+            found, self._seen = self._seen != news.seen, news.seen
+            self._is_following.set()
             self._send(news)
             if (began := time.monotonic()) >= count_at:
                 projects = {client.project for client in self._clients}

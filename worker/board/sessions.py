@@ -95,13 +95,11 @@ def session(store: Store, request: Request) -> dict[str, Any]:
     with store.snapshot():
         at, view = cursor(store), window.stored(store, session_id)
         row = store.views.row(INDEX, session_id)
-    entry = entry_of(store, row) if row else None
-    return {"cursor": at, **_opened(store, view, entry, _wanted(request, view))}
+    return {"cursor": at, **opened(store, request, view, entry_of(store, row) if row else None)}
 
 
 def messages(store: Store, request: Request) -> dict[str, Any]:
-    view = window.stored(store, query.required(request, "id"))
-    return page(store, view, *_wanted(request, view))
+    return page(store, request, window.stored(store, query.required(request, "id")))
 
 
 def message(store: Store, request: Request) -> dict[str, Any]:
@@ -113,25 +111,33 @@ def message(store: Store, request: Request) -> dict[str, Any]:
     return {"n": number, "message": whole(found)}
 
 
-def page(store: Store, view: window.View, first: int, last: int | None) -> dict[str, Any]:
-    """Some messages: from a first one on, up to a last one or as many as a page has; with no last
-    one the newest of those."""
-    total, from_end = len(view.messages), last is None
-    first, last = max(first, 1), min(total if last is None else last, total)
-    wanted = (
-        range(max(first, last - MOST_MESSAGES + 1), last + 1)[::-1]
-        if from_end
-        else range(first, min(last, first + MOST_MESSAGES - 1) + 1)
-    )
-    found: list[dict[str, Any]] = []
-    left = PAGE_BYTES
-    for number in wanted:
-        data = shown(window.message(store, view.id, view.messages[number - 1]))
-        left -= len(data)
-        if left < 0 and found:
-            break
-        found.append({"n": number, "message": msgspec.Raw(data)})
-    found.sort(key=lambda one: one["n"])
+def opened(
+    store: Store, request: Request, view: window.View, entry: Entry | None
+) -> dict[str, Any]:
+    """A session with some of its messages."""
+    return {
+        "session": entry and summary(entry, now_ms()),
+        "fields": fields(view),
+        **page(store, request, view),
+    }
+
+
+def fields(view: window.View) -> dict[str, Any]:
+    return {
+        name: short(value) if isinstance(value, str) and name != "id" else exact(value)
+        for name, value in view.fields.items()
+    }
+
+
+def page(store: Store, request: Request, view: window.View) -> dict[str, Any]:
+    """The messages from `first` on, up to `last`, or as many of these as a page has; with `last`
+    alone, or neither, the newest up to there."""
+    total, budget = len(view.messages), Budget(store, view.id)
+    last = min(query.number(request, "last", total), total)
+    if first := query.number(request, "first", 0):
+        found = budget.numbered(view.messages, range(first - 1, last)[:MOST_MESSAGES])
+    else:
+        found = budget.numbered(view.messages, range(last)[-1 : -MOST_MESSAGES - 1 : -1])[::-1]
     return {
         "total": total,
         "first": found[0]["n"] if found else 0,
@@ -140,23 +146,28 @@ def page(store: Store, view: window.View, first: int, last: int | None) -> dict[
     }
 
 
-def _opened(
-    store: Store, view: window.View, entry: Entry | None, wanted: tuple[int, int | None]
-) -> dict[str, Any]:
-    fields = {
-        name: exact(short(v) if name != "id" and isinstance(v, str) else v)
-        for name, v in view.fields.items()
-    }
-    return {
-        "session": entry and summary(entry, now_ms()),
-        "fields": fields,
-        **page(store, view, *wanted),
-    }
+class Budget:
+    """The messages of one answer, which together have no more than `PAGE_BYTES`, but for one."""
 
+    def __init__(self, store: Store, session_id: str) -> None:
+        self._store = store
+        self._session_id = session_id
+        self._left = PAGE_BYTES
 
-def _wanted(request: Request, view: window.View) -> tuple[int, int | None]:
-    """The messages that are asked for; with neither end given, the newest."""
-    if not query.text(request, "first") and not query.text(request, "last"):
-        return 1, None
-    last = query.number(request, "last", len(view.messages))
-    return query.number(request, "first", max(last - MOST_MESSAGES + 1, 1)), last
+    def take(self, encoded: msgspec.Raw) -> msgspec.Raw | None:
+        """A message as it is shown, None where the answer is full."""
+        data = shown(window.message(self._store, self._session_id, encoded))
+        if len(data) > self._left < PAGE_BYTES:
+            self._left = 0
+            return None
+        self._left -= len(data)
+        return msgspec.Raw(data)
+
+    def numbered(self, messages: Sequence[msgspec.Raw], wanted: range) -> list[dict[str, Any]]:
+        """Some messages, by their index, with their numbers."""
+        found: list[dict[str, Any]] = []
+        for index in wanted:
+            if (data := self.take(messages[index])) is None:
+                break
+            found.append({"n": index + 1, "message": data})
+        return found

@@ -170,6 +170,18 @@ class QuarantineEntry(msgspec.Struct, frozen=True):
     dismissed: str | None
 
 
+class QuarantineReason(msgspec.Struct, frozen=True):
+    """A reason that events are in the quarantine of a projection, how many, how many of these are
+    dismissed, and the first and the last position."""
+
+    projection: str
+    reason: str
+    count: int
+    dismissed: int
+    first: Any
+    last: Any
+
+
 class QuarantineCount(msgspec.Struct, frozen=True):
     """Events in the quarantine of a projection, and how many of these are dismissed."""
 
@@ -467,6 +479,15 @@ class Quarantine(Protocol):
 
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
         """All rows, or those of one event, by position and then by projection."""
+
+    def page(
+        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+    ) -> list[QuarantineEntry]:
+        """The rows of the next events above a position, at most so many events, of one projection
+        or reason if it is given; as `entries` orders them."""
+
+    def summary(self, limit: int) -> list[QuarantineReason]:
+        """The reasons that events are there for, by projection; those of most events, first."""
 
     def projections(self) -> list[str]:
         """The projections that have any event there, by name."""
