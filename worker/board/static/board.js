@@ -57,6 +57,8 @@ function Board() {
   const [, redraw] = useState(0);
   const now = useRef(filters);
   now.current = filters;
+  const latest = useRef(totals);
+  latest.current = totals;
   const turn = useRef(0);
   const recounts = useRef(0);
 
@@ -118,8 +120,10 @@ function Board() {
           moved[session.status] = (moved[session.status] ?? 0) + 1;
         }
       }
-      setTotals((totals) => totals && { ...totals, counts: added(totals.counts, moved) });
-      recount();
+      const { project, q } = now.current;
+      const told = !project && !q && change.counts ? { counts: change.counts, waiting: change.waiting ?? 0 } : null;
+      setTotals((totals) => totals && { ...totals, counts: added(totals.counts, moved), ...told });
+      if (!told || change.sessions.some((one) => !latest.current?.projects.includes(one.project))) recount();
     });
     return () => (stop(), clearInterval(recheck), removeEventListener("popstate", back));
   }, []);

@@ -1,5 +1,5 @@
 // The history of one session: its events, a slider through them, and what changed between two.
-import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
 import { bytes, count, counted, iso, moment } from "./lib/format.js";
 import { Failure, Frame, mount } from "./lib/frame.js";
@@ -12,7 +12,8 @@ import { inert, shown } from "./lib/text.js";
 /** @typedef {import("./lib/api.js").Event} Event */
 /** @typedef {import("./lib/api.js").Message} Entry */
 /** @typedef {{fields: Record<string, {from: unknown, to: unknown}>, messages: {added: Entry[],
- *   removed: Entry[], changed: {n: number, from: any, to: any}[]}}} Changes */
+ *   removed: Entry[], changed: {n: number, from: any, to: any}[]},
+ *   totals: {added: number, removed: number, changed: number}}} Changes */
 
 const PAGE = 1000; // events an answer
 const ROWS = 100; // events on the page
@@ -74,7 +75,7 @@ function History() {
     if (loaded) history.replaceState(null, "", `/session/history${query({ id, at, from })}`);
   }, [loaded, at, from]);
 
-  return html`<${Frame} page="" title=${`History of ${id}`}>
+  return html`<${Frame} page="" title=${`History of ${id}`} wide>
     <div class="head"><h1>History of ${shown(id)}</h1><p class="facts"><a href=${`/session${query({ id })}`}>Conversation</a>
       <span>${counted(events.length, "event")}${!loaded && " so far"}</span></p></div>
     ${error && html`<${Failure} error=${error} again=${more} />`}
@@ -124,9 +125,17 @@ function Slider({ events, index, event, choose }) {
 function Events({ events, index, choose, from, setFrom }) {
   const first = Math.max(0, Math.min(index - ROWS / 2, events.length - ROWS));
   const rows = events.slice(first, first + ROWS);
-  return html`<section class="panel events" aria-label="events">
+  const panel = useRef(/** @type {HTMLElement | null} */ (null));
+  useLayoutEffect(() => {
+    const row = /** @type {HTMLElement | null} */ (panel.current?.querySelector("tr[aria-current]"));
+    const box = panel.current;
+    if (!row || !box || box.scrollHeight <= box.clientHeight) return;
+    if (row.offsetTop < box.scrollTop || row.offsetTop + row.offsetHeight > box.scrollTop + box.clientHeight)
+      box.scrollTop = row.offsetTop - box.clientHeight / 2;
+  }, [index, first]);
+  return html`<section class="panel events" aria-label="events" tabindex="0" ref=${panel}>
     ${first > 0 && html`<p class="cut">${counted(first, "earlier event")}: move the slider</p>`}
-    <table><thead><tr><th class="figure" scope="col">seq</th><th scope="col">time</th><th scope="col">type</th><th class="figure" scope="col">size</th><th scope="col"><span class="unseen">compare</span></th></tr></thead>
+    <table><thead><tr><th class="figure" scope="col">seq</th><th scope="col">time</th><th scope="col">type</th><th class="figure" scope="col">size</th><th scope="col">compare</th></tr></thead>
     <tbody>${rows.map((one, n) => html`<tr key=${one.seq} aria-current=${first + n === index ? "true" : null} class=${one.reason ? "odd" : ""}>
       <td class="figure"><button type="button" class="plainly" data-item onClick=${() => choose(first + n)} aria-label=${`go to event ${one.seq}`}>${count(one.seq)}</button></td>
       <td>${one.time === null ? "" : moment(one.time)}</td><td>${shown(one.type ?? "–")}${one.reason && html` <span class="badge">quarantined</span>`}</td>
@@ -174,8 +183,16 @@ function Difference({ changes, start, end, from, setFrom }) {
     ${fields.length > 0 && html`<dl class="pairs">${fields.map(([name, { from: was, to }]) => html`<div><dt>${shown(name)}</dt><dd>${value(name, was)} → ${value(name, to)}</dd></div>`)}</dl>`}
     ${removed.map((entry) => html`<${Message} key=${`r${entry.n}`} entry=${entry} note="removed" anchored=${false} />`)}
     ${changed.map(({ n, from: was, to }) => html`<${Message} key=${`f${n}`} entry=${{ n, message: was }} note="before" anchored=${false} /><${Message} key=${`t${n}`} entry=${{ n, message: to }} note="after" anchored=${false} />`)}
+    ${cut(changes)}
     ${added.map((entry) => html`<${Message} key=${`a${entry.n}`} entry=${entry} note="added" anchored=${false} />`)}
   </section>`;
+}
+
+/** @param {Changes} changes */
+function cut({ messages, totals }) {
+  const all = totals.added + totals.removed + totals.changed;
+  const here = messages.added.length + messages.removed.length + messages.changed.length;
+  return here < all && html`<p class="cut">${count(here)} of ${counted(all, "changed message")} are shown.</p>`;
 }
 
 /**

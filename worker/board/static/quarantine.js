@@ -12,7 +12,7 @@ import { shown } from "./lib/text.js";
 /** @typedef {{seq: number, id: unknown, key: unknown, projection: string, reason: string,
  *   note: string | null, type: string | null, time: number | null}} Row */
 /** @typedef {{total: number, undismissed: number, reasons: {projection: string, reason: string,
- *   count: number, first: number, last: number}[], events: Row[], next: number | null}} Listed */
+ *   count: number, dismissed: number, first: number, last: number}[], events: Row[], next: number | null}} Listed */
 
 const PAGE = 100;
 const given = new URLSearchParams(location.search);
@@ -47,6 +47,7 @@ function List() {
   if (!value) return error ? html`<${Failure} error=${error} again=${again} />` : html`<p class="loading">Loading…</p>`;
   if (!value.total) return html`<h1 class="unseen">Quarantine</h1><div class="empty"><p>Nothing is quarantined: every event could be folded.</p></div>`;
   const groups = grouped(rows);
+  const dismissed = most(value, (one) => one.dismissed);
   /** @param {number} seq */
   const toggle = (seq) => {
     const now = new Set(chosen);
@@ -55,11 +56,11 @@ function List() {
   };
   const all = groups.length > 0 && groups.every(({ seq }) => chosen.has(seq));
   return html`<h1>Quarantine</h1>
-    <p class="muted">${counted(value.total, "event")} could not be folded, ${count(value.undismissed)} of them not dismissed. The other events of their sessions count all the same.</p>
+    <p class="muted">${counted(most(value, ({ count }) => count), "event")} could not be folded${dismissed > 0 && `, ${count(dismissed)} dismissed`}. The other events of their sessions count all the same.</p>
     ${error && html`<${Failure} error=${error} again=${again} />`}
     <section class="panel" aria-label="reasons"><h2>Why</h2><table><thead><tr><th scope="col">reason</th><th scope="col">projection</th><th scope="col" class="figure">events</th><th scope="col" class="figure">seq</th></tr></thead>
-      <tbody>${value.reasons.map((one) => html`<tr aria-current=${one.reason === reason && one.projection === projection ? "true" : null}><td><a href=${`/quarantine${query({ projection: one.projection, reason: one.reason })}`}>${shown(one.reason)}</a></td>
-        <td>${shown(one.projection)}</td><td class="figure">${count(one.count)}</td><td class="figure">${count(one.first)}${one.last !== one.first && html` to ${count(one.last)}`}</td></tr>`)}</tbody></table>
+      <tbody>${together(value).map((one) => html`<tr aria-current=${one.reason === reason ? "true" : null}><td><a href=${`/quarantine${query({ reason: one.reason })}`}>${shown(one.reason)}</a></td>
+        <td>${shown(one.projections.join(", "))}</td><td class="figure">${count(one.count)}</td><td class="figure">${count(one.first)}${one.last !== one.first && html` to ${count(one.last)}`}</td></tr>`)}</tbody></table>
       ${(reason || projection) && html`<p><a href="/quarantine">Show all reasons</a></p>`}</section>
     <section class="panel" aria-label="events"><h2>Events</h2>
       <${Bulk} seqs=${[...chosen].sort((a, b) => a - b)} done=${() => (setChosen(new Set()), again())} />
@@ -71,6 +72,36 @@ function List() {
         <td>${first.time === null ? "" : moment(first.time)}</td><td>${reasons.map((one) => html`<span class="line">${shown(one)}</span>`)}${first.note !== null && html`<span class="line muted">dismissed: ${shown(first.note)}</span>`}</td></tr>`)}</tbody></table>
       ${next !== null && html`<p class="more"><button type="button" onClick=${more}>More</button></p>`}
     </section>`;
+}
+
+/**
+ * Of the sums of each projection the largest: most events are in the quarantine of two.
+ * @param {Listed} listed
+ * @param {(one: Listed["reasons"][0]) => number} number
+ */
+function most({ reasons }, number) {
+  /** @type {Record<string, number>} */
+  const sums = {};
+  for (const one of reasons) sums[one.projection] = (sums[one.projection] ?? 0) + number(one);
+  return Math.max(0, ...Object.values(sums));
+}
+
+/**
+ * The reasons, with the projections that have each.
+ * @param {Listed} listed
+ */
+function together({ reasons }) {
+  /** @type {Map<string, {reason: string, projections: string[], count: number, first: number, last: number}>} */
+  const found = new Map();
+  for (const { reason, projection, count, first, last } of reasons) {
+    const one = found.get(reason) ?? { reason, projections: [], count, first, last };
+    one.projections.push(projection);
+    one.count = Math.max(one.count, count);
+    one.first = Math.min(one.first, first);
+    one.last = Math.max(one.last, last);
+    found.set(reason, one);
+  }
+  return [...found.values()].sort((a, b) => b.count - a.count);
 }
 
 /**
@@ -126,7 +157,9 @@ function Bulk({ seqs, done }) {
   });
   const resubmit = run(async () => {
     const found = await post("quarantine/resubmit", { seqs });
-    return `${counted(Object.keys(found.seqs).length, "event")} appended again: ${Object.values(found.seqs).slice(0, 20).join(", ")}.`;
+    const failed = Object.entries(found.failed ?? {});
+    return html`${counted(Object.keys(found.seqs).length, "event")} appended again${Object.keys(found.seqs).length ? ` as ${Object.values(found.seqs).slice(0, 20).join(", ")}` : ""}.
+      ${failed.length > 0 && html`<span class="bad"> ${counted(failed.length, "event")} not: ${failed.slice(0, 5).map(([seq, why]) => html`${seq}, ${shown(/** @type {any} */ (why).error)}; `)}</span>`}`;
   });
   return html`<div class="tools actions">
     <span class="muted">${counted(seqs.length, "event")} chosen</span>
@@ -150,7 +183,7 @@ function OneEvent({ seq }) {
       <dl class="pairs"><div><dt>id</dt><dd>${shown(text(value.id))}</dd></div><div><dt>key</dt><dd>${session ? html`<a href=${`/session/history${query({ id: session })}`}>${shown(text(value.key))}</a>` : shown(text(value.key))}</dd></div>
         <div><dt>created_at</dt><dd>${shown(text(value.created_at))}</dd></div><div><dt>size</dt><dd>${bytes(value.bytes)}</dd></div></dl>
       ${value.event !== null && value.event !== undefined && html`<h3>As far as it decodes</h3><${Code} text=${typeof value.event === "string" ? value.event : pretty(value.event)} language="json" />`}
-      ${value.hex && html`<h3>Its bytes</h3><pre class="code" tabindex="0" role="group" aria-label="bytes">${dump(value.hex)}${value.hex.length / 2 < value.bytes ? `\n… ${bytes(value.bytes)} in all` : ""}</pre>`}</section>
+      ${value.hex && html`${value.fault && html`<p class="cut">Decoding stopped: ${shown(value.fault)}</p>`}<h3>Its bytes</h3><pre class="code" tabindex="0" role="group" aria-label="bytes">${dump(value.hex)}${value.hex.length / 2 < value.bytes ? `\n… ${bytes(value.bytes)} in all` : ""}</pre>`}</section>
     <${Actions} value=${value} again=${again} />`;
 }
 

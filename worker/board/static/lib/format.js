@@ -18,7 +18,7 @@ export const counted = (value, one, many = `${one}s`) => `${count(value)} ${valu
 
 /** @param {number} value */
 export function bytes(value) {
-  if (value < 1024) return counted(value, "byte");
+  if (value < 1024) return `${value} B`;
   for (const unit of ["KiB", "MiB"]) {
     value /= 1024;
     if (value < 1024) return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${unit}`;

@@ -53,7 +53,11 @@ export function useStatus() {
   useEffect(() => {
     if (!users) {
       users = new Set();
-      listen((change) => change.type === "status" && learn({ status: change.status, error: null }));
+      listen((change) => {
+        if (change.type === "status") learn({ status: change.status, error: null });
+        else if (change.type === "trouble") learn({ error: new ApiError(503, change.error, change.hint) });
+        else if (standing.error) learn({ error: null });
+      });
       watchConnection((connection) => {
         const back = connection.state === "live" && standing.connection.state === "lost";
         learn({ connection });
@@ -152,7 +156,7 @@ export function notices(status, error, connection) {
   }
   if (connection.state === "lost")
     found.push({ key: "lost", tone: "warn", text: html`Reconnecting to the board. What is shown is as of ${moment(connection.since)}.` });
-  else if (error) found.push({ key: "error", tone: "bad", text: shown(`${error.message} ${error.hint ?? ""}`) });
+  else if (error) found.push({ key: "error", tone: "bad", text: html`${shown(error.message)} <${Hint} text=${error.hint} />` });
   if (!status) return found;
   const database = quoted(status.database);
   if (!status.daemon.alive)
@@ -219,12 +223,19 @@ document.addEventListener("visibilitychange", tickAll);
  */
 export function Failure({ error, again }) {
   const said = error instanceof ApiError ? error : new ApiError(0, String(error), null);
-  const hint = said.hint?.split(/`([^`]+)`/) ?? [];
   return html`<div class="failure" role="alert">
     <p>${shown(said.message)}</p>
-    ${said.status === 401 ? html`<p><a href="/login">Log in</a></p>` : hint.length > 0 && html`<p>${hint.map((one, index) => (index % 2 ? html`<${Command} text=${one} />` : shown(one)))}</p>`}
+    ${said.status === 401 ? html`<p><a href="/login">Log in</a></p>` : said.hint && html`<p><${Hint} text=${said.hint} /></p>`}
     ${again && html`<p><button type="button" onClick=${again}>Try again</button></p>`}
   </div>`;
+}
+
+/**
+ * What to do; the commands in it can be copied.
+ * @param {{text: string | null}} props
+ */
+function Hint({ text }) {
+  return (text ?? "").split(/`([^`]+)`/).map((one, index) => (index % 2 ? html`<${Command} text=${one} />` : shown(one)));
 }
 
 /**

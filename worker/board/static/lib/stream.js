@@ -4,9 +4,11 @@ import { ApiError, get } from "./api.js";
 
 /** @typedef {import("./api.js").Session} Session */
 /** @typedef {import("./api.js").Message} Message */
-/** @typedef {{type: "sessions", sessions: Session[], gone: string[], counts?: Record<string, number>}
+/** @typedef {{type: "sessions", sessions: Session[], gone: string[], counts?: Record<string, number>,
+ *   waiting?: number}
  *   | {type: "messages", session: string, total: number, messages: Message[], replaced?: boolean}
- *   | {type: "status", status: any} | {type: "reset"}} Change */
+ *   | {type: "status", status: any} | {type: "reset"}
+ *   | {type: "trouble", error: string, hint: string | null}} Change */
 /** @typedef {{state: "connecting" | "live" | "lost", since: number, login: boolean}} Connection */
 /** @typedef {{id: string, n: number}} Open a session that a tab shows, and its messages so far */
 
@@ -149,7 +151,7 @@ function open() {
     if (connection.state !== "live") tell({ state: "live", since: Date.now(), login: false });
   };
   source.onerror = () => lost();
-  for (const type of ["sessions", "messages", "status", "reset"])
+  for (const type of ["sessions", "messages", "status", "reset", "trouble"])
     source.addEventListener(type, (event) => pass(type, /** @type {MessageEvent} */ (event)));
 }
 
