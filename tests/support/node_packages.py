@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+
 from support.snippets import NODE
 
 BROWSER = Path(__file__).parents[1] / "browser"

@@ -208,7 +208,7 @@ export function Age({ time, ago = false }) {
     tickers.add(tick);
     return () => void tickers.delete(tick);
   }, [time]);
-  return html`<time datetime=${iso(time)} title=${`${moment(time)}, ${iso(time)}`}'>${age(time)}${ago && age(time) !== "now" && " ago"}</time>`;
+  return html`<time datetime=${iso(time)} title=${`${moment(time)}, ${iso(time)}`}>${age(time)}${ago && age(time) !== "now" && " ago"}</time>`;
 }
 
 /** @type {Set<() => void>} */
