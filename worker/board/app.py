@@ -24,7 +24,7 @@ from session_projector.worker.board.address import Address
 from session_projector.worker.board.answers import Conflict, answer, failed, refused
 from session_projector.worker.board.live import Client, Hub, Seen, missed
 from session_projector.worker.board.search import search
-from session_projector.worker.board.security import Guard, TooLarge, body
+from session_projector.worker.board.security import Guard, body, too_large
 from session_projector.worker.errors import CheckFailed, ProjectorError, UsageError, naming
 from session_projector.worker.operations.status import status
 from session_projector.worker.storage.port import Check, Database, Store
@@ -117,7 +117,9 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
                 return refused(403, "this board only shows", f"start it with {hint}")
             if request.headers.get("content-type", "").partition(";")[0] != "application/json":
                 return refused(415, "the request is not JSON", "send application/json")
-            asked = quarantine.asked_for(kind, await body(request, MOST_BODY_BYTES))
+            if (data := await body(request, MOST_BODY_BYTES)) is None:
+                return too_large()
+            asked = quarantine.asked_for(kind, data)
             try:
                 done = await board.read(lambda store: work(store, asked), writable=True)
             except CheckFailed as error:
@@ -160,12 +162,10 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
             return failed(error, board.database.name)
         if isinstance(error, HTTPException):
             return refused(error.status_code, str(error.detail))
-        if isinstance(error, TooLarge):
-            return refused(413, "the request is too large")
         log.error("board_failed", why=type(error).__name__)
         return refused(500, f"the board failed: {type(error).__name__}", "see its log")
 
-    errors: dict[Any, Any] = dict.fromkeys((ProjectorError, HTTPException, TooLarge), fails)
+    errors: dict[Any, Any] = dict.fromkeys((ProjectorError, HTTPException, Exception), fails)
     app = Starlette(routes=routes, exception_handlers=errors)
     return Guard(app, address, token, (STATIC / "login.html").read_text())
 

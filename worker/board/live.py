@@ -48,9 +48,9 @@ class Seen(msgspec.Struct, frozen=True):
 
     generation: int
     seq: int
-    views: tuple[int, dict[str, int]] | None = None
-    """The generation of the views, and where those are that are behind: only what raises the one
-    and leaves the others as they are was a replay."""
+    views: tuple[int, tuple[int, dict[str, int]]] | None = None
+    """The generation of the views, and how far they are, each of those that are behind too: what
+    raises the one and leaves the others as they are was a replay, and no late write of a view."""
 
     @property
     def cursor(self) -> str:
@@ -92,7 +92,7 @@ def look(store: Store, before: Seen | None, watched: Iterable[str] = ()) -> News
 def _seen(store: Store) -> Seen:
     views = store.checkpoints.get(SESSIONS.name)
     behind = {key: one.position for key, one in views.deferred.items()} if views else {}
-    at = (views.generation, behind) if views else None
+    at = (views.generation, (views.position, behind)) if views else None
     return Seen(api.generation(store), api.seq(store), at)
 
 

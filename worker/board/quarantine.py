@@ -124,7 +124,7 @@ def event(store: Store, request: Request) -> dict[str, Any]:
         "hex": data[:HEX_BYTES].hex() if isinstance(data, bytes) else "",
         "bytes": len(data) if isinstance(data, bytes) else 0,
         "commands": {
-            "check": naming(store.name, "`projector event check`")[1:-1],
+            "check": naming(store.name, "`projector event check FILE`")[1:-1],
             "resubmit": naming(store.name, f"`projector quarantine resubmit {at}`")[1:-1],
             "dismiss": naming(store.name, f"`projector quarantine dismiss {at} --note WHY`")[1:-1],
         },

@@ -60,7 +60,8 @@ class Guard:
 
         request = Request(scope, receive)
         answer = await self._answer(request)
-        await (self._app if answer is None else answer)(scope, receive, guarded)
+        with suppress(Exception):  # it is logged already, without what a traceback tells
+            await (self._app if answer is None else answer)(scope, receive, guarded)
 
     async def _answer(self, request: Request) -> Response | None:
         """What is said instead of the application's answer."""
@@ -115,7 +116,9 @@ class Guard:
         """Set the cookie for a token that is right."""
         assert self._token is not None
         if request.method == "POST":
-            given = parse_qs((await body(request, _FORM_BYTES)).decode(errors="replace"))
+            if (form := await body(request, _FORM_BYTES)) is None:
+                return too_large()
+            given = parse_qs(form.decode(errors="replace"))
             token = given.get("token", [""])[0]
         elif not (token := request.query_params.get("token", "")):
             return None
@@ -132,18 +135,18 @@ def same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
 
 
-async def body(request: Request, most: int) -> bytes:
-    """The body of a request, no more of it than may be."""
+async def body(request: Request, most: int) -> bytes | None:
+    """The body of a request, None where it is larger than it may be."""
     data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > most:
-            raise TooLarge
+            return None
     return bytes(data)
 
 
-class TooLarge(Exception):
-    """A body that is longer than any that is answered."""
+def too_large() -> Response:
+    return refused(413, "the request is too large")
 
 
 def is_ours(asked: str, address: Address) -> bool:
