@@ -1,7 +1,6 @@
 """What happens to open pages when the board, the daemon or the database do something else."""
 
-import sqlite3
-from contextlib import closing
+import time
 from typing import Any
 
 import pytest
@@ -73,10 +72,10 @@ def test_ten_tabs_share_one_stream(world: Any) -> None:
         expect(page.locator("#m3")).to_be_visible()
 
 
-def test_a_locked_database_is_said_in_the_programs_words(world: Any) -> None:
+def test_a_newer_schema_is_said_in_the_programs_words(world: Any) -> None:
     say(world.database, "S-1", *texts(1), project="P")
     visitor = world.start(with_daemon=False).visitor()
-    visitor.allowed.append("50[03]")
+    visitor.allowed.append("status of 50")
     page = visitor.open()
     expect(page.locator(".empty")).to_be_visible()
     world.database.sql("INSERT INTO umzug_meta (name) VALUES ('9999-projector-newer')")
@@ -84,9 +83,21 @@ def test_a_locked_database_is_said_in_the_programs_words(world: Any) -> None:
     expect(page.get_by_role("alert")).to_contain_text("newer")
 
 
-def test_a_failing_projection_is_said(world: Any) -> None:
+def test_how_the_daemon_is_stands_above_each_page(world: Any) -> None:
     say(world.database, "S-1", *texts(1), project="P")
-    with closing(sqlite3.connect(world.database.path)) as connection:
-        connection.execute("DROP TABLE session_index")
-    page = world.start(with_daemon=False).open("/health")
-    expect(page.get_by_role("region", name="projections")).to_be_visible()
+    page = world.start().open("/health")
+    notices = page.locator(".notices")
+    expect(page.get_by_role("region", name="projections")).to_contain_text("up to date")
+    expect(notices).to_have_text("")
+    world.daemon.suspend()
+    say(world.database, "S-1", *texts(1))
+    expect(notices).to_contain_text("The daemon is suspended")
+    expect(notices).to_contain_text("Projection sessions is 1 event behind")
+    state = "INSERT OR REPLACE INTO projection_state VALUES (?, ?, 2, ?, ?, ?, ?, ?)"
+    now = int(time.time() * 1000)
+    world.database.sql(state, "sessions", "rebuilding", "", 25, 100, now, now)
+    expect(notices).to_contain_text("sessions is being rebuilt: 25 of about 100 events")
+    progress = page.get_by_role("progressbar", name="rebuild of sessions")
+    expect(progress).to_have_attribute("value", "25")
+    world.database.sql(state, "sessions", "failed", "the disk is full", 0, 0, now, now)
+    expect(notices).to_contain_text("Projection sessions has been failing since")

@@ -1,7 +1,7 @@
 // How the daemon, its projections and the database are.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
-import { age, bytes, count, counted, quoted } from "./lib/format.js";
+import { bytes, count, counted, moment, quoted } from "./lib/format.js";
 import { Command, Failure, Frame, mount, useFollow, useStatus } from "./lib/frame.js";
 import { watchNotifications } from "./lib/notify.js";
 import { shown } from "./lib/text.js";
@@ -50,7 +50,7 @@ function Projections({ status }) {
 function state(one, status) {
   const report = one.state ?? {};
   if (!one.fits_log) return html`<b class="bad">does not fit the log</b>`;
-  if (report.state === "failed") return html`<b class="bad">failed for ${age(report.since)}</b>: ${shown(report.why)}`;
+  if (report.state === "failed") return html`<b class="bad">failing since ${moment(report.since)}</b>: ${shown(report.why)}`;
   if (report.state === "rebuilding") {
     if (!status.daemon.alive) return "a rebuild was interrupted; the next run does it again";
     return html`being rebuilt as version ${report.version}: ${count(report.events)} of about ${count(report.total)} events

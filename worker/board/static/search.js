@@ -1,7 +1,7 @@
 // Search in what people and agents said.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
-import { count } from "./lib/format.js";
+import { count, counted } from "./lib/format.js";
 import { Age, Failure, Frame, mount, useFollow } from "./lib/frame.js";
 import { watchNotifications } from "./lib/notify.js";
 import { inert, shown } from "./lib/text.js";
@@ -25,7 +25,7 @@ function Search() {
   const [asked, setAsked] = useState(fromAddress);
   const [limit, setLimit] = useState(PAGE);
   const [projects, setProjects] = useState(/** @type {string[]} */ ([]));
-  const [found, setFound] = useState(/** @type {{results: Result[], more: boolean} | null} */ (null));
+  const [found, setFound] = useState(/** @type {{results: Result[], more: boolean, behind?: number} | null} */ (null));
   const [error, setError] = useState(/** @type {unknown} */ (null));
   const [busy, setBusy] = useState(false);
 
@@ -78,6 +78,7 @@ function Search() {
     ${error && html`<${Failure} error=${error} />`}
     ${!found && !error && html`<p class="empty">${busy ? "Searching…" : "Search in what people and agents said, in all sessions. All words must be in one message."}</p>`}
     <p class="unseen" role="status">${found && !busy && `${found.results.length} results`}</p>
+    ${found?.behind ? html`<p class="cut">${counted(found.behind, "newest event")} ${found.behind === 1 ? "is" : "are"} not searched yet.</p>` : null}
     ${found && !found.results.length && html`<p class="empty">Nothing was found.</p>`}
     ${found && html`<ol class="results">${found.results.map((one) => html`<li key=${`${one.session} ${one.seq} ${one.n}`}><${Hit} found=${one} /></li>`)}</ol>
       ${found.more && html`<p class="more">${limit < MOST ? html`<button type="button" onClick=${() => setLimit(MOST)}>More</button>` : html`There are more than ${count(MOST)}: add a word.`}</p>`}`}

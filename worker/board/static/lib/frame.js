@@ -168,8 +168,8 @@ export function notices(status, error, connection) {
     if (!one.fits_log)
       found.push({ key: `fit ${one.name}`, tone: "bad", text: html`event_log was truncated or replaced: checkpoint ${one.name} does not match.`, command: `projector replay -d ${database}` });
     if (state === "failed")
-      found.push({ key: `failed ${one.name}`, tone: "bad", text: html`Projection ${shown(one.name)} has failed for ${age(one.state.since)}: ${shown(one.state.why)}` });
-    else if (state === "rebuilding")
+      found.push({ key: `failed ${one.name}`, tone: "bad", text: html`Projection ${shown(one.name)} has been failing since ${moment(one.state.since)}: ${shown(one.state.why)}` });
+    else if (state === "rebuilding" && status.daemon.alive)
       found.push({ key: `rebuild ${one.name}`, tone: "calm", text: html`Projection ${shown(one.name)} is being rebuilt: ${count(one.state.events)} of about ${counted(one.state.total, "event")}.` });
     else if (status.daemon.alive && (one.lag_seconds ?? 0) > 5 && one.lag_events > 0)
       found.push({ key: `lag ${one.name}`, tone: "warn", text: html`Projection ${shown(one.name)} is ${counted(one.lag_events, "event")} behind.` });
