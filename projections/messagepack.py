@@ -73,9 +73,12 @@ def decode(data: bytes) -> Any:
 
 
 def decode_exact(data: bytes) -> Any:
-    """One whole value, slower than `decode` and however large: every extension type, time too, is
-    an `Extension`. Raises `Malformed`."""
-    return _Reader(data, most=inf).whole()
+    """One whole value, however large: every extension type, time too, is an `Extension`, which is
+    slow to read. Raises `Malformed`."""
+    try:
+        return _check_value(data)
+    except FAILURES:
+        return _Reader(data, most=inf).whole()
 
 
 def decode_partly(data: bytes) -> tuple[Any, str | None]:

@@ -22,7 +22,7 @@ settings.register_profile(
 settings.load_profile("projector")
 
 
-BOTH = ("daemon", "replay", "commands")
+BOTH = ("daemon", "replay", "commands", "board")
 """The folders of tests that run on every engine."""
 
 

@@ -8,10 +8,12 @@ from support.laws import COUNTED, append, change, later
 
 from session_projector.projections.event import MAX_EVENT_BYTES, MAX_NAME_BYTES, LogRow
 from session_projector.projections.fold import Rejected
+from session_projector.projections.projection import Table
 from session_projector.worker.storage.port import (
     ProjectionStatus,
     QuarantineCount,
     QuarantineEntry,
+    QuarantineReason,
     Store,
 )
 
@@ -25,6 +27,40 @@ def reject(store: Store, *seqs: int, position: int) -> None:
 
 
 # Quarantine
+
+
+def test_a_page_has_all_rows_of_so_many_events(store: Store) -> None:
+    seqs = append(store, *(f"e{number}" for number in range(5)))
+    reject(store, *seqs, position=seqs[-1])
+    table = Table("another", COUNTED.table.columns, "key")
+    other = type("Another", (type(COUNTED),), {"name": "another", "table": table})()
+    before = store.views.prepare(other)
+    rejected = [Rejected(seq, "bad\x01") for seq in seqs[:2]]
+    after = later(before, position=seqs[-1])
+    store.commit([change(other, before, after, quarantined=rejected)])
+    store.quarantine.dismiss(seqs[1], "known")
+
+    def page(after: int, limit: int, **given: str) -> list[tuple[int, str]]:
+        found = store.quarantine.page(after=after, limit=limit, **given)
+        return [(one.seq, one.projection) for one in found]
+
+    first, second, third, fourth, fifth = seqs
+    both = [(first, "another"), (first, "counted"), (second, "another"), (second, "counted")]
+    assert page(0, 2) == both
+    assert page(first, 2) == [*both[2:], (third, "counted")]
+    assert page(0, 9) == [(one.seq, one.projection) for one in store.quarantine.entries()]
+    assert page(0, 2, projection="counted") == [(first, "counted"), (second, "counted")]
+    assert page(0, 9, reason=f"bad {fourth}") == [(fourth, "counted")]
+    assert page(0, 9, reason="bad\x01") == [(first, "another"), (second, "another")]
+    assert page(0, 9, projection="another", reason=f"bad {first}") == []
+    assert page(fifth, 9) == []
+    assert store.quarantine.page(after=first, limit=1)[0].dismissed == "known"
+
+    assert store.quarantine.summary(2) == [
+        QuarantineReason("another", "bad\x01", 2, 1, first, second),
+        QuarantineReason("counted", f"bad {first}", 1, 0, first, first),
+    ]
+    assert len(store.quarantine.summary(9)) == 6
 
 
 def test_reasons_are_given_for_the_events_that_were_asked_for(store: Store) -> None:

@@ -11,7 +11,12 @@ from conformance.engines import Outsider
 from support.interrupted import Interrupted
 from support.laws import COUNTED, append, change, later
 
-from session_projector.worker.errors import DatabaseUnavailable, InterventionRequired, LostRace
+from session_projector.worker.errors import (
+    DatabaseUnavailable,
+    InterventionRequired,
+    LostRace,
+    ProjectorError,
+)
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Checkpoint, Database, Store, Thread
 
@@ -149,3 +154,12 @@ async def test_two_threads_at_one_database_see_what_the_other_commits(
         await other.run(lambda store: append(store, "e1"))
 
         assert await thread.run(lambda store: (store.changed(), store.log.count())) == (True, 1)
+
+
+async def test_a_thread_that_is_not_writable_reads(database: Database, store: Store) -> None:
+    append(store, "e1")
+    async with database.open_thread(writable=False) as thread:
+        assert await thread.run(lambda store: store.log.count()) == 1
+        with pytest.raises(ProjectorError):
+            await thread.run(lambda store: append(store, "e2"))
+    assert store.log.count() == 1

@@ -13,7 +13,13 @@ from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import LostRace, ProjectionFailed
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import Checkpoint, Database, ProjectionStatus, Store
+from session_projector.worker.storage.port import (
+    Among,
+    Checkpoint,
+    Database,
+    ProjectionStatus,
+    Store,
+)
 
 SESSIONS, INDEX = BUILT_IN
 FAILED = ProjectionStatus("failed", 1, "why", 1, 2, 3, 4)
@@ -426,3 +432,75 @@ def test_rows_under_odd_keys_are_found_and_removed(store: Store, outside: Outsid
     assert store.views.row(COUNTED, odd) == (odd, 2, None)
     store.commit([change(COUNTED, before, removed=[odd])])
     assert store.views.keys(COUNTED, after=None) == ["a"]
+
+
+# Latest and tally
+
+TEXTS = ("note", "key")
+
+
+@pytest.fixture
+def noted(store: Store) -> Store:
+    """Rows with a key, a number and a note."""
+    keep(
+        store,
+        WIDENED,
+        *(("a", 1, "One Way", None), ("b", 3, "no way", None), ("c", 3, "50% \x01_off", None)),
+        *(("d", 2, None, None), ("E", 5, "no way", None)),
+    )
+    return store
+
+
+def keys_of(rows: list[tuple[Any, ...]]) -> list[str]:
+    return [row[0] for row in rows]
+
+
+def test_the_latest_rows_come_from_the_highest_value_down(noted: Store) -> None:
+    def latest(limit: int, below: tuple[Any, ...] | None = None, **among: Any) -> list[str]:
+        order = ("number", "key")
+        rows = noted.views.latest(WIDENED, Among(**among), order=order, below=below, limit=limit)
+        return keys_of(rows)
+
+    assert latest(9) == ["E", "c", "b", "d", "a"]
+    assert latest(2) == ["E", "c"]
+    assert latest(2, below=(3, "c")) == ["b", "d"]
+    assert latest(9, below=(3, "")) == ["d", "a"]
+    assert latest(9, above={"number": 2}, at_most={"number": 3}) == ["c", "b"]
+    assert latest(9, having={"key": ["a", "E", "x"]}, lacking={"number": [5]}) == ["a"]
+    assert latest(9, having={"key": []}) == []
+    assert latest(0) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["WAY"], ["E", "b", "a"]),
+        (["way", "n"], ["E", "b", "a"]),
+        (["no"], ["E", "b"]),
+        (["e"], ["E", "a"]),
+        (["%"], ["c"]),
+        (["_"], ["c"]),
+        (["\x01"], ["c"]),
+        (["no_way"], []),
+        (["x"], []),
+    ],
+)
+def test_words_are_found_in_any_of_some_texts_as_they_are_spelled(
+    noted: Store, words: list[str], found: list[str]
+) -> None:
+    among = Among(words=words, texts=TEXTS)
+
+    assert keys_of(noted.views.latest(WIDENED, among, order=("number", "key"), limit=9)) == found
+    assert sum(noted.views.tally(WIDENED, among, "number").values()) == len(found)
+
+
+def test_a_tally_counts_the_rows_with_each_value(noted: Store) -> None:
+    assert noted.views.tally(WIDENED, Among(), "number") == {1: 1, 2: 1, 3: 2, 5: 1}
+    assert noted.views.tally(WIDENED, Among(), "note") == {
+        None: 1,
+        "One Way": 1,
+        "no way": 2,
+        "50% \x01_off": 1,
+    }
+    assert noted.views.tally(WIDENED, Among(having={"note": ["no way"]}), "key") == {"b": 1, "E": 1}
+    assert noted.views.tally(WIDENED, Among(having={"note": ["x"]}), "key") == {}

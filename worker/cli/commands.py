@@ -29,6 +29,9 @@ SECTIONS: Final = {
         "search": "Find messages by their words, newest first.",
         "event": "Check an event before it is written.",
     },
+    "In the browser": {
+        "board": "Show the sessions in a browser, live.",
+    },
     "The database": {
         "doctor": "Check a database and its surroundings; exit 1 if a check fails.",
         "db": "Create, upgrade or inspect a database.",

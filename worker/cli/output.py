@@ -1,17 +1,15 @@
 """The output of commands: JSON, tables and markdown, without terminal control characters."""
 
-import base64
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from session_projector.projections.event import TEXT_PARTS
-from session_projector.projections.messagepack import Extension
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.clock import when
+from session_projector.worker.sessions.plain import plain
 
 LONGEST_LINE: Final = 4000
 """Characters of a message, and of a finding of doctor."""
@@ -28,7 +26,7 @@ def one_line(value: object, width: int = LONGEST_LINE) -> str:
 
 def to_json(value: Any, *, indent: int | None = 2) -> str:
     """JSON of any value that MessagePack can hold; what JSON cannot hold is converted."""
-    return printable(json.dumps(_plain(value), ensure_ascii=False, indent=indent))
+    return printable(json.dumps(plain(value), ensure_ascii=False, indent=indent))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -160,33 +158,6 @@ def _part(part: Any) -> str:
     if isinstance(part, str):
         return printable(part)
     return f"```json\n{to_json(part)}\n```"
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case bytes():
-            return base64.b64encode(value).decode()
-        case Extension():
-            return {"ext": value.code, "data": base64.b64encode(value.data).decode()}
-        case dict():
-            return _texts(value)
-        case list() | tuple():
-            return [_plain(item) for item in value]
-    return value
-
-
-def _texts(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """A map with keys that are text; where two would be the same, the type tells them apart."""
-    plain: dict[str, Any] = {key: _plain(value[key]) for key in value if isinstance(key, str)}
-    for key, item in value.items():
-        if not isinstance(key, str):
-            text = _plain(key) if isinstance(key, bytes) else json.dumps(_plain(key))
-            while text in plain:
-                text += f" ({type(key).__name__})"
-            plain[text] = _plain(item)
-    return plain
 
 
 def _width(text: str) -> int:

@@ -14,7 +14,7 @@ from session_projector.worker.errors import InterventionRequired, quoted
 from session_projector.worker.sessions.timeline import SESSIONS, no_session
 from session_projector.worker.storage.port import Store
 
-_INDEX: Final = SessionIndex()
+INDEX: Final = SessionIndex()
 WATCH_POLL_S: Final = 0.02
 
 
@@ -36,22 +36,28 @@ def sessions(
         where["status"] = statuses
     above = None if after is None else ("last_seq", after)
     order = ("created_at", "session_id") if after is None else ("last_seq",)
-    for row in store.views.select(_INDEX, where=where, above=above, order=order):
-        try:
-            yield restore(_INDEX, row)
-        except CorruptRow:
-            raise InterventionRequired(
-                f"an entry of session_index in {store.name} was not written by projector",
-                f"fix it: `projector replay --projection {_INDEX.name}`",
-            ) from None
+    for row in store.views.select(INDEX, where=where, above=above, order=order):
+        yield entry_of(store, row)
+
+
+def entry_of(store: Store, row: tuple[Any, ...]) -> Entry:
+    """The entry that a row of the index is."""
+    try:
+        entry: Entry = restore(INDEX, row)
+        return entry
+    except CorruptRow:
+        raise InterventionRequired(
+            f"an entry of session_index in {store.name} was not written by projector",
+            f"fix it: `projector replay --projection {INDEX.name}`",
+        ) from None
 
 
 def watch(store: Store, project: str | None) -> Iterator[Entry]:
     """Yield each change of a session as it becomes visible, without end."""
-    seen = store.views.highest(_INDEX, "last_seq")
+    seen = store.views.highest(INDEX, "last_seq")
     while True:
         # After a restore the log may have fewer events, and anybody may write any entry.
-        seen = min(seen, store.views.highest(_INDEX, "last_seq"), store.log.newest())
+        seen = min(seen, store.views.highest(INDEX, "last_seq"), store.log.newest())
         for entry in sessions(store, after=seen):
             seen = entry.last_seq
             if project in (None, entry.project):
@@ -70,14 +76,19 @@ def session(store: Store, session_id: str) -> dict[str, Any]:
     except (CorruptRow, Malformed):
         view = {"messages": [None]}
     if not all(isinstance(message, dict) for message in view["messages"]):
-        adopted = not any(s.checkpoint.position for s in store.checkpoints.all().values())
-        raise InterventionRequired(
-            f"the view of session {session_id} in {store.name} was not written by projector",
-            "fold it from the log: `projector run`"
-            if adopted
-            else f"fix it: `projector replay --session={quoted(session_id)}`",
-        )
+        raise not_ours(store, session_id)
     return view
+
+
+def not_ours(store: Store, session_id: str) -> InterventionRequired:
+    """The error of a view that another program wrote, or changed."""
+    adopted = not any(s.checkpoint.position for s in store.checkpoints.all().values())
+    return InterventionRequired(
+        f"the view of session {session_id} in {store.name} was not written by projector",
+        "fold it from the log: `projector run`"
+        if adopted
+        else f"fix it: `projector replay --session={quoted(session_id)}`",
+    )
 
 
 def require_known(store: Store, session_id: str) -> None:
@@ -85,7 +96,7 @@ def require_known(store: Store, session_id: str) -> None:
     if is_utf8(session_id) and (
         store.log.present(keys_of(session_id))
         or store.views.row(SESSIONS, PREFIX + session_id)
-        or store.views.row(_INDEX, session_id)
+        or store.views.row(INDEX, session_id)
     ):
         return
     raise no_session(store, session_id)

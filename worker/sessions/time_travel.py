@@ -94,11 +94,19 @@ def point(text: str) -> Point:
 
 def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
     """The view of a session at a point; raises `CheckFailed` if it had not begun."""
-    begin, (moment,) = _at(store, session_id, [at])
-    if moment is None:
-        raise _not_begun(session_id, begin)
-    view: dict[str, Any] = decode_exact(SESSIONS.to_row(moment.view)[2])
+    (data,) = data_at(store, session_id, [at])
+    assert data is not None
+    view: dict[str, Any] = decode_exact(data)
     return view
+
+
+def data_at(store: Store, session_id: str, points: Sequence[Point]) -> list[bytes | None]:
+    """The view of a session at some points as `view.data` has it, None where it had not begun;
+    raises `CheckFailed` if it had not at any."""
+    begin, found = _at(store, session_id, points)
+    if not any(found):
+        raise _not_begun(session_id, begin)
+    return [SESSIONS.to_row(moment.view)[2] if moment else None for moment in found]
 
 
 def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:

@@ -20,7 +20,7 @@ from session_projector.projections.messagepack import decode, decode_partly
 from session_projector.projections.scanner import Malformed
 from session_projector.projections.sessions import Session, Sessions
 from session_projector.worker.errors import CheckFailed, argument
-from session_projector.worker.storage.port import Store
+from session_projector.worker.storage.port import ANY_POSITION, Store
 
 SESSIONS: Final = Sessions()
 _SEARCHED_BYTES: Final = 1024 * 1024
@@ -66,7 +66,7 @@ def timeline(store: Store, session_id: str) -> Iterator[TimelineEntry]:
                 moment = Moment(event, view)
             reason = folded.quarantined[0].reason if folded.quarantined else None
             yield TimelineEntry(
-                row.seq, row.id, _size(store, row), *_type_and_time(row, event), reason, moment
+                row.seq, row.id, _size(store, row), *type_and_time(row, event), reason, moment
             )
 
 
@@ -76,6 +76,35 @@ def listing(store: Store, session_id: str) -> list[TimelineEntry]:
     if not found:
         raise no_session(store, session_id)
     return found
+
+
+def page(
+    store: Store, session_id: str, *, after: int, limit: int
+) -> tuple[list[TimelineEntry], bool]:
+    """Some events of a session after a position, without their contents and with the reasons that
+    the quarantine has, and whether there are more; raises `CheckFailed` if there are none at all.
+    """
+    keys = keys_of(session_id)
+    found = store.log.of(keys, after=after, until=ANY_POSITION)
+    if not found and not store.log.present(keys):
+        raise no_session(store, session_id)
+    rows = found[:limit]
+    reasons = store.quarantine.reasons(SESSIONS.name, [row.seq for row in rows])
+    entries = [
+        TimelineEntry(
+            row.seq,
+            row.id,
+            _size(store, row),
+            *type_and_time(row, event),
+            reasons.get(row.seq),
+            None,
+        )
+        for row, event in zip(rows, read(rows), strict=True)
+    ]
+    more = bool(found) and (
+        len(found) > limit or bool(store.log.of(keys, after=found[-1].seq, until=ANY_POSITION))
+    )
+    return entries, more
 
 
 def moments(store: Store, session_id: str) -> Iterator[Moment]:
@@ -129,8 +158,8 @@ def _size(store: Store, row: LogRow) -> int:
     return store.log.size(row.seq)
 
 
-def _type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, int | None]:
-    """As folded, or as far as the event can be read."""
+def type_and_time(row: LogRow, event: Event | Rejected) -> tuple[str | None, int | None]:
+    """The type and time of an event, as folded or as far as it can be read."""
     if isinstance(event, Event) and event.body is not None:
         return event.type, event.time
     partial = _as_far_as_it_decodes(row.data, whole=isinstance(event, Event))

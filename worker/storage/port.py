@@ -170,6 +170,18 @@ class QuarantineEntry(msgspec.Struct, frozen=True):
     dismissed: str | None
 
 
+class QuarantineReason(msgspec.Struct, frozen=True):
+    """A reason that events are in the quarantine of a projection, how many, how many of these are
+    dismissed, and the first and the last position."""
+
+    projection: str
+    reason: str
+    count: int
+    dismissed: int
+    first: Any
+    last: Any
+
+
 class QuarantineCount(msgspec.Struct, frozen=True):
     """Events in the quarantine of a projection, and how many of these are dismissed."""
 
@@ -262,6 +274,20 @@ def together(leaders: Sequence[Leader]) -> Leader | None:
         else {name: version for one in leaders for name, version in one.running.items()}
     )
     return msgspec.structs.replace(first, running=names, others=tuple(others))
+
+
+class Among(msgspec.Struct, frozen=True):
+    """Some rows of a projection: those that have one of the values given in each column of `having`
+    and none of those given in `lacking`, more than the number of `above` and no more than that of
+    `at_most`, and each of `words` in one of the columns `texts`, where letters of ASCII count in
+    either case."""
+
+    having: Mapping[str, Sequence[Any]] = {}
+    lacking: Mapping[str, Sequence[Any]] = {}
+    above: Mapping[str, int] = {}
+    at_most: Mapping[str, int] = {}
+    words: Sequence[str] = ()
+    texts: Sequence[str] = ()
 
 
 # The parts of a store
@@ -386,6 +412,21 @@ class Views(Protocol):
         the one of `above`, by the columns of `order`. Read them to the end, or close the iterator.
         """
 
+    def latest(
+        self,
+        projection: Projection,
+        among: Among,
+        *,
+        order: Sequence[str],
+        below: Sequence[Any] | None = None,
+        limit: int,
+    ) -> list[tuple[Any, ...]]:
+        """The first rows by the columns of `order`, none of which is null, from the highest values
+        down; `below`: of those that are below these values."""
+
+    def tally(self, projection: Projection, among: Among, column: str) -> dict[Any, int]:
+        """How many rows have each value of a column."""
+
     def highest(self, projection: Projection, column: str) -> int:
         """The highest number in a column, 0 where there is no row."""
 
@@ -438,6 +479,15 @@ class Quarantine(Protocol):
 
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
         """All rows, or those of one event, by position and then by projection."""
+
+    def page(
+        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+    ) -> list[QuarantineEntry]:
+        """The rows of the next events above a position, at most so many events, of one projection
+        or reason if it is given; as `entries` orders them."""
+
+    def summary(self, limit: int) -> list[QuarantineReason]:
+        """The reasons that events are there for, by projection; those of most events, first."""
 
     def projections(self) -> list[str]:
         """The projections that have any event there, by name."""
@@ -718,9 +768,9 @@ class Database(Protocol):
         Raises `InterventionRequired` where the schema is not this program's.
         """
 
-    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
-        """A writable store in a thread of its own, the database made ready for a daemon; raises as
-        `open` does."""
+    def open_thread(self, *, writable: bool = True) -> AbstractAsyncContextManager[Thread]:
+        """A store in a thread of its own; raises as `open` does. If it is writable, the database is
+        made ready for a daemon."""
 
     def hurry(self) -> None:
         """The process is to end: no statement in a thread may take long from now on."""
@@ -737,6 +787,10 @@ class Database(Protocol):
 
     def wakeup(self) -> Wakeup:
         """What tells of new events."""
+
+    def view_wakeup(self) -> Wakeup:
+        """What tells of all that others commit, of views too. It keeps nobody from anything: who
+        only looks on may have it."""
 
     def watch_identity(self) -> Callable[[], None]:
         """What raises `TransientError` once the database is another one than at this moment."""

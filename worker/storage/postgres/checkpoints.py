@@ -16,6 +16,7 @@ from session_projector.worker.storage.port import (
     ProjectionStatus,
     QuarantineCount,
     QuarantineEntry,
+    QuarantineReason,
     StoredProjection,
 )
 from session_projector.worker.storage.postgres.connection import Connection
@@ -178,6 +179,35 @@ class PostgresQuarantine:
             values,
         )
         return [QuarantineEntry(*row[:4], *map(unescaped, row[4:])) for row in rows]
+
+    def page(
+        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+    ) -> list[QuarantineEntry]:
+        given = {"projection": projection, "reason": escaped(reason)}
+        where = " AND ".join(
+            ["q.seq > %(after)s"]
+            + [f"q.{name} = %({name})s" for name, value in given.items() if value is not None]
+        )
+        rows = self._connection.rows(
+            "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note"
+            f" FROM {self._p}quarantine AS q LEFT JOIN {self._p}dismissed AS d"
+            f" ON d.seq = q.seq AND d.id IS NOT DISTINCT FROM q.id WHERE {where} AND q.seq IN"
+            f" (SELECT DISTINCT seq FROM {self._p}quarantine AS q WHERE {where}"
+            " ORDER BY seq LIMIT %(limit)s) ORDER BY q.seq, q.projection",
+            {**given, "after": after, "limit": limit},
+        )
+        return [QuarantineEntry(*row[:4], *map(unescaped, row[4:])) for row in rows]
+
+    def summary(self, limit: int) -> list[QuarantineReason]:
+        rows = self._connection.rows(
+            "SELECT q.projection, q.reason, count(*), count(d.seq), min(q.seq), max(q.seq)"
+            f" FROM {self._p}quarantine AS q LEFT JOIN {self._p}dismissed AS d"
+            " ON d.seq = q.seq AND d.id IS NOT DISTINCT FROM q.id"
+            " GROUP BY q.projection, q.reason ORDER BY count(*) DESC, q.projection, q.reason"
+            " LIMIT %s",
+            (limit,),
+        )
+        return [QuarantineReason(name, unescaped(reason), *rest) for name, reason, *rest in rows]
 
     def projections(self) -> list[str]:
         names = f"SELECT DISTINCT projection FROM {self._p}quarantine ORDER BY projection"

@@ -65,11 +65,11 @@ class PostgresDatabase:
     def open(self, *, writable: bool = False) -> AbstractContextManager[Store]:
         return closing(PostgresStore.open(self._target, self._limits, writable=writable))
 
-    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
+    def open_thread(self, *, writable: bool = True) -> AbstractAsyncContextManager[Thread]:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> Store:
-            return PostgresStore.open(self._target, self._limits, writable=True)
+            return PostgresStore.open(self._target, self._limits, writable=writable)
 
         return thread.opened(open_store, lambda: self._patience_s)
 
@@ -90,6 +90,11 @@ class PostgresDatabase:
         from session_projector.worker.storage.postgres.wakeup import Bell
 
         return Bell(self._target)
+
+    def view_wakeup(self) -> Wakeup:
+        from session_projector.worker.storage.postgres.listener import Listener
+
+        return Listener(self._target)
 
     def watch_identity(self) -> Callable[[], None]:
         return lambda: None  # the server keeps it

@@ -10,7 +10,7 @@ from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Checkpoint, LoadedViews
+from session_projector.worker.storage.port import Among, Checkpoint, LoadedViews
 from session_projector.worker.storage.postgres import roles, tables
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints, forget
 from session_projector.worker.storage.postgres.commit import Statement
@@ -129,6 +129,37 @@ class PostgresViews:
             values,
         )
         yield from map(row_of, rows)
+
+    def latest(
+        self,
+        projection: Projection,
+        among: Among,
+        *,
+        order: Sequence[str],
+        below: Sequence[Any] | None = None,
+        limit: int,
+    ) -> list[tuple[Any, ...]]:
+        table = projection.table
+        where, values = _condition(among)
+        if below is not None:
+            by = ", ".join(map(column, order))
+            where += f" AND ({by}) < ({', '.join(['%s'] * len(order))})"
+            values += map(escaped, below)
+        rows = self._connection.rows(
+            f"SELECT {columns(table)} FROM {named(self._connection, table.name)} WHERE {where}"
+            f" ORDER BY {', '.join(f'{column(name)} DESC' for name in order)} LIMIT %s",
+            (*values, limit),
+        )
+        return [row_of(row) for row in rows]
+
+    def tally(self, projection: Projection, among: Among, column_name: str) -> dict[Any, int]:
+        where, values = _condition(among)
+        rows = self._connection.rows(
+            f"SELECT {column(column_name)}, count(*)"
+            f" FROM {named(self._connection, projection.table.name)} WHERE {where} GROUP BY 1",
+            values,
+        )
+        return {unescaped(value): count for value, count in rows}
 
     def highest(self, projection: Projection, column_name: str) -> int:
         at = named(self._connection, projection.table.name)
@@ -268,6 +299,27 @@ class PostgresViews:
                 "give the projection's table another name; or drop that table, if nothing needs it:"
                 f" `{drop}`",
             )
+
+
+def _condition(among: Among) -> tuple[str, list[Any]]:
+    """The rows that are meant, in SQL, and the values in it."""
+    parts, values = ["TRUE"], list[Any]()
+    for wanted, word in ((among.having, "= ANY(%s)"), (among.lacking, "<> ALL(%s)")):
+        for name, some in wanted.items():
+            parts.append(f"{column(name)} {word}")
+            values.append([*map(escaped, some)])
+    for bounds, sign in ((among.above, ">"), (among.at_most, "<=")):
+        for name, number in bounds.items():
+            parts.append(f"{column(name)} {sign} %s")
+            values.append(number)
+    for word in among.words:
+        found = [
+            f'position(lower(%s::text COLLATE "C") IN lower({column(name)} COLLATE "C")) > 0'
+            for name in among.texts
+        ]
+        parts.append(f"({' OR '.join(found) or 'FALSE'})")
+        values += [escaped(word)] * len(found)
+    return " AND ".join(parts), values
 
 
 def _ordered(order: str) -> str:

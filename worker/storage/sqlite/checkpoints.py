@@ -15,6 +15,7 @@ from session_projector.worker.storage.port import (
     ProjectionStatus,
     QuarantineCount,
     QuarantineEntry,
+    QuarantineReason,
     StoredProjection,
 )
 from session_projector.worker.storage.sqlite.connection import Connection
@@ -149,6 +150,33 @@ class SqliteQuarantine:
             values,
         )
         return [QuarantineEntry(*row) for row in rows]
+
+    def page(
+        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+    ) -> list[QuarantineEntry]:
+        given = {"projection": projection, "reason": reason}
+        where = " AND ".join(
+            ["q.seq > :after", "q.seq < ''"]
+            + [f"q.{name} = :{name}" for name, value in given.items() if value is not None]
+        )
+        rows = self._connection.rows(
+            "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note FROM quarantine AS q"
+            f" LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id WHERE {where} AND q.seq"
+            f" IN (SELECT DISTINCT seq FROM quarantine AS q WHERE {where} ORDER BY seq"
+            " LIMIT :limit) ORDER BY q.seq, q.projection",
+            {**given, "after": after, "limit": limit},
+        )
+        return [QuarantineEntry(*row) for row in rows]
+
+    def summary(self, limit: int) -> list[QuarantineReason]:
+        rows = self._connection.rows(
+            "SELECT q.projection, q.reason, count(*), count(d.seq), min(q.seq), max(q.seq)"
+            " FROM quarantine AS q LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id"
+            " GROUP BY q.projection, q.reason ORDER BY count(*) DESC, q.projection, q.reason"
+            " LIMIT ?",
+            (limit,),
+        )
+        return [QuarantineReason(*row) for row in rows]
 
     def projections(self) -> list[str]:
         names = "SELECT DISTINCT projection AS name FROM quarantine"

@@ -68,12 +68,12 @@ class SqliteDatabase:
             SqliteStore.open(self._path, self._limits, writable=writable, given=self._given)
         )
 
-    def open_thread(self) -> AbstractAsyncContextManager[Thread]:
+    def open_thread(self, *, writable: bool = True) -> AbstractAsyncContextManager[Thread]:
         from session_projector.worker.storage import thread  # commands need no aiosqlite
 
         def open_store() -> Store:
             # Where nothing can be written it can still be compared.
-            can_write = not is_read_only(self._path)
+            can_write = writable and not is_read_only(self._path)
             return SqliteStore.open(
                 self._path, self._limits, for_daemon=can_write, given=self._given
             )
@@ -102,6 +102,9 @@ class SqliteDatabase:
         from session_projector.worker.storage.sqlite.wakeup import InotifyWakeup
 
         return InotifyWakeup(self._path)
+
+    def view_wakeup(self) -> Wakeup:
+        return self.wakeup()  # of the file, whatever is written to it
 
     def watch_identity(self) -> Callable[[], None]:
         return FileIdentity(self._path, self._given).check

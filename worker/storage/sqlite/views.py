@@ -9,7 +9,7 @@ from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import LostRace, ProjectionFailed, quoted
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Checkpoint, LoadedViews, size_of
+from session_projector.worker.storage.port import Among, Checkpoint, LoadedViews, size_of
 from session_projector.worker.storage.sqlite import tables, words
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS, SqliteCheckpoints
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Connection
@@ -125,6 +125,36 @@ class SqliteViews:
                 values,
             ):
                 yield row  # `yield from` would close the cursor, maybe after the connection
+
+    def latest(
+        self,
+        projection: Projection,
+        among: Among,
+        *,
+        order: Sequence[str],
+        below: Sequence[Any] | None = None,
+        limit: int,
+    ) -> list[tuple[Any, ...]]:
+        table = projection.table
+        where, values = _condition(among)
+        if below is not None:
+            where += f" AND ({', '.join(order)}) < ({placeholders(below)})"
+            values += below
+        return self._connection.rows(
+            f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE {where}"
+            f" ORDER BY {', '.join(f'{column} DESC' for column in order)} LIMIT ?",
+            (*values, limit),
+        )
+
+    def tally(self, projection: Projection, among: Among, column: str) -> dict[Any, int]:
+        where, values = _condition(among)
+        return dict(
+            self._connection.rows(
+                f"SELECT {column}, count(*) FROM {projection.table.name} WHERE {where}"
+                f" GROUP BY {column}",
+                values,
+            )
+        )
 
     def highest(self, projection: Projection, column: str) -> int:
         sql = f"SELECT coalesce(max({column}), 0) FROM {projection.table.name}"
@@ -267,6 +297,24 @@ class SqliteViews:
                 "give the projection's table another name; or drop that table, if nothing needs it:"
                 f" `sqlite3 -safe {quoted(self._connection.path)} 'DROP TABLE {table.name}'`",
             )
+
+
+def _condition(among: Among) -> tuple[str, list[Any]]:
+    """The rows that are meant, in SQL, and the values in it."""
+    parts, values = ["TRUE"], list[Any]()
+    for wanted, word in ((among.having, "IN"), (among.lacking, "NOT IN")):
+        for column, some in wanted.items():
+            parts.append(f"{column} {word} ({placeholders(some)})")
+            values += some
+    for bounds, sign in ((among.above, ">"), (among.at_most, "<=")):
+        for column, number in bounds.items():
+            parts.append(f"{column} {sign} ?")
+            values.append(number)
+    for word in among.words:
+        found = [f"instr(lower({column}), lower(?))" for column in among.texts]
+        parts.append(f"({' OR '.join(found) or 'FALSE'})")
+        values += [word] * len(found)
+    return " AND ".join(parts), values
 
 
 class SqliteScratch:

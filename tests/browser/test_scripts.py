@@ -1,0 +1,58 @@
+"""The pages' modules by themselves: their types, and their functions as Node runs them."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.node_packages import BROWSER, node_packages
+from support.snippets import NODE
+
+STATIC = Path(__file__).parents[2] / "worker" / "board" / "static"
+OWN = sorted([*STATIC.glob("*.js"), *STATIC.glob("lib/*.js")])
+
+
+def test_types_are_right() -> None:
+    program = node_packages() / ".bin" / "tsc"
+    done = subprocess.run(
+        [NODE, program.resolve(), "-p", BROWSER / "tsconfig.json"], capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
+def test_functions() -> None:
+    files = sorted(BROWSER.glob("*.test.js"))
+    done = subprocess.run(
+        [NODE, "--no-warnings", "--test", "--test-reporter=tap", *files],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("file", OWN, ids=lambda file: file.name)
+def test_no_string_becomes_html_or_code(file: Path) -> None:
+    found = re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|DOMParser|document\.write|dangerously|\beval\b"
+        r"|new Function|setHTML|createContextualFragment|\.style\b|style=",
+        file.read_text(),
+    )
+    assert not found
+
+
+def test_each_page_has_its_script_and_no_other() -> None:
+    for page in STATIC.glob("*.html"):
+        scripts = re.findall(r"<script[^>]*>", page.read_text())
+        wanted = f'<script type="module" src="/static/{page.stem}.js">'
+        assert scripts == ([] if page.stem == "login" else [wanted]), page
+
+
+def test_each_vendored_module_has_a_licence() -> None:
+    licences = (STATIC / "vendor" / "LICENSES.txt").read_text()
+    assert {file.stem for file in STATIC.glob("vendor/*.js")} == {
+        "preact",
+        "markdown-it",
+        "lowlight",
+    }
+    for name in ("preact", "htm", "markdown-it", "lowlight", "highlight.js", "linkify-it"):
+        assert re.search(rf"^{re.escape(name)} \d+\.", licences, re.MULTILINE), name

@@ -1,0 +1,169 @@
+"""Who is answered: by the name in the address, the site that asks, and the token."""
+
+import hmac
+import ipaddress
+import re
+import socket
+from contextlib import suppress
+from typing import Final
+from urllib.parse import parse_qs
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from session_projector.worker.board.address import Address
+from session_projector.worker.board.answers import refused
+from session_projector.worker.board.token import cookie_of
+
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self';"
+    " frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "X-Frame-Options": "DENY",
+}
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^][:/@]+)(?::([0-9]{1,5}))?")
+_OPEN: Final = ("/login", "/static/")
+"""What is answered without the token: there is nothing of the database in it."""
+_FORM_BYTES: Final = 4096
+
+
+class Guard:
+    """Wraps the application: nothing of it is reached by a request that may not be answered."""
+
+    def __init__(self, app: ASGIApp, address: Address, token: str | None, login_page: str) -> None:
+        self._app = app
+        self._address = address
+        self._token = token
+        self._cookie = f"projector_board_{address.port}"
+        self._value = cookie_of(token, self._cookie) if token else ""
+        self._login_page = login_page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        request = Request(scope, receive)
+        answer = await self._answer(request)
+        with suppress(Exception):  # it is logged already, without what a traceback tells
+            await (self._app if answer is None else answer)(scope, receive, guarded)
+
+    async def _answer(self, request: Request) -> Response | None:
+        """What is said instead of the application's answer."""
+        headers, path = request.headers, request.url.path
+        if not is_ours(headers.get("host", ""), self._address):
+            return refused(
+                421,
+                "this server does not go by that name",
+                "ask for the address that `projector board` printed",
+            )
+        if wrong := self._other_site(request):
+            return refused(403, wrong, "open the address that `projector board` printed")
+        if path == "/login" and self._token is not None:
+            return await self._login(request)
+        if self._token is None or self._is_known(request) or path.startswith(_OPEN):
+            return None
+        if request.method == "GET" and "text/html" in headers.get("accept", ""):
+            return HTMLResponse(self._login_page, 401)
+        return refused(
+            401,
+            "a token is needed",
+            "open the address that `projector board` printed,"
+            " or send the token of its file as `Authorization: Bearer TOKEN`",
+        )
+
+    def _is_known(self, request: Request) -> bool:
+        kind, _, given = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self._token is not None:
+            return same(given.strip(), self._token)
+        return same(request.cookies.get(self._cookie, ""), self._value)
+
+    def _other_site(self, request: Request) -> str:
+        """Why a request is not answered that a page of another site, or of another port, makes."""
+        headers, reads = request.headers, request.method in ("GET", "HEAD")
+        site = headers.get("sec-fetch-site")
+        followed = headers.get("sec-fetch-mode") == "navigate" and headers.get(
+            "sec-fetch-dest"
+        ) in (None, "document")
+        if site not in (None, "none", "same-origin") and not (reads and followed):
+            return "pages of other sites are not answered"
+        origin, said = headers.get("origin"), site == "same-origin"
+        if origin is not None and not said:
+            scheme, _, host = origin.partition("://")
+            if scheme not in ("http", "https") or host != headers.get("host"):
+                return "pages of other sites are not answered"
+        told = said or origin is not None or "authorization" in headers
+        if not (reads or told or request.url.path == "/login"):
+            return "a browser that does not say which page asks is not answered"
+        return ""
+
+    async def _login(self, request: Request) -> Response | None:
+        """Set the cookie for a token that is right."""
+        assert self._token is not None
+        if request.method == "POST":
+            if (form := await body(request, _FORM_BYTES)) is None:
+                return too_large()
+            given = parse_qs(form.decode(errors="replace"))
+            token = given.get("token", [""])[0]
+        elif not (token := request.query_params.get("token", "")):
+            return None
+        if not same(token.strip(), self._token):
+            return HTMLResponse(self._login_page, 401)
+        response = RedirectResponse("/", 303)
+        response.set_cookie(
+            self._cookie, self._value, max_age=365 * 86400, httponly=True, samesite="strict"
+        )
+        return response
+
+
+def same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
+
+
+async def body(request: Request, most: int) -> bytes | None:
+    """The body of a request, None where it is larger than it may be."""
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > most:
+            return None
+    return bytes(data)
+
+
+def too_large() -> Response:
+    return refused(413, "the request is too large")
+
+
+def is_ours(asked: str, address: Address) -> bool:
+    """Whether a client asks for this server, by an address or by a name that is this machine's: a
+    name of somebody else's may lead a browser here (DNS rebinding)."""
+    match = _HOST.fullmatch(asked)
+    if match is None:
+        return False
+    name = match[1].lower().rstrip(".")
+    if address.path is not None:
+        return name == "localhost"
+    if int(match[2] or 80) != address.port:
+        return False
+    if name in ("localhost", address.host.lower(), f"[{address.host.lower()}]"):
+        return True
+    with suppress(ValueError):
+        ip = ipaddress.ip_address(name.strip("[]"))
+        return ip.is_loopback if address.is_loopback else True
+    machine = socket.gethostname().lower()
+    return not address.is_loopback and name in (machine, machine.partition(".")[0])

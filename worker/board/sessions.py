@@ -1,0 +1,173 @@
+"""The answers about sessions: the list, one session's messages, its events and its past."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+
+from session_projector.projections.session_index import Entry
+from session_projector.worker.board import query
+from session_projector.worker.board.values import exact, short, shown, whole
+from session_projector.worker.clock import now_ms
+from session_projector.worker.errors import CheckFailed
+from session_projector.worker.sessions import overview, window
+from session_projector.worker.sessions.read import INDEX, entry_of
+from session_projector.worker.storage.port import Store
+
+MOST_MESSAGES: Final = 100
+PAGE_BYTES: Final = 1024 * 1024
+MOST_SESSIONS: Final = 200
+MOST_NAMES: Final = 1000
+"""Of projects, and of statuses."""
+_PLACES: Final = {"changed": tuple[int], "created": tuple[int, str]}
+
+
+def cursor(store: Store) -> str:
+    """Where the views of sessions stand: `/changes` goes on from there."""
+    return f"{generation(store)}-{seq(store)}"
+
+
+def generation(store: Store) -> int:
+    checkpoint = store.checkpoints.get(INDEX.name)
+    return checkpoint.generation if checkpoint else 0
+
+
+def seq(store: Store) -> int:
+    return store.views.highest(INDEX, "last_seq")
+
+
+def summary(entry: Entry, now: int) -> dict[str, Any]:
+    """A session as the list has it."""
+    return {
+        "id": entry.session_id,
+        "project": short(entry.project),
+        "status": short(entry.status),
+        "title": entry.title,
+        "messages": entry.message_count,
+        "last_role": entry.last_role and short(entry.last_role),
+        "created_at": exact(entry.created_at),
+        "updated_at": exact(entry.updated_at),
+        "last_seq": exact(entry.last_seq),
+        "waiting": overview.waits(entry, now),
+    }
+
+
+def sessions(store: Store, request: Request) -> dict[str, Any]:
+    order = query.chosen(request, "order", "changed", "created")
+    limit = query.number(request, "limit", 50, low=1, high=MOST_SESSIONS)
+    waiting = query.chosen(request, "waiting", "0", "1") == "1"
+    below = query.page(request, "page", _PLACES[order])
+    statuses = query.text(request, "status")
+    project = query.text(request, "project")
+    words = (query.text(request, "q") or "").split()
+    now = now_ms()
+    with store.snapshot():
+        found = overview.latest(
+            store,
+            project=project,
+            words=words,
+            statuses=statuses.split(",") if statuses else None,
+            waiting_at=now if waiting else None,
+            order=order,  # type: ignore[arg-type]
+            below=below,
+            limit=limit + 1,
+        )
+        return {
+            "cursor": cursor(store),
+            **counts(store, project, words, now),
+            "projects": [short(one) for one in overview.projects(store)[:MOST_NAMES]],
+            "sessions": [summary(entry, now) for entry in found[:limit]],
+            "next": query.token(overview.place(found[limit - 1], order))  # type: ignore[arg-type]
+            if len(found) > limit
+            else None,
+        }
+
+
+def counts(store: Store, project: str | None, words: Sequence[str], now: int) -> dict[str, Any]:
+    found = overview.counts(store, project=project, words=words, now_ms=now)
+    most = sorted(found.counts.items(), key=lambda one: -one[1])[:MOST_NAMES]
+    return {"counts": {short(one): count for one, count in most}, "waiting": found.waiting}
+
+
+def session(store: Store, request: Request) -> dict[str, Any]:
+    session_id = query.required(request, "id")
+    with store.snapshot():
+        at, view = cursor(store), window.stored(store, session_id)
+        row = store.views.row(INDEX, session_id)
+    return {"cursor": at, **opened(store, request, view, entry_of(store, row) if row else None)}
+
+
+def messages(store: Store, request: Request) -> dict[str, Any]:
+    return page(store, request, window.stored(store, query.required(request, "id")))
+
+
+def message(store: Store, request: Request) -> dict[str, Any]:
+    view = window.stored(store, query.required(request, "id"))
+    number = query.number(request, "n", low=1)
+    if number > len(view.messages):
+        raise CheckFailed(f"the session has {len(view.messages)} messages", "give one of those")
+    found = window.message(store, view.id, view.messages[number - 1])
+    return {"n": number, "message": whole(found)}
+
+
+def opened(
+    store: Store, request: Request, view: window.View, entry: Entry | None
+) -> dict[str, Any]:
+    """A session with some of its messages."""
+    return {
+        "session": entry and summary(entry, now_ms()),
+        "fields": fields(view),
+        **page(store, request, view),
+    }
+
+
+def fields(view: window.View) -> dict[str, Any]:
+    return {
+        name: short(value) if isinstance(value, str) and name != "id" else exact(value)
+        for name, value in view.fields.items()
+    }
+
+
+def page(store: Store, request: Request, view: window.View) -> dict[str, Any]:
+    """The messages from `first` on, up to `last`, or as many of these as a page has; with `last`
+    alone, or neither, the newest up to there."""
+    total, budget = len(view.messages), Budget(store, view.id)
+    last = min(query.number(request, "last", total), total)
+    if first := query.number(request, "first", 0):
+        found = budget.numbered(view.messages, range(first - 1, last)[:MOST_MESSAGES])
+    else:
+        found = budget.numbered(view.messages, range(last)[-1 : -MOST_MESSAGES - 1 : -1])[::-1]
+    return {
+        "total": total,
+        "first": found[0]["n"] if found else 0,
+        "last": found[-1]["n"] if found else 0,
+        "messages": found,
+    }
+
+
+class Budget:
+    """The messages of one answer, which together have no more than `PAGE_BYTES`, but for one."""
+
+    def __init__(self, store: Store, session_id: str) -> None:
+        self._store = store
+        self._session_id = session_id
+        self._left = PAGE_BYTES
+
+    def take(self, encoded: msgspec.Raw) -> msgspec.Raw | None:
+        """A message as it is shown, None where the answer is full."""
+        data = shown(window.message(self._store, self._session_id, encoded))
+        if len(data) > self._left < PAGE_BYTES:
+            self._left = 0
+            return None
+        self._left -= len(data)
+        return msgspec.Raw(data)
+
+    def numbered(self, messages: Sequence[msgspec.Raw], wanted: range) -> list[dict[str, Any]]:
+        """Some messages, by their index, with their numbers."""
+        found: list[dict[str, Any]] = []
+        for index in wanted:
+            if (data := self.take(messages[index])) is None:
+                break
+            found.append({"n": index + 1, "message": data})
+        return found

@@ -1,0 +1,301 @@
+// The board: the sessions in columns by status, live.
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
+import { get, query } from "./lib/api.js";
+import { count, counted, quoted } from "./lib/format.js";
+import { Age, Command, Failure, Frame, mount, useStatus } from "./lib/frame.js";
+import { notifies, setNotifies, watchNotifications } from "./lib/notify.js";
+import { follow, listen } from "./lib/stream.js";
+import { inert, shown } from "./lib/text.js";
+import { columns, matches, ORDERS, waits } from "./lib/waits.js";
+
+/** @typedef {import("./lib/api.js").Session} Session */
+/** @typedef {{project: string, q: string, status: string[], waiting: boolean,
+ *   order: "changed" | "created" | "waiting"}} Filters */
+/** @typedef {{counts: Record<string, number>, waiting: number, projects: string[],
+ *   next: string | null}} Totals */
+
+const CARDS = 50; // in a column
+const PAGE = 200; // where there is one column
+const RECOUNT = 1500; // milliseconds between two counts by the server, while sessions change
+const RECHECK = 30_000; // milliseconds after which a session may have begun to wait without an event
+
+/** @returns {Filters} */
+function fromAddress() {
+  const given = new URLSearchParams(location.search);
+  const order = given.get("order");
+  return {
+    project: given.get("project") ?? "",
+    q: given.get("q") ?? "",
+    status: (given.get("status") ?? "").split(",").filter(Boolean),
+    waiting: given.get("waiting") === "1",
+    order: order === "created" || order === "waiting" ? order : "changed",
+  };
+}
+
+/** @param {Filters} filters */
+const toAddress = ({ project, q, status, waiting, order }) =>
+  query({ project, q, status: status.join(","), waiting: waiting ? 1 : "", order: order === "changed" ? "" : order });
+
+/**
+ * What the server is asked.
+ * @param {Filters} filters
+ */
+const asked = ({ project, q, status, waiting, order }) => ({
+  project, q, status: status.join(","), waiting: waiting ? 1 : "", order: order === "created" ? order : "changed",
+});
+
+/** @type {Map<string, Session>} those that match and are loaded */
+let known = new Map();
+/** @type {WeakMap<Session, any>} a card stays the same node until its session changes */
+let cards = new WeakMap();
+
+function Board() {
+  const { status } = useStatus();
+  const [filters, setFilters] = useState(fromAddress);
+  const [totals, setTotals] = useState(/** @type {Totals | null} */ (null));
+  const [error, setError] = useState(/** @type {unknown} */ (null));
+  const [, redraw] = useState(0);
+  const now = useRef(filters);
+  now.current = filters;
+  const latest = useRef(totals);
+  latest.current = totals;
+  const turn = useRef(0);
+  const recounts = useRef(0);
+
+  /** @param {Filters} next */
+  const choose = (next) => {
+    history.pushState(null, "", `/${toAddress(next)}`);
+    setFilters(next);
+  };
+
+  const load = async () => {
+    const mine = ++turn.current;
+    const current = now.current;
+    try {
+      const found = await sessions(current);
+      if (mine !== turn.current) return;
+      known = new Map(found.sessions.map((one) => [one.id, one]));
+      cards = new WeakMap();
+      setTotals(found);
+      setError(null);
+      follow(found.cursor);
+    } catch (failed) {
+      if (mine === turn.current) setError(failed);
+    }
+  };
+
+  const recount = () => {
+    if (recounts.current) return;
+    recounts.current = setTimeout(async () => {
+      recounts.current = 0;
+      const { project, q } = now.current;
+      const found = await get("sessions", { project, q, limit: 1 }).catch(() => null);
+      if (found) setTotals((old) => old && { ...old, counts: found.counts, waiting: found.waiting, projects: found.projects });
+    }, RECOUNT);
+  };
+
+  useEffect(() => void load(), [toAddress(filters)]);
+  useEffect(() => {
+    const back = () => setFilters(fromAddress());
+    addEventListener("popstate", back);
+    watchNotifications();
+    const recheck = setInterval(() => {
+      cards = new WeakMap();
+      recount();
+      redraw((n) => n + 1);
+    }, RECHECK);
+    const stop = listen((change) => {
+      if (change.type === "reset") load();
+      if (change.type !== "sessions") return;
+      for (const id of change.gone) known.delete(id);
+      /** @type {Record<string, number>} */
+      const moved = {};
+      for (const session of change.sessions) {
+        const old = known.get(session.id);
+        if (old && old.last_seq > session.last_seq) continue;
+        if (matches(session, now.current)) known.set(session.id, session);
+        else known.delete(session.id);
+        if (old && old.status !== session.status) {
+          moved[old.status] = (moved[old.status] ?? 0) - 1;
+          moved[session.status] = (moved[session.status] ?? 0) + 1;
+        }
+      }
+      const { project, q } = now.current;
+      const told = !project && !q && change.counts ? { counts: change.counts, waiting: change.waiting ?? 0 } : null;
+      setTotals((totals) => totals && { ...totals, counts: added(totals.counts, moved), ...told });
+      if (!told || change.sessions.some((one) => !latest.current?.projects.includes(one.project))) recount();
+    });
+    return () => (stop(), clearInterval(recheck), removeEventListener("popstate", back));
+  }, []);
+
+  const more = async () => {
+    const found = await get("sessions", { ...asked(filters), limit: PAGE, page: totals?.next });
+    for (const one of found.sessions) if (!known.has(one.id)) known.set(one.id, one);
+    setTotals((old) => old && { ...old, next: found.next });
+  };
+
+  useKeptFocus();
+  const waiting = totals?.waiting ?? 0;
+  return html`<${Frame} page="Board" title=${`${waiting ? `(${count(waiting)}) ` : ""}Board`} wide>
+    <h1 class="unseen">Board</h1>
+    <${Tools} filters=${filters} choose=${choose} totals=${totals} />
+    ${error && html`<${Failure} error=${error} again=${load} />`}
+    ${totals ? html`<${Columns} filters=${filters} totals=${totals} more=${more} database=${status?.database} />` : !error && html`<p class="loading">Loading…</p>`}
+  <//>`;
+}
+
+/**
+ * Each status's newest sessions, in as few requests as will do.
+ * @param {Filters} filters
+ * @returns {Promise<import("./lib/api.js").Sessions>}
+ */
+async function sessions(filters) {
+  const parameters = asked(filters);
+  const found = await get("sessions", { ...parameters, limit: PAGE });
+  if (filters.status.length === 1 || filters.waiting || !found.next) return withWaiting(filters, found);
+  /** @type {Record<string, number>} */
+  const got = {};
+  for (const one of found.sessions) got[one.status] = (got[one.status] ?? 0) + 1;
+  const lacking = Object.keys(found.counts).filter(
+    (one) => (!filters.status.length || filters.status.includes(one)) && (got[one] ?? 0) < Math.min(found.counts[one], CARDS),
+  );
+  const pages = await Promise.all(lacking.map((one) => get("sessions", { ...parameters, status: one, limit: CARDS })));
+  return withWaiting(filters, { ...found, sessions: [found, ...pages].flatMap((page) => page.sessions) });
+}
+
+/**
+ * In that order those that wait come first, wherever they stand by their last change.
+ * @param {Filters} filters
+ * @param {import("./lib/api.js").Sessions} found
+ */
+async function withWaiting(filters, found) {
+  if (filters.order !== "waiting" || filters.waiting || !found.next) return found;
+  const { sessions } = await get("sessions", { ...asked(filters), waiting: 1, limit: PAGE });
+  return { ...found, sessions: [...found.sessions, ...sessions] };
+}
+
+/**
+ * @param {Record<string, number>} counts
+ * @param {Record<string, number>} moved
+ */
+function added(counts, moved) {
+  const sum = { ...counts };
+  for (const [status, by] of Object.entries(moved)) sum[status] = Math.max((sum[status] ?? 0) + by, 0);
+  return sum;
+}
+
+/** An update that moves a card takes the focus off it: give it back. */
+function useKeptFocus() {
+  const held = /** @type {HTMLElement | null} */ (document.activeElement?.closest?.(".card"))?.dataset.id;
+  useLayoutEffect(() => {
+    if (held === undefined || document.activeElement !== document.body) return;
+    const card = /** @type {HTMLElement | undefined} */ ([...document.querySelectorAll(".card")].find((one) => /** @type {HTMLElement} */ (one).dataset.id === held));
+    card?.focus({ preventScroll: true });
+  });
+}
+
+/** @param {{filters: Filters, choose: (filters: Filters) => void, totals: Totals | null}} props */
+function Tools({ filters, choose, totals }) {
+  const [told, setTold] = useState(notifies);
+  const typing = useRef(0);
+  /** @param {any} event */
+  const words = (event) => {
+    const q = event.currentTarget.value;
+    clearTimeout(typing.current);
+    typing.current = setTimeout(() => choose({ ...fromAddress(), q }), 200);
+  };
+  const projects = [...new Set([...(totals?.projects ?? []), ...(filters.project ? [filters.project] : [])])];
+  return html`<form class="tools" role="search" aria-label="filter" onSubmit=${(/** @type {Event} */ event) => event.preventDefault()}>
+    <input type="search" data-search aria-label="words in title, id or project" placeholder="Filter" value=${filters.q} onInput=${words} />
+    <select aria-label="project" onChange=${(/** @type {any} */ event) => choose({ ...filters, project: event.currentTarget.value })}>
+      <option value="" selected=${!filters.project}>all projects</option>
+      ${projects.map((one) => html`<option value=${one} selected=${one === filters.project}>${inert(one)}</option>`)}
+    </select>
+    <button type="button" class="toggle" aria-pressed=${String(filters.waiting)} onClick=${() => choose({ ...filters, waiting: !filters.waiting })}>
+      Waits for me <b class="tally" aria-live="polite">${count(totals?.waiting ?? 0)}</b></button>
+    <select aria-label="order" onChange=${(/** @type {any} */ event) => choose({ ...filters, order: event.currentTarget.value })}>
+      <option value="changed" selected=${filters.order === "changed"}>last change first</option>
+      <option value="waiting" selected=${filters.order === "waiting"}>longest wait first</option>
+      <option value="created" selected=${filters.order === "created"}>newest first</option>
+    </select>
+    ${filters.status.map((one) => html`<button type="button" class="chip" onClick=${() => choose({ ...filters, status: filters.status.filter((other) => other !== one) })}
+      aria-label=${`remove the filter ${inert(one)}`}>${shown(one)} ×</button>`)}
+    <button type="button" class="toggle last" aria-pressed=${String(told)} title="A notification when a session becomes ready or review"
+      onClick=${async () => setTold(await setNotifies(!told))}>Notify me</button>
+  </form>`;
+}
+
+/** @param {{filters: Filters, totals: Totals, more: () => void, database?: string}} props */
+function Columns({ filters, totals, more, database }) {
+  const { counts } = totals;
+  const isFiltered = Boolean(filters.project || filters.q || filters.waiting || filters.status.length);
+  if (!known.size && !isFiltered) {
+    const command = `projector session queue -d ${quoted(database ?? "local.db")} -p web -m '[{"role": "user", "content": "Fix the login form"}]'`;
+    return html`<div class="empty"><p>No session yet. A writer begins one with an INSERT into event_log, or this does:</p><${Command} text=${command} /></div>`;
+  }
+  if (!known.size)
+    return html`<div class="empty"><p>No session matches. <a href="/">Show all</a></p></div>`;
+  /** @type {Map<string, Session[]>} */
+  const groups = new Map();
+  for (const session of known.values()) {
+    if (!matches(session, filters)) continue;
+    const group = groups.get(session.status);
+    if (group) group.push(session);
+    else groups.set(session.status, [session]);
+  }
+  const present = Object.keys(counts).filter((one) => counts[one] > 0 || groups.has(one));
+  const layout = columns([...present, ...groups.keys()]);
+  const one = filters.status.length === 1;
+  const wanted = filters.status.length ? filters.status.map((status) => [status]) : [...layout.columns.map((status) => [status]), ...(layout.together.length ? [layout.together] : [])];
+  return html`<div class=${one ? "columns single" : "columns"}>
+      ${wanted.map((statuses) => html`<${Column} key=${statuses.join("\n")} statuses=${statuses} filters=${filters}
+        sessions=${statuses.flatMap((status) => groups.get(status) ?? [])}
+        total=${filters.waiting ? null : statuses.reduce((sum, status) => sum + (counts[status] ?? 0), 0)} most=${one ? Infinity : CARDS} />`)}
+    </div>
+    ${one && totals.next && html`<p class="more"><button type="button" onClick=${more}>${count(PAGE)} more</button></p>`}`;
+}
+
+/**
+ * @param {{statuses: string[], filters: Filters, sessions: Session[], total: number | null,
+ *   most: number}} props
+ */
+function Column({ statuses, filters, sessions, total, most }) {
+  const name = statuses.length === 1 ? statuses[0] : "other";
+  const cut = sessions.sort(ORDERS[filters.order]).slice(0, most);
+  const all = total ?? sessions.length;
+  const address = `/${toAddress({ ...filters, status: statuses })}`;
+  return html`<section class="column" aria-label=${`${inert(name)}: ${counted(all, "session")}`}>
+    <h2><a href=${address}><span class=${`status s-${known4(name)}`}></span>${shown(name)}</a> <span class="tally">${count(all)}</span></h2>
+    <ul>${cut.map((session) => card(session, statuses.length > 1))}</ul>
+    ${!all && html`<p class="none">none</p>`}
+    ${cut.length < all && most !== Infinity && html`<p class="more"><a href=${address}>all ${count(all)}</a></p>`}
+  </section>`;
+}
+
+/** @param {string} status */
+const known4 = (status) => (["ready", "in-progress", "review", "done"].includes(status) ? status : "other");
+
+/**
+ * @param {Session} session
+ * @param {boolean} named whether its status stands on it
+ */
+function card(session, named) {
+  const made = cards.get(session);
+  if (made) return made;
+  const calls = waits(session);
+  const card = html`<li key=${session.id}><a class=${`card ${calls ? "waits" : ""}`} data-item data-id=${session.id} href=${`/session?id=${encodeURIComponent(session.id)}`}>
+    <span class="title">${shown(session.title || session.id)}</span>
+    <span class="facts">
+      ${named && html`<span>${shown(session.status)}</span>`}
+      <span class="project">${shown(session.project)}</span>
+      <span class="id">${shown(session.id)}</span>
+      <span class="right">${session.last_role && html`<span class="role">${shown(session.last_role)}</span>`}
+      <span title=${counted(session.messages, "message")}>${count(session.messages)}<span class="unseen"> messages</span></span>
+      ${calls && html`<span class="unseen">waits for you</span>`}
+      <${Age} time=${session.updated_at} /></span>
+    </span></a></li>`;
+  cards.set(session, card);
+  return card;
+}
+
+mount(Board);

@@ -1,0 +1,91 @@
+"""`projector board`: the sessions in a browser, live."""
+
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from session_projector.worker import linux
+from session_projector.worker.cli.options import Database
+from session_projector.worker.doctor.examine import examine
+from session_projector.worker.errors import UsageError
+from session_projector.worker.storage import open as storage
+
+
+def board(
+    database: Database = "local.db",
+    listen: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            envvar="PROJECTOR_BOARD_LISTEN",
+            help="Where it listens; unix:PATH for a Unix socket.",
+        ),
+    ] = "127.0.0.1:9188",
+    allow_actions: Annotated[
+        bool,
+        typer.Option("--allow-actions", help="Let it resubmit and dismiss quarantined events."),
+    ] = False,
+    no_token: Annotated[
+        bool,
+        typer.Option("--no-token", help="Let any user of this machine in; not beyond it."),
+    ] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Show the sessions in a browser, live."""
+    try:
+        from session_projector.worker.board import address as addresses
+        from session_projector.worker.board.app import Board
+        from session_projector.worker.board.server import serve
+        from session_projector.worker.board.token import kept
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UsageError(
+            f"the board needs {error.name}, which is not installed",
+            "install it: `pip install 'session-projector[board]'`",
+        ) from None
+    address = addresses.parsed(listen)
+    if no_token and not address.is_loopback:
+        raise UsageError(
+            f"--no-token would let everybody in who reaches {listen}",
+            "leave --no-token out, or listen on 127.0.0.1",
+        )
+    target = storage.database(database)
+    with target.open():
+        pass  # what is wrong with it is said now, not in the browser
+    token, file = (None, None) if no_token else kept(_state_folder())
+    opened, address = addresses.bound(address)
+    with opened:
+        _tell(address.url, token, file)
+        if not address.is_loopback:
+            print(
+                "projector: others can read what is sent: put a proxy with TLS in front, or listen"
+                " on 127.0.0.1 and use `ssh -L`",
+                file=sys.stderr,
+            )
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(f"{address.url}/login?token={token}" if token else address.url)
+        serve(Board(target, examine, actions=allow_actions), opened, address, token)
+
+
+def _tell(url: str, token: str | None, file: Path | None) -> None:
+    """Say where the board is; the token only on a terminal, as others may read a log."""
+    if token and sys.stdout.isatty() and url.startswith("http"):
+        print(f"{url}/login?token={token}", flush=True)
+    else:
+        print(url + (f"  (its token is in {file})" if token else ""), flush=True)
+
+
+def _state_folder() -> Path:
+    """Where this user's programs keep what is theirs."""
+    if given := os.environ.get("STATE_DIRECTORY"):  # systemd's
+        return Path(given.partition(":")[0])
+    home = pwd.getpwuid(os.geteuid()).pw_dir if linux.was_root() else os.path.expanduser("~")
+    state = None if linux.was_root() else os.environ.get("XDG_STATE_HOME")
+    return Path(state or f"{home}/.local/state") / "projector"
