@@ -168,6 +168,8 @@ def _table_faults(table: Any, taken: set[str]) -> Iterator[str]:
         yield f"its key {table.key!r} is not a column of type TEXT"
     if table.prefix:
         yield "only projector's own tables have a prefix"
+    if table.words:
+        yield "only projector's own tables have an index by words"
     if odd := [index for index in table.indexes if not _INDEX.fullmatch(index)]:
         yield f"the index {odd[0]!r} is not a list of columns such as 'day, project'"
     name = table.name.lower()

@@ -314,6 +314,13 @@ def test_rows_that_somebody_changed_are_reported_and_fixed_and_so_is_what_is_fou
     assert [one for one in examine(talk.url) if one.check == "search" and one.level != "ok"] == []
 
 
+def test_rows_that_anybody_wrote_are_no_obstacle(talk: Database) -> None:
+    for key in ("zz", "b98"):
+        talk.sql(f"INSERT INTO search (event_key, text) VALUES ('{key}', 'login')")
+
+    assert len(places(talk, "login")) == 4
+
+
 def test_a_new_version_is_rebuilt_and_finds_the_same(talk: Database) -> None:
     def text(self: Any, view: Any, event: Any) -> Any:
         row = Search.fold(self, view, event)

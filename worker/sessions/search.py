@@ -20,7 +20,10 @@ LIMIT: Final = 50
 BEST_OF: Final = 1000
 """The newest messages, of which the best are found."""
 MOST_PHRASES: Final = 32
+MOST_CHARACTERS: Final = 2000
 """What follows in a question does not count."""
+_MOST_HITS: Final = 1000
+"""Of one phrase in a message: what follows is not marked."""
 SNIPPET: Final = 160
 """Characters, about."""
 BEFORE: Final = 50
@@ -95,7 +98,7 @@ def search(
 def phrases(words: str) -> list[Phrase]:
     """What is asked for by some words."""
     found = []
-    for match in _PHRASE.finditer(words):
+    for match in _PHRASE.finditer(words[:MOST_CHARACTERS]):
         text, is_prefix = (
             match[3] or match[1] or "",
             bool(match[2]) or (match[3] or "").endswith("*"),
@@ -159,7 +162,7 @@ def _said(
         )
         for match in page:
             yield from _messages(match, patterns, roles)
-        if not page:
+        if not page or page[-1].seq >= below:  # as anybody may write any row
             return
         below = page[-1].seq
 
@@ -184,10 +187,14 @@ def _messages(
     characters than Python may, so of an event with one message its word counts."""
     texts, said_by = match.text.split(BETWEEN), match.roles.split(BETWEEN)
     for index, (text, role) in reversed([*enumerate(zip(texts, said_by, strict=False))]):
-        hits = [[hit.span() for hit in pattern.finditer(text)] for pattern in patterns]
+        hits = [[*islice(_spans(pattern, text), _MOST_HITS)] for pattern in patterns]
         if (roles and role not in roles) or (len(texts) > 1 and not all(hits)):
             continue
         yield _Said(match, index, role, text, sorted(chain(*hits)))
+
+
+def _spans(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    return (hit.span() for hit in pattern.finditer(text))
 
 
 def _results(store: Store, found: Iterator[_Said]) -> Iterator[Result]:

@@ -51,7 +51,7 @@ class PostgresWords:
             ask, values[f"asked{number}"] = _asked(phrase)
             asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
         has_all = f"{tables.vector('s.text')} @@ ({' && '.join(asked)})"
-        conditions = [has_all, "s.event_key < %(below)s"]
+        conditions = [has_all, "s.seq IS NOT NULL", "s.event_key < %(below)s"]
         if project is not None:
             conditions.append("i.project = %(project)s")
         if since_ms is not None:
@@ -62,7 +62,8 @@ class PostgresWords:
                 " WHERE strpos(s.roles, r.role) > 0)"
             )
         rows = self._connection.rows(
-            "SELECT s.seq, s.session_id, s.time, s.roles, s.text, i.project, i.title"
+            "SELECT s.seq, coalesce(s.session_id, ''), coalesce(s.time, 0),"
+            " coalesce(s.roles, ''), s.text, i.project, i.title"
             f" FROM {self._at} AS s"
             f" LEFT JOIN {p}session_index AS i ON i.session_id = s.session_id"
             f" WHERE {' AND '.join(conditions)} AND NOT EXISTS (SELECT FROM {p}quarantine AS q"
@@ -74,7 +75,8 @@ class PostgresWords:
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
         rows = self._connection.rows(
-            f"SELECT seq, messages, replaces FROM {self._at} AS s WHERE session_id = %s"
+            f"SELECT seq, coalesce(messages, 0), replaces FROM {self._at} AS s"
+            " WHERE session_id = %s AND seq IS NOT NULL"
             f" AND NOT EXISTS (SELECT FROM {self._connection.prefix}quarantine AS q"
             " WHERE q.projection = %s AND q.seq = s.seq) ORDER BY seq",
             (escaped(session), unless_quarantined),

@@ -131,8 +131,11 @@ class SqliteWords:
             some = [f"instr(s.roles, :role{number})" for number in range(len(roles))]
             conditions.append(f"({' OR '.join(some)})")
         self._require()
+        kinds = {"session_id": "TEXT", "time": "INTEGER", "roles": "TEXT", "text": "TEXT"}
+        # As anybody may write any row.
+        columns = ", ".join(f"CAST(coalesce(s.{c}, '') AS {kind})" for c, kind in kinds.items())
         rows = self._connection.rows(
-            "SELECT s.seq, s.session_id, s.time, s.roles, s.text, i.project, i.title"
+            f"SELECT w.rowid, {columns}, CAST(i.project AS TEXT), CAST(i.title AS TEXT)"
             f" FROM {words} AS w CROSS JOIN {name} AS s ON s.event_key = {_KEY.format('w.rowid')}"
             " LEFT JOIN session_index AS i ON i.session_id = s.session_id"
             f" WHERE {' AND '.join(conditions)} AND NOT EXISTS"
@@ -144,7 +147,8 @@ class SqliteWords:
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
         rows = self._connection.rows(
-            f"SELECT seq, messages, replaces FROM {_TABLE.name} AS s WHERE session_id = ?"
+            "SELECT CAST(seq AS INTEGER), CAST(coalesce(messages, 0) AS INTEGER), replaces"
+            f" FROM {_TABLE.name} AS s WHERE session_id = ? AND seq IS NOT NULL"
             " AND NOT EXISTS (SELECT 1 FROM quarantine WHERE projection = ? AND seq = s.seq)"
             " ORDER BY seq",
             (session, unless_quarantined),
