@@ -47,6 +47,23 @@ def test_each_page_has_its_script_and_no_other() -> None:
         assert scripts == ([] if page.stem == "login" else [wanted]), page
 
 
+def test_each_page_asks_at_once_for_all_that_its_script_imports() -> None:
+    for page in STATIC.glob("*.html"):
+        asked = re.findall(r'modulepreload" href="/static/(.*)"', page.read_text())
+        script = page.with_suffix(".js")
+        found = imported(script) if script.exists() else set()
+        assert asked == sorted(str(file.relative_to(STATIC)) for file in found), page
+
+
+def imported(script: Path) -> set[Path]:
+    """The modules that a module imports, and those that they do."""
+    if script.parent.name == "vendor":
+        return set()
+    paths = re.findall(r'from "(\..*)"', script.read_text())
+    files = {(script.parent / path).resolve() for path in paths}
+    return files.union(*map(imported, files))
+
+
 def test_each_vendored_module_has_a_licence() -> None:
     licences = (STATIC / "vendor" / "LICENSES.txt").read_text()
     assert {file.stem for file in STATIC.glob("vendor/*.js")} == {

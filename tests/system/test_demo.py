@@ -26,6 +26,18 @@ def test_the_demo_shows_sessions_change_and_says_where_they_are() -> None:
     assert DaemonLock(path).leader() is None
 
 
+def test_the_demo_can_be_seen_on_a_board(tmp_path: Path) -> None:
+    state = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+
+    said = projector("demo", "--seconds", "1", "--board", env=state).stdout
+
+    token = tmp_path / "projector" / "board-token"
+    assert re.search(
+        rf"^the board is at http://127\.0\.0\.1:\d+  \(its token is in {token}\)$", said, re.M
+    )
+    assert token.read_text().strip() not in said
+
+
 def test_the_demo_on_a_postgresql_server_of_its_own_leaves_nothing_of_it() -> None:
     before = {*Path("/tmp").glob("projector-*")}
 

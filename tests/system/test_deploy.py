@@ -23,6 +23,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
 SYSTEM_UNITS = ["projector.service", "projector@.service"]
 UNITS = [*SYSTEM_UNITS, "user/projector.service"]
+BOARD_UNIT = "projector-board.service"
 DROP_IN = Path("projector.service.d", "10-postgresql.conf")
 COMPOSE = DEPLOY / "compose.yaml"
 COMPOSE_POSTGRESQL = DEPLOY / "compose.postgresql.yaml"
@@ -58,7 +59,7 @@ def unit_for_postgresql(tmp_path: Path) -> Path:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", SYSTEM_UNITS, indirect=True)
+@pytest.mark.parametrize("unit", [*SYSTEM_UNITS, BOARD_UNIT], indirect=True)
 def test_systemd_has_nothing_to_say_about_a_system_unit(unit: Path) -> None:
     done = run("systemd-analyze", "verify", unit)
 
@@ -76,7 +77,7 @@ def test_systemd_has_nothing_to_say_about_the_user_unit(unit: Path, tmp_path: Pa
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", SYSTEM_UNITS, indirect=True)
+@pytest.mark.parametrize("unit", [*SYSTEM_UNITS, BOARD_UNIT], indirect=True)
 def test_a_system_unit_is_exposed_by_2_0_at_most(unit: Path) -> None:
     done = run(
         *("systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager"), unit
@@ -119,6 +120,19 @@ def test_the_commands_that_a_unit_runs_are_the_programs(name: str) -> None:
     assert [command.split()[0] for command in commands] == ["db", "run"]
     for command in commands:
         projector(*command.split(), "--help")
+
+
+def test_the_board_runs_as_told_in_its_unit_and_in_the_compose_file() -> None:
+    text = (DEPLOY / BOARD_UNIT).read_text()
+    (command,) = re.findall(r"^ExecStart=/opt/projector/bin/projector (.*)$", text, re.M)
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["board"]
+
+    for arguments in (command.split(), service["command"]):
+        assert arguments[0] == "board"
+        projector(*arguments, "--help")
+    assert service["ports"] == ["127.0.0.1:9188:9188"]  # of no other machine
+    filters = re.findall(r"^SystemCallFilter=(.*)$", text, re.M)
+    assert filters.index("setpriority") > filters.index("~@privileged @resources")
 
 
 @pytest.mark.parametrize(
@@ -188,13 +202,13 @@ def test_the_shell_scripts_pass_their_linter(name: str) -> None:
 def test_the_compose_file_is_one() -> None:
     parsed = compose_spec.PyCompose.from_json(json.dumps(yaml.safe_load(COMPOSE.read_text())))
 
-    assert parsed.service_names() == ["setup", "projector", "writer"]
+    assert parsed.service_names() == ["setup", "projector", "board", "writer"]
 
 
 def test_all_in_the_compose_file_share_one_volume_and_can_write_nowhere_else() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"].values()
 
-    assert [service["volumes"] for service in services] == [["data:/data"]] * 3
+    assert [service["volumes"] for service in services] == [["data:/data"]] * 4
     assert all(service["read_only"] for service in services)
 
 

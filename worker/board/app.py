@@ -44,8 +44,23 @@ READERS: Final = 4
 MOST_STREAMS: Final = 200
 MOST_BODY_BYTES: Final = 2 * MAX_EVENT_BYTES
 
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 Answer = Callable[[Store, Request], Mapping[str, Any]]
+READS: Final[dict[str, Answer]] = {
+    "sessions": sessions.sessions,
+    "session": sessions.session,
+    "session/messages": sessions.messages,
+    "session/message": sessions.message,
+    "session/events": past.events,
+    "session/at": past.at,
+    "session/diff": past.diff,
+    "session/why": past.why,
+    "search": search,
+    "quarantine": quarantine.listing,
+    "quarantine/event": quarantine.event,
+}
+"""What is answered from the database, by the path below `/api/v1/`."""
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 class Board:
@@ -132,17 +147,7 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
         return await _changes(board, request)
 
     paths = {
-        "sessions": reads(sessions.sessions),
-        "session": reads(sessions.session),
-        "session/messages": reads(sessions.messages),
-        "session/message": reads(sessions.message),
-        "session/events": reads(past.events),
-        "session/at": reads(past.at),
-        "session/diff": reads(past.diff),
-        "session/why": reads(past.why),
-        "search": reads(search),
-        "quarantine": reads(quarantine.listing),
-        "quarantine/event": reads(quarantine.event),
+        **{path: reads(work) for path, work in READS.items()},
         "status": runs(board.status),
         "doctor": runs(board.doctor),
         "changes": changes,

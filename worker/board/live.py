@@ -144,13 +144,13 @@ class Client:
 
     async def frames(self) -> AsyncIterator[bytes]:
         while True:
-            try:
-                data = await asyncio.wait_for(self._frames.get(), COMMENT_S)
-            except TimeoutError:
-                data = b":\n\n"
-            if data is None:
+            data = [await self._frames.get()]
+            while not self._frames.empty():
+                data.append(self._frames.get_nowait())
+            if found := b"".join(filter(None, data)):
+                yield found
+            if None in data:
                 return
-            yield data
 
 
 class Hub:
@@ -183,7 +183,8 @@ class Hub:
         client.give(self._last_status)
         client.give(self._trouble)
         if not self._tasks:
-            self._tasks = [asyncio.create_task(one()) for one in (self._watch, self._tell_status)]
+            works = (self._watch, self._tell_status, self._comment)
+            self._tasks = [asyncio.create_task(work()) for work in works]
         await self._is_following.wait()
 
     def leave(self, client: Client) -> None:
@@ -282,6 +283,12 @@ class Hub:
                     if client.project == project:
                         client.give(data)
         self._counts = {**counts}
+
+    async def _comment(self) -> None:
+        """Show each client, and what is between, that the stream is alive."""
+        while True:
+            await asyncio.sleep(COMMENT_S)
+            self._give_all(b":\n\n")
 
     async def _tell_status(self) -> None:
         while True:

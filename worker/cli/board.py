@@ -74,6 +74,13 @@ def board(
         serve(Board(target, examine, actions=allow_actions), opened, address, token)
 
 
+def login(url: str) -> str:
+    """The address that lets this user in."""
+    from session_projector.worker.board.token import kept
+
+    return f"{url}/login?token={kept(_state_folder())[0]}"
+
+
 def _tell(url: str, token: str | None, file: Path | None) -> None:
     """Say where the board is; the token only on a terminal, as others may read a log."""
     if token and sys.stdout.isatty() and url.startswith("http"):

@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.errors import TransientError, no_thread, quoted
+from session_projector.worker.errors import TransientError, UsageError, no_thread, quoted
 from session_projector.worker.operations.status import status
 from session_projector.worker.sessions.read import sessions
 from session_projector.worker.storage.open import database, hide_passwords, scratch
@@ -35,6 +35,7 @@ def demo(
         str | None,
         typer.Option("-d", metavar="URL", help="A server, for a schema of its own on it."),
     ] = None,
+    board: Annotated[bool, typer.Option("--board", help="Show it in a browser, too.")] = False,
 ) -> None:
     """Watch a daemon fold what a few agents write, in a scratch database."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
@@ -54,7 +55,8 @@ def demo(
                 for number in range(AGENTS):
                     of = (made.url, str(number), str(AGENTS), str(daemon.pid))
                     stack.enter_context(_python(made.agent, *of))
-                _show(target, daemon, seconds)
+                address = stack.enter_context(_board(made.url)) if board else ""
+                _show(target, daemon, seconds, address)
         except KeyboardInterrupt:
             pass
     name = printable(quoted(target.name))
@@ -74,12 +76,35 @@ def demo(
 
 
 @contextmanager
-def _python(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def _board(url: str) -> Iterator[str]:
+    """Run the board, in a browser if somebody looks; where it is."""
+    listen = ("--listen", "127.0.0.1:0")
+    with _python("session_projector", "board", "-d", url, *listen, stdout=subprocess.PIPE) as run:
+        assert run.stdout
+        with run.stdout:
+            printed = run.stdout.readline().decode().strip()
+            if not printed:
+                raise UsageError("the board did not start", "its message is above")
+            if not sys.stdout.isatty():
+                print(f"the board is at {printed}", flush=True)
+                yield ""
+                return
+            import webbrowser
+
+            from session_projector.worker.cli.board import login
+
+            address = login(printed.split()[0])
+            webbrowser.open(address)
+            yield address
+
+
+@contextmanager
+def _python(module: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that ignores the terminal's Ctrl-C and ends with the block."""
     # -P: not a `session_projector` in the working folder.
     command = [sys.executable, "-P", "-m", module, *arguments]
     with no_thread():
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, **options)
     try:
         yield process
     finally:
@@ -87,7 +112,9 @@ def _python(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _show(target: Database, daemon: subprocess.Popen[bytes], seconds: float | None) -> None:
+def _show(
+    target: Database, daemon: subprocess.Popen[bytes], seconds: float | None, board: str
+) -> None:
     terminal = sys.stdout.isatty()
     deadline = None if seconds is None else time.monotonic() + seconds
     seen: dict[str, Entry] = {}
@@ -100,7 +127,7 @@ def _show(target: Database, daemon: subprocess.Popen[bytes], seconds: float | No
         lag = now.projections[0].lag_events
         if terminal:
             head = f"{now.newest} events, {len(entries)} sessions, lag {lag} events"
-            _draw(head, target.name, entries)
+            _draw(head, board or target.name, entries)
         else:
             for entry in entries:
                 if entry != seen.get(entry.session_id):
@@ -110,7 +137,7 @@ def _show(target: Database, daemon: subprocess.Popen[bytes], seconds: float | No
         time.sleep(0.2)
 
 
-def _draw(head: str, name: str, entries: list[Entry]) -> None:
+def _draw(head: str, where: str, entries: list[Entry]) -> None:
     """Draw the picture over the last one, cut to the size of the terminal."""
     columns, height = shutil.get_terminal_size()
     newest = sorted(entries, key=lambda entry: entry.last_seq)[-max(height - 8, 1) :]
@@ -127,7 +154,7 @@ def _draw(head: str, name: str, entries: list[Entry]) -> None:
     ]
     lines = [
         "projector demo: agents INSERT events, a daemon folds them, this reads the views",
-        output.one_line(name),
+        output.one_line(where),
         "",
         head,
         "",

@@ -248,32 +248,52 @@ function Columns({ filters, totals, more, database }) {
   const one = filters.status.length === 1;
   const wanted = filters.status.length ? filters.status.map((status) => [status]) : [...layout.columns.map((status) => [status]), ...(layout.together.length ? [layout.together] : [])];
   return html`<div class=${one ? "columns single" : "columns"}>
-      ${wanted.map((statuses) => html`<${Column} key=${statuses.join("\n")} statuses=${statuses} filters=${filters}
-        sessions=${statuses.flatMap((status) => groups.get(status) ?? [])}
-        total=${filters.waiting ? null : statuses.reduce((sum, status) => sum + (counts[status] ?? 0), 0)} most=${one ? Infinity : CARDS} />`)}
+      ${wanted.map((statuses) => column(statuses, filters, one ? Infinity : CARDS,
+        statuses.flatMap((status) => groups.get(status) ?? []).sort(ORDERS[filters.order]),
+        filters.waiting ? null : statuses.reduce((sum, status) => sum + (counts[status] ?? 0), 0)))}
     </div>
     ${one && totals.next && html`<p class="more"><button type="button" onClick=${more}>${count(PAGE)} more</button></p>`}`;
 }
 
+/** @type {Map<string, {inputs: unknown[], node: any}>} the columns as they were drawn last */
+const drawn = new Map();
+
 /**
- * @param {{statuses: string[], filters: Filters, sessions: Session[], total: number | null,
- *   most: number}} props
+ * A column stays the same node until something in it changes: most changes are in one or two.
+ * @param {string[]} statuses
+ * @param {Filters} filters
+ * @param {number} most
+ * @param {Session[]} sessions
+ * @param {number | null} total
  */
-function Column({ statuses, filters, sessions, total, most }) {
+function column(statuses, filters, most, sessions, total) {
+  const key = statuses.join("\n");
+  const shown = sessions.slice(0, most);
+  const inputs = [filters, cards, total, sessions.length, ...shown];
+  const old = drawn.get(key);
+  if (old && old.inputs.length === inputs.length && inputs.every((one, at) => one === old.inputs[at])) return old.node;
+  const node = html`<${Column} key=${key} statuses=${statuses} filters=${filters} sessions=${shown} total=${total ?? sessions.length} cut=${shown.length < (total ?? sessions.length) && most !== Infinity} />`;
+  drawn.set(key, { inputs, node });
+  return node;
+}
+
+/**
+ * @param {{statuses: string[], filters: Filters, sessions: Session[], total: number,
+ *   cut: boolean}} props
+ */
+function Column({ statuses, filters, sessions, total, cut }) {
   const name = statuses.length === 1 ? statuses[0] : "other";
-  const cut = sessions.sort(ORDERS[filters.order]).slice(0, most);
-  const all = total ?? sessions.length;
   const address = `/${toAddress({ ...filters, status: statuses })}`;
-  return html`<section class="column" aria-label=${`${inert(name)}: ${counted(all, "session")}`}>
-    <h2><a href=${address}><span class=${`status s-${known4(name)}`}></span>${shown(name)}</a> <span class="tally">${count(all)}</span></h2>
-    <ul>${cut.map((session) => card(session, statuses.length > 1))}</ul>
-    ${!all && html`<p class="none">none</p>`}
-    ${cut.length < all && most !== Infinity && html`<p class="more"><a href=${address}>all ${count(all)}</a></p>`}
+  return html`<section class="column" aria-label=${`${inert(name)}: ${counted(total, "session")}`}>
+    <h2><a href=${address}><span class=${`status s-${tone(name)}`}></span>${shown(name)}</a> <span class="tally">${count(total)}</span></h2>
+    <ul>${sessions.map((session) => card(session, statuses.length > 1))}</ul>
+    ${!total && html`<p class="none">none</p>`}
+    ${cut && html`<p class="more"><a href=${address}>all ${count(total)}</a></p>`}
   </section>`;
 }
 
 /** @param {string} status */
-const known4 = (status) => (["ready", "in-progress", "review", "done"].includes(status) ? status : "other");
+const tone = (status) => (["ready", "in-progress", "review", "done"].includes(status) ? status : "other");
 
 /**
  * @param {Session} session

@@ -32,7 +32,7 @@ function Projections({ status }) {
   return html`<section class="panel" aria-label="projections"><h2>Projections</h2>
     <div class="wide" tabindex="0" role="group" aria-label="projections"><table><thead><tr>${["name", "state"].map((one) => html`<th scope="col">${one}</th>`)}
       ${["version", "position", "behind", "rows", "quarantined", "skipped"].map((one) => html`<th scope="col" class="figure">${one}</th>`)}</tr></thead>
-    <tbody>${status.projections.map((/** @type {any} */ one) => html`<tr key=${one.name}><th scope="row">${shown(one.name)}</th><td>${state(one, status)}</td>
+    <tbody>${status.projections.map((/** @type {any} */ one) => html`<tr key=${one.name}><th scope="row">${shown(one.name)}</th><td class="state">${state(one, status)}</td>
       <td class="figure">${one.version === null ? "–" : Math.abs(one.version)}</td><td class="figure">${count(one.position)}</td>
       <td class="figure">${one.lag_events ? html`${counted(one.lag_events, "event")}${one.lag_seconds === null ? "" : `, ${one.lag_seconds.toFixed(1)} s`}` : "0"}</td>
       <td class="figure">${count(one.views)}</td>

@@ -16,7 +16,7 @@ import { waits } from "./lib/waits.js";
 /** @typedef {import("./lib/api.js").Session} Row */
 
 const NEAR = 48; // pixels from the end that count as the end
-const CATCH_UP = 300; // milliseconds that pushed messages may come after the session's row
+const RETRY = 1000; // milliseconds between two tries to fetch what is new
 
 const given = new URLSearchParams(location.search);
 const id = given.get("id") ?? "";
@@ -66,11 +66,14 @@ function Session() {
     }
   };
 
-  const catchUp = async () => {
+  /** Fetch what the row of the list has, and the stream did not bring; a large view comes later. */
+  const catchUp = async (/** @type {number} */ total, tries = 10) => {
     const now = latest.current;
-    if (!now || !following.current) return;
+    if (!now || now.total >= total) return;
+    if (!following.current) return setPart((old) => old && { ...old, total: Math.max(old.total, total) });
     const news = await stretch(id, now.last + 1, now.last + STEP).catch(() => null);
-    if (news) setPart((old) => old && append(old, news.total, news.messages, following.current));
+    if (news) setPart((old) => old && append(old, Math.max(old.total, news.total), news.messages, following.current));
+    if (tries) setTimeout(() => catchUp(total, tries - 1), RETRY);
   };
 
   useEffect(() => {
@@ -99,7 +102,7 @@ function Session() {
       if (!row) return;
       setFound((old) => old && { ...old, session: row, fields: { ...old.fields, status: row.status, project: row.project, updatedAt: row.updated_at } });
       if (latest.current && row.messages < latest.current.total) load(0);
-      setTimeout(() => (latest.current?.total ?? 0) < row.messages && catchUp(), CATCH_UP);
+      setTimeout(() => catchUp(row.messages), 0); // the stream's messages come before the row
     });
     return () => {
       stop();

@@ -79,10 +79,13 @@ function want() {
 /** Whether this is the tab that reads the stream. */
 export const isLeading = () => leading;
 
-/** @param {any} said */
+/**
+ * Say something to all tabs; to this one first, which has drawn it before the others are told.
+ * @param {any} said
+ */
 function send(said) {
-  channel.postMessage(said);
   hear(said);
+  queueMicrotask(() => channel.postMessage(said));
 }
 
 /** @param {any} said */
@@ -170,7 +173,7 @@ function pass(type, event) {
 async function lost() {
   source?.close();
   source = null;
-  if (connection.state === "live") tell({ state: "lost", since: Date.now(), login: false });
+  if (connection.state !== "lost") tell({ state: "lost", since: Date.now(), login: false });
   timer = setTimeout(open, wait);
   wait = Math.min(wait * 2, SLOWEST);
   try {

@@ -44,6 +44,7 @@ export function matches(session, { project, q, status, waiting }) {
   if (project && session.project !== project) return false;
   if (status.length && !status.includes(session.status)) return false;
   if (waiting && !waits(session)) return false;
+  if (!q) return true;
   const said = `${session.title}\n${session.id}\n${session.project}`.toLowerCase();
   return q.toLowerCase().split(/\s+/).every((word) => said.includes(word));
 }
