@@ -232,6 +232,16 @@ def test_a_session_that_is_still_begins_to_wait_for_a_person(
         assert [(one["id"], one["waiting"]) for one in told["sessions"]] == [("S", True)]
 
 
+def test_so_does_one_that_was_still_before_anybody_looked(database: Database, shown: Board) -> None:
+    said = [{"role": "assistant", "content": "which one?"}]
+    data = {"project": "P", "status": "in-progress", "messages": said}
+    database.insert("S", event("session_created", data) | {"timestamp": now_ms() - 57_000})
+    fold(database)
+    with shown.changes("since=0-0") as stream:
+        while not stream.wait_for_session("S")["waiting"]:
+            pass
+
+
 @pytest.mark.sqlite
 def test_a_database_that_is_replaced_is_read_again(database: Database, shown: Board) -> None:
     database.created("S", "one")
