@@ -80,7 +80,8 @@ def test_the_messages_of_an_open_session_come_with_it(
         database.appended("S", "four")
         assert [one["n"] for one in stream.wait_for("messages")["messages"]] == [4]
         database.insert("S", event("session_updated", {"messages": []}))
-        assert stream.wait_for("reset") == {}
+        again = {"session": "S", "total": 0, "messages": [], "replaced": True}
+        assert stream.wait_for("messages") == again
 
 
 def test_a_stream_goes_on_where_it_broke_off(
@@ -123,8 +124,6 @@ def test_a_stream_goes_on_where_it_broke_off(
     [
         "since=1-2",
         "since=0-99",
-        "since=0-2&session=S&n=0",
-        "since=0-2&session=S&n=5",
     ],
 )
 def test_one_that_cannot_go_on_is_told_to_begin_again(
@@ -136,6 +135,31 @@ def test_one_that_cannot_go_on_is_told_to_begin_again(
     with shown.changes(asked) as stream:
         assert stream.next() == ("reset", {})
         assert stream.last_id == "0-2"
+
+
+@pytest.mark.parametrize("known", [0, 5])
+def test_one_that_has_other_messages_is_told_to_fetch_them(
+    database: Database, shown: Board, known: int
+) -> None:
+    database.created("S", "one")
+    database.appended("S", "two", "three")
+    fold(database)
+    with shown.changes(f"since=0-2&session=S&n={known}") as stream:
+        again = {"session": "S", "total": 3, "messages": [], "replaced": True}
+        assert stream.next() == ("messages", again)
+        begun(stream)
+
+
+def test_several_sessions_in_one_stream(database: Database, shown: Board, running: Daemon) -> None:
+    for one in ("S", "T", "U"):
+        running.wait_until_at(database.created(one, "one"))
+    with shown.changes("since=0-3&session=S&n=1&session=T&n=1") as stream:
+        begun(stream)
+        for one in ("U", "T", "S"):
+            database.appended(one, "two")
+        assert {stream.wait_for("messages")["session"] for _ in range(2)} == {"S", "T"}
+    for asked in ("session=S&n=1&n=2", "&".join(f"session={n}" for n in range(17))):
+        assert shown.api(f"changes?{asked}", 400)["error"]
 
 
 def test_a_replay_that_changes_rows_is_told(

@@ -185,11 +185,13 @@ async def _changes(board: Board, request: Request) -> Response:
         return refused(503, "there are too many streams", "close some pages of the board")
     resumed = _cursor(request.headers.get("last-event-id", ""))
     since = resumed or _cursor(request.query_params.get("since", ""))
-    known = None if resumed or not query.text(request, "n") else query.number(request, "n")
-    client = Client(query.text(request, "project"), query.text(request, "session"))
+    sessions = query.numbered(request, "session", "n")
+    client = Client(
+        query.text(request, "project"), dict.fromkeys(sessions) if resumed else sessions
+    )
     try:
         await board.hub.join(client)  # first: what comes meanwhile is told twice, and not missed
-        first = await board.read(lambda store: missed(store, client, since, known))
+        first = await board.read(lambda store: missed(store, client, since))
     except BaseException:
         board.hub.leave(client)
         raise

@@ -59,11 +59,11 @@ class Seen(msgspec.Struct, frozen=True):
 
 class News(msgspec.Struct, frozen=True):
     """What changed since a look. `reset`: all of it may have; `messages` has for a session that
-    somebody looks at those that are new, or None where they are to be fetched again."""
+    somebody looks at the frame with those that are new."""
 
     seen: Seen
     entries: list[Entry] = []
-    messages: dict[str, bytes | None] = {}
+    messages: dict[str, bytes] = {}
     reset: bool = False
 
 
@@ -105,9 +105,19 @@ def _is_replayed(before: Seen, seen: Seen) -> bool:
     return before.views[0] != seen.views[0] and before.views[1] == seen.views[1]
 
 
-def grown(store: Store, entry: Entry, *, after: int, known: int | None = None) -> bytes | None:
-    """The frame with a session's messages after a position, and after its first `known`; None where
-    they are to be fetched again."""
+def grown(store: Store, entry: Entry, *, after: int, known: int | None = None) -> bytes:
+    """The frame with a session's messages after a position, and after its first `known`; where all
+    of them may be others, or those are too many, it says to fetch them again."""
+    data = {"session": entry.session_id, "total": entry.message_count}
+    messages = _added(store, entry, after, known)
+    if messages is None:
+        return frame("messages", data | {"messages": [], "replaced": True})
+    return frame("messages", data | {"messages": messages}) if messages else b""
+
+
+def _added(
+    store: Store, entry: Entry, after: int, known: int | None
+) -> list[dict[str, Any]] | None:
     found = window.grown(store, entry.session_id, after=after, until=entry.last_seq)
     if found is None or len(found) > api.MOST_MESSAGES:
         return None
@@ -118,19 +128,18 @@ def grown(store: Store, entry: Entry, *, after: int, known: int | None = None) -
     texts = [shown(window.message(store, entry.session_id, data)) for _, data in numbered]
     if sum(map(len, texts)) > api.PAGE_BYTES:
         return None
-    messages = [
+    return [
         {"n": n, "message": msgspec.Raw(text)} for (n, _), text in zip(numbered, texts, strict=True)
     ]
-    data = {"session": entry.session_id, "total": entry.message_count, "messages": messages}
-    return frame("messages", data) if messages else b""
 
 
 class Client:
     """One stream: what it asked for, and the frames that it has yet to take."""
 
-    def __init__(self, project: str | None, session: str | None) -> None:
+    def __init__(self, project: str | None, sessions: Mapping[str, int | None]) -> None:
         self.project = project
-        self.session = session
+        self.sessions = sessions
+        """Those that it looks at, and how many messages it had of each when it began."""
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     def give(self, data: bytes | None, *, cursor: str = "") -> None:
@@ -228,7 +237,7 @@ class Hub:
             return await thread.run(lambda store: store.changed())
 
         while True:
-            watched = frozenset(client.session for client in self._clients if client.session)
+            watched = frozenset(one for client in self._clients for one in client.sessions)
             news = await thread.run(partial(look, before=self._seen, watched=watched))
             if self._trouble:  # it may be another database since then
                 self._trouble, news = b"", News(news.seen, reset=True)
@@ -264,11 +273,8 @@ class Hub:
             for project in {client.project for client in self._clients}
         }
         for client in self._clients:
-            data = frames[client.project]
-            if client.session in news.messages:
-                added = news.messages[client.session or ""]
-                data = frame("reset", {}, cursor) if added is None else added + data
-            client.give(data, cursor=cursor)
+            added = [news.messages[one] for one in client.sessions if one in news.messages]
+            client.give(b"".join(added) + frames[client.project], cursor=cursor)
 
     def _note(self, entries: Iterable[Entry]) -> None:
         """Remember which sessions will wait for a person if they are still."""
@@ -321,19 +327,18 @@ def changes(
     return frame("sessions", data, cursor)
 
 
-def missed(store: Store, client: Client, since: Seen | None, known: int | None) -> bytes:
-    """The frames for a client that begins: what changed since it has read all, up to now.
-
-    `known`: how many messages it has of the session that it looks at.
-    """
+def missed(store: Store, client: Client, since: Seen | None) -> bytes:
+    """The frames for a client that begins: what changed since it has read all, up to now."""
     news = look(store, since)
     cursor = news.seen.cursor
-    row = store.views.row(read.INDEX, client.session) if client.session else None
-    added: bytes | None = b""
-    if row and not news.reset:
-        after = news.seen.seq if since is None else since.seq
-        added = grown(store, read.entry_of(store, row), after=after, known=known)
-    if news.reset or added is None:
+    if news.reset:
         return frame("reset", {}, cursor)
+    after = news.seen.seq if since is None else since.seq
+    rows = {one: store.views.row(read.INDEX, one) for one in client.sessions}
+    added = [
+        grown(store, read.entry_of(store, row), after=after, known=client.sessions[one])
+        for one, row in rows.items()
+        if row
+    ]
     counts = api.counts(store, client.project, (), now_ms())
-    return added + changes(news.entries, client.project, cursor, **counts)
+    return b"".join(added) + changes(news.entries, client.project, cursor, **counts)

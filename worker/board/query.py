@@ -10,6 +10,7 @@ from starlette.requests import Request
 from session_projector.worker.errors import UsageError
 
 MOST: int = 2**63 - 1
+MOST_NAMED: int = 16
 
 
 def required(request: Request, name: str) -> str:
@@ -29,6 +30,23 @@ def number(
     value = request.query_params.get(name)
     if not value and default is not None:
         return default
+    return _number(value, name, low, high)
+
+
+def numbered(request: Request, name: str, number: str) -> dict[str, int | None]:
+    """A parameter that may be given several times, and for each a number, or none for any."""
+    names = [one for one in request.query_params.getlist(name) if one]
+    numbers = [one for one in request.query_params.getlist(number) if one]
+    if len(names) > MOST_NAMED:
+        raise UsageError(f"{name} is given {len(names)} times", f"give {MOST_NAMED} at most")
+    if not numbers:
+        return dict.fromkeys(names)
+    if len(names) != len(numbers):
+        raise UsageError(f"{number} is not given for each {name}", f"correct {number}=")
+    return {one: _number(value, number, 0, MOST) for one, value in zip(names, numbers, strict=True)}
+
+
+def _number(value: str | None, name: str, low: int, high: int) -> int:
     digits = value is not None and value.isascii() and value.isdigit() and len(value) < 20
     if value and digits and low <= int(value) <= high:
         return int(value)

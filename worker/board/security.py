@@ -55,7 +55,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                kept = request.url.path.startswith("/static/")  # asked for again, not sent
+                headers.setdefault("Cache-Control", "no-cache" if kept else "no-store")
             await send(message)
 
         request = Request(scope, receive)
