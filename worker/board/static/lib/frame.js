@@ -218,6 +218,25 @@ setInterval(tickAll, 5000);
 document.addEventListener("visibilitychange", tickAll);
 
 /**
+ * A field that keeps what somebody types while the page is drawn again. It takes another value only
+ * where nobody is in it, such as that of an address gone back to.
+ * @param {Record<string, any> & {value: string, onInput?: (event: any) => void}} props
+ */
+export function Field({ value, onInput, ...others }) {
+  const [typed, setTyped] = useState(value);
+  const field = useRef(/** @type {Element | null} */ (null));
+  useEffect(() => {
+    if (document.activeElement !== field.current) setTyped(value);
+  }, [value]);
+  /** @param {any} event */
+  const input = (event) => {
+    setTyped(event.currentTarget.value);
+    onInput?.(event);
+  };
+  return html`<input ...${others} ref=${field} value=${typed} onInput=${input} />`;
+}
+
+/**
  * What the program said went wrong, in its own words, with its hint.
  * @param {{error: unknown, again?: () => void}} props
  */
