@@ -215,13 +215,12 @@ def test_one_that_is_too_far_behind_is_told_to_begin_again(
 
 
 def test_very_many_changes_at_once_are_a_reset(database: Database, shown: Board) -> None:
-    database.created("S", "one")
+    created = json.dumps(event("session_created", {"project": "P"}))
+    database.insert_many((f"n{n}", f"N-{n}", created, 1) for n in range(600))
     fold(database)
-    with shown.changes("since=0-1") as stream:
+    with shown.changes(f"since={shown.api('sessions')['cursor']}") as stream:
         begun(stream)
-        created = json.dumps(event("session_created", {"project": "P"}))
-        database.insert_many((f"n{n}", f"N-{n}", created, 1) for n in range(600))
-        fold(database)
+        database.sql("UPDATE session_index SET last_seq = last_seq + 1000")  # in one commit
         stream.wait_for("reset")
     with shown.changes("since=0-1") as stream:
         assert stream.next() == ("reset", {})
@@ -254,6 +253,16 @@ def test_a_session_that_is_still_begins_to_wait_for_a_person(
         told = stream.wait_for("sessions", waiting=1)
         assert told["counts"] == {"in-progress": 1}
         assert [(one["id"], one["waiting"]) for one in told["sessions"]] == [("S", True)]
+
+
+def test_so_does_one_that_was_still_before_anybody_looked(database: Database, shown: Board) -> None:
+    said = [{"role": "assistant", "content": "which one?"}]
+    data = {"project": "P", "status": "in-progress", "messages": said}
+    database.insert("S", event("session_created", data) | {"timestamp": now_ms() - 57_000})
+    fold(database)
+    with shown.changes("since=0-0") as stream:
+        while not stream.wait_for_session("S")["waiting"]:
+            pass
 
 
 @pytest.mark.sqlite

@@ -32,9 +32,8 @@ def test_the_demo_can_be_seen_on_a_board(tmp_path: Path) -> None:
     said = projector("demo", "--seconds", "1", "--board", env=state).stdout
 
     token = tmp_path / "projector" / "board-token"
-    assert re.search(
-        rf"^the board is at http://127\.0\.0\.1:\d+  \(its token is in {token}\)$", said, re.M
-    )
+    line = rf"^the board is at http://127\.0\.0\.1:\d+  \(its token is in {token}\)$"
+    assert re.search(line, said, re.MULTILINE)
     assert token.read_text().strip() not in said
 
 

@@ -229,6 +229,9 @@ class Hub:
 
     async def _follow(self, thread: Thread, wakeup: Wakeup) -> None:
         count_at = 0.0
+        if self._seen is None:
+            recent = await thread.run(lambda store: overview.latest(store, limit=MOST_CHANGES))
+            self._note(entry for entry in recent if not overview.waits(entry, now_ms()))
 
         async def changed() -> bool:
             return await thread.run(lambda store: store.changed())
@@ -264,10 +267,7 @@ class Hub:
             return
         if not news.entries:
             return
-        for entry in news.entries:
-            self._moving.pop(entry.session_id, None)
-            if overview.may_wait(entry):
-                self._moving[entry.session_id] = entry
+        self._note(news.entries)
         frames = {
             project: changes(news.entries, project, cursor)
             for project in {client.project for client in self._clients}
@@ -275,6 +275,13 @@ class Hub:
         for client in self._clients:
             added = [news.messages[one] for one in client.sessions if one in news.messages]
             client.give(b"".join(added) + frames[client.project], cursor=cursor)
+
+    def _note(self, entries: Iterable[Entry]) -> None:
+        """Remember which sessions will wait for a person if they are still."""
+        for entry in entries:
+            self._moving.pop(entry.session_id, None)
+            if overview.may_wait(entry):
+                self._moving[entry.session_id] = entry
 
     def _tell_counts(self, counts: Mapping[str | None, dict[str, Any]], now: int) -> None:
         """Tell how many sessions there are, and which of them wait for a person by now."""
