@@ -267,14 +267,16 @@ function Hint({ text }) {
 export function useAnswer(ask, inputs) {
   const [answer, setAnswer] = useState(/** @type {{value: T | undefined, error: unknown}} */ ({ value: undefined, error: null }));
   const turn = useRef(0);
+  const newest = useRef(0);
   const again = async () => {
     const mine = ++turn.current;
     try {
       const value = await ask();
-      if (mine === turn.current) setAnswer({ value, error: null });
+      if (mine > newest.current) setAnswer({ value, error: null });
     } catch (error) {
-      if (mine === turn.current) setAnswer((old) => ({ value: old.value, error }));
+      if (mine > newest.current) setAnswer((old) => ({ value: old.value, error }));
     }
+    newest.current = Math.max(newest.current, mine); // an answer to an older question is passed over
   };
   useEffect(() => void again(), inputs);
   return { ...answer, again };
