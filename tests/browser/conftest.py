@@ -27,7 +27,7 @@ def browser() -> Iterator[Any]:
         pytest.skip(f"{CHROMIUM} is not here: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with api.sync_playwright() as playwright:
-        api.expect.set_options(timeout=15_000)
+        api.expect.set_options(timeout=40_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()

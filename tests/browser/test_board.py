@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.browser import expect, say, texts
 
+pytestmark = pytest.mark.timeout(240)  # a browser beside other tests
+
 NOW = int(time.time() * 1000)
 
 
@@ -65,6 +67,17 @@ def test_filters_stand_in_the_address(world: Any) -> None:
     page.goto(f"{world.board.url}/?q=nothing-like-it")
     page.get_by_role("link", name="Show all").click()
     expect(page.locator(".card")).to_have_count(5)
+
+
+def test_an_update_keeps_what_is_being_typed(world: Any) -> None:
+    page = filled(world).start().open()
+    field = page.get_by_label("words in title")
+    field.press_sequentially("tas")
+    say(world.database, "S-2", *texts(1, first=2))
+    expect(page.locator('[data-id="S-2"]')).to_contain_text("assistant")
+    field.press_sequentially("k 3")
+    expect(page.locator(".card")).to_have_count(1)
+    expect(field).to_have_value("task 3")
 
 
 def test_who_waits_longest_stands_first(world: Any) -> None:

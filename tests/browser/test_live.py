@@ -7,6 +7,8 @@ import pytest
 from support import projector
 from support.browser import expect, say, texts
 
+pytestmark = pytest.mark.timeout(240)  # a browser beside other tests
+
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 def test_pages_go_on_after_the_board_was_killed(world: Any) -> None:

@@ -4,8 +4,11 @@ import json
 import re
 from typing import Any
 
+import pytest
 from support.browser import expect, say, texts
 from support.node_packages import node_packages
+
+pytestmark = pytest.mark.timeout(240)  # a browser beside other tests
 
 
 def quarantined(world: Any) -> list[int]:

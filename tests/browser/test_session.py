@@ -3,7 +3,10 @@
 import re
 from typing import Any
 
+import pytest
 from support.browser import expect, say, texts
+
+pytestmark = pytest.mark.timeout(240)  # a browser beside other tests
 
 
 def shown(page: Any) -> list[int]:

@@ -26,7 +26,7 @@ class Visitor:
     ) -> None:
         self.board = board
         self.context = browser.new_context(reduced_motion="reduce", **options)
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(40_000)
         self.problems: list[str] = []
         self.allowed: list[str] = []
         """Patterns of what a test expects to go wrong."""

@@ -2,7 +2,7 @@
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
 import { count, counted, quoted } from "./lib/format.js";
-import { Age, Command, Failure, Frame, mount, useStatus } from "./lib/frame.js";
+import { Age, Command, Failure, Field, Frame, mount, useStatus } from "./lib/frame.js";
 import { notifies, setNotifies, watchNotifications } from "./lib/notify.js";
 import { follow, listen } from "./lib/stream.js";
 import { inert, shown } from "./lib/text.js";
@@ -206,7 +206,7 @@ function Tools({ filters, choose, totals }) {
   };
   const projects = [...new Set([...(totals?.projects ?? []), ...(filters.project ? [filters.project] : [])])];
   return html`<form class="tools" role="search" aria-label="filter" onSubmit=${(/** @type {Event} */ event) => event.preventDefault()}>
-    <input type="search" data-search aria-label="words in title, id or project" placeholder="Filter" value=${filters.q} onInput=${words} />
+    <${Field} type="search" data-search aria-label="words in title, id or project" placeholder="Filter" value=${filters.q} onInput=${words} />
     <select aria-label="project" onChange=${(/** @type {any} */ event) => choose({ ...filters, project: event.currentTarget.value })}>
       <option value="" selected=${!filters.project}>all projects</option>
       ${projects.map((one) => html`<option value=${one} selected=${one === filters.project}>${inert(one)}</option>`)}

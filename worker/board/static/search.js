@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
 import { count, counted } from "./lib/format.js";
-import { Age, Failure, Frame, mount, useFollow } from "./lib/frame.js";
+import { Age, Failure, Field, Frame, mount, useFollow } from "./lib/frame.js";
 import { watchNotifications } from "./lib/notify.js";
 import { inert, shown } from "./lib/text.js";
 
@@ -67,12 +67,12 @@ function Search() {
   return html`<${Frame} page="Search" title=${asked.q ? `${asked.q}, search` : "Search"}>
     <h1 class="unseen">Search</h1>
     <form class="tools" role="search" onSubmit=${submitted}>
-      <input type="search" name="q" data-search aria-label="words" placeholder="Words that were said" value=${asked.q} autofocus />
+      <${Field} type="search" name="q" data-search aria-label="words" placeholder="Words that were said" value=${asked.q} autofocus />
       <button class="main">Search</button>
       <select aria-label="project" onChange=${chosen("project")}><option value="">all projects</option>
         ${[...new Set([...projects, ...(asked.project ? [asked.project] : [])])].map((one) => html`<option value=${one} selected=${one === asked.project}>${inert(one)}</option>`)}</select>
       <select aria-label="said by" onChange=${chosen("role")}>${["", "user", "assistant"].map((one) => html`<option value=${one} selected=${one === asked.role}>${one || "said by anyone"}</option>`)}</select>
-      <label>since <input type="date" value=${asked.since.slice(0, 10)} onChange=${chosen("since")} /></label>
+      <label>since <${Field} type="date" value=${asked.since.slice(0, 10)} onChange=${chosen("since")} /></label>
       <select aria-label="order" onChange=${chosen("order")}>${["newest", "best"].map((one) => html`<option value=${one} selected=${one === asked.order}>${one} first</option>`)}</select>
     </form>
     ${error && html`<${Failure} error=${error} />`}

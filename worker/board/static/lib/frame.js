@@ -218,6 +218,25 @@ setInterval(tickAll, 5000);
 document.addEventListener("visibilitychange", tickAll);
 
 /**
+ * A field that keeps what somebody types while the page is drawn again. It takes another value only
+ * where nobody is in it, such as that of an address gone back to.
+ * @param {Record<string, any> & {value: string, onInput?: (event: any) => void}} props
+ */
+export function Field({ value, onInput, ...others }) {
+  const [typed, setTyped] = useState(value);
+  const field = useRef(/** @type {Element | null} */ (null));
+  useEffect(() => {
+    if (document.activeElement !== field.current) setTyped(value);
+  }, [value]);
+  /** @param {any} event */
+  const input = (event) => {
+    setTyped(event.currentTarget.value);
+    onInput?.(event);
+  };
+  return html`<input ...${others} ref=${field} value=${typed} onInput=${input} />`;
+}
+
+/**
  * What the program said went wrong, in its own words, with its hint.
  * @param {{error: unknown, again?: () => void}} props
  */
@@ -248,14 +267,16 @@ function Hint({ text }) {
 export function useAnswer(ask, inputs) {
   const [answer, setAnswer] = useState(/** @type {{value: T | undefined, error: unknown}} */ ({ value: undefined, error: null }));
   const turn = useRef(0);
+  const newest = useRef(0);
   const again = async () => {
     const mine = ++turn.current;
     try {
       const value = await ask();
-      if (mine === turn.current) setAnswer({ value, error: null });
+      if (mine > newest.current) setAnswer({ value, error: null });
     } catch (error) {
-      if (mine === turn.current) setAnswer((old) => ({ value: old.value, error }));
+      if (mine > newest.current) setAnswer((old) => ({ value: old.value, error }));
     }
+    newest.current = Math.max(newest.current, mine); // an answer to an older question is passed over
   };
   useEffect(() => void again(), inputs);
   return { ...answer, again };
