@@ -211,6 +211,21 @@ def violations(page: Any, source: str) -> list[Any]:
     return found
 
 
+def test_search_marks_the_words_and_a_click_leads_to_the_message(world: Any) -> None:
+    said = [f"number {n}" for n in range(150)]
+    said[20] = "the <b>needle</b> in the haystack"
+    world.database.created("A-1", *said)
+    world.start(with_daemon=False)
+    world.start_daemon("--with", "search")
+    page = world.visitor().open("/search?q=needle")
+    hit = page.locator(".hit")
+    expect(hit.locator("mark")).to_have_text("needle")
+    expect(hit.locator(".snippet")).to_contain_text("the <b>needle</b> in")
+    hit.click()
+    expect(page.locator("#m21")).to_be_in_viewport()
+    expect(page.locator("#m21")).to_contain_text("haystack")
+
+
 def test_search_says_why_there_is_none(world: Any) -> None:
     visitor = world.start().visitor()
     visitor.allowed.append("409")

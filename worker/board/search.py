@@ -1,7 +1,6 @@
 """The answers about what was said, across sessions."""
 
-from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from starlette.requests import Request
@@ -9,35 +8,29 @@ from starlette.requests import Request
 from session_projector.worker.board import query
 from session_projector.worker.board.answers import Conflict
 from session_projector.worker.board.values import whole
-from session_projector.worker.errors import CheckFailed, InterventionRequired
+from session_projector.worker.errors import CheckFailed, InterventionRequired, UsageError
+from session_projector.worker.sessions import search as messages
 from session_projector.worker.sessions.time_travel import point
 from session_projector.worker.storage.port import Store
 
-MOST: Final = 100
-_MODULE: Final = "session_projector.worker.sessions.search"
+MOST: Final = 200
 
 
 def search(store: Store, request: Request) -> dict[str, Any]:
-    limit = query.number(request, "limit", 50, low=1, high=MOST)
-    role, project = query.text(request, "role"), query.text(request, "project")
-    order = query.chosen(request, "order", "newest", "best")
-    words, since = query.required(request, "q"), query.text(request, "since")
-    since_ms = None if since is None else point(since).value
+    since, role = query.text(request, "since"), query.text(request, "role")
+    if role not in (None, *messages.ROLES):
+        raise UsageError(f"role is none of {', '.join(messages.ROLES)}", "correct role=")
     try:
-        found = import_module(_MODULE).search(
+        found = messages.search(
             store,
-            words,
-            project=project,
-            role=role,
-            since_ms=since_ms,
-            order=order,
-            limit=limit + 1,
+            query.required(request, "q"),
+            project=query.text(request, "project"),
+            role=cast(Any, role),
+            since_ms=None if since is None else point(since).value,
+            order=cast(Any, query.chosen(request, "order", "newest", "best")),
+            limit=query.number(request, "limit", messages.LIMIT, low=1, high=MOST),
         )
-    except ModuleNotFoundError as error:
-        if error.name != _MODULE:
-            raise
-        raise Conflict("this version of projector has no search", "install a newer one") from None
     except (CheckFailed, InterventionRequired) as error:  # switched off, or still being built
         raise Conflict(str(error), error.hint) from None
-    results = whole(msgspec.to_builtins(found))
-    return {"results": results[:limit], "more": len(results) > limit}
+    results: dict[str, Any] = whole(msgspec.to_builtins(found))
+    return results
