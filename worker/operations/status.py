@@ -168,12 +168,17 @@ def _deferred(checkpoint: Checkpoint) -> list[DeferredView]:
 def _lag_seconds(store: Store, position: int) -> float | None:
     """The age of the oldest event that is not folded, by its writer's clock.
 
+    Of events that are all held back it is the newest one that tells, as they are not to be read.
     An event without a valid time, or with one in the future, is passed over: then the events after
     it count, then the last one that was folded. None if none of them has a valid time.
     """
     waiting = store.log.page(start=position + 1, events=CLOCKS)[:CLOCKS]
     if not waiting:
-        return 0.0
+        newest = store.log.newest()
+        held_back = store.log.event(newest) if newest > position else None
+        if held_back is None:
+            return 0.0
+        waiting = [held_back]
     folded = store.log.event(position)
     for row in (*waiting, *([folded] if folded else [])):
         with suppress(Unfoldable):

@@ -131,6 +131,11 @@ def test_a_server_that_cannot_be_reached_and_one_in_another_encoding_are_said(
             "seq",
             "the next position, 2, is not above the newest one, 2",
         ),
+        (
+            INSERT.replace("%s", "'b'", 1).replace("%s", "NULL") + f"; {LOG} ALTER seq RESTART 1",
+            "seq",
+            "the next position, 1, is not above the newest one, 2",
+        ),
         (f"{LOG} DISABLE TRIGGER event_log_insert", "triggers", "event_log_insert is changed"),
         (f"{LOG} ENABLE TRIGGER event_log_append_only", "triggers", "append_only is changed"),
         ("DROP TRIGGER event_log_bell ON event_log", "triggers", "event_log_bell is gone"),

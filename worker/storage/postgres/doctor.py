@@ -86,6 +86,13 @@ def _fix(connection: Connection, *statements: str) -> str:
     return ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
 
 
+def _as_superuser(connection: Connection, *statements: str) -> str:
+    """The same, of statements that no other role may run."""
+    fix = _fix(connection, *statements)
+    is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+    return fix if is_one else f"with a superuser in place of the role: {fix}"
+
+
 def _asked(connection: Connection, sql: str, **values: Any) -> list[tuple[Any, ...]]:
     """The answer to a question about our tables, which stand in `_OURS`."""
     tables = [*migrate.tables()]
@@ -136,12 +143,22 @@ def sequence(connection: Connection) -> Iterator[Check]:
         )
         sets = "SET CACHE 1 SET INCREMENT 1 SET NO CYCLE"
         yield Check("seq", "fail", said, _fix(connection, f"{alter} {sets}"))
-    elif last is not None and last < newest:
-        said = f"the next position, {last + 1:,}, is not above the newest one, {newest:,}"
+    elif (following := _following(connection, log, last)) is not None and following <= newest:
+        said = f"the next position, {following:,}, is not above the newest one, {newest:,}"
         sets = f"SELECT setval({literal(f'{log}_seq_seq')}, (SELECT max(seq) FROM {log}))"
         yield Check("seq", "fail", said, _fix(connection, sets))
     else:
         yield Check("seq", "ok", "GENERATED ALWAYS AS IDENTITY, CACHE 1")
+
+
+def _following(connection: Connection, log: str, last: int | None) -> int | None:
+    """The position that is drawn next, None where this role may not know."""
+    if last is not None:
+        return last + 1
+    named = f"{log}_seq_seq"  # which was set, and not drawn from since then
+    if not connection.value("SELECT has_sequence_privilege(%s, 'SELECT')", (named,)):
+        return None
+    return int(connection.value(f"SELECT last_value FROM {connection.prefix}event_log_seq_seq"))
 
 
 def triggers(connection: Connection) -> Iterator[Check]:
@@ -277,7 +294,7 @@ def server(connection: Connection) -> Iterator[Check]:
     elif off:
         said = f"{' and '.join(off)} off: events may be lost when the server's machine crashes"
         resets = [f"ALTER SYSTEM SET {name} = on" for name in off]
-        fix = _fix(connection, *resets, "SELECT pg_reload_conf()")
+        fix = _as_superuser(connection, *resets, "SELECT pg_reload_conf()")
         yield Check("postgresql", "warn", f"PostgreSQL {version} has {said}", fix)
     else:
         yield Check("postgresql", "ok", f"PostgreSQL {version}")
@@ -353,7 +370,7 @@ def writers(connection: Connection) -> Iterator[Check]:
     for name in endless:
         said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
         sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
-        yield Check("writers", "warn", said, _fix(connection, sets))
+        yield Check("writers", "warn", said, _as_superuser(connection, sets))
     if not too_much and not endless:
         told = ", ".join(sorted(names[role][0] for role in adding)) or "no role but the owner"
         yield Check("writers", "ok", f"{told} may add events, and do nothing else to the log")
@@ -410,7 +427,10 @@ def prepared(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check
     for gid, owner, age_s in old:
         said = f"the prepared transaction {gid} of {owner} keeps its locks for {age_s:,.0f} s now"
         end = f"ROLLBACK PREPARED {literal(gid)}"
-        fix = f"COMMIT PREPARED it, or where it was forgotten: {_fix(connection, end)}"
+        fix = (
+            f"COMMIT PREPARED it, or where it was forgotten, with the role {owner} or a superuser:"
+            f" {_fix(connection, end)}"
+        )
         yield Check("prepared", "warn", said, fix)
     if not old:
         said = f"{len(found)} transactions, none of them old" if found else "no transaction is"
@@ -421,7 +441,8 @@ def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
     """Check that what each new row of a view replaces is cleared away."""
     wrong = []
     if connection.value("SELECT current_setting('autovacuum')") == "off":
-        fix = _fix(connection, "ALTER SYSTEM SET autovacuum = on", "SELECT pg_reload_conf()")
+        sets = ("ALTER SYSTEM SET autovacuum = on", "SELECT pg_reload_conf()")
+        fix = _as_superuser(connection, *sets)
         wrong.append(("autovacuum is off: the tables of views grow with each event", fix))
     off = _asked(
         connection,

@@ -161,7 +161,8 @@ class PostgresLog:
         return [
             Holder(
                 f"the prepared transaction {gid} of {role}{_old(age_s)}",
-                f"`{psql(name, f'ROLLBACK PREPARED {literal(gid)}')}`",
+                f"`{psql(name, f'ROLLBACK PREPARED {literal(gid)}')}`, with the role {role} or a"
+                " superuser",
             )
             if gid
             else Holder(

@@ -76,6 +76,7 @@ def let_read(connection: Connection, role: str, tables: list[str]) -> None:
     connection.rows(f"GRANT USAGE ON SCHEMA {connection.prefix[:-1]} TO {to}")
     named = ", ".join(connection.prefix + _named(table) for table in tables)
     connection.rows(f"GRANT SELECT ON {named} TO {to}")
+    connection.rows(f"GRANT EXECUTE ON FUNCTION {connection.prefix}view_json(bytea) TO {to}")
 
 
 def let_readers_read(connection: Connection, table: str) -> None:
