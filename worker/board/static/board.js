@@ -71,6 +71,7 @@ function Board() {
   const load = async () => {
     const mine = ++turn.current;
     const current = now.current;
+    setTotals((old) => old && { ...old, next: null }); // of what was shown until now
     try {
       const found = await sessions(current);
       if (mine !== turn.current) return;
@@ -129,7 +130,9 @@ function Board() {
   }, []);
 
   const more = async () => {
+    const mine = turn.current;
     const found = await get("sessions", { ...asked(filters), limit: PAGE, page: totals?.next });
+    if (mine !== turn.current) return;
     for (const one of found.sessions) if (!known.has(one.id)) known.set(one.id, one);
     setTotals((old) => old && { ...old, next: found.next });
   };
