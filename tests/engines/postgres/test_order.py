@@ -11,6 +11,7 @@ import pytest
 from support.postgres import Server
 
 from session_projector.projections.event import LogRow
+from session_projector.worker.operations.status import status
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Store
 from session_projector.worker.storage.postgres.connection import opened
@@ -150,12 +151,15 @@ def test_who_holds_events_back_is_named(url: str, store: Store) -> None:
         slow.execute("SELECT pg_sleep(1.1)")
         quick.execute(INSERT, ("b",))
         said = store.log.held_back_by()
+        lags = [one.lag_seconds for one in status(storage.database(url)).projections]
         slow.rollback()
 
         assert len(said) == 1
         assert f"process {slow.info.backend_pid} " in said[0].who
         assert name in said[0].who
         assert f"pg_terminate_backend({slow.info.backend_pid})" in said[0].cure
+        assert lags
+        assert all(lag and lag > 1000 for lag in lags)  # the events are from 1970
         assert store.log.held_back_by() == []
 
 

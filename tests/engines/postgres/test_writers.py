@@ -336,6 +336,19 @@ def test_rights_that_a_role_had_before_are_taken_back(target: Target, owner: Pla
         writer.execute("DELETE FROM event_log")
 
 
+def test_a_reader_gets_view_json_back_where_nobody_may_call_functions(
+    target: Target, owner: Plain, reader: Plain
+) -> None:
+    view_json = r"SELECT public.view_json('\x80'::bytea)"
+    owner.execute("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC, reader")
+    with pytest.raises(DENIED):
+        reader.execute(view_json)
+
+    migrate.setup(target, reader="reader")
+
+    assert reader.execute(view_json).fetchall() == [({},)]
+
+
 def test_the_command_grants_roles_what_they_need_and_says_so(postgres: Server) -> None:
     postgres.sql("CREATE ROLE writer LOGIN; CREATE ROLE reader LOGIN")
     try:

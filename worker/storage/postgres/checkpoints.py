@@ -19,7 +19,7 @@ from session_projector.worker.storage.port import (
     QuarantineReason,
     StoredProjection,
 )
-from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.connection import Connection, Values
 from session_projector.worker.storage.postgres.text import escaped, unescaped
 
 _STATUS: Final = "state, version, why, events, total, since, updated_at"
@@ -171,14 +171,7 @@ class PostgresQuarantine:
 
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
         where, values = ("TRUE", ()) if seq is None else ("q.seq = %s", (seq,))
-        rows = self._connection.rows(
-            "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note"
-            f" FROM {self._p}quarantine AS q LEFT JOIN {self._p}dismissed AS d"
-            f" ON d.seq = q.seq AND d.id IS NOT DISTINCT FROM q.id WHERE {where}"
-            " ORDER BY q.seq, q.projection",
-            values,
-        )
-        return [QuarantineEntry(*row[:4], *map(unescaped, row[4:])) for row in rows]
+        return self._entries(where, values)
 
     def page(
         self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
@@ -188,13 +181,20 @@ class PostgresQuarantine:
             ["q.seq > %(after)s"]
             + [f"q.{name} = %({name})s" for name, value in given.items() if value is not None]
         )
+        page = (
+            f"SELECT DISTINCT seq FROM {self._p}quarantine AS q WHERE {where}"
+            " ORDER BY seq LIMIT %(limit)s"
+        )
+        values = {**given, "after": after, "limit": limit}
+        return self._entries(f"{where} AND q.seq IN ({page})", values)
+
+    def _entries(self, where: str, values: Values) -> list[QuarantineEntry]:
         rows = self._connection.rows(
             "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note"
             f" FROM {self._p}quarantine AS q LEFT JOIN {self._p}dismissed AS d"
-            f" ON d.seq = q.seq AND d.id IS NOT DISTINCT FROM q.id WHERE {where} AND q.seq IN"
-            f" (SELECT DISTINCT seq FROM {self._p}quarantine AS q WHERE {where}"
-            " ORDER BY seq LIMIT %(limit)s) ORDER BY q.seq, q.projection",
-            {**given, "after": after, "limit": limit},
+            f" ON d.seq = q.seq AND d.id IS NOT DISTINCT FROM q.id WHERE {where}"
+            " ORDER BY q.seq, q.projection",
+            values,
         )
         return [QuarantineEntry(*row[:4], *map(unescaped, row[4:])) for row in rows]
 

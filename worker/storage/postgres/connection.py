@@ -208,8 +208,9 @@ class Connection:
         projection: str | None = None,
         plain: bool = False,
     ) -> list[list[tuple[Any, ...]]]:
-        """The rows of several statements, all in one transaction and one round trip. It needs no
-        `begin` unless it is a special one. `plain`: what PostgreSQL says is raised as it is."""
+        """The rows of several statements, all in one transaction and one round trip. Several that
+        write need a `begin`: without it, where a value cannot be sent, those before it are
+        committed. `plain`: what PostgreSQL says is raised as it is."""
         with nullcontext() if plain else self.errors(projection):
             raw = self.raw
             self._since = time.monotonic()

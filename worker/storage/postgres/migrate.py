@@ -22,7 +22,6 @@ SESSION_KEY: Final = "idx_view_session_key"
 _OURS: Final = "-projector-"
 _BUILT_IN: Final = [one.table for one in BUILT_IN if not one.table.prefix]
 LOCK_TIMEOUT_S: Final = 10.0
-"""Of the advisory lock that lets one set-up wait for another."""
 _MADE: Final = re.compile(
     r"(?m)^(?:CREATE (?:OR REPLACE |UNIQUE )?(TABLE|INDEX|FUNCTION|TRIGGER) (?:\{schema\}\.)?(\w+)"
     r"|(?:ALTER TABLE \{schema\}\.(?:\w+)\s+)ADD (CONSTRAINT) (\w+))"

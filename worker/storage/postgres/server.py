@@ -57,13 +57,8 @@ def wheel() -> Path | None:
 class Server:
     """A server that runs until `close`; its superuser needs no password."""
 
-    def __init__(
-        self,
-        programs: Path,
-        *,
-        within: str = "/tmp",
-        **settings: str | int,  # the path is short
-    ) -> None:
+    def __init__(self, programs: Path, *, within: str = "/tmp", **settings: str | int) -> None:
+        """`within`: a folder with a short path, as that of a socket must be."""
         self.binaries = programs
         """Its programs, `psql` among them."""
         self.socket = Path(tempfile.mkdtemp(prefix="projector-", dir=within))

@@ -97,10 +97,8 @@ class PostgresStore:
     def _commit_together(self, changes: Sequence[Change]) -> None:
         """All of it in one round trip."""
         statements = all_at_once(self.connection, changes)
-        if len(statements) > 1:
-            self.connection.together(statements, "BEGIN", plain=True)
-        else:
-            self.connection.together(statements, plain=True)
+        begin = "BEGIN" if len(statements) > 1 else ""
+        self.connection.together(statements, begin, plain=True)
 
     def _commit_one_by_one(self, changes: Sequence[Change]) -> None:
         with self.connection.writing():

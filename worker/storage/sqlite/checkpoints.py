@@ -143,13 +143,7 @@ class SqliteQuarantine:
 
     def entries(self, seq: int | None = None) -> list[QuarantineEntry]:
         where, values = ("TRUE", ()) if seq is None else ("q.seq = ?", (seq,))
-        rows = self._connection.rows(
-            "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note FROM quarantine AS q"
-            f" LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id WHERE {where}"
-            " ORDER BY q.seq, q.projection",
-            values,
-        )
-        return [QuarantineEntry(*row) for row in rows]
+        return self._entries(where, values)
 
     def page(
         self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
@@ -159,12 +153,16 @@ class SqliteQuarantine:
             ["q.seq > :after", "q.seq < ''"]
             + [f"q.{name} = :{name}" for name, value in given.items() if value is not None]
         )
+        page = f"SELECT DISTINCT seq FROM quarantine AS q WHERE {where} ORDER BY seq LIMIT :limit"
+        values = {**given, "after": after, "limit": limit}
+        return self._entries(f"{where} AND q.seq IN ({page})", values)
+
+    def _entries(self, where: str, values: Any) -> list[QuarantineEntry]:
         rows = self._connection.rows(
             "SELECT q.projection, q.seq, q.id, q.key, q.reason, d.note FROM quarantine AS q"
-            f" LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id WHERE {where} AND q.seq"
-            f" IN (SELECT DISTINCT seq FROM quarantine AS q WHERE {where} ORDER BY seq"
-            " LIMIT :limit) ORDER BY q.seq, q.projection",
-            {**given, "after": after, "limit": limit},
+            f" LEFT JOIN dismissed AS d ON d.seq = q.seq AND d.id IS q.id WHERE {where}"
+            " ORDER BY q.seq, q.projection",
+            values,
         )
         return [QuarantineEntry(*row) for row in rows]
 
