@@ -23,8 +23,8 @@ from session_projector.worker.doctor.examine import examine
 from session_projector.worker.errors import naming
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Check
-from session_projector.worker.storage.postgres import doctor
 from session_projector.worker.storage.postgres.connection import opened
+from session_projector.worker.storage.postgres.doctor import checks
 from session_projector.worker.storage.postgres.target import parse
 
 OF_THE_SERVER = {"postgresql", "daemon"}
@@ -292,8 +292,8 @@ def test_a_prepared_transaction_that_was_forgotten_is_found(url: str, postgres: 
         writer.execute(INSERT, ("open", "{}"))
         writer.execute("PREPARE TRANSACTION 'it''s'")
     with opened(parse(url)) as connection:
-        (now,) = doctor.prepared(connection)
-        (late,) = doctor.prepared(connection, old_s=0)
+        (now,) = checks.prepared(connection)
+        (late,) = checks.prepared(connection, old_s=0)
 
     assert (now.level, late.level) == ("ok", "warn")
     assert "it's of postgres" in late.found
@@ -307,14 +307,14 @@ def test_a_transaction_that_holds_vacuum_back_is_found(url: str, postgres: Serve
         reader.commit()
         reader.execute("SELECT * FROM view")
         with opened(parse(url)) as connection:
-            (now,) = doctor.vacuum(connection)
-            (late,) = doctor.vacuum(connection, old_s=0)
+            (now,) = checks.vacuum(connection)
+            (late,) = checks.vacuum(connection, old_s=0)
 
         assert (now.level, late.level) == ("ok", "warn")
         assert f"report (postgres, process {reader.info.backend_pid} of the server)" in late.found
         fix(late, postgres)
         with opened(parse(url)) as connection:
-            assert [one.level for one in doctor.vacuum(connection, old_s=0)] == ["ok"]
+            assert [one.level for one in checks.vacuum(connection, old_s=0)] == ["ok"]
 
 
 @contextmanager

@@ -108,9 +108,9 @@ class PostgresDatabase:
         return 0  # the server looks after it
 
     def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
-        from session_projector.worker.storage.postgres import doctor
+        from session_projector.worker.storage.postgres.doctor import checks
 
-        return doctor.checks(self._target, code_versions)
+        return checks.checks(self._target, code_versions)
 
     def who_locks_it(self) -> str:
         return ""  # writers do not wait for each other

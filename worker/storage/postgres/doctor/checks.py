@@ -6,7 +6,7 @@ Each opens the database for itself and only to read.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from session_projector import migrations
 from session_projector.projections.decode import created_ms
@@ -22,7 +22,13 @@ from session_projector.worker.storage.postgres.connection import (
     opened,
     refuse_pooler,
 )
-from session_projector.worker.storage.postgres.errors import psql
+from session_projector.worker.storage.postgres.doctor.asking import (
+    OURS,
+    as_superuser,
+    asked,
+    commands,
+)
+from session_projector.worker.storage.postgres.doctor.rights import rights, writers
 from session_projector.worker.storage.postgres.log import PostgresLog, literal
 from session_projector.worker.storage.postgres.migrate import SESSION_KEY
 from session_projector.worker.storage.postgres.target import Target, identifier
@@ -35,13 +41,6 @@ LONG_S: Final = 3600
 """A transaction that is older keeps VACUUM from clearing away what was replaced meanwhile."""
 _GONE_AFTER_S: Final = 60
 _SETUP: Final = "`projector db setup`"
-_OURS: Final = (
-    "(SELECT c.* FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n"
-    " ON n.oid = relnamespace WHERE nspname = %(schema)s AND relname = ANY (%(tables)s)"
-    " AND relkind IN ('r', 'p')) AS ours"
-)
-_MAY_ADD: Final = ("id", "key", "data", "packed", "created_at")
-"""The columns of the log that a writer may write to."""
 
 
 def checks(target: Target, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
@@ -81,24 +80,6 @@ def checks(target: Target, code_versions: Mapping[str, int]) -> tuple[Checks, Ch
     )
 
 
-def _fix(connection: Connection, *statements: str) -> str:
-    """The commands that run statements, one after the other."""
-    return ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
-
-
-def _as_superuser(connection: Connection, *statements: str) -> str:
-    """The same, of statements that no other role may run."""
-    fix = _fix(connection, *statements)
-    is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-    return fix if is_one else f"with a superuser in place of the role: {fix}"
-
-
-def _asked(connection: Connection, sql: str, **values: Any) -> list[tuple[Any, ...]]:
-    """The answer to a question about our tables, which stand in `_OURS`."""
-    tables = [*migrate.tables()]
-    return connection.rows(sql, {"schema": connection.target.schema, "tables": tables, **values})
-
-
 def database(connection: Connection) -> Iterator[Check]:
     if (encoding := connection.raw.info.parameter_status("server_encoding")) != "UTF8":
         said = f"{connection.name} stores text as {encoding}, which cannot hold all events"
@@ -132,21 +113,21 @@ def sequence(connection: Connection) -> Iterator[Check]:
     if not identity:
         said = "event_log.seq is no identity column any more: no event can be added"
         add = f"GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {log}_seq_seq START {newest + 1})"
-        yield Check("seq", "fail", said, _fix(connection, f"{alter} ADD {add}"))
+        yield Check("seq", "fail", said, commands(connection, f"{alter} ADD {add}"))
     elif identity != "a":
         said = "event_log.seq is an identity column BY DEFAULT, not ALWAYS"
-        yield Check("seq", "fail", said, _fix(connection, f"{alter} SET GENERATED ALWAYS"))
+        yield Check("seq", "fail", said, commands(connection, f"{alter} SET GENERATED ALWAYS"))
     elif (cache, increment, cycles) != (1, 1, False):
         said = (
             f"positions are drawn with CACHE {cache}, INCREMENT {increment}"
             f"{', CYCLE' if cycles else ''}: an event may get a position below one that was read"
         )
         sets = "SET CACHE 1 SET INCREMENT 1 SET NO CYCLE"
-        yield Check("seq", "fail", said, _fix(connection, f"{alter} {sets}"))
+        yield Check("seq", "fail", said, commands(connection, f"{alter} {sets}"))
     elif (following := _following(connection, log, last)) is not None and following <= newest:
         said = f"the next position, {following:,}, is not above the newest one, {newest:,}"
         sets = f"SELECT setval({literal(f'{log}_seq_seq')}, (SELECT max(seq) FROM {log}))"
-        yield Check("seq", "fail", said, _fix(connection, sets))
+        yield Check("seq", "fail", said, commands(connection, sets))
     else:
         yield Check("seq", "ok", "GENERATED ALWAYS AS IDENTITY, CACHE 1")
 
@@ -168,14 +149,14 @@ def triggers(connection: Connection) -> Iterator[Check]:
         yield Check("triggers", "fail", said, _SETUP)
         return
     ours = [name for kind, name in migrate.objects() if kind == "TRIGGER"]
-    others = _asked(
+    others = asked(
         connection,
         "SELECT 'TRIGGER', tgname::text, relname::text"
-        f" FROM {_OURS} JOIN pg_catalog.pg_trigger ON tgrelid = ours.oid"
+        f" FROM {OURS} JOIN pg_catalog.pg_trigger ON tgrelid = ours.oid"
         " WHERE NOT tgisinternal AND tgenabled <> 'D' AND NOT tgname = ANY (%(ours)s)"
         " UNION ALL SELECT 'RULE', rulename::text, relname::text"
-        f" FROM {_OURS} JOIN pg_catalog.pg_rewrite ON ev_class = ours.oid"
-        f" UNION ALL SELECT '', '', relname::text FROM {_OURS} WHERE relrowsecurity ORDER BY 1, 2",
+        f" FROM {OURS} JOIN pg_catalog.pg_rewrite ON ev_class = ours.oid"
+        f" UNION ALL SELECT '', '', relname::text FROM {OURS} WHERE relrowsecurity ORDER BY 1, 2",
         ours=ours,
     )
     for kind, name, table in others:
@@ -185,7 +166,7 @@ def triggers(connection: Connection) -> Iterator[Check]:
         if not kind:
             said = "row security may hide rows from a role that should see them, or refuse them,"
             fix = f"ALTER TABLE {at} DISABLE ROW LEVEL SECURITY"
-        fix = f"if nothing needs it: {_fix(connection, fix)}"
+        fix = f"if nothing needs it: {commands(connection, fix)}"
         yield Check("triggers", "warn", f"{said} in {table}", fix)
     if not others:
         yield Check("triggers", "ok", "the log is append-only, for all and always")
@@ -195,10 +176,10 @@ def indexes(connection: Connection) -> Iterator[Check]:
     """Check the indexes that make reading fast, and the one that keeps a session in one row."""
     wrong = migrate.amiss(connection, "INDEX", "CONSTRAINT")
     ours = [name for kind, name in migrate.objects() if kind in ("INDEX", "CONSTRAINT")]
-    others = _asked(
+    others = asked(
         connection,
         "SELECT i.relname::text, ours.relname::text, conname::text"
-        f" FROM {_OURS} JOIN pg_catalog.pg_index ON indrelid = ours.oid"
+        f" FROM {OURS} JOIN pg_catalog.pg_index ON indrelid = ours.oid"
         " JOIN pg_catalog.pg_class AS i ON i.oid = indexrelid"
         " LEFT JOIN pg_catalog.pg_constraint ON conindid = i.oid AND conrelid = ours.oid"
         " WHERE (indisunique OR indexprs IS NOT NULL OR indpred IS NOT NULL)"
@@ -211,7 +192,7 @@ def indexes(connection: Connection) -> Iterator[Check]:
         drop = f"DROP INDEX {prefix}{identifier(name)}"
         if constraint:
             drop = f"ALTER TABLE {prefix}{table} DROP CONSTRAINT {identifier(constraint)}"
-        yield Check("indexes", "warn", said, f"if nothing needs it: {_fix(connection, drop)}")
+        yield Check("indexes", "warn", said, f"if nothing needs it: {commands(connection, drop)}")
     how = wrong.pop(SESSION_KEY, "")
     if wrong:
         named = ", ".join(f"{name} is {how}" for name, how in wrong.items())
@@ -294,86 +275,10 @@ def server(connection: Connection) -> Iterator[Check]:
     elif off:
         said = f"{' and '.join(off)} off: events may be lost when the server's machine crashes"
         resets = [f"ALTER SYSTEM SET {name} = on" for name in off]
-        fix = _as_superuser(connection, *resets, "SELECT pg_reload_conf()")
+        fix = as_superuser(connection, *resets, "SELECT pg_reload_conf()")
         yield Check("postgresql", "warn", f"PostgreSQL {version} has {said}", fix)
     else:
         yield Check("postgresql", "ok", f"PostgreSQL {version}")
-
-
-def rights(connection: Connection) -> Iterator[Check]:
-    """Check whether this role may do what a daemon does, and see what it needs to see."""
-    role, reads_all = connection.row(
-        "SELECT current_user::text, pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')"
-    ) or ("", True)
-    owned_by_others = _asked(
-        connection,
-        "SELECT relname::text, pg_catalog.pg_get_userbyid(relowner)::text"
-        f" FROM {_OURS} WHERE NOT pg_catalog.pg_has_role(relowner, 'USAGE') ORDER BY 1",
-    )
-    if owned_by_others:
-        owners = sorted({owner for _, owner in owned_by_others})
-        tables = ", ".join(table for table, _ in owned_by_others)
-        said = f"the role {role} does not own {tables}: it cannot run a daemon or replay"
-        fix = f"run those as {', '.join(owners)}; this role may read and wait"
-        yield Check("rights", "warn", said, fix)
-    elif not reads_all:
-        said = f"the role {role} cannot see how long the transactions of other roles have been open"
-        grant = f"GRANT pg_read_all_stats TO {identifier(role)}"
-        yield Check("rights", "warn", said, f"as a superuser: {_fix(connection, grant)}")
-    else:
-        yield Check("rights", "ok", f"the role {role} may do all that a daemon does")
-
-
-def writers(connection: Connection) -> Iterator[Check]:
-    """Check that other roles may add events and do nothing else to the log."""
-    log = f"{connection.target.prefix}event_log"
-    granted = connection.rows(
-        "SELECT a.grantee, a.privilege_type, NULL FROM pg_catalog.pg_class,"
-        " LATERAL aclexplode(relacl) AS a WHERE oid = %(log)s::regclass AND a.grantee <> relowner"
-        " UNION ALL SELECT a.grantee, a.privilege_type, attname::text FROM pg_catalog.pg_attribute"
-        " JOIN pg_catalog.pg_class AS c ON c.oid = attrelid, LATERAL aclexplode(attacl) AS a"
-        " WHERE attrelid = %(log)s::regclass AND a.grantee <> relowner"
-        " UNION ALL SELECT a.grantee, 'SEQUENCE ' || a.privilege_type, NULL"
-        " FROM pg_catalog.pg_class, LATERAL aclexplode(relacl) AS a"
-        " WHERE oid = to_regclass(%(log)s || '_seq_seq')"
-        " AND a.grantee <> relowner AND a.privilege_type <> 'SELECT'",
-        {"log": log},
-    )
-    names = {
-        oid: (name, is_ended)
-        for oid, name, is_ended in connection.rows(
-            "SELECT r.oid, rolname::text, EXISTS (SELECT 1 FROM pg_catalog.pg_db_role_setting AS s"
-            " WHERE setrole IN (0, r.oid) AND setdatabase IN (0, (SELECT oid FROM"
-            " pg_catalog.pg_database WHERE datname = current_database()))"
-            " AND array_to_string(setconfig, ' ') ~ '(^| )idle_in_transaction_session_timeout=')"
-            " OR (SELECT reset_val <> '0' AND source <> 'session' FROM pg_catalog.pg_settings"
-            " WHERE name = 'idle_in_transaction_session_timeout') FROM pg_catalog.pg_roles AS r"
-        )
-    }
-    adding: set[int] = set()
-    too_much: dict[int, set[str]] = {}
-    for role, privilege, column in granted:
-        if privilege == "INSERT" and column in _MAY_ADD:
-            adding.add(role)
-        elif privilege not in ("SELECT", "MAINTAIN", "REFERENCES"):
-            adding.add(role)
-            too_much.setdefault(role, set()).add(f"{privilege} {column or ''}".strip())
-    endless = [names[role][0] for role in adding if role in names and not names[role][1]]
-    for role, privileges in too_much.items():
-        name = names.get(role, ("everybody", False))[0]
-        said = f"{name} may do more than add events to event_log: {', '.join(sorted(privileges))}"
-        fix = f"leave it what a writer needs: `projector db setup --writer {argument(name)}`"
-        if role not in names:  # PUBLIC
-            revoke = f"REVOKE ALL ON {log}, {log}_seq_seq FROM PUBLIC"
-            fix = _fix(connection, revoke)
-        yield Check("writers", "warn", said, fix)
-    for name in endless:
-        said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
-        sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
-        yield Check("writers", "warn", said, _as_superuser(connection, sets))
-    if not too_much and not endless:
-        told = ", ".join(sorted(names[role][0] for role in adding)) or "no role but the owner"
-        yield Check("writers", "ok", f"{told} may add events, and do nothing else to the log")
 
 
 def pooler(connection: Connection) -> Iterator[Check]:
@@ -429,7 +334,7 @@ def prepared(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check
         end = f"ROLLBACK PREPARED {literal(gid)}"
         fix = (
             f"COMMIT PREPARED it, or where it was forgotten, with the role {owner} or a superuser:"
-            f" {_fix(connection, end)}"
+            f" {commands(connection, end)}"
         )
         yield Check("prepared", "warn", said, fix)
     if not old:
@@ -442,12 +347,12 @@ def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
     wrong = []
     if connection.value("SELECT current_setting('autovacuum')") == "off":
         sets = ("ALTER SYSTEM SET autovacuum = on", "SELECT pg_reload_conf()")
-        fix = _as_superuser(connection, *sets)
+        fix = as_superuser(connection, *sets)
         wrong.append(("autovacuum is off: the tables of views grow with each event", fix))
-    off = _asked(
+    off = asked(
         connection,
         "SELECT ours.relname::text, toast.reloptions::text LIKE '%%autovacuum_enabled=%%'"
-        f" FROM {_OURS} LEFT JOIN pg_catalog.pg_class AS toast ON toast.oid = ours.reltoastrelid,"
+        f" FROM {OURS} LEFT JOIN pg_catalog.pg_class AS toast ON toast.oid = ours.reltoastrelid,"
         " unnest(coalesce(ours.reloptions, '{}') || coalesce(toast.reloptions, '{}')) AS option"
         " WHERE option ~ '^autovacuum_enabled=(f|off|n|0)' ORDER BY 1",
     )
@@ -456,7 +361,7 @@ def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
         reset = f"ALTER TABLE {connection.target.prefix}{table} RESET ({name})"
         where = f"{table}'s TOAST table" if is_toast else table
         said = f"autovacuum is off for {where}: it grows with each event"
-        wrong.append((said, _fix(connection, reset)))
+        wrong.append((said, commands(connection, reset)))
     for pid, role, application, age_s in connection.rows(
         "SELECT pid, usename::text, application_name,"
         " extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age"
@@ -469,7 +374,7 @@ def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
             f"the transaction of {application} ({role}, process {pid} of the server),"
             f" {age_s:,.0f} s old, keeps what was replaced since from being cleared away"
         )
-        end = _fix(connection, f"SELECT pg_terminate_backend({pid})")
+        end = commands(connection, f"SELECT pg_terminate_backend({pid})")
         wrong.append((said, f"end it where it was forgotten: {end}"))
     for said, fix in wrong:
         yield Check("vacuum", "warn", said, fix)
@@ -492,4 +397,4 @@ def compression(connection: Connection) -> Iterator[Check]:
     sets = "SET COMPRESSION lz4" if has_lz4 else "SET STORAGE EXTERNAL"
     alter = f"ALTER TABLE {connection.target.prefix}view ALTER COLUMN data {sets}"
     said = "views are compressed by pglz, which makes writing a large one twice as slow"
-    yield Check("compression", "warn", said, _fix(connection, alter))
+    yield Check("compression", "warn", said, commands(connection, alter))

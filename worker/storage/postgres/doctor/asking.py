@@ -1,0 +1,31 @@
+"""What the checks ask, and the commands that they give."""
+
+from typing import Any, Final
+
+from session_projector.worker.storage.postgres import migrate
+from session_projector.worker.storage.postgres.connection import Connection
+from session_projector.worker.storage.postgres.errors import psql
+
+OURS: Final = (
+    "(SELECT c.* FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n"
+    " ON n.oid = relnamespace WHERE nspname = %(schema)s AND relname = ANY (%(tables)s)"
+    " AND relkind IN ('r', 'p')) AS ours"
+)
+
+
+def commands(connection: Connection, *statements: str) -> str:
+    """The commands that run statements, one after the other."""
+    return ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
+
+
+def as_superuser(connection: Connection, *statements: str) -> str:
+    """The same, of statements that no other role may run."""
+    fix = commands(connection, *statements)
+    is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+    return fix if is_one else f"with a superuser in place of the role: {fix}"
+
+
+def asked(connection: Connection, sql: str, **values: Any) -> list[tuple[Any, ...]]:
+    """The answer to a question about our tables, which stand in `_OURS`."""
+    tables = [*migrate.tables()]
+    return connection.rows(sql, {"schema": connection.target.schema, "tables": tables, **values})
