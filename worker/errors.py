@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
@@ -126,16 +126,17 @@ def argument(text: str) -> str:
     return f"-- {quoted(text)}" if text.startswith("-") else quoted(text)
 
 
-def naming(database: str, hint: str) -> str:
+def naming(database: str, hint: str, owner: Callable[[], str] | None = None) -> str:
     """Add `-d DATABASE`, quoted for a shell, to this program's commands in a hint.
 
-    Names within them must be `quoted`: nothing in such a name is taken for a command.
+    `owner` gives the name by which those open it that only an owner may run. Names within them must
+    be `quoted`: nothing in such a name is taken for a command.
     """
-    option = f" -d {quoted(database)}"
 
     def named(command: re.Match[str]) -> str:
         words, dashes, last = command[0].partition(" -- ")
-        return f"{words}{option}{dashes}{last}"
+        name = owner() if owner and _CHANGES.match(words) else database
+        return f"{words} -d {quoted(name)}{dashes}{last}"
 
     return _IN_BACKTICKS.sub(lambda commands: _COMMAND.sub(named, commands[0]), hint)
 
@@ -155,6 +156,9 @@ _AMBIGUOUS: Final = re.compile(
 )
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9/._+,:@%=-]")
 _IN_BACKTICKS: Final = re.compile("`[^`]+`")
+_CHANGES: Final = re.compile(
+    r"projector (run|replay|db setup|projection drop|quarantine (resubmit|dismiss))\b"
+)
 _COMMAND: Final = re.compile(r"\bprojector (?!.* -d )(?:(?! && )[^`])+")
 
 

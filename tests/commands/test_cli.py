@@ -328,7 +328,10 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         running.suspend()
         readable = run(database, "status")
         assert f"suspended (SIGSTOP), process {running.process.pid}" in readable
-        assert f"resume it: `kill -CONT {running.process.pid}`" in readable
+        assert (
+            f"resume it, as no other takes over from it: `kill -CONT {running.process.pid}`"
+            in readable
+        )
 
 
 @pytest.mark.parametrize(

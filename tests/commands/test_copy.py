@@ -364,7 +364,7 @@ def test_databases_that_are_no_two_are_refused(database: Database, tmp_path: Pat
     absent = projector("copy", tmp_path / "absent.db", database.path, check=4)
 
     assert "is named twice" in same.stderr
-    assert f"projector db setup -d {tmp_path}/absent.db" in absent.stderr
+    assert f"{tmp_path}/absent.db has no log to copy" in absent.stderr
 
 
 def test_a_hint_about_the_target_names_it(database: Database, tmp_path: Path) -> None:

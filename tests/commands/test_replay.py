@@ -77,6 +77,7 @@ def test_verify_names_what_differs_and_replay_fixes_it(folded: Database, kind: s
 
     row, what = kind.split()
     assert f"sessions: {what} {row}" in found.stdout
+    assert f"`projector replay -d {folded.named}`" in found.stdout
     assert f"1 {kind}" in tried.stdout or f"2 {kind}" in tried.stdout
     projector("verify", "-d", folded.url)
     assert folded.everything() == refolded(folded).everything()

@@ -129,7 +129,7 @@ def test_health_is_a_line_and_an_exit_code(database: Database) -> None:
     assert absent == f"no daemon is alive: start one: `projector run -d {database.named}`\n"
     assert well == f"process {running.process.pid}, position 1, newest event 1\n"
     pid = running.process.pid
-    resume = f"resume it: `kill -CONT {pid}`\n"
+    resume = f"resume it, as no other takes over from it: `kill -CONT {pid}`\n"
     assert stuck == f"the daemon (process {pid}) is suspended (SIGSTOP): {resume}"
 
 

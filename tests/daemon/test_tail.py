@@ -21,10 +21,13 @@ from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import (
+    CheckFailed,
     DatabaseUnavailable,
     InterventionRequired,
     TransientError,
 )
+from session_projector.worker.operations import health
+from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Thread
 from session_projector.worker.storage.sqlite.schema import migrate as schema
@@ -377,6 +380,9 @@ def test_a_rewound_log_is_refused_with_the_command_that_mends_it(database: Datab
     ) as refused:
         catch_up(rewound)
     assert "projector replay" in refused.value.hint
+    with pytest.raises(CheckFailed, match="@2 does not match") as unwell:
+        health.check(storage.database(rewound.url))
+    assert "projector replay" in unwell.value.hint
 
     rewound.insert("A-1", event("session_append", {"messages": [{}]}), id="another second event")
     with pytest.raises(InterventionRequired, match="checkpoint sessions@2 does not match"):

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -131,8 +133,7 @@ def _watch(told: int, request: int, *streams: int) -> None:
     if not (pid := os.fork()):
         _become(request, streams)
         os.close(told)
-        runpy.run_module("session_projector", run_name="__main__", alter_sys=True)
-        return
+        _run()
     for descriptor in (request, *streams):
         os.close(descriptor)
     with socket.socket(fileno=told) as answer:
@@ -140,6 +141,25 @@ def _watch(told: int, request: int, *streams: int) -> None:
         _, status = os.waitpid(pid, 0)
         answer.send(str(status).encode())
     os._exit(0)
+
+
+def _run() -> None:
+    """Be the program, to its end, without taking apart what was imported: that would write to all
+    that is shared."""
+    code: object = 0
+    try:
+        runpy.run_module("session_projector", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _become(request: int, streams: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ import typer
 from session_projector.worker import linux
 from session_projector.worker.cli.options import Database
 from session_projector.worker.doctor.examine import examine
-from session_projector.worker.errors import UsageError
+from session_projector.worker.errors import UsageError, quoted
 from session_projector.worker.storage import open as storage
 
 
@@ -55,8 +55,14 @@ def board(
             "leave --no-token out, or listen on 127.0.0.1",
         )
     target = storage.database(database)
-    with target.open():
+    with target.open(writable=allow_actions):
         pass  # what is wrong with it is said now, not in the browser
+    if allow_actions and (owner := target.owner_name()) != target.name:
+        raise UsageError(
+            f"{target.name}: this role may not resubmit or dismiss events",
+            f"leave --allow-actions out, or name who may: `projector board --allow-actions"
+            f" -d {quoted(owner)}`",
+        )
     token, file = (None, None) if no_token else kept(_state_folder())
     opened, address = addresses.bound(address)
     with opened:

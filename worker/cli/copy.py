@@ -15,7 +15,7 @@ from session_projector.worker.cli.options import Json, heed, heed_other, hints_a
 from session_projector.worker.cli.progress import Progress
 from session_projector.worker.cli.replay import Report
 from session_projector.worker.daemon.supervisor import run_once
-from session_projector.worker.errors import CheckFailed, quoted
+from session_projector.worker.errors import CheckFailed, InterventionRequired, quoted
 from session_projector.worker.operations import copy as copying
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import side_by_side
@@ -43,6 +43,11 @@ def copy(
 ) -> None:
     """Copy a log into another database, on any engine, fold it there and compare the views."""
     one, other = storage.database(source), storage.database(target)
+    if not one.exists():
+        raise InterventionRequired(
+            f"{one.name} has no log to copy",
+            "name the database to copy from, and then that to copy to",
+        )
     with ExitStack() as stack:
         reading = stack.enter_context(one.open())
         projections = registry.known(projection or (), reading)

@@ -59,7 +59,8 @@ def pasteable(text: str) -> str:
     """
     try:
         for url in _named:
-            text = naming(database(url).name, text)
+            named = database(url)
+            text = naming(named.name, text, named.owner_name)
     except ProjectorError:  # the name itself is what is wrong
         return text
     if linux.was_root():  # a database of another user's may hold what makes the shell run commands

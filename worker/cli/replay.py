@@ -11,10 +11,10 @@ from msgspec.structs import asdict
 from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import output
-from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.cli.progress import Progress
 from session_projector.worker.daemon.supervisor import run_once
-from session_projector.worker.errors import UsageError
+from session_projector.worker.errors import UsageError, quoted
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification
 from session_projector.worker.replay.difference import ABSENT, NONDETERMINISTIC, Difference
@@ -43,6 +43,8 @@ def verify(
     """Fold the log again and report where views differ; changes nothing."""
     report = Report(json, "differ")
     if _compare(database, report, session, name, dry_run=False):
+        if report.fixable and not json:
+            print(pasteable(f"put them right: `projector replay{_as_given(session, name)}`"))
         raise typer.Exit(1)
 
 
@@ -65,6 +67,8 @@ def replay(
     leadership = target.leadership()
 
     async def run() -> None:
+        if session is None and leadership.acquire():  # or what is in the way is said at the end
+            leadership.release()
         try:
             await verification.replay(
                 target, chosen, report, session=session, leadership=leadership
@@ -76,6 +80,14 @@ def replay(
             await run_once(target, chosen)
 
     anyio.run(run)
+
+
+def _as_given(session: str | None, name: str | None) -> str:
+    return "".join(
+        f" {option} {quoted(value)}"
+        for option, value in (("--session", session), ("--projection", name))
+        if value is not None
+    )
 
 
 def _compare(
@@ -110,6 +122,8 @@ class Report:
         self._verb = verb
         self._counted = counted
         self._progress = Progress()
+        self.fixable = 0
+        """How many of what differs a replay puts right."""
         self._shown: Counter[str] = Counter()
         self._going: dict[str, Tally] = {}
 
@@ -135,6 +149,7 @@ class Report:
     def done(self, tally: Tally) -> None:
         self._progress.clear()
         self._going.pop(tally.projection, None)
+        self.fixable += tally.rows.total() - tally.rows["view", NONDETERMINISTIC]
         kinds = {f"{row} {kind}": count for (row, kind), count in sorted(tally.rows.items())}
         if self._as_json:
             summary = {

@@ -106,7 +106,7 @@ def _advice(found: Status) -> Iterator[str]:
         yield "start one: `projector run`"
     elif found.daemon.suspended:
         resume = linux.ending([found.daemon.pid or 0], "-CONT", seen=found.daemon.seen)
-        yield f"resume it: {resume}"
+        yield f"resume it, as no other takes over from it: {resume}"
     for holder in found.held_back_by:
         yield f"events wait for that transaction; end it where it was forgotten: {holder.cure}"
     if found.wal_readers:

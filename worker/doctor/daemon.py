@@ -40,7 +40,8 @@ def daemon(database: Database) -> Iterator[Check]:
 def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Check]:
     names = ", ".join(leader.running) or "it does not say which projections"
     if leader.suspended:
-        fix = f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}"
+        resume = linux.ending([leader.pid], "-CONT", seen=leader.seen)
+        fix = f"resume it, as no other takes over from it: {resume}"
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
     elif (stuck := _stuck(database, leader)) and (holders := _holders(database)):
         said = f"{leader}, {stuck}{standing_by}: they wait for {holders[0].who}"

@@ -5,6 +5,7 @@ from typing import Final
 
 from session_projector.worker import linux
 from session_projector.worker.errors import CheckFailed
+from session_projector.worker.folding.checkpoints import fits_log
 from session_projector.worker.storage.port import Database, Leader, ProjectionStatus, Store
 
 MOVES_WITHIN_S: Final = 3.0
@@ -21,9 +22,18 @@ def check(database: Database) -> str:
         if leader.suspended:
             raise CheckFailed(
                 f"the daemon ({leader}) is suspended (SIGSTOP)",
-                f"resume it: {linux.ending([leader.pid], '-CONT', seen=leader.seen)}",
+                "resume it, as no other takes over from it:"
+                f" {linux.ending([leader.pid], '-CONT', seen=leader.seen)}",
             )
     with database.open() as store:
+        for name, stored in store.checkpoints.all().items():
+            if not fits_log(store, stored.checkpoint):
+                at = f"{name}@{stored.checkpoint.position}"
+                raise CheckFailed(
+                    f"event_log was truncated or replaced: the checkpoint {at} does not match it",
+                    "see what else is amiss: `projector doctor`; then fold it again from the first"
+                    " event: `projector replay`",
+                )
         if not leaders:
             raise CheckFailed("no daemon is alive", "start one: `projector run`")
         return "; ".join(_check(store, leader) for leader in leaders)

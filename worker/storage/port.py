@@ -734,6 +734,9 @@ class Database(Protocol):
     def name(self) -> str:
         """What people call it: fit for `-d`, and without a password."""
 
+    def owner_name(self) -> str:
+        """The same, for whoever may change all of it; asks the server, where there is one."""
+
     @property
     def engine(self) -> tuple[str, str]:
         """The engine's name in small letters, and its version."""

@@ -14,7 +14,7 @@ import anyio
 import msgspec
 import psycopg
 import pytest
-from support import PROJECTOR
+from support import PROJECTOR, projector
 from support.postgres import Server
 
 from session_projector.projections import BUILT_IN
@@ -105,10 +105,23 @@ def test_a_database_without_a_schema_is_set_up_by_the_command(postgres: Server) 
         assert wrong(url) == set()
 
 
+def test_a_role_that_does_not_exist_is_created_by_the_command(postgres: Server) -> None:
+    there_is_none = look(postgres.url("postgres").replace("postgres@", "nobody@"), "database")
+    assert "does not exist" in there_is_none.found
+    fix(there_is_none, postgres)
+    postgres.sql("DROP ROLE nobody")
+
+
 def test_a_server_that_cannot_be_reached_and_one_in_another_encoding_are_said(
     postgres: Server,
 ) -> None:
-    assert "does not exist" in look(postgres.url("nowhere"), "database").found
+    there_is_none = look(postgres.url("nowhere"), "database")
+    assert "does not exist" in there_is_none.found
+    fix(there_is_none, postgres)
+    try:
+        assert look(postgres.url("nowhere"), "schema").level == "fail"
+    finally:
+        postgres.sql("DROP DATABASE nowhere")
     postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     try:
         assert "stores text as LATIN1" in look(postgres.url("latin"), "database").found
@@ -136,7 +149,7 @@ def test_a_server_that_cannot_be_reached_and_one_in_another_encoding_are_said(
             "seq",
             "the next position, 1, is not above the newest one, 2",
         ),
-        (f"{LOG} DISABLE TRIGGER event_log_insert", "triggers", "event_log_insert is changed"),
+        (f"{LOG} DISABLE TRIGGER event_log_insert", "triggers", "event_log_insert is disabled"),
         (f"{LOG} ENABLE TRIGGER event_log_append_only", "triggers", "append_only is changed"),
         ("DROP TRIGGER event_log_bell ON event_log", "triggers", "event_log_bell is gone"),
         (
@@ -156,6 +169,7 @@ def test_a_server_that_cannot_be_reached_and_one_in_another_encoding_are_said(
         ("UPDATE checkpoint SET digest = 'x'", "checkpoint", "does not match"),
         ("UPDATE checkpoint SET position = 99", "checkpoint", "does not match"),
         ("GRANT UPDATE ON event_log TO PUBLIC", "writers", "everybody may do more"),
+        ("GRANT UPDATE ON view TO PUBLIC", "writers", "everybody may do more than read view"),
         ("ALTER TABLE view SET (autovacuum_enabled = false)", "vacuum", "off for view"),
         ("ALTER TABLE view SET (toast.autovacuum_enabled = off)", "vacuum", "view's TOAST"),
         (
@@ -194,6 +208,85 @@ def test_events_of_the_future_are_found(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("taken", "check", "words"),
+    [
+        ("INSERT (packed) ON event_log", "writers", "lacks INSERT on event_log packed"),
+        ("SELECT (seq) ON event_log", "writers", "lacks SELECT on event_log seq"),
+        ("SELECT (position) ON checkpoint", "writers", "lacks SELECT on checkpoint position"),
+        ("USAGE ON SCHEMA there", "writers", "lacks USAGE of the schema"),
+    ],
+)
+def test_a_writer_that_lost_a_right_is_found_and_given_it_back(
+    postgres: Server, role: str, taken: str, check: str, words: str
+) -> None:
+    with postgres.database() as url:
+        there = f"{url}&schema=there"
+        storage.database(there).setup(writer=role)
+        run(url, f"SET search_path = there; REVOKE {taken} FROM {role}")
+        one = look(there, check)
+        assert words in one.found
+        fix(one, postgres)
+        assert look(there, check).level == "ok"
+
+
+def test_a_reader_that_lost_a_table_is_found_and_given_it_back(
+    url: str, postgres: Server, role: str
+) -> None:
+    storage.database(url).setup(reader=role)
+    try:
+        assert wrong(url) == set()
+        run(url, f"REVOKE SELECT ON session_index, quarantine FROM {role}")
+        one = look(url, "readers")
+        assert f"{role} lacks SELECT on" in one.found
+        assert "session_index" in one.found
+        fix(one, postgres)
+        assert wrong(url) == set()
+    finally:
+        run(url, f"DROP OWNED BY {role}")
+
+
+@pytest.mark.parametrize(
+    "granted", ["UPDATE ON view", "INSERT (key) ON view", "TRIGGER ON deferred"]
+)
+def test_a_role_that_may_change_what_is_folded_is_found_and_its_rights_taken_back(
+    url: str, postgres: Server, role: str, granted: str
+) -> None:
+    run(url, f"GRANT {granted} TO {role}")
+    try:
+        one = look(url, "writers")
+        assert f"{role} may do more than read" in one.found
+        fix(one, postgres)
+        assert wrong(url) == set()
+    finally:
+        run(url, f"DROP OWNED BY {role}")
+
+
+def test_cures_name_the_role_that_may_run_them(url: str, postgres: Server, role: str) -> None:
+    storage.database(url).setup(reader=role)
+    theirs = url.replace("postgres@", f"{role}@")
+    try:
+        run(
+            url,
+            f"{LOG} DISABLE TRIGGER event_log_insert;"
+            " ALTER TABLE view SET (autovacuum_enabled = false)",
+        )
+        told = projector("doctor", "-d", theirs, check=1)
+        assert f"projector db setup -d '{url}'" in told.stdout
+        assert f"psql '{url}' -c" in told.stdout
+        refused = projector("board", "--allow-actions", "-d", theirs, check=2).stderr
+        assert f"projector board --allow-actions -d '{url}'" in refused
+        for one in (look(url, "triggers"), look(theirs, "vacuum")):
+            fix(one, postgres)
+        assert wrong(url) == set()
+    finally:
+        run(url, f"DROP OWNED BY {role}")
+
+
+def test_a_server_that_cannot_be_had_is_said_once(postgres: Server) -> None:
+    assert [one.check for one in found(postgres.url("nowhere"))] == ["database"]
+
+
+@pytest.mark.parametrize(
     "granted",
     [
         "INSERT ON event_log",
@@ -211,7 +304,7 @@ def test_a_writer_that_may_do_more_is_found_and_its_rights_taken_back(
         assert f"{role} may do more than add events" in one.found
         fix(one, postgres)
         assert wrong(url) == set()
-        assert f"{role} may add events, and do nothing else" in look(url, "writers").found
+        assert f"{role} may add events, and change nothing else" in look(url, "writers").found
     finally:
         run(url, f"DROP OWNED BY {role}")
 
@@ -219,7 +312,10 @@ def test_a_writer_that_may_do_more_is_found_and_its_rights_taken_back(
 def test_a_writer_whose_transactions_may_stay_idle_is_found(
     url: str, postgres: Server, role: str
 ) -> None:
-    run(url, f"GRANT INSERT (id, key, data, packed, created_at) ON event_log TO {role}")
+    storage.database(url).setup(writer=role)
+    run(
+        url, f'ALTER ROLE {role} IN DATABASE "{url.partition("?")[0].rpartition("/")[2]}" RESET ALL'
+    )
     try:
         one = look(url, "writers")
         assert f"{role} may leave an event uncommitted for ever" in one.found

@@ -83,7 +83,7 @@ def connect(
     try:
         raw = psycopg.connect(autocommit=True, **settings)
     except psycopg.Error as error:
-        raise unreachable(target.name, error) from None
+        raise unreachable(target, error) from None
     try:
         with translated(target.name):
             if (version := raw.info.server_version // 10_000) < OLDEST:

@@ -17,6 +17,7 @@ from session_projector.worker.storage.port import (
 )
 from session_projector.worker.storage.postgres import migrate
 from session_projector.worker.storage.postgres.connection import opened
+from session_projector.worker.storage.postgres.roles import owner_name
 from session_projector.worker.storage.postgres.store import PATIENCE_S, PostgresStore
 from session_projector.worker.storage.postgres.target import parse
 
@@ -33,6 +34,11 @@ class PostgresDatabase:
         self._limits = limits or Limits()
         self._patience_s = PATIENCE_S
         self.name = self._target.name
+
+    def owner_name(self) -> str:
+        with suppress(ProjectorError), opened(self._target, writable=False) as connection:
+            return owner_name(connection)
+        return self.name
 
     @property
     def engine(self) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from session_projector.worker.errors import (
     no_memory,
     quoted,
 )
+from session_projector.worker.storage.postgres.target import Target, identifier
 
 _SEE_SERVER: Final = "see the server's log, then try again; a daemon does so by itself"
 _OF_ONE_PROJECTION: Final = ("22", "23", "42P01", "42703", "42804", "54000", "P0001")
@@ -26,20 +27,20 @@ _REFUSED: Final = {
     "no password supplied": "give the password, in ~/.pgpass or PGPASSFILE",
     "no pg_hba.conf entry": "let the server admit this user and host (pg_hba.conf)",
     "authentication failed": "see who the server takes this user for (pg_hba.conf)",
-    "role .* does not exist": "create the role (CREATE ROLE), or correct the URL",
-    "database .* does not exist": "create the database (`createdb`), or correct the URL",
-    "permission denied for database": "GRANT CONNECT ON DATABASE to this role",
+    "role .* does not exist": "correct the URL, or create the role, with a superuser: {role}",
+    "database .* does not exist": "correct the URL, or create the database: {database}",
+    "permission denied for database": "let the role in, with a superuser: {connect}",
     "certificate|sslmode|SSL is not enabled|does not support SSL": "see sslmode and its files",
     "invalid connection option|invalid .* value|definition of service": "correct the URL",
 }
 
 
-def unreachable(name: str, error: psycopg.Error) -> ProjectorError:
+def unreachable(target: Target, error: psycopg.Error) -> ProjectorError:
     """The error of a connection that cannot be had."""
-    said = first_line(error)
+    name, said = target.name, first_line(error)
     for words, hint in _REFUSED.items():
         if re.search(words, said) and "starting up" not in said:
-            return InterventionRequired(f"{name}: {said}", hint)
+            return InterventionRequired(f"{name}: {said}", hint.format(**_cures(target, said)))
     hint = "see whether the server runs and can be reached, then try again"
     if "slots" in said or "too many" in said:
         hint = (
@@ -47,6 +48,23 @@ def unreachable(name: str, error: psycopg.Error) -> ProjectorError:
             " database): end some, or raise it, then try again"
         )
     return DatabaseUnavailable(f"{name} cannot be reached ({said})", hint)
+
+
+def _cures(target: Target, said: str) -> dict[str, str]:
+    """The commands that make what a refused connection lacks, by what they make."""
+    named = re.search('"(.*)"', said)
+    lacking = named[1] if named else ""
+    role = target.settings.get("user", "")
+    database = target.settings.get("dbname", role)
+    create_role = f"CREATE ROLE {identifier(lacking)} LOGIN"
+    create = f"CREATE DATABASE {identifier(lacking)}"
+    let_in = f"GRANT CONNECT ON DATABASE {identifier(database)} TO {identifier(role)}"
+    as_superuser = target.name_for("postgres", "postgres")
+    return {
+        "role": f"`{psql(as_superuser, create_role)}`",
+        "database": f"`{psql(target.name_for(role, 'postgres'), create)}`",
+        "connect": f"`{psql(as_superuser, let_in)}`",
+    }
 
 
 def first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -26,6 +27,7 @@ from session_projector.worker.storage.port import (
 )
 from session_projector.worker.storage.postgres.connection import Connection, Values
 from session_projector.worker.storage.postgres.errors import first_line, psql
+from session_projector.worker.storage.postgres.roles import ender_name
 from session_projector.worker.storage.postgres.settled import Settled
 
 KEY_BYTES: Final = 4096
@@ -156,19 +158,19 @@ class PostgresLog:
         self.page(start=self._settled.upto)
         if not self.gap:
             return []
-        name = self._connection.name
+        ender = partial(ender_name, self._connection)
         rows = self._connection.rows(_HELD_BY, (self._connection.log_name,))
         return [
             Holder(
                 f"the prepared transaction {gid} of {role}{_old(age_s)}",
-                f"`{psql(name, f'ROLLBACK PREPARED {literal(gid)}')}`, with the role {role} or a"
-                " superuser",
+                f"`{psql(ender(role), f'ROLLBACK PREPARED {literal(gid)}')}`, with the role {role}"
+                " or a superuser",
             )
             if gid
             else Holder(
                 f"the transaction of {application} ({role}, process {pid} of the server)"
                 f"{_old(age_s)}",
-                f"`{psql(name, f'SELECT pg_terminate_backend({pid})')}`",
+                f"`{psql(ender(role), f'SELECT pg_terminate_backend({pid})')}`",
             )
             for pid, role, application, age_s, gid in rows
         ]

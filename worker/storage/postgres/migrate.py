@@ -11,7 +11,7 @@ from session_projector import migrations
 from session_projector.projections import BUILT_IN
 from session_projector.worker.errors import InterventionRequired
 from session_projector.worker.storage.port import Setup
-from session_projector.worker.storage.postgres import roles
+from session_projector.worker.storage.postgres import roles, sequence
 from session_projector.worker.storage.postgres import tables as shapes
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import Connection, opened
@@ -196,7 +196,7 @@ def setup(
             if writer:
                 roles.let_write(connection, writer)
             if reader:
-                roles.let_read(connection, reader, _readable(connection))
+                roles.let_read(connection, reader, readable(connection))
     return done if done.applied else msgspec.structs.replace(done, restored=[*done.restored, *made])
 
 
@@ -211,7 +211,7 @@ def _make_built_in(connection: Connection) -> list[str]:
     return made
 
 
-def _readable(connection: Connection) -> list[str]:
+def readable(connection: Connection) -> list[str]:
     """Our tables, and those of projections."""
     kept = connection.rows(
         f"SELECT DISTINCT kept_in FROM {connection.prefix}checkpoint WHERE EXISTS (SELECT 1 FROM"
@@ -232,7 +232,7 @@ def _setup(connection: Connection, lock_timeout_s: float) -> Setup:
     known = migrations.load("postgres")
     checkpoints = PostgresCheckpoints(connection)
     whole = _known_of(connection) == known.keys() and not amiss(connection)
-    if whole and not checkpoints.unsound():
+    if whole and not sequence.amiss(connection) and not checkpoints.unsound():
         return Setup([], None, [])
     with connection.writing():
         _begin(connection, lock_timeout_s)
@@ -326,7 +326,8 @@ def _amiss(connection: Connection) -> Iterator[tuple[Object, str]]:
         if found is None:
             yield wanted, "gone"
         elif kind != "TABLE" and found != _definition(wanted, _filled(connection, wanted.sql)):
-            yield wanted, "changed"
+            switch = found[-1:] if kind == "TRIGGER" else ""
+            yield wanted, "disabled" if switch == "D" else "changed"
 
 
 def _definition(wanted: Object, sql: str) -> str:
@@ -383,21 +384,27 @@ def _restore(connection: Connection) -> tuple[list[str], list[str]]:
     doubled: list[str] = []
     gone = {one.name for one, _ in found if one.kind == "TABLE"}
     for one, how in found:
-        if how == "changed" and one.kind == "CONSTRAINT":
+        if how != "gone" and one.kind == "CONSTRAINT":
             connection.rows(f"ALTER TABLE {prefix}{one.table} DROP CONSTRAINT {one.name}")
-        elif how == "changed" and one.kind == "TRIGGER":
+        elif how != "gone" and one.kind == "TRIGGER":
             connection.rows(f"DROP TRIGGER {one.name} ON {prefix}{one.table}")
-        elif how == "changed" and one.kind == "INDEX":
+        elif how != "gone" and one.kind == "INDEX":
             connection.rows(f"DROP INDEX {prefix}{one.name}")
         if one.name == SESSION_KEY:
             doubled = [key for (key,) in connection.rows(_DOUBLED.format(prefix))]
             connection.rows(_NEWEST_ROW_WINS.format(prefix))
         _run(connection, one.sql)
+    redrawn = []
+    for _ in range(3):  # as it has three sides
+        if wrong := sequence.amiss(connection):
+            redrawn = ["event_log.seq"]
+            connection.raw.execute(wrong[1].encode())
     if {"quarantine", "deferred"} & gone:
         connection.rows(_REBUILD_ALL.format(prefix))
     if "view" in gone:
         _run(connection, _FOLD_AGAIN.format(connection.target.prefix))
-    return doubled, [one.name for one, _ in found if one.kind == "TABLE" or one.table not in gone]
+    names = [one.name for one, _ in found if one.kind == "TABLE" or one.table not in gone]
+    return doubled, names + redrawn
 
 
 def _applied(connection: Connection) -> set[str]:

@@ -13,6 +13,28 @@ _IDLE_S: Final = 60
 """An event left uncommitted keeps all after it from being read: its writer is ended then."""
 
 
+def owner_name(connection: Connection) -> str:
+    """The URL by which the owner of the log opens it, where this role has not its rights."""
+    owner = connection.row(
+        "SELECT rolname::text FROM pg_catalog.pg_class, pg_catalog.pg_roles AS r"
+        " WHERE relname = 'event_log' AND relnamespace = (SELECT oid FROM"
+        " pg_catalog.pg_namespace WHERE nspname = %s) AND pg_catalog.pg_has_role(r.oid, relowner,"
+        " 'USAGE') AND NOT pg_catalog.pg_has_role(relowner, 'USAGE')"
+        " ORDER BY rolcanlogin DESC, r.oid <> relowner, rolsuper, rolname LIMIT 1",
+        (connection.target.schema,),
+    )
+    return connection.target.name_for(owner[0]) if owner else connection.name
+
+
+def ender_name(connection: Connection, role: str) -> str:
+    """The URL by which a session of a role can be ended: its own role may, and a superuser."""
+    may = connection.value(
+        "SELECT rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE') FROM"
+        " pg_catalog.pg_roles WHERE rolname = current_user"
+    )
+    return connection.name if may else connection.target.name_for(role)
+
+
 def check(connection: Connection, *roles: str | None) -> None:
     """Refuse roles that are not there, or that may do everything anyway."""
     for role in filter(None, roles):

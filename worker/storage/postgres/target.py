@@ -24,6 +24,18 @@ class Target(NamedTuple):
     def __repr__(self) -> str:
         return f"Target({self.name!r})"
 
+    def name_for(self, role: str, database: str = "") -> str:
+        """The URL by which another role opens it, or another database of its server; '' is the
+        user of this process."""
+        parts = urlsplit(self.name)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        replaced = {"user", "dbname"} if database else {"user"}
+        rest = [(key, value) for key, value in pairs if key not in replaced]
+        hosts = parts.netloc.rpartition("@")[2]
+        path = f"/{quote(database, safe='')}" if database else parts.path
+        user = f"{quote(role, safe='')}@" if role else ""
+        return _joined(parts._replace(path=path), user + hosts, rest)
+
     @property
     def prefix(self) -> str:
         """What stands before the name of a table: the schema, quoted, and a dot."""
@@ -53,7 +65,10 @@ def parse(url: str) -> Target:
     return Target(name, settings, schema)
 
 
-_FORM: Final = "give one such as postgresql://USER@HOST:5432/DATABASE?schema=NAME"
+_FORM: Final = (
+    "give one such as postgresql://USER@HOST:5432/DATABASE?schema=NAME; what is no letter or digit"
+    " in a name or password is written as %20 and so on"
+)
 
 
 def passwords(url: str) -> list[str]:

@@ -43,6 +43,9 @@ class SqliteDatabase:
         self._path = path
         self._limits = limits or Limits()
 
+    def owner_name(self) -> str:
+        return self.name
+
     @property
     def is_served(self) -> bool:
         return False

@@ -5,6 +5,7 @@ from typing import Any, Final
 from session_projector.worker.storage.postgres import migrate
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.errors import psql
+from session_projector.worker.storage.postgres.roles import owner_name
 
 OURS: Final = (
     "(SELECT c.* FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n"
@@ -14,14 +15,15 @@ OURS: Final = (
 
 
 def commands(connection: Connection, *statements: str) -> str:
-    """The commands that run statements, one after the other."""
-    return ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
+    """The commands by which the owner runs statements, one after the other."""
+    name = owner_name(connection)
+    return ", then ".join(f"`{psql(name, one)}`" for one in statements)
 
 
 def as_superuser(connection: Connection, *statements: str) -> str:
     """The same, of statements that no other role may run."""
-    fix = commands(connection, *statements)
     is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+    fix = ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
     return fix if is_one else f"with a superuser in place of the role: {fix}"
 
 

@@ -14,7 +14,7 @@ from session_projector.projections.event import Unfoldable
 from session_projector.worker.errors import InterventionRequired, argument
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import Check, Checks, digest
-from session_projector.worker.storage.postgres import migrate
+from session_projector.worker.storage.postgres import migrate, sequence
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import (
     KEEPALIVES,
@@ -28,9 +28,11 @@ from session_projector.worker.storage.postgres.doctor.asking import (
     asked,
     commands,
 )
-from session_projector.worker.storage.postgres.doctor.rights import rights, writers
+from session_projector.worker.storage.postgres.doctor.rights import readers, rights, writers
+from session_projector.worker.storage.postgres.errors import psql
 from session_projector.worker.storage.postgres.log import PostgresLog, literal
 from session_projector.worker.storage.postgres.migrate import SESSION_KEY
+from session_projector.worker.storage.postgres.roles import ender_name
 from session_projector.worker.storage.postgres.target import Target, identifier
 
 LOOK_TIMEOUT_S: Final = 1.0
@@ -57,18 +59,19 @@ def checks(target: Target, code_versions: Mapping[str, int]) -> tuple[Checks, Ch
     inside = {
         "database": database,
         "schema": schema,
-        "seq": sequence,
+        "seq": seq,
         "triggers": triggers,
         "indexes": indexes,
         "clock": clock,
         "checkpoint": lambda connection: checkpoint(connection, code_versions),
         "held back": held_back,
         "compression": compression,
+        "rights": rights,
+        "writers": writers,
+        "readers": readers,
     }
     around = {
         "postgresql": server,
-        "rights": rights,
-        "writers": writers,
         "pooler": pooler,
         "keepalives": keepalives,
         "prepared": prepared,
@@ -95,51 +98,12 @@ def schema(connection: Connection) -> Iterator[Check]:
     yield Check("schema", "ok", [*migrations.load("postgres")][-1])
 
 
-def sequence(connection: Connection) -> Iterator[Check]:
+def seq(connection: Connection) -> Iterator[Check]:
     """Check that positions are drawn one by one, each above the one before."""
-    log = f"{connection.target.prefix}event_log"
-    row = connection.row(
-        "SELECT attidentity::text, seqcache, seqincrement, seqcycle, s.last_value,"
-        f" (SELECT coalesce(max(seq), 0) FROM {connection.prefix}event_log)"
-        " FROM pg_catalog.pg_attribute LEFT JOIN pg_catalog.pg_sequence ON seqrelid ="
-        " pg_catalog.pg_get_serial_sequence(%(log)s, 'seq')::regclass"
-        " LEFT JOIN pg_catalog.pg_sequences AS s ON schemaname = %(schema)s"
-        " AND sequencename = 'event_log_seq_seq'"
-        " WHERE attrelid = %(log)s::regclass AND attname = 'seq'",
-        {"log": log, "schema": connection.target.schema},
-    )
-    identity, cache, increment, cycles, last, newest = row or ("", 1, 1, False, 0, 0)
-    alter = f"ALTER TABLE {log} ALTER COLUMN seq"
-    if not identity:
-        said = "event_log.seq is no identity column any more: no event can be added"
-        add = f"GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME {log}_seq_seq START {newest + 1})"
-        yield Check("seq", "fail", said, commands(connection, f"{alter} ADD {add}"))
-    elif identity != "a":
-        said = "event_log.seq is an identity column BY DEFAULT, not ALWAYS"
-        yield Check("seq", "fail", said, commands(connection, f"{alter} SET GENERATED ALWAYS"))
-    elif (cache, increment, cycles) != (1, 1, False):
-        said = (
-            f"positions are drawn with CACHE {cache}, INCREMENT {increment}"
-            f"{', CYCLE' if cycles else ''}: an event may get a position below one that was read"
-        )
-        sets = "SET CACHE 1 SET INCREMENT 1 SET NO CYCLE"
-        yield Check("seq", "fail", said, commands(connection, f"{alter} {sets}"))
-    elif (following := _following(connection, log, last)) is not None and following <= newest:
-        said = f"the next position, {following:,}, is not above the newest one, {newest:,}"
-        sets = f"SELECT setval({literal(f'{log}_seq_seq')}, (SELECT max(seq) FROM {log}))"
-        yield Check("seq", "fail", said, commands(connection, sets))
+    if wrong := sequence.amiss(connection):
+        yield Check("seq", "fail", wrong[0], _SETUP)
     else:
         yield Check("seq", "ok", "GENERATED ALWAYS AS IDENTITY, CACHE 1")
-
-
-def _following(connection: Connection, log: str, last: int | None) -> int | None:
-    """The position that is drawn next, None where this role may not know."""
-    if last is not None:
-        return last + 1
-    named = f"{log}_seq_seq"  # which was set, and not drawn from since then
-    if not connection.value("SELECT has_sequence_privilege(%s, 'SELECT')", (named,)):
-        return None
-    return int(connection.value(f"SELECT last_value FROM {connection.prefix}event_log_seq_seq"))
 
 
 def triggers(connection: Connection) -> Iterator[Check]:
@@ -334,11 +298,11 @@ def prepared(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check
         end = f"ROLLBACK PREPARED {literal(gid)}"
         fix = (
             f"COMMIT PREPARED it, or where it was forgotten, with the role {owner} or a superuser:"
-            f" {commands(connection, end)}"
+            f" `{psql(ender_name(connection, owner), end)}`"
         )
         yield Check("prepared", "warn", said, fix)
     if not old:
-        said = f"{len(found)} transactions, none of them old" if found else "no transaction is"
+        said = f"transactions: {len(found)}, none of them old" if found else "no transaction is"
         yield Check("prepared", "ok", said)
 
 
@@ -374,8 +338,8 @@ def vacuum(connection: Connection, *, old_s: float = LONG_S) -> Iterator[Check]:
             f"the transaction of {application} ({role}, process {pid} of the server),"
             f" {age_s:,.0f} s old, keeps what was replaced since from being cleared away"
         )
-        end = commands(connection, f"SELECT pg_terminate_backend({pid})")
-        wrong.append((said, f"end it where it was forgotten: {end}"))
+        end = psql(ender_name(connection, role), f"SELECT pg_terminate_backend({pid})")
+        wrong.append((said, f"end it where it was forgotten: `{end}`"))
     for said, fix in wrong:
         yield Check("vacuum", "warn", said, fix)
     if not wrong:

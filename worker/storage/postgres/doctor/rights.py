@@ -1,10 +1,11 @@
 """The checks of what roles may do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from session_projector.worker.errors import argument
 from session_projector.worker.storage.port import Check
+from session_projector.worker.storage.postgres import migrate
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.doctor.asking import (
     OURS,
@@ -16,6 +17,10 @@ from session_projector.worker.storage.postgres.target import identifier
 
 _MAY_ADD: Final = ("id", "key", "data", "packed", "created_at")
 """The columns of the log that a writer may write to."""
+
+_MAY_USE: Final = (
+    "SELECT has_schema_privilege(%s, oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = %s"
+)
 
 
 def rights(connection: Connection) -> Iterator[Check]:
@@ -43,21 +48,73 @@ def rights(connection: Connection) -> Iterator[Check]:
 
 
 def writers(connection: Connection) -> Iterator[Check]:
-    """Check that other roles may add events and do nothing else to the log."""
+    """Check that other roles may add events, all of the contract's columns, and change nothing."""
     log = f"{connection.target.prefix}event_log"
-    granted = connection.rows(
-        "SELECT a.grantee, a.privilege_type, NULL FROM pg_catalog.pg_class,"
-        " LATERAL aclexplode(relacl) AS a WHERE oid = %(log)s::regclass AND a.grantee <> relowner"
-        " UNION ALL SELECT a.grantee, a.privilege_type, attname::text FROM pg_catalog.pg_attribute"
-        " JOIN pg_catalog.pg_class AS c ON c.oid = attrelid, LATERAL aclexplode(attacl) AS a"
-        " WHERE attrelid = %(log)s::regclass AND a.grantee <> relowner"
-        " UNION ALL SELECT a.grantee, 'SEQUENCE ' || a.privilege_type, NULL"
-        " FROM pg_catalog.pg_class, LATERAL aclexplode(relacl) AS a"
-        " WHERE oid = to_regclass(%(log)s || '_seq_seq')"
+    names = _roles(connection)
+    adding: set[int] = set()
+    too_much: dict[tuple[int, str], set[str]] = {}
+    for role, table, privilege, column in _granted(connection):
+        if (table, privilege) == ("event_log", "INSERT") and column in _MAY_ADD:
+            adding.add(role)
+        elif privilege not in ("SELECT", "MAINTAIN", "REFERENCES"):
+            too_much.setdefault((role, table), set()).add(f"{privilege} {column or ''}".strip())
+    adding |= {role for role, table in too_much if table == "event_log"}
+    wrong = [
+        _too_much(connection, names.get(role, ("", False))[0], table, privileges)
+        for (role, table), privileges in too_much.items()
+    ]
+    for name in sorted(names[role][0] for role in adding if role in names and not names[role][1]):
+        said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
+        sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
+        wrong.append(Check("writers", "warn", said, as_superuser(connection, sets)))
+    told = sorted(names[role][0] for role in adding if role in names)
+    needs = [(log, column, "INSERT") for column in _MAY_ADD]
+    needs += [(log, "seq", "SELECT"), (log, "id", "SELECT")]
+    needs += [(f"{connection.target.prefix}checkpoint", "position", "SELECT")]
+    wrong += _lacking(connection, "writers", told, needs, "--writer")
+    who = ", ".join(told) or "no role but the owner"
+    ok = Check("writers", "ok", f"{who} may add events, and change nothing else")
+    yield from wrong or [ok]
+
+
+def readers(connection: Connection) -> Iterator[Check]:
+    """Check that the roles that may read the checkpoints may read all the rest."""
+    tables = migrate.readable(connection)
+    reading = {
+        role
+        for role, table, privilege, column in _granted(connection)
+        if (table, privilege, column) == ("checkpoint", "SELECT", None)
+    }
+    told = sorted(name for role, (name, _) in _roles(connection).items() if role in reading)
+    needs = [(connection.target.prefix + identifier(name), "", "SELECT") for name in tables]
+    who = ", ".join(told) or "no role but the owner"
+    yield from _lacking(connection, "readers", told, needs, "--reader") or [
+        Check("readers", "ok", f"{who} may read all tables")
+    ]
+
+
+def _granted(connection: Connection) -> list[tuple[int, str, str, str | None]]:
+    """What others than the owner may do with our tables: role, table, privilege, column."""
+    return connection.rows(
+        "WITH ours AS (SELECT c.oid, relname, relowner, relacl FROM pg_catalog.pg_class AS c"
+        " JOIN pg_catalog.pg_namespace AS n ON n.oid = relnamespace WHERE nspname = %s"
+        " AND relname = ANY (%s))"
+        " SELECT a.grantee, relname::text, a.privilege_type, NULL FROM ours,"
+        " LATERAL pg_catalog.aclexplode(relacl) AS a"
+        " WHERE a.grantee <> relowner AND relname <> 'event_log_seq_seq'"
+        " UNION ALL SELECT a.grantee, relname::text, a.privilege_type, attname::text FROM ours"
+        " JOIN pg_catalog.pg_attribute ON attrelid = ours.oid,"
+        " LATERAL pg_catalog.aclexplode(attacl) AS a WHERE a.grantee <> relowner"
+        " UNION ALL SELECT a.grantee, 'event_log', 'SEQUENCE ' || a.privilege_type, NULL FROM ours,"
+        " LATERAL pg_catalog.aclexplode(relacl) AS a WHERE relname = 'event_log_seq_seq'"
         " AND a.grantee <> relowner AND a.privilege_type <> 'SELECT'",
-        {"log": log},
+        (connection.target.schema, [*migrate.readable(connection), "event_log_seq_seq"]),
     )
-    names = {
+
+
+def _roles(connection: Connection) -> dict[int, tuple[str, bool]]:
+    """The roles of the server, and whether a transaction of theirs that stays idle is ended."""
+    return {
         oid: (name, is_ended)
         for oid, name, is_ended in connection.rows(
             "SELECT r.oid, rolname::text, EXISTS (SELECT 1 FROM pg_catalog.pg_db_role_setting AS s"
@@ -68,27 +125,50 @@ def writers(connection: Connection) -> Iterator[Check]:
             " WHERE name = 'idle_in_transaction_session_timeout') FROM pg_catalog.pg_roles AS r"
         )
     }
-    adding: set[int] = set()
-    too_much: dict[int, set[str]] = {}
-    for role, privilege, column in granted:
-        if privilege == "INSERT" and column in _MAY_ADD:
-            adding.add(role)
-        elif privilege not in ("SELECT", "MAINTAIN", "REFERENCES"):
-            adding.add(role)
-            too_much.setdefault(role, set()).add(f"{privilege} {column or ''}".strip())
-    endless = [names[role][0] for role in adding if role in names and not names[role][1]]
-    for role, privileges in too_much.items():
-        name = names.get(role, ("everybody", False))[0]
-        said = f"{name} may do more than add events to event_log: {', '.join(sorted(privileges))}"
-        fix = f"leave it what a writer needs: `projector db setup --writer {argument(name)}`"
-        if role not in names:  # PUBLIC
-            revoke = f"REVOKE ALL ON {log}, {log}_seq_seq FROM PUBLIC"
-            fix = commands(connection, revoke)
-        yield Check("writers", "warn", said, fix)
-    for name in endless:
-        said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
-        sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
-        yield Check("writers", "warn", said, as_superuser(connection, sets))
-    if not too_much and not endless:
-        told = ", ".join(sorted(names[role][0] for role in adding)) or "no role but the owner"
-        yield Check("writers", "ok", f"{told} may add events, and do nothing else to the log")
+
+
+def _too_much(connection: Connection, role: str, table: str, privileges: set[str]) -> Check:
+    """The finding for a role, or for everybody (''), that may change what only a daemon should."""
+    said = f"{role or 'everybody'} may do more than "
+    said += f"add events to {table}" if table == "event_log" else f"read {table}"
+    said += f": {', '.join(sorted(privileges))}"
+    if role and table == "event_log":
+        fix = f"leave it what a writer needs: `projector db setup --writer {argument(role)}`"
+    else:
+        at = connection.target.prefix + identifier(table)
+        at += f", {connection.target.prefix}event_log_seq_seq" if table == "event_log" else ""
+        to = identifier(role) if role else "PUBLIC"
+        rights = "ALL" if table == "event_log" else "INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER"
+        fix = commands(connection, f"REVOKE {rights} ON {at} FROM {to}")
+    return Check("writers", "warn", said, fix)
+
+
+def _lacking(
+    connection: Connection,
+    check: str,
+    roles: Sequence[str],
+    needs: Sequence[tuple[str, str, str]],
+    option: str,
+) -> list[Check]:
+    """The findings for roles that lack some of the rights that they need."""
+    wrong = []
+    for role in roles:
+        lacks = (
+            []
+            if connection.value(_MAY_USE, (role, connection.target.schema))
+            else ["USAGE of the schema"]
+        )
+        lacks += [
+            f"{privilege} on {table.rpartition('.')[2]} {column}".strip()
+            for table, column, privilege in needs
+            if not connection.value(
+                "SELECT has_column_privilege(%(role)s, %(table)s, %(column)s, %(privilege)s)"
+                if column
+                else "SELECT has_table_privilege(%(role)s, %(table)s, %(privilege)s)",
+                {"role": role, "table": table, "column": column, "privilege": privilege},
+            )
+        ]
+        if lacks:
+            fix = f"give it back: `projector db setup {option} {argument(role)}`"
+            wrong.append(Check(check, "warn", f"{role} lacks {', '.join(lacks)}", fix))
+    return wrong
