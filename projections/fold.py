@@ -1,7 +1,7 @@
 """Views and events in; changed views, quarantined events and a count of the skipped out."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -53,8 +53,15 @@ def read(rows: Sequence[LogRow], projections: Iterable[Projection] = ()) -> list
         return [_read(row, others) for row in rows]
 
 
+OnFault = Callable[[Projection, int, BaseException], None]
+"""Told of an exception that a projection's own code raised for the event at a position."""
+
+
 def fold(
-    projection: Projection, views: Mapping[str, Any | None], events: Sequence[Event | Rejected]
+    projection: Projection,
+    views: Mapping[str, Any | None],
+    events: Sequence[Event | Rejected],
+    on_fault: OnFault | None = None,
 ) -> Folded:
     """Fold events, in log order, onto the views that stand; only changed views come back."""
     changed: dict[str, Any] = {}
@@ -84,7 +91,9 @@ def fold(
         except KeyboardInterrupt:  # says nothing of the event
             raise
         except BaseException as error:  # nothing is awaited here: no other task cancels this
-            quarantined.append(Rejected(event.seq, _reason(error), event.type))
+            if on_fault and not isinstance(error, Unfoldable | Malformed):
+                on_fault(projection, event.seq, error)
+            quarantined.append(Rejected(event.seq, _reason(error, projection), event.type))
     return Folded(changed, quarantined, skipped)
 
 
@@ -165,8 +174,22 @@ def key_of(projection: Projection, event: Event | Rejected) -> str | None:
     return key
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, projection: Projection | None = None) -> str:
     """Why an event goes to quarantine; a fault in the code is no reason to stop the feed either."""
     if isinstance(error, Unfoldable | Malformed):
         return str(error).encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
-    return f"{FAULT}{type(error).__name__}"
+    return f"{FAULT}{type(error).__name__}{_place(error, projection)}"[:MAX_REASON]
+
+
+def _place(error: BaseException, projection: Projection | None) -> str:
+    """Where the projection's own package raised it, or called what did: the file's name, the line
+    and the function. The same on every machine, as the words of a reason are compared."""
+    package = type(projection).__module__.partition(".")[0]
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+            name = code.co_filename.rpartition("/")[2]
+            found = f" in {name}, line {trace.tb_lineno}, {code.co_name}()"
+        trace = trace.tb_next
+    return found

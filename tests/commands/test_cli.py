@@ -233,10 +233,25 @@ def test_json_shows_what_json_cannot_hold_by_the_rules_of_the_contract(database:
     assert list(view) == ["id", "project", "messages", "status", "createdAt", "updatedAt"]
 
 
+def test_a_catch_up_says_what_it_did_and_where_most_of_it_went_wrong(database: Database) -> None:
+    database.created("A-1")
+    database.insert("A-1", {"type": "unknown", "data": {}})
+    database.insert("A-1", {"type": "session_append", "data": {}})
+    said = run(database, "run", "--once")
+    assert "sessions: up to event 3; events: 1 folded, 1 quarantined, 1 skipped\n" in said
+    assert "sessions: up to event 3; events: 0 folded" in run(database, "run", "--once")
+
+    database.insert("A-1", {"type": "session_append", "data": {}})
+    most = projector("run", "--once", "-d", database.url, check=1)
+    assert "session_index: up to event 4; events: 0 folded, 1 quarantined, 0" in most.stdout
+    assert "more events went to quarantine than were folded, for " in most.stderr
+    assert f"`projector quarantine list -d {database.named}`" in most.stderr
+
+
 def test_quarantine_list_says_which_and_why(database: Database) -> None:
     assert "nothing is quarantined" in run(database, "quarantine", "list")
     database.insert("A-1", {"type": "session_append", "data": {}}, id="bad")
-    fold(database)
+    run(database, "run", "--once", check=1)
 
     rows = json.loads(run(database, "quarantine", "list", "--json"))
     assert [row.pop("projection") for row in rows] == ["session_index", "sessions"]
@@ -461,7 +476,8 @@ def test_closed_streams_take_nothing_but_what_is_said_there(
         done = subprocess.run([*shell, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
         return done.returncode, done.stdout
 
-    assert closing("run", "--once", "-d", database.url) == (0, "")
+    code, said = closing("run", "--once", "-d", database.url)
+    assert (code, said.count("up to event 1")) == (0, 2)
     assert closing("session", "list", "-d", database.url)[1].count("A-1") == 1
     assert closing("session", "view", "A-2", "-d", database.url) == (1, "")
     assert closing("status", "-d", tmp_path / "absent.db") == (4, "")

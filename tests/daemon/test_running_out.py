@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 import pytest
 from support import INSERT, PROJECTOR, T0, Daemon, Database, daemon, event, oracle, projector
-from support.extensions import PROGRAM
+from support.extensions import PROGRAM, Escaping
 from support.served import HTTP, address, get
 
 pytestmark = pytest.mark.once
@@ -312,8 +312,9 @@ def test_whatever_a_projection_raises_is_its_own_failure(database: Database) -> 
         assert running.stop(signal.SIGTERM) == 0
 
     assert said["why"].startswith("per_project: KeyboardInterrupt in ")
+    line = Escaping.fold.__code__.co_firstlineno + 2
     assert [*database.quarantine().values()] == [
-        f"a fault in the code of the projection: {name}"
+        f"a fault in the code of the projection: {name} in extensions.py, line {line}, fold()"
         for name in ("CancelledError", "SystemExit", "GeneratorExit")
     ]
     assert len(database.views()) == 5

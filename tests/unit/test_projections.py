@@ -1,10 +1,12 @@
 """Each projection as given, when, then; and the kit that says it, on projections that are wrong."""
 
 from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 from support import Database
 from support.extensions import CreatedPerDay
 from support.folding import run_once
@@ -215,14 +217,32 @@ def test_a_projection_that_raises_quarantines_the_event_for_itself_alone(
     for number in range(4):
         database.created(f"A-{number}", project="A")
 
-    anyio.run(run_once, database.path, (*BUILT_IN, Faulty()))
+    with capture_logs() as logged:
+        anyio.run(run_once, database.path, (*BUILT_IN, Faulty()))
 
+    here, line = Path(__file__).name, Faulty.key_of.__code__.co_firstlineno
     assert database.sql("SELECT projection, seq, reason FROM quarantine ORDER BY seq") == [
-        ("created_per_day", 2, "a fault in the code of the projection: KeyError"),
-        ("created_per_day", 3, "a fault in the code of the projection: ZeroDivisionError"),
+        ("created_per_day", 2, f"{FAULT}KeyError in {here}, line {line + 2}, key_of()"),
+        ("created_per_day", 3, f"{FAULT}ZeroDivisionError in {here}, line {line + 7}, fold()"),
     ]
+    first, second = [said for said in logged if said["event"] == "projection_raised"]
+    assert (first["seq"], first["why"]) == (2, "KeyError: 'in key_of'")
+    assert first["traceback"] == [
+        f'{__file__}, line {line + 2}, key_of(): raise KeyError("in key_of")'
+    ]
+    assert (second["seq"], len(second["traceback"])) == (3, 1)
     assert database.sql("SELECT count FROM created_per_day") == [(2,)]
     assert len(database.views()) == 4
+
+
+def test_the_kit_raises_what_the_code_raised() -> None:
+    class Faulty(CreatedPerDay):
+        def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
+            raise KeyError("project")
+
+    with pytest.raises(KeyError, match="project") as raised:
+        given(created("A-1")).expect(Faulty(), {})
+    assert raised.traceback[-1].path == Path(__file__)
 
 
 def test_the_kit_catches_a_projection_that_is_not_deterministic() -> None:
@@ -294,15 +314,6 @@ def test_the_kit_catches_a_row_that_its_table_cannot_keep(row: Any) -> None:
 
     with pytest.raises(AssertionError):
         given(created("A-1")).expect(Odd(), {"P/0": {}})
-
-
-def test_the_kit_catches_a_projection_that_raises() -> None:
-    class Raising(CreatedPerDay):
-        def fold(self, view: Any, event: Event) -> Any:
-            raise ZeroDivisionError
-
-    with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        given(created("A-1")).expect(Raising(), {})
 
 
 @pytest.mark.parametrize("place", ["key_of", "fold", "to_row"])

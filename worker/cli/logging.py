@@ -78,6 +78,8 @@ def _printable(_logger: Any, _name: str, fields: MutableMapping[str, Any]) -> Ma
 
 def _value(value: Any) -> Any:
     """A field of a log line: printable, and no longer than a line should be."""
+    if isinstance(value, list):
+        return [_value(one) for one in value]
     if not isinstance(value, str):
         return value
     return printable(value if len(value) <= LONGEST_LINE else value[:LONGEST_LINE] + "…")

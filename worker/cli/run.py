@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import anyio
 import typer
@@ -19,10 +20,12 @@ from session_projector.worker import registry
 from session_projector.worker.cli import logging
 from session_projector.worker.cli.logging import LogFormat, LogLevel
 from session_projector.worker.cli.options import Database
+from session_projector.worker.cli.progress import TERMINAL_EVERY_S, Progress
 from session_projector.worker.daemon import service, supervisor
-from session_projector.worker.errors import DatabaseUnavailable, UsageError
+from session_projector.worker.errors import CheckFailed, DatabaseUnavailable, UsageError
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.storage import open as storage
+from session_projector.worker.storage.port import Database as Target
 from session_projector.worker.telemetry.state import DaemonState
 from session_projector.worker.telemetry.systemd import Notifier
 
@@ -76,9 +79,13 @@ def run(
         ),
     ] = None,
     log_level: Annotated[
-        LogLevel,
-        typer.Option(envvar="PROJECTOR_LOG_LEVEL", case_sensitive=False, help="Minimum log level."),
-    ] = "info",
+        LogLevel | None,
+        typer.Option(
+            envvar="PROJECTOR_LOG_LEVEL",
+            case_sensitive=False,
+            help="Minimum log level; info, but for --once on a terminal, which shows progress.",
+        ),
+    ] = None,
     log_format: Annotated[
         LogFormat,
         typer.Option(
@@ -98,8 +105,9 @@ def run(
     search = True if with_ else False if without else None
     if not sys.stderr.isatty():  # a terminal that is closed ends what runs in it
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    target = storage.database(database)
-    logging.configure(log_level, log_format, queued=True)
+    target, out = storage.database(database), sys.stdout
+    shows = once and sys.stderr.isatty()
+    logging.configure(log_level or ("warning" if shows else "info"), log_format, queued=not shows)
 
     def known() -> list[Projection]:
         if create and not target.exists():
@@ -113,7 +121,10 @@ def run(
 
     projections: list[Projection] | Callable[[], list[Projection]] = known
     if once:
-        anyio.run(supervisor.run_once, target, known())
+        try:
+            anyio.run(_once, target, known(), out)
+        except BaseExceptionGroup as group:
+            raise service.first_error(group) from None
         return
     try:
         projections = known()
@@ -132,6 +143,41 @@ def run(
             stack.enter_context(served(http, state, newest, metrics))
         run = partial(service.run, target, projections, state)
         anyio.run(partial(run, verify_every_s=verify_every))
+
+
+async def _once(target: Target, projections: Sequence[Projection], out: TextIO) -> None:
+    """Catch up, and say what was done."""
+    state, progress = DaemonState(), Progress()
+
+    async def tell() -> None:
+        while True:
+            await anyio.sleep(TERMINAL_EVERY_S)
+            for name, at in state.progress.items():
+                done, total = at.rebuild or (at.position, state.newest)
+                if done < total:
+                    progress.tell(name, done, total)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tell)
+            await supervisor.run_once(target, projections, state)
+            tasks.cancel_scope.cancel()
+    finally:
+        progress.clear()
+    unfit = []
+    for name, at in state.progress.items():
+        done = Counter[str]()
+        for (projection, _, outcome), events in state.outcomes.items():
+            done[outcome] += events if projection == name else 0
+        each = ", ".join(f"{done[how]:,} {how}" for how in ("folded", "quarantined", "skipped"))
+        print(f"{name}: up to event {at.position:,}; events: {each}", file=out)
+        out.flush()
+        unfit += [name] if done["quarantined"] > done["folded"] else []
+    if unfit:
+        raise CheckFailed(
+            f"more events went to quarantine than were folded, for {', '.join(unfit)}",
+            "see why: `projector quarantine list`",
+        )
 
 
 def _notifier() -> Notifier:

@@ -56,7 +56,7 @@ async def run(
             await daemon.run(projections)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise _first_error(group) from None
+        raise first_error(group) from None
     log.info("stopped")
 
 
@@ -210,9 +210,9 @@ def _force_stop() -> None:
     asyncio.get_running_loop().call_later(LAST_WORDS_S, os._exit, TransientError.exit_code)
 
 
-def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What ended the first task, rather than the group that it is wrapped in."""
     if found := group.subgroup(ProjectorError):
         group = found
     first = group.exceptions[0]
-    return _first_error(first) if isinstance(first, BaseExceptionGroup) else first
+    return first_error(first) if isinstance(first, BaseExceptionGroup) else first

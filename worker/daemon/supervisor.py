@@ -210,12 +210,16 @@ class Supervisor:
                 await wait(BEHIND_POLL_S, self._stop)
 
 
-async def run_once(database: Database, projections: Sequence[Projection]) -> None:
+async def run_once(
+    database: Database, projections: Sequence[Projection], state: DaemonState | None = None
+) -> None:
     """Catch up with the newest event there is now; works beside a daemon by compare-and-set.
+    `state` tells then what was done.
 
     One that fails does not keep the others from it; the first such failure is raised at the end.
     """
     stop = anyio.Event()  # nobody sets it
+    state = state or DaemonState()
     leadership = database.leadership()
     failed: list[ProjectionFailed] = []
     try:
@@ -225,8 +229,8 @@ async def run_once(database: Database, projections: Sequence[Projection]) -> Non
                 failing = {error.projection for error in failed}
                 rest = [p for p in projections if p.name not in failing]
                 try:
-                    for group in await _groups(thread, rest, leadership, stop):
-                        await Tail(thread, group).run(stop, until=until)
+                    for group in await _groups(thread, rest, leadership, stop, state):
+                        await Tail(thread, group, state=state).run(stop, until=until)
                     break
                 except LostRace:
                     log.info("checkpoint_moved_by_another")
@@ -240,7 +244,11 @@ async def run_once(database: Database, projections: Sequence[Projection]) -> Non
 
 
 async def _groups(
-    thread: Thread, projections: Sequence[Projection], leadership: Leadership, stop: anyio.Event
+    thread: Thread,
+    projections: Sequence[Projection],
+    leadership: Leadership,
+    stop: anyio.Event,
+    state: DaemonState,
 ) -> Iterable[list[Member]]:
     """The projections by the position where they stand, none of them in need of a rebuild."""
     walked: list[Projection] = []
@@ -251,7 +259,7 @@ async def _groups(
             member = await load(thread, projection)
             if ours and await _calls_for_full_scan(thread, member):
                 walked.append(projection)
-    await _rebuild(thread, walked, faults_of, stop)
+    await _rebuild(thread, walked, faults_of, stop, state=state)
     groups: dict[int, list[Member]] = {}
     for projection in projections:
         with faults_of(projection):
@@ -259,6 +267,7 @@ async def _groups(
             checkpoint = member.checkpoint
             if await thread.run(lambda store: needs_rebuild(store, projection, checkpoint)):
                 raise LostRace  # to a daemon that has begun just now
+        state.rebuilt(projection.name, checkpoint.position)
         groups.setdefault(checkpoint.position, []).append(member)
     return groups.values()
 
@@ -284,11 +293,12 @@ async def _rebuild(
     stop: anyio.Event,
     outage: Outage | None = None,
     *,
+    state: DaemonState | None = None,
     share: bool = False,
 ) -> None:
     """Rebuild some projections, a page each in turn, until that is done or `stop`. Waits out an
     `Outage` if it was given one."""
-    state = outage.state if outage else DaemonState()
+    state = state or (outage.state if outage else DaemonState())
 
     async def hold_on(error: DatabaseUnavailable) -> None:
         if outage is None or stop.is_set():

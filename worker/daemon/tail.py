@@ -42,6 +42,7 @@ class Tail:
         members: Sequence[Member],
         outage: Outage | None = None,
         *,
+        state: DaemonState | None = None,
         share: bool = False,
         wakeup: Wakeup | None = None,
         deferral: Deferral | None = None,
@@ -53,7 +54,7 @@ class Tail:
         """Held for an iteration; whoever holds it may add a member that stands where these do."""
         self._thread = thread
         self._outage = outage
-        self._state = outage.state if outage else DaemonState()
+        self._state = state or (outage.state if outage else DaemonState())
         self._leading = wakeup is not None
         self._share = share
         self._ahead: Page | None = None

@@ -12,7 +12,7 @@ from session_projector.projections import fold as folding
 from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Folded, Rejected, Runs
 from session_projector.projections.projection import Projection
-from session_projector.worker.folding.faults import decoding
+from session_projector.worker.folding.faults import decoding, tell_of_fault
 
 SLICE_EVENTS: Final = 16
 READ_SLICE_EVENTS: Final = 256
@@ -54,7 +54,7 @@ async def fold_in_slices(
     start, size = 0, 1
     while start < len(events):
         end = start + size
-        folded = folding.fold(projection, now, events[start:end])
+        folded = folding.fold(projection, now, events[start:end], tell_of_fault)
         changed |= folded.views
         now |= folded.views
         quarantined += folded.quarantined

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
+
+from session_projector.projections import fold as folding
 from session_projector.projections.event import OutOfMemory
 from session_projector.projections.projection import Projection
 from session_projector.worker.errors import (
@@ -14,6 +17,8 @@ from session_projector.worker.errors import (
     ProjectionFailed,
     ProjectorError,
 )
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
 
 @contextmanager
@@ -34,6 +39,32 @@ def faults_of(projection: Projection) -> Iterator[None]:
             f"{type(error).__name__} in {frame.filename}, line {frame.lineno}",
             "a fault in its code; `session_projector.testing` helps to find it",
         ) from error
+
+
+_told: Final[set[tuple[str, str, int | None]]] = set()
+_MOST_PLACES: Final = 1000
+_MOST_FRAMES: Final = 20
+
+
+def tell_of_fault(projection: Projection, seq: int, error: BaseException) -> None:
+    """Log what a projection's code raised for an event, once for each place that raises it."""
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in every if one.filename != folding.__file__][-_MOST_FRAMES:] or every
+    place = (projection.name, f"{type(error).__name__} in {frames[-1].filename}", frames[-1].lineno)
+    if place in _told or len(_told) >= _MOST_PLACES:
+        return
+    _told.add(place)
+    log.warning(
+        "projection_raised",
+        projection=projection.name,
+        seq=seq,
+        why="".join(traceback.format_exception_only(error)).strip(),
+        traceback=[
+            f"{one.filename}, line {one.lineno}, {one.name}(): {one.line}" for one in frames
+        ],
+        hint=f"the event is in quarantine, as each is that raises it: `projector quarantine show"
+        f" {seq}`; mend the code, raise its version and restart",
+    )
 
 
 def _is_cancelled() -> bool:
