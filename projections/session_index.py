@@ -48,7 +48,7 @@ class SessionIndex(PerSession[Entry]):
     """Folds every event of a session into a few plain columns."""
 
     name = "session_index"
-    version = 2
+    version = 3
     built_in = True
     table = Table(
         name="session_index",
@@ -140,9 +140,9 @@ def _first_title(added: Messages) -> tuple[str | None, bytes | None]:
     """The title, and the role of the last message if it was read for that, null if it has none."""
     role = None
     for index, message in enumerate(_said(added), 1):
-        role, content = fields(message, _SAID)
+        role, content, parts = fields(message, _SAID)
         if scalar(role) == "user":
-            return _title(content), role if index == added.count else None
+            return _title(content, parts), role if index == added.count else None
     return None, role or b"\xc0"
 
 
@@ -172,13 +172,14 @@ def _said(added: Messages) -> list[msgspec.Raw]:
     return items(list_header(added.count) + added.body)
 
 
-_SAID: Final = ("role", "content")
+_SAID: Final = ("role", "content", "parts")
 _PART: Final = ("type", "text")
 
 
-def _title(content: bytes | None) -> str:
-    """What a user's message says, in one line; '' where it says nothing in words."""
-    words = islice(_WORD.finditer(_text(content)), TITLE_LENGTH + 1)
+def _title(content: bytes | None, parts: bytes | None) -> str:
+    """What a user's message says, in one line; '' where it says nothing in words. Gemini and the AI
+    SDK call its content `parts`."""
+    words = islice(_WORD.finditer(_text(content) or _text(parts)), TITLE_LENGTH + 1)
     line = " ".join(word[0] for word in words)
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
@@ -192,6 +193,6 @@ def _text(content: bytes | None) -> str:
         if b"text" not in part:
             continue  # it has no type of those
         kind, said = (scalar(value) for value in fields(part, _PART))
-        if kind in TEXT_PARTS and isinstance(said, str):
+        if (kind is None or kind in TEXT_PARTS) and isinstance(said, str):
             return said
     return ""

@@ -323,7 +323,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
     assert status["daemon"] == nobody
     assert status["file_bytes"] > 0
     expected = {
-        "version": 2,
+        "version": 3,
         "position": 3,
         "lag_events": 1,
         "views": 1,

@@ -108,7 +108,9 @@ def index_row(s: Session) -> IndexRow:
     role = messages[-1].get("role") if messages else None
     last_role = role if isinstance(role, str) else None
     of_user = [message for message in messages if message.get("role") == "user"]
-    title = one_line(said(of_user[0].get("content"))) if of_user else None
+    first = of_user[0] if of_user else {}
+    words = said(first.get("content")) or said(first.get("parts"))
+    title = one_line(words) if of_user else None
     about = (s.id, s.project, s.status, title, len(messages), last_role)
     return (*about, s.created_at, s.updated_at, s.last_offset_id, s.last_seq)
 
@@ -118,7 +120,7 @@ def said(content: object) -> str:
     if isinstance(content, str):
         return content
     for part in content if isinstance(content, list) else []:
-        kinds = ("text", "input_text", "output_text")
+        kinds = (None, "text", "input_text", "output_text")
         words = part.get("text") if isinstance(part, dict) and part.get("type") in kinds else None
         if isinstance(words, str):
             return words

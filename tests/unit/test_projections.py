@@ -79,6 +79,8 @@ def test_an_index_entry_says_what_a_list_needs() -> None:
 @pytest.mark.parametrize(
     ("messages", "title"),
     [
+        ([{"role": "user", "parts": [{"text": "Fix it"}]}], "Fix it"),  # Gemini's
+        ([{"role": "user", "parts": [{"type": "text", "text": "Fix it"}]}], "Fix it"),
         ([], None),
         ([AGENT], None),
         ([AGENT, USER], "Fix the login form"),

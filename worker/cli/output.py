@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from session_projector.projections.event import TEXT_PARTS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.clock import when
+from session_projector.worker.sessions.content import said
 from session_projector.worker.sessions.plain import plain
 
 LONGEST_LINE: Final = 4000
@@ -146,18 +146,12 @@ def _short(message: Mapping[Any, Any]) -> str:
 
 
 def content(message: Mapping[Any, Any]) -> str:
-    """The printable content of a message: its text, or its parts, with all but text as JSON."""
-    value = message.get("content", {k: v for k, v in message.items() if k != "role"})
-    parts = value if isinstance(value, list) else [value]
-    return "\n\n".join(_part(part) for part in parts)
-
-
-def _part(part: Any) -> str:
-    if isinstance(part, dict) and part.get("type") in TEXT_PARTS:
-        part = part.get("text")
-    if isinstance(part, str):
-        return printable(part)
-    return f"```json\n{to_json(part)}\n```"
+    """The printable content of a message: what it says as text, the rest as JSON."""
+    parts = (
+        printable(part) if isinstance(part, str) else f"```json\n{to_json(part)}\n```"
+        for part in said(message)
+    )
+    return "\n\n".join(parts)
 
 
 def _width(text: str) -> int:

@@ -1,0 +1,216 @@
+"""What a message says, as readable text: the shapes in which agents write messages.
+
+Known are Anthropic's content blocks, the parts of OpenAI's Chat and Responses APIs (and so Codex's
+items), those of the AI SDK, and Gemini's. A call of a tool and what it returned are a line each.
+What is not known stays as it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from session_projector.projections.event import TEXT_PARTS
+
+LINE: Final = 160
+"""Characters that are shown of a call of a tool, and of what it returned."""
+
+
+def said(message: Mapping[Any, Any]) -> list[Any]:
+    """The texts of a message, in order; a part of an unknown shape is itself, no text."""
+    found = [*_body(message)]
+    for call in _list(message.get("tool_calls")):  # of OpenAI's Chat API
+        function = call.get("function") if isinstance(call, dict) else None
+        found.append(_called(function) if isinstance(function, dict) else call)
+    if found:
+        return found
+    rest = {key: value for key, value in message.items() if key != "role"}
+    return [rest] if rest else []
+
+
+def _body(message: Mapping[Any, Any]) -> Iterator[Any]:
+    if _kind(message) in _KINDS and "content" not in message and "parts" not in message:
+        yield from _part(message)  # the message is one item, as of the Responses API
+        return
+    content = message.get("content")
+    if message.get("role") == "tool" and isinstance(content, str):
+        yield _returned(content)
+    elif isinstance(content, list):
+        for part in content:
+            yield from _part(part)
+    elif content is not None:
+        yield content
+    for part in _list(message.get("parts")):
+        yield from _part(part)
+    if isinstance(refusal := message.get("refusal"), str):
+        yield f"(refused) {refusal}"
+
+
+def _part(part: Any) -> Iterator[Any]:
+    if not isinstance(part, dict):
+        yield part
+        return
+    kind = _kind(part)
+    read = _KINDS.get(kind)
+    if read is None and kind.startswith("tool-"):  # of the AI SDK
+        yield _call(kind[len("tool-") :], part.get("input"))
+        if "output" in part or "errorText" in part:
+            yield _returned(part.get("output", part.get("errorText")))
+        return
+    if read is None and not kind:
+        read = next((_GEMINI[key] for key in _GEMINI if key in part), None)
+    text = read(part) if read else part
+    if text != "":
+        yield text
+
+
+def _kind(part: Mapping[Any, Any]) -> str:
+    kind = part.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(part: Mapping[str, Any]) -> Any:
+    text = part.get("text")
+    if not isinstance(text, str):
+        return part
+    return _thought(text) if part.get("thought") is True else text
+
+
+def _thought(text: Any) -> str:
+    return f"(thinking) {text}" if isinstance(text, str) and text else ""
+
+
+def _reasoning(part: Mapping[str, Any]) -> Any:
+    """Of the Responses API a summary in parts, of the AI SDK a text."""
+    parts = (one.get("text") for one in _list(part.get("summary")) if isinstance(one, dict))
+    text = "\n".join(text for text in parts if isinstance(text, str))
+    return _thought(text or part.get("text") or part.get("reasoning"))
+
+
+def _called(part: Mapping[str, Any]) -> str:
+    """A call of a tool; what it is given has another name in each API."""
+    names = ("input", "arguments", "args", "action", "rawInput")
+    given = next((part[name] for name in names if part.get(name) is not None), None)
+    return _call(part.get("name") or part.get("toolName") or part.get("type"), given)
+
+
+def _call(name: Any, given: Any) -> str:
+    return f"→ {name} {_line(given)}".rstrip()
+
+
+def _invoked(part: Mapping[str, Any]) -> Any:
+    call = part.get("toolInvocation")
+    if not isinstance(call, dict):
+        return part
+    line = _call(call.get("toolName"), call.get("args"))
+    return f"{line}\n{_returned(call['result'])}" if "result" in call else line
+
+
+def _result(part: Mapping[str, Any]) -> str:
+    names = ("content", "output", "result", "response")
+    value = next((part[name] for name in names if part.get(name) is not None), "")
+    return _returned(value, is_error=part.get("is_error") is True)
+
+
+def _returned(value: Any, *, is_error: bool = False) -> str:
+    if isinstance(value, dict) and isinstance(value.get("value"), str):  # of the AI SDK
+        value = value["value"]
+    if isinstance(value, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        known = [text for text in texts if isinstance(text, str)]
+        value = "\n".join(known) if known and len(known) == len(value) else value
+    line = _line(value)
+    lines = value.strip().count("\n") + 1 if isinstance(value, str) else 1
+    more = f" (1 of {lines:,} lines)" if lines > 1 else ""
+    return f"← {'error: ' * is_error}{line}{more}"
+
+
+def _line(value: Any) -> str:
+    """The first line of a text, or a value in short."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        first = value.strip().partition("\n")[0]
+    elif isinstance(value, dict):
+        first = ", ".join(f"{name}={_short(given)}" for name, given in list(value.items())[:20])
+    else:
+        first = str(value)[: 2 * LINE]
+    return first if len(first) <= LINE else first[: LINE - 1] + "…"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)[: 2 * LINE]
+    return " ".join(text[: 2 * LINE].split())
+
+
+def _file(part: Mapping[str, Any]) -> str:
+    """A picture, a sound or a document, by its type or address."""
+    inner = part
+    for name in ("source", "image_url", "input_audio", "inlineData", "fileData", "file"):
+        if isinstance(part.get(name), dict):
+            inner = part[name]
+    names = ("media_type", "mediaType", "mimeType", "filename", "format")
+    kind = next((inner[name] for name in names if isinstance(inner.get(name), str)), "")
+    url = next(
+        (
+            inner[n]
+            for n in ("url", "fileUri", "image_url", "file_id")
+            if isinstance(inner.get(n), str)
+        ),
+        "",
+    )
+    if url.startswith("data:"):
+        kind, url = kind or url[5:].partition(";")[0], ""
+    return "[" + " ".join(filter(None, (_kind(part) or "file", kind, url[:LINE]))) + "]"
+
+
+def _code(code: Mapping[str, Any]) -> str:
+    return f"```{str(code.get('language', '')).lower()}\n{code.get('code', '')}\n```"
+
+
+_KINDS: Final[dict[str, Callable[[Mapping[str, Any]], Any]]] = {
+    **dict.fromkeys(TEXT_PARTS, _text),
+    "summary_text": _text,
+    "refusal": lambda part: f"(refused) {part.get('refusal')}",
+    "thinking": lambda part: _thought(part.get("thinking")),
+    "redacted_thinking": lambda _: "(thinking, redacted)",
+    "reasoning": _reasoning,
+    "step-start": lambda _: "",
+    **dict.fromkeys(
+        ("tool_use", "server_tool_use", "mcp_tool_use", "function_call", "custom_tool_call"),
+        _called,
+    ),
+    **dict.fromkeys(("tool-call", "local_shell_call", "web_search_call", "mcp_call"), _called),
+    "dynamic-tool": _called,
+    "tool-invocation": _invoked,
+    **dict.fromkeys(
+        ("tool_result", "web_search_tool_result", "mcp_tool_result", "tool-result"), _result
+    ),
+    **dict.fromkeys(
+        ("function_call_output", "custom_tool_call_output", "local_shell_call_output"), _result
+    ),
+    **dict.fromkeys(("image", "document", "image_url", "input_image", "input_file"), _file),
+    **dict.fromkeys(("input_audio", "audio", "file"), _file),
+}
+"""How a part of a type is read; '' is nothing to show."""
+
+
+def _within(
+    key: str, read: Callable[[Mapping[str, Any]], Any]
+) -> Callable[[Mapping[str, Any]], Any]:
+    """Of what a part has under a key, if that has a shape that is known."""
+    return lambda part: read(part[key]) if isinstance(part[key], dict) else part
+
+
+_GEMINI: Final[dict[str, Callable[[Mapping[str, Any]], Any]]] = {
+    "functionCall": _within("functionCall", _called),
+    "functionResponse": _within("functionResponse", _result),
+    "executableCode": _within("executableCode", _code),
+    "codeExecutionResult": _within("codeExecutionResult", _result),
+    "inlineData": _file,
+    "fileData": _file,
+    "text": _text,
+}
+"""The same of a part that has no type, by a key that it has."""
