@@ -61,7 +61,7 @@ class Forked:
             self._told.settimeout(timeout)
             try:
                 self._learn()
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 raise subprocess.TimeoutExpired("projector", timeout or 0) from None
         assert self.returncode is not None
         return self.returncode
@@ -191,6 +191,8 @@ def _run(instead: str) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
