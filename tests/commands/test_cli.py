@@ -6,14 +6,15 @@ import re
 import select
 import shlex
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
-from support import PROJECTOR, T0, Database, daemon, event, projector
+from support import PROJECTOR, T0, Database, daemon, event, projector, shell
 
 
 def run(database: Database, *arguments: str, **options: Any) -> str:
@@ -66,9 +67,9 @@ def test_numbers_go_on_above_the_highest_in_use_in_either_spelling(database: Dat
 
 
 def test_two_processes_never_get_the_same_number(database: Database) -> None:
-    command = [*PROJECTOR, "session", "queue", "-p", "A", "x", "-d", database.url]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
-    ids = [process.communicate()[0].strip() for process in running]
+    with ThreadPoolExecutor(8) as threads:
+        queue = partial(run, database, "session", "queue", "-p", "A", "x")
+        ids = [said.strip() for said in threads.map(lambda _: queue(), range(8))]
 
     assert sorted(ids) == [f"A-{number}" for number in range(1, 9)]
 
@@ -438,10 +439,7 @@ def test_odd_paths_are_refused_without_a_traceback(
     (tmp_path / "loop").symlink_to("loop")
 
     for command in (["status"], ["run"], ["session", "list"]):
-        done = subprocess.run(
-            [*PROJECTOR, *command, "-d", path], cwd=tmp_path, capture_output=True, check=False
-        )
-        assert (done.returncode, b"Traceback" in done.stderr) == (code, False), done.stderr
+        projector(*command, "-d", os.fsdecode(path), cwd=tmp_path, check=code)
 
 
 def test_a_database_by_a_name_that_is_not_utf8_works(tmp_path: Path) -> None:
@@ -472,14 +470,13 @@ def test_closed_streams_take_nothing_but_what_is_said_there(
     database.created("A-1")
 
     def closing(*arguments: str | Path) -> tuple[int, str]:
-        shell = ["bash", "-c", f'exec "$@" {closed}', "bash", *PROJECTOR]
-        done = subprocess.run([*shell, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+        program = ["bash", "-c", f'exec "$@" {closed}', "bash", *PROJECTOR]
+        done = subprocess.run([*program, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
         return done.returncode, done.stdout
 
     code, said = closing("run", "--once", "-d", database.url)
     assert (code, said.count("up to event 1")) == (0, 2)
     assert closing("session", "list", "-d", database.url)[1].count("A-1") == 1
-    assert closing("session", "view", "A-2", "-d", database.url) == (1, "")
     assert closing("status", "-d", tmp_path / "absent.db") == (4, "")
 
 
@@ -502,8 +499,7 @@ def test_the_command_that_a_mistyped_path_is_told_works(tmp_path: Path) -> None:
 
     command = f"mkdir -p {path.parent} && projector db setup -d {path}"
     assert f"create it with `{command}`" in told
-    program = shlex.join([sys.executable, "-m", "session_projector"])
-    subprocess.run(["bash", "-c", command.replace("&& projector", f"&& {program}")], check=True)
+    assert shell(command).returncode == 0
     projector("run", "--once", "-d", path)
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -204,6 +205,7 @@ def test_a_copy_that_was_killed_is_continued(database: Database, server: str) ->
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
         while not there(server):
             assert process.poll() is None
+            time.sleep(0.005)
         process.kill()
     kept = there(server)
     assert 0 < kept < EVENTS
@@ -235,7 +237,7 @@ def test_a_copy_beside_writers_and_the_rest_after_them(database: Database, serve
     with ExitStack() as stack:
         writers = [stack.enter_context(subprocess.Popen([*writer, str(n)])) for n in range(2)]
         while len(database.log()) < 20:
-            pass
+            time.sleep(0.005)
         first = copied(database.path, server)
         assert [one.wait() for one in writers] == [0, 0]
 

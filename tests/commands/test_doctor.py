@@ -18,7 +18,19 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from support import INSERT, PROJECTOR, T0, Database, daemon, event, extensions, projector, users
+from support import (
+    INSERT,
+    PROJECTOR,
+    T0,
+    Database,
+    daemon,
+    event,
+    extensions,
+    forks,
+    projector,
+    shell,
+    users,
+)
 from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
@@ -58,16 +70,12 @@ def fix(found: Check) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
     commands = [c for c in re.findall("`([^`]*)`", found.fix) if not c.startswith("projector run")]
     for command in commands:
-        shell(command)
+        paste(command)
     assert commands, found
 
 
-def shell(commands: str, folder: Path | None = None) -> None:
-    """Run what is pasted into a shell."""
-    ours = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
-    done = subprocess.run(
-        ["bash", "-euc", ours + commands], capture_output=True, text=True, check=False, cwd=folder
-    )
+def paste(commands: str, folder: Path | None = None) -> None:
+    done = shell(commands, cwd=folder)
     assert done.returncode == 0, (commands, done)
 
 
@@ -88,15 +96,16 @@ def folded(database: Database) -> Database:
 def another(code: str, path: Path) -> Iterator[int]:
     """A process that does something with the database and keeps it so; its number."""
     code = f"import sqlite3, sys, time\npath = sys.argv[1]\n{code}\nprint('ready', flush=True)\n"
-    with subprocess.Popen(
-        [sys.executable, "-c", code + "time.sleep(60)", path], stdout=subprocess.PIPE
-    ) as process:
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as said:
+        process = forks.Forked([str(path)], 0, theirs, 2, code=code + "time.sleep(60)")
+        os.close(theirs)
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
+            assert said.readline() == b"ready\n"
             yield process.pid
         finally:
             process.kill()
+            process.wait()
 
 
 OPEN = "db = sqlite3.connect(path, isolation_level=None)\n"
@@ -338,7 +347,7 @@ def test_a_seq_that_is_no_autoincrement_is_copied_into_a_log_that_is(folded: Dat
     found = look(folded, "seq")
     (title,) = re.findall('docs/operating.md tells under "(.*)"', found.fix)
     section = OPERATING.read_text().split(f"### {title}\n")[1]
-    shell(section.split("```sh\n")[1].split("```")[0], folded.path.parent)
+    paste(section.split("```sh\n")[1].split("```")[0], folded.path.parent)
     new = Database(folded.path.with_name("new.db"))
 
     assert found.level == "fail"
@@ -601,8 +610,7 @@ def test_a_writer_of_another_user_with_removed_files_is_looked_at_before_it_is_e
 def by_another(command: str, database: Database) -> str:
     """What a command prints for another member of the group."""
     code = AS_STRANGER.replace(f"become({STRANGER_UID})", f"become(60004, {STRANGER_UID})")
-    arguments = [sys.executable, "-P", "-c", code, command, "-d", database.path]
-    return subprocess.run(arguments, capture_output=True, text=True).stdout
+    return projector(command, "-d", database.path, code=code, check=None).stdout
 
 
 @needs_root
@@ -713,11 +721,7 @@ def test_a_user_who_may_only_read_is_told_of_the_lock_too(stranger: Database) ->
     asking = AS_STRANGER.replace(f"become({STRANGER_UID})", "become(60004)")
     holding = f"{users.PROJECTOR}\nbecome({STRANGER_UID})\n{HOLD_LOCK}"
     with another(holding, stranger.path), another(code, stranger.path):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", asking, "doctor", "-d", stranger.path],
-            capture_output=True,
-            text=True,
-        )
+        done = projector("doctor", "-d", stranger.path, code=asking, check=None)
 
     assert "it waits for the write lock, which another process holds" in done.stdout
     assert "kill" not in done.stdout
@@ -788,7 +792,7 @@ def test_what_an_uninstalled_projection_left_is_named_and_dropped_by_the_command
         folded.sql("DROP TABLE per_project")
     found = look(folded, "projections")
     drop = re.findall("`([^`]*)`", found.fix)[-1]
-    shell(f"{drop} <<< y")
+    paste(f"{drop} <<< y")
 
     assert while_it_runs.level == "ok"
     assert found.level == "warn"
@@ -1062,7 +1066,7 @@ def test_a_folder_that_any_user_can_write_is_told(
     close = f"`chmod o-w {database.path.parent}`"
     assert (close in found.fix) == (not mode & 0o1000)
     if close in found.fix:
-        shell(close.strip("`"))
+        paste(close.strip("`"))
         assert wrong(database) == {"daemon"}
 
 
@@ -1077,7 +1081,7 @@ def test_a_folder_above_it_that_any_user_can_write_is_told(tmp_path: Path) -> No
     above.chmod(0o1777)
     sticky = look(path, "rights")
     above.chmod(0o777)
-    shell(found.fix.split("`")[1])
+    paste(found.fix.split("`")[1])
 
     assert found.level == "warn"
     assert "any user of this host can put another folder in the place" in found.found
@@ -1166,11 +1170,7 @@ def test_what_this_user_may_not_read_and_write_is_named(
         os.chown(folder / name, owner, -1)
         (folder / name).chmod(mode)
 
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", AS_STRANGER, "doctor", "-d", path],
-            capture_output=True,
-            text=True,
-        )
+        done = projector("doctor", "-d", path, code=AS_STRANGER, check=None)
     finally:
         shutil.rmtree(folder)
 

@@ -82,48 +82,48 @@ def test_words_are_letters_and_digits_whatever_stands_between(
     assert find(store, asked) == [1] * found
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        *(
-            '"',
-            '""',
-            "'",
-            "''",
-            "\\",
-            "\\'",
-            "*",
-            "a*b",
-            "(",
-            ")",
-            "a AND",
-            "OR",
-            "NOT a",
-            "NEAR(a b)",
-        ),
-        *(
-            "text:",
-            "-a",
-            "^a",
-            "a:*",
-            "a & b | !c <-> d",
-            ":*",
-            "{a}",
-            "a\0b",
-            "%s",
-            ":asked",
-            "?",
-            "",
-        ),
-        *("'a' | 'b'", "\\x00", "\ud800", "x" * 5000, "--", ";", "a" + BETWEEN),
-    ],
-)
+ODD = [
+    *(
+        '"',
+        '""',
+        "'",
+        "''",
+        "\\",
+        "\\'",
+        "*",
+        "a*b",
+        "(",
+        ")",
+        "a AND",
+        "OR",
+        "NOT a",
+        "NEAR(a b)",
+    ),
+    *(
+        "text:",
+        "-a",
+        "^a",
+        "a:*",
+        "a & b | !c <-> d",
+        ":*",
+        "{a}",
+        "a\0b",
+        "%s",
+        ":asked",
+        "?",
+        "",
+    ),
+    *("'a' | 'b'", "\\x00", "\ud800", "x" * 5000, "--", ";", "a" + BETWEEN),
+]
+
+
 @pytest.mark.parametrize("is_prefix", [False, True])
-def test_nothing_that_is_asked_is_an_error(store: Store, asked: str, is_prefix: bool) -> None:
+def test_nothing_that_is_asked_is_an_error(store: Store, is_prefix: bool) -> None:
     keep(store, SEARCH, row(1, "a b c or not"), row(2, "nothing else"))
 
-    assert find(store, Phrase(asked, is_prefix), "zebra") == []
-    assert set(find(store, Phrase(asked, is_prefix))) <= {1, 2}
+    for asked in ODD:
+        assert find(store, Phrase(asked, is_prefix), "zebra") == [], asked
+        assert set(find(store, Phrase(asked, is_prefix))) <= {1, 2}, asked
 
 
 def test_a_phrase_without_any_word_does_not_count(store: Store) -> None:

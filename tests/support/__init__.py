@@ -5,12 +5,12 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from signal import SIGSTOP
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 
@@ -196,17 +196,31 @@ def event(kind: str, data: Any, **fields: Any) -> dict[str, Any]:
 
 
 def projector(
-    *arguments: str | Path, stdin: str | bytes = b"", check: int | None = 0, **options: Any
+    *arguments: str | Path,
+    stdin: str | bytes = b"",
+    check: int | None = 0,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    code: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it must exit with the code `check`."""
+    """Run a command to its end; it must exit with the code `check`. `code` is what runs instead of
+    the program, where that is imported already."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     command = [*map(str, arguments)]
-    if options or not forks.is_as_it_was():
+    if env is not None or not forks.is_as_it_was():
+        program = [sys.executable, "-P", "-c", code] if code else PROJECTOR
         done = subprocess.run(
-            [*PROJECTOR, *command], input=data, capture_output=True, check=False, **options
+            [*program, *command],
+            input=data,
+            capture_output=True,
+            check=False,
+            cwd=cwd,
+            env=env,
+            timeout=timeout,
         )
     else:
-        done = _forked(command, data)
+        done = _forked(command, data, timeout, folder=cwd and str(cwd), code=code)
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
@@ -216,14 +230,71 @@ def projector(
     return result
 
 
-def _forked(command: list[str], data: bytes) -> subprocess.CompletedProcess[bytes]:
+def started(*arguments: str | Path, code: str = "") -> forks.Forked:
+    """The program in the background; nobody reads what it says."""
+    with Path(os.devnull).open("r+b", buffering=0) as null:
+        return forks.Forked([*map(str, arguments)], *[null.fileno()] * 3, code=code)
+
+
+def shell(
+    commands: str, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run what is pasted into a shell; the program in it is forked, as `projector` does it."""
+    asked, ask = os.pipe()
+    answer, told = os.pipe()
+    ours = (  # a redirection of `printf` or `read` would change the streams of the shell itself
+        "projector() { local code shell=$BASHPID;"
+        f' (printf \'%s\\0\' $# $shell "$PWD" "$@" >&{ask}); read -r -u {answer} code;'
+        " return $code; }\n"
+    )
+    with TemporaryFile("a+b") as stdout, TemporaryFile("a+b") as stderr:
+        running = subprocess.Popen(
+            ["bash", "-euc", ours + commands],
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            pass_fds=[ask, answer],
+        )
+        os.close(ask)
+        os.close(answer)
+        with os.fdopen(asked, "rb") as requests, os.fdopen(told, "wb", buffering=0) as answers:
+            while count := _word(requests):
+                pid, folder, *command = [_word(requests) for _ in range(int(count) + 2)]
+                answers.write(b"%d\n" % (_forked_for(pid, folder, command) % 256))
+        code = running.wait()
+        stdout.seek(0)
+        stderr.seek(0)
+        said = stdout.read().decode(), stderr.read().decode()
+        return subprocess.CompletedProcess(commands, code, *said)
+
+
+def _word(file: IO[bytes]) -> str:
+    """What stands before the next zero."""
+    return os.fsdecode(b"".join(iter(lambda: file.read(1).strip(b"\0"), b"")))
+
+
+def _forked_for(pid: str, folder: str, command: list[str]) -> int:
+    """Run a command with the streams of a process."""
+    written = os.O_WRONLY | os.O_APPEND
+    modes = enumerate((os.O_RDONLY, written, written))
+    streams = [os.open(f"/proc/{pid}/fd/{number}", mode) for number, mode in modes]
+    process = forks.Forked(command, *streams, folder=folder)
+    for stream in streams:
+        os.close(stream)
+    return process.wait()
+
+
+def _forked(
+    command: list[str], data: bytes, timeout: float | None, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
     with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
         stdin.write(data)
         stdin.seek(0)
         numbers = [stream.fileno() for stream in (stdin, stdout, stderr)]
-        process = forks.Forked(command, *numbers)
+        process = forks.Forked(command, *numbers, **options)
         try:
-            code = process.wait()
+            code = process.wait(timeout)
         finally:
             process.kill()
         stdout.seek(0)
@@ -234,12 +305,14 @@ def _forked(command: list[str], data: bytes) -> subprocess.CompletedProcess[byte
 class Daemon:
     """A `projector run` process; tests wait for its log lines."""
 
-    def __init__(self, url: str | Path, *, program: list[str], options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, url: str | Path, *, program: list[str], options: Sequence[str] = (), code: str = ""
+    ) -> None:
         command = ["run", "-d", str(url), *options]
         self.process: subprocess.Popen[str] | forks.Forked
         if program is PROJECTOR and forks.is_as_it_was():
             ours, theirs = os.pipe()
-            self.process = forks.Forked(command, 0, 1, theirs)
+            self.process = forks.Forked(command, 0, 1, theirs, code=code)
             os.close(theirs)
             self.process.stderr = os.fdopen(ours)
         else:
@@ -277,10 +350,14 @@ class Daemon:
 
 @contextmanager
 def daemon(
-    url: str | Path, *, program: list[str] = PROJECTOR, options: Sequence[str] = ()
+    url: str | Path,
+    *,
+    program: list[str] = PROJECTOR,
+    options: Sequence[str] = (),
+    code: str = "",
 ) -> Iterator[Daemon]:
-    """Run a daemon that does not outlive the block."""
-    running = Daemon(url, program=program, options=options)
+    """Run a daemon that does not outlive the block; `code` is what runs it in another way."""
+    running = Daemon(url, program=program, options=options, code=code)
     try:
         yield running
     finally:

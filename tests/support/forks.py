@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
@@ -24,13 +25,23 @@ CHANGES = ("PYTEST_CURRENT_TEST",)
 class Forked:
     """A process of the program, with as much of `subprocess.Popen` as is used of it."""
 
-    def __init__(self, arguments: Sequence[str], stdin: int, stdout: int, stderr: int) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        *,
+        folder: str | None = None,
+        code: str = "",
+    ) -> None:
+        """`code` is what it runs instead of the program."""
         self.returncode: int | None = None
         self.stderr: IO[str] | None = None
         self._told, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         request = os.memfd_create("request")
         try:
-            os.write(request, json.dumps([os.getcwd(), *arguments]).encode("utf-8"))
+            os.write(request, json.dumps([folder or os.getcwd(), code, *arguments]).encode())
             descriptors = [theirs.fileno(), request, stdin, stdout, stderr]
             socket.send_fds(_server(), [b" "], descriptors)
         finally:
@@ -50,7 +61,7 @@ class Forked:
             self._told.settimeout(timeout)
             try:
                 self._learn()
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 raise subprocess.TimeoutExpired("projector", timeout or 0) from None
         assert self.returncode is not None
         return self.returncode
@@ -113,6 +124,9 @@ def serve(channel: int) -> None:
     for module in pkgutil.walk_packages(session_projector.__path__, "session_projector."):
         if not module.name.endswith(("__main__", ".tests")):
             importlib.import_module(module.name)
+    for name in _imported_late():
+        with suppress(ImportError):
+            importlib.import_module(name)
     gc.freeze()  # so that no collection of a process writes to what it shares
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(fileno=channel) as asked:
@@ -127,13 +141,33 @@ def serve(channel: int) -> None:
     _watch(*descriptors)
 
 
+def _imported_late() -> list[str]:
+    """What is imported first by a fold: who became another user may not read it any more."""
+    ours, theirs = os.pipe()
+    if pid := os.fork():
+        os.close(theirs)
+        with os.fdopen(ours) as names:
+            late = names.read().split()
+        os.waitpid(pid, 0)
+        return late
+    from session_projector.worker.cli import main as cli
+
+    with suppress(BaseException), tempfile.TemporaryDirectory() as folder:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+        before = {*sys.modules}
+        command = ["run", "--once", "--create", "-d", f"{folder}/local.db"]
+        cli.app(command, standalone_mode=False)
+        os.write(theirs, " ".join(sys.modules.keys() - before).encode())
+    os._exit(0)
+
+
 def _watch(told: int, request: int, *streams: int) -> None:
     """Fork the process itself, and tell its number, and how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if not (pid := os.fork()):
-        _become(request, streams)
+        code = _become(request, streams)
         os.close(told)
-        _run()
+        _run(code)
     for descriptor in (request, *streams):
         os.close(descriptor)
     with socket.socket(fileno=told) as answer:
@@ -143,17 +177,22 @@ def _watch(told: int, request: int, *streams: int) -> None:
     os._exit(0)
 
 
-def _run() -> None:
-    """Be the program, to its end, without taking apart what was imported: that would write to all
-    that is shared."""
+def _run(instead: str) -> None:
+    """Be the program, or what runs instead, to its end, without taking apart what was imported:
+    that would write to all that is shared."""
     code: object = 0
     try:
-        runpy.run_module("session_projector", run_name="__main__", alter_sys=True)
+        if instead:
+            exec(compile(instead, "<code>", "exec"), {"__name__": "__main__"})
+        else:
+            runpy.run_module("session_projector", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         code = ended.code
     except BaseException:
         traceback.print_exc()
         code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -162,9 +201,9 @@ def _run() -> None:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _become(request: int, streams: Sequence[int]) -> None:
+def _become(request: int, streams: Sequence[int]) -> str:
     size = os.fstat(request).st_size
-    folder, *arguments = json.loads(os.pread(request, size, 0))
+    folder, code, *arguments = json.loads(os.pread(request, size, 0))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     for descriptor in {request, *streams}:
@@ -174,3 +213,4 @@ def _become(request: int, streams: Sequence[int]) -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     sys.argv[1:] = arguments
+    return str(code)

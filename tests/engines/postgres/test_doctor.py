@@ -2,9 +2,7 @@
 
 import os
 import re
-import shlex
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from threading import Thread
@@ -14,7 +12,7 @@ import anyio
 import msgspec
 import psycopg
 import pytest
-from support import PROJECTOR, projector
+from support import projector, shell
 from support.postgres import Server
 
 from session_projector.projections import BUILT_IN
@@ -78,15 +76,9 @@ def fix(one: Check, server: Server) -> None:
     """Run the commands that a finding gives, one after the other, in a shell."""
     commands = re.findall("`([^`]*)`", one.fix)
     assert commands, one
-    ours = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
+    environment = os.environ | {"PATH": f"{server.binaries}:{os.environ['PATH']}"}
     for command in commands:
-        done = subprocess.run(
-            ["bash", "-euc", ours + command],
-            env={**os.environ, "PATH": f"{server.binaries}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = shell(command, env=environment)
         assert done.returncode == 0, (command, done)
 
 

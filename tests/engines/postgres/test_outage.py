@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -187,7 +188,7 @@ def test_another_host_of_the_url_is_used_once_it_is_promoted() -> None:
                 position = log.created()
                 follows = f"SELECT position >= {position} FROM checkpoint ORDER BY position LIMIT 1"
                 while standby.sql(follows, database="log") != [(True,)]:
-                    pass
+                    time.sleep(0.005)
                 primary.stop("SIGQUIT")
                 running.wait_for("database_unavailable")
                 standby.sql("SELECT pg_promote()")

@@ -2,12 +2,11 @@
 
 import asyncio
 import re
-import shlex
 import shutil
 import subprocess
 
 import pytest
-from support import PROJECTOR, Database, event, projector
+from support import PROJECTOR, Database, event, projector, shell
 from support.folding import examine, run_once
 
 from session_projector.projections import BUILT_IN
@@ -40,8 +39,8 @@ def wrong(database: Database) -> set[str]:
 def run_the_command_of(hint: str) -> None:
     """Run the command that a hint names."""
     (command,) = re.findall("`([^`]*)`", hint)
-    shell = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
-    subprocess.run(["bash", "-euc", shell + command], check=True, capture_output=True)
+    done = shell(command)
+    assert done.returncode == 0, done
 
 
 @pytest.mark.parametrize("table", [*DERIVED, "session_index"])

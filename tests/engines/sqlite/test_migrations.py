@@ -4,12 +4,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import msgpack
 import pytest
-from support import PROJECTOR, Database, event, projector
+from support import Database, event, projector, started
 
 from session_projector import migrations
 from session_projector.worker.errors import InterventionRequired
@@ -301,12 +302,10 @@ def test_a_set_up_killed_at_any_moment_leaves_the_database_as_it_was(tmp_path: P
     for attempt in range(8):
         database = Database(tmp_path / f"{attempt}.db")
         shutil.copy(template.path, database.path)
-        setup = subprocess.Popen(
-            [*PROJECTOR, "db", "setup", "-d", database.path], stdout=subprocess.DEVNULL
-        )
+        setup = started("db", "setup", "-d", database.path)
         # Killed at the first sign of work, and then ever later.
         while setup.poll() is None and not any(tmp_path.glob(f"{attempt}.db?*")):
-            pass
+            time.sleep(0.001)
         try:
             setup.wait(attempt * 0.04)
         except subprocess.TimeoutExpired:
@@ -327,8 +326,7 @@ def test_a_set_up_killed_at_any_moment_leaves_the_database_as_it_was(tmp_path: P
 
 
 def test_two_set_ups_at_once_do_no_harm(kanbatte: Database) -> None:
-    command = [*PROJECTOR, "db", "setup", "-d", str(kanbatte.path)]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [started("db", "setup", "-d", kanbatte.path) for _ in range(2)]
 
     assert [process.wait() for process in both] == [0, 0]
     assert kanbatte.sql("SELECT count(*), max(seq) FROM event_log") == [(43, 43)]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +12,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
-from support import PROJECTOR, Database, daemon, projector
+from support import Database, daemon, projector, shell
 from support.folding import catch_up
 
 ENDLESS = (
@@ -38,9 +37,8 @@ def doctor(database: Database, check: str) -> list[dict[str, Any]]:
 
 def fix(found: dict[str, Any]) -> None:
     """Paste the first command that a finding gives into a shell."""
-    ours = f'projector() {{ {shlex.join(PROJECTOR)} "$@"; }}\n'
-    command = re.findall("`([^`]*)`", found["mend"])[0]
-    subprocess.run(["bash", "-euc", ours + command], check=True, capture_output=True)
+    done = shell(re.findall("`([^`]*)`", found["mend"])[0])
+    assert done.returncode == 0, done
 
 
 def goes_on(database: Database) -> None:

@@ -55,7 +55,7 @@ def shared() -> Iterator[Database]:
 
 
 def unprivileged(database: Database) -> AbstractContextManager[Daemon]:
-    return daemon(database.path, program=[sys.executable, "-P", "-c", DAEMON])
+    return daemon(database.path, code=DAEMON)
 
 
 def insert_as(uid: int, database: Database, event_id: str) -> str:
@@ -108,9 +108,7 @@ def test_set_up_again_by_the_daemons_user_beside_files_of_another(shared: Databa
             os.chown(f"{shared.path}{suffix}", WRITER_UID, -1)
         code = DAEMON.replace("cli.main()", "cli.app(sys.argv[1:])")
         arguments = ["db", "setup", "-d", str(shared.path), "--group", str(GROUP)]
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True
-        )
+        done = projector(*arguments, code=code)
 
     assert "nothing to do" in done.stdout, done.stderr
 
@@ -146,9 +144,7 @@ def test_a_group_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def as_daemon(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    code = DAEMON.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
-    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return projector(*arguments, code=DAEMON, check=None)
 
 
 def lock_of(database: Database) -> Path:
@@ -178,8 +174,7 @@ def test_root_becomes_the_owner_for_good(shared: Database) -> None:
     )
 
     def become(file: Path) -> str:
-        command = [sys.executable, "-P", "-c", code, file]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return projector(file, code=code).stdout.strip()
 
     ids = ((DAEMON_UID,) * 3, (GROUP,) * 3, [GROUP])
     own = shared.path.with_name("of-root")
@@ -293,11 +288,9 @@ def test_a_reader_who_holds_the_lock_keeps_nobody_from_folding(readable: Databas
 
 def test_a_reader_is_told_of_the_daemon_whose_lock_it_cannot_open(readable: Database) -> None:
     code = DAEMON.replace(f"become({DAEMON_UID}, {GROUP})", f"become({STRANGER_UID})")
-    code = code.replace("cli.main()", "sys.argv[0] = 'projector'; cli.main()")
     with unprivileged(readable) as running:
         running.wait_for("started")
-        command = [sys.executable, "-P", "-c", code, "status", "-d", str(readable.path)]
-        said = subprocess.run(command, capture_output=True, text=True).stdout
+        said = projector("status", "-d", readable.path, code=code).stdout
 
     assert f"process {running.process.pid}" in said
 
@@ -313,14 +306,17 @@ def test_root_is_not_led_by_one_user_into_the_folder_of_another(shared: Database
     shared.path.parent.chmod(0o700)
 
     code = "from session_projector.worker.storage import open as storage\nimport sys"
-    become = [sys.executable, "-P", "-c", f"{code}\nstorage.act_as_owner(sys.argv[1])"]
+    become = (
+        f"{code}\ntry: storage.act_as_owner(sys.argv[1])\n"
+        "except Exception as refused: sys.exit(str(refused))"
+    )
 
     refused = projector("db", "setup", "-d", link / "local.db", "--group", str(GROUP), check=4)
-    nobody = subprocess.run([*become, link / "local.db"], stderr=subprocess.PIPE, check=False)
+    nobody = projector(link / "local.db", code=become, check=None)
 
     said = f"{link} is a symbolic link of user {STRANGER_UID}"
     assert said in refused.stderr
-    assert said in nobody.stderr.decode()  # before root is anybody else
+    assert said in nobody.stderr  # before root is anybody else
     assert stat.S_IMODE(shared.path.parent.stat().st_mode) == 0o700
 
 
