@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from support import PROJECTOR, Database, daemon, fill, projector
-from support.extensions import PROGRAM
 from support.folding import target
 
 
@@ -176,7 +175,7 @@ def test_health_tells_a_rebuild_from_one_that_fails_or_stays(
 def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
     database.created("A-1")
     options = ["--projection", "support.extensions:Broken"]
-    with daemon(database.url, program=PROGRAM, options=options) as running:
+    with daemon(database.url, options=options) as running:
         running.wait_for("projection_failed")
         projector("wait", "--projection", "sessions", "-d", database.url)
         said = projector("health", "-d", database.url, check=1).stdout

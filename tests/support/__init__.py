@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -266,7 +267,7 @@ class Daemon:
         """Send SIGSTOP, and wait until it takes effect."""
         self.process.send_signal(SIGSTOP)
         while not linux.is_stopped(self.process.pid):
-            pass
+            time.sleep(0.001)
 
     def stop(self, signal: int) -> int:
         """Send a signal and wait for the process to end; returns the exit code."""
