@@ -90,7 +90,7 @@ def test_killed_again_and_again_under_writers_it_loses_and_doubles_nothing(
                 writer.wait()
     projector("run", "--once", "-d", database.url)
 
-    assert database.sql("SELECT count(*) FROM event_log") == [(4 * 600,)]
+    assert database.sql("SELECT count(*) FROM event_log") == [(4 * 300,)]
     assert database.views() == oracle.fold(database.log()).views
     assert not database.quarantine()
 
@@ -295,7 +295,7 @@ def test_log_level_and_format(database: Database) -> None:
 def test_a_stop_during_the_first_walk_over_an_adopted_log_leaves_it_to_the_next(
     database: Database, number: int
 ) -> None:
-    fill(database, sessions=3000, events=6000)
+    fill(database, sessions=2000, events=3000)
     database.sql("INSERT INTO view VALUES ('x', 'session:F-0', x'80', 'x', 1, 1)")
     with daemon(database.url) as running:
         running.wait_for("started")
@@ -368,7 +368,7 @@ def test_the_memory_that_large_batches_took_is_given_back_when_nothing_comes(
 
 
 def test_a_projection_that_is_new_catches_up_alone_and_joins(database: Database) -> None:
-    fill(database, sessions=20, events=5000)
+    fill(database, sessions=20, events=2000)
     projector("run", "--once", "-d", database.url)
     projector("projection", "drop", "session_index", "--yes", "-d", database.url)
     with daemon(database.url) as running:

@@ -400,7 +400,7 @@ def test_what_fails_and_what_differs_is_counted(database: Database) -> None:
         labels = (("kind", "stale"), ("projection", "sessions"))
         while (found := scraped(url))["projector_verify_findings_total", *labels] < 2:
             assert running.process.poll() is None
-            time.sleep(0.005)
+            time.sleep(0.05)
 
     assert found["projector_projection_failing", ("projection", "per_project")] == 1
     assert found["projector_projection_failing", ("projection", "sessions")] == 0

@@ -142,7 +142,7 @@ class Database:
         return {name for (name,) in names if name.startswith("on_")}
 
     def writer(self, number: int | str) -> subprocess.Popen[bytes]:
-        """A process that writes 600 events, each on a connection of its own."""
+        """A process that writes 300 events, each on a connection of its own."""
         return subprocess.Popen([sys.executable, "-c", WRITER, str(self.path), str(number)])
 
     def created(self, session_id: str, *messages: str, project: str = "P") -> int:
@@ -292,7 +292,7 @@ def daemon(
 WRITER = f"""
 import json, sqlite3, sys, time
 path, number = sys.argv[1:]
-for n in range(600):
+for n in range(300):
     kind, data = "session_append", {{"messages": [{{"role": "user", "content": str(n)}}]}}
     if n < 5:
         kind, data = "session_created", {{"project": "W"}}
