@@ -37,6 +37,10 @@ AIM_S: Final = 10.0
 RECOVERY_S: Final = 60.0
 """How long an event may take to be folded after the server was killed."""
 POLL_S: Final = 0.00005
+PAUSE_S: Final = 0.02
+"""How long a writer waits after a transaction, at most."""
+ASK_S: Final = 0.05
+"""How long to wait before the database is asked again: on a server that is a connection."""
 SESSIONS: Final = 200
 OLD_EVENTS: Final = 10_000
 """The number of events in the database that is adopted."""
@@ -139,9 +143,9 @@ class Campaign:
 # The writers.
 
 
-def write(database: str, name: str, seed: str) -> None:
+def write(database: str, name: str, seed: str, pause_s: str) -> None:
     """Insert events until killed: a few at a time, sometimes many; most of them fold."""
-    chance, place = Chance(int(seed)), place_of(database)
+    chance, place, pause = Chance(int(seed)), place_of(database), float(pause_s)
     parent = os.getppid()
     number = 0
     while os.getppid() == parent:
@@ -150,7 +154,7 @@ def write(database: str, name: str, seed: str) -> None:
         while not place.insert_all(rows):
             time.sleep(0.01)
         number += many
-        time.sleep(chance.random() * 0.02)
+        time.sleep(chance.random() * pause)
 
 
 def written(chance: Chance, row_id: str, sessions: int = SESSIONS) -> tuple[Any, ...]:
@@ -172,7 +176,8 @@ def writers(place: Place, chance: Chance) -> Iterator[None]:
     """Run two writers, which do not outlive the block and must not end during it."""
     program = [sys.executable, str(HERE / "kills.py"), "--write", place.name]
     running = [
-        subprocess.Popen([*program, name, str(chance.below(2**31))]) for name in ("left", "right")
+        subprocess.Popen([*program, name, str(chance.below(2**31)), str(PAUSE_S)])
+        for name in ("left", "right")
     ]
     try:
         yield
@@ -301,7 +306,7 @@ def started(alive: ExitStack, campaign: Campaign, place: Place) -> Child:
     alive.callback(daemon.kill)
     deadline = time.monotonic() + AIM_S
     while not place.led() and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(ASK_S)
     return daemon
 
 
@@ -333,7 +338,7 @@ def seen(place: Place, running: Sequence[Child]) -> None:
                 raise Difference(f"a daemon ended, {child.process.returncode}: {child.said}")
         if time.monotonic() > deadline:
             raise Difference(f"{newest} is not folded: {[child.said for child in running]}")
-        time.sleep(0.01)
+        time.sleep(ASK_S)
 
 
 def walk(campaign: Campaign, kills: int) -> None:

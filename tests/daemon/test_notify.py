@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from support import PROJECTOR, Database, daemon, fill, projector
-from support.extensions import PROGRAM
 from support.folding import target
 
 
@@ -60,13 +59,13 @@ def test_ready_is_said_once_it_has_caught_up_and_then_every_turn_feeds_the_watch
 def test_ready_is_said_no_earlier_where_the_catch_up_is_a_walk(
     database: Database, systemd: Listener
 ) -> None:
-    fill(database, sessions=6500, events=17_000)
+    fill(database, sessions=6500, events=13_000)
     with daemon(database.url, program=systemd.program):
         systemd.wait_for("READY=1")
         positions = database.sql("SELECT position FROM checkpoint")
 
     assert any("is being rebuilt" in line for line in systemd.lines)
-    assert positions == [(17_000,), (17_000,)]
+    assert positions == [(13_000,), (13_000,)]
 
 
 def test_one_that_stands_by_is_ready_and_says_so(database: Database, systemd: Listener) -> None:
@@ -176,7 +175,7 @@ def test_health_tells_a_rebuild_from_one_that_fails_or_stays(
 def test_health_tells_of_a_projection_that_fails(database: Database) -> None:
     database.created("A-1")
     options = ["--projection", "support.extensions:Broken"]
-    with daemon(database.url, program=PROGRAM, options=options) as running:
+    with daemon(database.url, options=options) as running:
         running.wait_for("projection_failed")
         projector("wait", "--projection", "sessions", "-d", database.url)
         said = projector("health", "-d", database.url, check=1).stdout

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,6 @@ from support.served import HTTP, address, get
 
 pytestmark = pytest.mark.once
 MIB = 1024 * 1024
-PATH = {"PYTHONPATH": PROGRAM[1].partition("=")[2]}
 LARGE_STACKS = ["bash", "-c", f'ulimit -Ss {256 * 1024}; exec "$@"', "-"]
 """Each thread takes 256 MiB of addresses, so that a limit on these is one on threads."""
 
@@ -54,6 +54,7 @@ def test_a_log_that_nobody_reads_holds_up_nothing(database: Database) -> None:
             seq = database.created(f"A-{number}")
             while database.position() < seq:
                 assert process.poll() is None
+                time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(30) == 0
@@ -75,6 +76,7 @@ def test_lines_that_find_no_room_are_counted_and_said(tmp_path: Path) -> None:
     with unread([sys.executable, "-c", CHATTY, written]) as (process, reader):
         while not written.exists():
             assert process.poll() is None
+            time.sleep(0.005)
         assert process.stdin
         process.stdin.close()
         with os.fdopen(reader, closefd=False) as lines:
@@ -202,7 +204,7 @@ def test_what_has_run_out_while_it_runs_is_waited_for_where_it_is_needed(
     database: Database, limit: Callable[[int], tuple[int, int]], why: str
 ) -> None:
     options = [*HTTP, "--projection", "support.extensions:PerProject"]
-    projector("run", "--once", *options[2:], "-d", database.url, env=PATH)
+    projector("run", "--once", *options[2:], "-d", database.url)
     database.refuse("per_project", "no more")
     with daemon(database.url, program=[*LARGE_STACKS, *PROGRAM], options=options) as running:
         url = address(running)
@@ -301,7 +303,7 @@ def test_no_room_for_temporary_files_is_waited_for(
 
 def test_whatever_a_projection_raises_is_its_own_failure(database: Database) -> None:
     options = ["--projection", "support.extensions:Escaping"]
-    with daemon(database.url, program=PROGRAM, options=options) as running:
+    with daemon(database.url, options=options) as running:
         running.wait_for("started")
         for number, project in enumerate(["cancelled", "ended", "closed", "P"]):
             database.created(f"A-{number}", project=project)
@@ -328,11 +330,8 @@ def test_whatever_it_raises_of_no_event_sets_it_aside(
 ) -> None:
     options = ["--projection", "support.extensions:EscapingLater"]
     database.created("A-1", project=project)
-    once = projector(
-        "run", "--once", *options, "-d", database.url, check=4,
-        env=PATH,
-    )  # fmt: skip
-    with daemon(database.url, program=PROGRAM, options=options) as running:
+    once = projector("run", "--once", *options, "-d", database.url, check=4)
+    with daemon(database.url, options=options) as running:
         said = running.wait_for("projection_failed")
         database.created("A-2")
         projector("wait", "--projection", "sessions", "-d", database.url)

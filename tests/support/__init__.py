@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -141,7 +142,7 @@ class Database:
         return {name for (name,) in names if name.startswith("on_")}
 
     def writer(self, number: int | str) -> subprocess.Popen[bytes]:
-        """A process that writes 600 events, each on a connection of its own."""
+        """A process that writes 300 events, each on a connection of its own."""
         return subprocess.Popen([sys.executable, "-c", WRITER, str(self.path), str(number)])
 
     def created(self, session_id: str, *messages: str, project: str = "P") -> int:
@@ -339,7 +340,7 @@ class Daemon:
         """Send SIGSTOP, and wait until it takes effect."""
         self.process.send_signal(SIGSTOP)
         while not linux.is_stopped(self.process.pid):
-            pass
+            time.sleep(0.001)
 
     def stop(self, signal: int) -> int:
         """Send a signal and wait for the process to end; returns the exit code."""
@@ -368,7 +369,7 @@ def daemon(
 WRITER = f"""
 import json, sqlite3, sys, time
 path, number = sys.argv[1:]
-for n in range(600):
+for n in range(300):
     kind, data = "session_append", {{"messages": [{{"role": "user", "content": str(n)}}]}}
     if n < 5:
         kind, data = "session_created", {{"project": "W"}}

@@ -1,7 +1,6 @@
 """Projections of other packages, for daemons started with `--projection support.extensions:…`."""
 
 import asyncio
-import os
 import random
 import time
 from pathlib import Path
@@ -11,10 +10,12 @@ from session_projector.projections.event import Event, SessionCreated
 from session_projector.projections.projection import Projection, Table
 from support import PROJECTOR
 
-HOLD = Path(os.environ["HOLD"]) if "HOLD" in os.environ else None
+HOLD = Path("hold")
+"""In the working directory, which a process that is forked gets, too."""
 TESTS = Path(__file__).parents[1]
 PROGRAM = ["/usr/bin/env", f"PYTHONPATH={TESTS}:{TESTS.parent}", *PROJECTOR]
-"""It finds these, and the program of the same folder, whichever else is installed."""
+"""It finds these, and the program of the same folder, whichever else is installed; so do those
+that are forked."""
 
 
 class PerProject(Projection):
@@ -36,7 +37,7 @@ class PerProject(Projection):
 
 
 class Slower(PerProject):
-    """A later version with one more column; it is slow while the file HOLD exists."""
+    """A later version with one more column; it is slow while the file `hold` exists."""
 
     version = 2
     table = Table(
@@ -47,7 +48,7 @@ class Slower(PerProject):
     )
 
     def fold(self, view: tuple[Any, ...] | None, event: Event) -> tuple[Any, ...]:
-        if HOLD and HOLD.exists():
+        if HOLD.exists():
             time.sleep(0.008)
         return (self.key_of(event), view[1] + 1 if view else 1, event.session_id)
 

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import IO
 
 START = "import runpy, sys; runpy.run_path(sys.argv[1])['serve'](int(sys.argv[2]))"
@@ -121,6 +122,7 @@ def serve(channel: int) -> None:
 
     import session_projector
 
+    sys.path.append(str(Path(__file__).parents[1]))  # for `--projection support.extensions:…`
     for module in pkgutil.walk_packages(session_projector.__path__, "session_projector."):
         if not module.name.endswith(("__main__", ".tests")):
             importlib.import_module(module.name)
