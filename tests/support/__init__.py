@@ -5,7 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from signal import SIGSTOP
@@ -196,17 +196,24 @@ def event(kind: str, data: Any, **fields: Any) -> dict[str, Any]:
 
 
 def projector(
-    *arguments: str | Path, stdin: str | bytes = b"", check: int | None = 0, **options: Any
+    *arguments: str | Path,
+    stdin: str | bytes = b"",
+    check: int | None = 0,
+    more: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it must exit with the code `check`."""
+    """Run a command to its end; it must exit with the code `check`. `more` is what it has in its
+    environment besides."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     command = [*map(str, arguments)]
     if options or not forks.is_as_it_was():
+        if more:
+            options["env"] = options.get("env", os.environ) | more
         done = subprocess.run(
             [*PROJECTOR, *command], input=data, capture_output=True, check=False, **options
         )
     else:
-        done = _forked(command, data)
+        done = _forked(command, data, more)
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
@@ -216,12 +223,14 @@ def projector(
     return result
 
 
-def _forked(command: list[str], data: bytes) -> subprocess.CompletedProcess[bytes]:
+def _forked(
+    command: list[str], data: bytes, more: Mapping[str, str] | None
+) -> subprocess.CompletedProcess[bytes]:
     with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
         stdin.write(data)
         stdin.seek(0)
         numbers = [stream.fileno() for stream in (stdin, stdout, stderr)]
-        process = forks.Forked(command, *numbers)
+        process = forks.Forked(command, *numbers, more)
         try:
             code = process.wait()
         finally:

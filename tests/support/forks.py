@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import IO
@@ -24,13 +24,23 @@ CHANGES = ("PYTEST_CURRENT_TEST",)
 class Forked:
     """A process of the program, with as much of `subprocess.Popen` as is used of it."""
 
-    def __init__(self, arguments: Sequence[str], stdin: int, stdout: int, stderr: int) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """`more` is what it has in its environment besides."""
         self.returncode: int | None = None
         self.stderr: IO[str] | None = None
         self._told, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         request = os.memfd_create("request")
         try:
-            os.write(request, json.dumps([os.getcwd(), *arguments]).encode("utf-8"))
+            os.write(
+                request, json.dumps([os.getcwd(), {**(more or {})}, *arguments]).encode("utf-8")
+            )
             descriptors = [theirs.fileno(), request, stdin, stdout, stderr]
             socket.send_fds(_server(), [b" "], descriptors)
         finally:
@@ -107,6 +117,8 @@ def serve(channel: int) -> None:
     import pkgutil
 
     import anyio._backends._asyncio  # noqa: F401  # as `anyio.run` does
+    import uvicorn.lifespan.off
+    import uvicorn.protocols.http.h11_impl  # noqa: F401  # as a board does
 
     import session_projector
 
@@ -164,7 +176,7 @@ def _run() -> None:
 
 def _become(request: int, streams: Sequence[int]) -> None:
     size = os.fstat(request).st_size
-    folder, *arguments = json.loads(os.pread(request, size, 0))
+    folder, more, *arguments = json.loads(os.pread(request, size, 0))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     for descriptor in {request, *streams}:
@@ -173,4 +185,5 @@ def _become(request: int, streams: Sequence[int]) -> None:
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
+    os.environ.update(more)
     sys.argv[1:] = arguments
