@@ -254,17 +254,18 @@ def test_values_come_as_a_browser_can_keep_them(database: Database, shown: Board
     assert shown.api("session/message?id=odd&n=1")["message"] == expected
 
 
-@pytest.mark.parametrize("session_id", ODD_IDS)
-def test_any_id_can_be_asked_for(database: Database, shown: Board, session_id: str) -> None:
-    database.created(session_id, "hello")
+def test_any_id_can_be_asked_for(database: Database, shown: Board) -> None:
+    seqs = {session_id: database.created(session_id, "hello") for session_id in ODD_IDS}
     fold(database)
 
-    asked = quote(session_id, safe="")
-    assert ids(shown.api("sessions")) == [session_id]
-    found = shown.api(f"session?id={asked}")
-    assert (found["fields"]["id"], found["total"]) == (session_id, 1)
-    assert len(shown.api(f"session/events?id={asked}")["events"]) == 1
-    assert shown.api(f"session/at?id={asked}&at=1")["fields"]["id"] == session_id
+    assert {*ids(shown.api("sessions"))} == {*ODD_IDS}
+    for session_id, seq in seqs.items():
+        asked = quote(session_id, safe="")
+        found = shown.api(f"session?id={asked}")
+        assert (found["fields"]["id"], found["total"]) == (session_id, 1)
+        events = shown.api(f"session/events?id={asked}")["events"]
+        assert [one["seq"] for one in events] == [seq]
+        assert shown.api(f"session/at?id={asked}&at={seq}")["fields"]["id"] == session_id
 
 
 def test_ids_that_are_none_are_told_so(database: Database, shown: Board) -> None:

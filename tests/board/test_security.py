@@ -171,9 +171,9 @@ def test_the_token_is_this_users_alone_and_stays(database: Database, tmp_path: P
         assert (second.token, len(second.token) >= 40) == (first.token, True)
 
     def refused() -> str:
-        environment = {**os.environ, "XDG_STATE_HOME": str(state)}
+        more = {"XDG_STATE_HOME": str(state)}
         listen = ("--listen", "127.0.0.1:0")
-        return projector("board", "-d", database.url, *listen, check=4, env=environment).stderr
+        return projector("board", "-d", database.url, *listen, check=4, more=more).stderr
 
     file.chmod(0o640)
     assert "others may read it" in refused()
@@ -198,8 +198,8 @@ def test_a_unix_socket_is_for_this_user(database: Database, tmp_path: Path) -> N
 
 def test_where_it_may_not_listen_it_says_so(database: Database, tmp_path: Path) -> None:
     def said(*options: str, code: int = 2) -> str:
-        environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
-        return projector("board", "-d", database.url, *options, check=code, env=environment).stderr
+        more = {"XDG_STATE_HOME": str(tmp_path / "state")}
+        return projector("board", "-d", database.url, *options, check=code, more=more).stderr
 
     assert "is not an address" in said("--listen", "nonsense")
     assert "is not an address" in said("--listen", "127.0.0.1:99999")

@@ -180,15 +180,15 @@ def test_axe_finds_nothing(world: Any) -> None:
     source = (node_packages() / "axe-core" / "axe.min.js").read_text()
     visitor = world.start("--allow-actions").visitor()
     found = {}
+    page = visitor.open()
     for path, ready in PAGES.items():
-        page = visitor.open(path)
+        page.goto(world.board.url + path)
         expect(page.locator(ready).first).to_be_visible()
         for fold in page.locator("main summary").all():
             fold.click()
         found[path] = violations(page, source)
-        page.close()
     world.daemon.process.kill()
-    page = visitor.open()
+    page.goto(world.board.url)
     expect(page.locator(".notice")).to_be_visible()
     page.keyboard.press("?")
     found["no daemon, keys"] = violations(page, source)

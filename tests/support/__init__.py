@@ -203,10 +203,11 @@ def projector(
     cwd: Path | None = None,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    more: Mapping[str, str] | None = None,
     code: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it must exit with the code `check`. `code` is what runs instead of
-    the program, where that is imported already."""
+    """Run a command to its end; it must exit with the code `check`. `more` is what it has in its
+    environment besides, `code` what runs instead of the program, where that is imported already."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     command = [*map(str, arguments)]
     if env is not None or not forks.is_as_it_was():
@@ -217,11 +218,11 @@ def projector(
             capture_output=True,
             check=False,
             cwd=cwd,
-            env=env,
+            env={**os.environ, **more} if more else env,
             timeout=timeout,
         )
     else:
-        done = _forked(command, data, timeout, folder=cwd and str(cwd), code=code)
+        done = _forked(command, data, timeout, folder=cwd and str(cwd), code=code, more=more)
     result = subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )

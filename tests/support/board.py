@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
-from support import PROJECTOR, Database
+from support import PROJECTOR, Database, forks
 
 
 class Answer(NamedTuple):
@@ -65,16 +65,15 @@ class Board:
     """A `projector board` process."""
 
     def __init__(self, url: str, state: Path, options: Sequence[str] = ()) -> None:
-        environment = {**os.environ, "XDG_STATE_HOME": str(state)}
-        command = [*PROJECTOR, "board", "-d", url, *options]
+        command = ["board", "-d", url, *options]
         if "--listen" not in options:
             command += ["--listen", "127.0.0.1:0"]
         self.log = TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True
-        )
-        assert self.process.stdout
-        self.printed = self.process.stdout.readline()
+        ours, theirs = os.pipe()
+        self.process = _started(command, theirs, self.log.fileno(), {"XDG_STATE_HOME": str(state)})
+        os.close(theirs)
+        with open(ours) as printed:
+            self.printed = printed.readline()
         assert self.printed, self.said()
         self.url = self.printed.split()[0]
         self.host = self.url.removeprefix("http://")
@@ -135,6 +134,15 @@ class Board:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=30)
+
+
+def _started(
+    command: list[str], stdout: int, stderr: int, more: dict[str, str]
+) -> subprocess.Popen[bytes] | forks.Forked:
+    if forks.is_as_it_was():
+        return forks.Forked(command, 0, stdout, stderr, more=more)
+    whole = [*PROJECTOR, *command]
+    return subprocess.Popen(whole, stdout=stdout, stderr=stderr, env=os.environ | more)
 
 
 @contextmanager

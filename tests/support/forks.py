@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -35,14 +35,17 @@ class Forked:
         *,
         folder: str | None = None,
         code: str = "",
+        more: Mapping[str, str] | None = None,
     ) -> None:
-        """`code` is what it runs instead of the program."""
+        """`code` is what it runs instead of the program, `more` what it has in its environment
+        besides."""
         self.returncode: int | None = None
         self.stderr: IO[str] | None = None
         self._told, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         request = os.memfd_create("request")
         try:
-            os.write(request, json.dumps([folder or os.getcwd(), code, *arguments]).encode())
+            asked = [folder or os.getcwd(), code, {**(more or {})}, *arguments]
+            os.write(request, json.dumps(asked).encode())
             descriptors = [theirs.fileno(), request, stdin, stdout, stderr]
             socket.send_fds(_server(), [b" "], descriptors)
         finally:
@@ -119,6 +122,8 @@ def serve(channel: int) -> None:
     import pkgutil
 
     import anyio._backends._asyncio  # noqa: F401  # as `anyio.run` does
+    import uvicorn.lifespan.off
+    import uvicorn.protocols.http.h11_impl  # noqa: F401  # as a board does
 
     import session_projector
 
@@ -205,7 +210,7 @@ def _run(instead: str) -> None:
 
 def _become(request: int, streams: Sequence[int]) -> str:
     size = os.fstat(request).st_size
-    folder, code, *arguments = json.loads(os.pread(request, size, 0))
+    folder, code, more, *arguments = json.loads(os.pread(request, size, 0))
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     for descriptor in {request, *streams}:
@@ -214,5 +219,6 @@ def _become(request: int, streams: Sequence[int]) -> str:
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
+    os.environ.update(more)
     sys.argv[1:] = arguments
     return str(code)

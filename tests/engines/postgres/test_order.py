@@ -19,7 +19,7 @@ from session_projector.worker.storage.postgres.settled import Settled
 from session_projector.worker.storage.postgres.target import parse
 
 INSERT = "INSERT INTO event_log (id, key, data, created_at) VALUES (%s, 'S-1', '{}', 1)"
-WRITERS, EVENTS = 8, 2_500
+WRITERS, EVENTS = 8, 12_500
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_positions_that_are_drawn_again_after_a_restore_are_not_taken_for_settle
 
 
 def test_eight_writers_with_delays_and_rollbacks(url: str) -> None:
-    """20,000 events: none is skipped, and none comes before one of a lower position."""
+    """100,000 events: none is skipped, and none comes before one of a lower position."""
     writers = [threading.Thread(target=write, args=(url, number)) for number in range(WRITERS)]
     for writer in writers:
         writer.start()
