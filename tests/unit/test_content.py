@@ -192,8 +192,6 @@ _VALUES = st.recursive(
                     "source",
                     "thinking",
                     "summary",
-                ]
-                + [
                     "functionCall",
                     "toolInvocation",
                     "role",
