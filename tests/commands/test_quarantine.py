@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support import Database, event, projector
+from support import T0, Database, daemon, event, projector
 
 CUT_SHORT = b"\x82\xa4type\xaesession_append\xa4data\x81\xa8messages\x92\x81\xa4role\xa4user\x81"
 
@@ -14,7 +14,7 @@ def quarantined(database: Database) -> Database:
     database.insert("session:A-1", CUT_SHORT)
     database.appended("A-1", "early")
     database.created("A-1")
-    projector("run", "--once", "-d", database.url)
+    projector("run", "--once", "-d", database.url, check=1)
     return database
 
 
@@ -117,3 +117,89 @@ def test_dismiss_refuses_an_event_that_is_not_there(quarantined: Database) -> No
     refused = projector("quarantine", "dismiss", "9", "--note", "x", "-d", quarantined.url, check=1)
 
     assert "projector quarantine list" in refused.stderr
+
+
+@pytest.fixture
+def many(database: Database) -> Database:
+    """Two sessions with appends before their creation (1-4), unreadable events (5-6), and a good
+    one (7)."""
+    for session in ("A-1", "A-1", "B-1", "B-1"):
+        database.appended(session, "early")
+    database.insert("A-1", CUT_SHORT)
+    database.insert("C-1", b"\xc1", created_at=2 * T0)
+    database.created("A-1")
+    projector("run", "--once", "-d", database.url, check=1)
+    return database
+
+
+def listed(database: Database, *options: str) -> list[int]:
+    said = projector("quarantine", "list", "--json", *options, "-d", database.url).stdout
+    return sorted({row["seq"] for row in json.loads(said)})
+
+
+def test_the_list_is_of_what_is_asked_for(many: Database) -> None:
+    assert listed(many) == [1, 2, 3, 4, 5, 6]
+    assert listed(many, "--session", "B-1") == [3, 4]
+    assert listed(many, "--reason", "MessagePack") == [5, 6]
+    assert listed(many, "--type", "session_append") == [1, 2, 3, 4]
+    assert listed(many, "--since", "2100-01-01") == [6]
+    assert listed(many, "--projection", "sessions", "--limit", "2") == [1, 2]
+    assert listed(many, "--projection", "absent") == []
+    assert (
+        "is no time"
+        in projector("quarantine", "list", "--since", "3", "-d", many.url, check=2).stderr
+    )
+
+
+def test_a_summary_has_a_line_for_each_reason(many: Database) -> None:
+    said = projector("quarantine", "list", "--summary", "--json", "-d", many.url).stdout
+    found = [one for one in json.loads(said) if one["projection"] == "sessions"]
+    assert [(one["events"], one["first"], one["last"]) for one in found] == [
+        (4, 1, 4),
+        (1, 5, 5),
+        (1, 6, 6),
+    ]
+    assert "byte 0 is 0xc1" in projector("quarantine", "list", "--summary", "-d", many.url).stdout
+
+
+def test_many_are_dismissed_at_once(many: Database) -> None:
+    dismiss = ["quarantine", "dismiss", "--note", "known", "-d", many.url]
+    tried = projector(*dismiss, "--reason", "MessagePack", "--dry-run").stdout
+    assert tried == "would dismiss event 5\nwould dismiss event 6\n"
+    assert alerts(many) == [6, 6]
+    projector(*dismiss, "--reason", "MessagePack")
+    assert alerts(many) == [4, 4]
+    assert "which events?" in projector(*dismiss, check=2).stderr
+    projector(*dismiss, "1", "3")
+    assert alerts(many) == [2, 2]
+    assert projector(*dismiss, "--all").stdout == "dismissed event 2\ndismissed event 4\n"
+    assert alerts(many) == [0, 0]
+
+
+def test_many_are_resubmitted_at_once_and_those_that_cannot_be_are_said(many: Database) -> None:
+    resubmit = ["quarantine", "resubmit", "-d", many.url]
+    tried = projector(*resubmit, "--all", "--dry-run", check=1)
+    assert tried.stdout.count("would append event") == 2
+    assert many.log()[-1][0] == 7
+
+    done = projector(*resubmit, "--all", check=1)
+
+    assert "appended event 1 again as 8\nappended event 2 again as 9\n" in done.stdout
+    assert "event 5: " in done.stdout
+    assert "4 of 6 events could not be resubmitted" in done.stderr
+    assert listed(many) == [1, 2, 3, 4, 5, 6]
+    projector("run", "--once", "-d", many.url)
+    assert many.contents("A-1") == ["early", "early"]
+    assert alerts(many) == [4, 4]
+
+
+@pytest.mark.once
+def test_what_nobody_has_dismissed_is_told_by_doctor_and_health(many: Database) -> None:
+    told = projector("doctor", "-d", many.url).stdout
+    assert "nobody has dismissed them: 6 of session_index, 6 of sessions" in told
+    with daemon(many.url) as running:
+        running.wait_for("started")
+        assert "in quarantine: 6" in projector("health", "-d", many.url).stdout
+        projector("quarantine", "dismiss", "--all", "--note", "known", "-d", many.url)
+        assert "in quarantine" not in projector("health", "-d", many.url).stdout
+    assert "nothing that nobody has dismissed" in projector("doctor", "-d", many.url).stdout

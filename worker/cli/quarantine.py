@@ -1,5 +1,7 @@
 """`projector quarantine …`: events that could not be folded, and what to do about them."""
 
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Annotated, Final
 
 import typer
@@ -9,9 +11,12 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, read_stdin
-from session_projector.worker.errors import UsageError
+from session_projector.worker.cli.progress import Progress
+from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.operations import quarantine as events
+from session_projector.worker.sessions import time_travel
 from session_projector.worker.storage import open as storage
+from session_projector.worker.storage.port import Store
 
 SHOWN: Final = 16384
 """Characters of an event that are shown."""
@@ -26,18 +31,113 @@ Seq = Annotated[
 ]
 
 
+Projection = Annotated[
+    str | None, typer.Option("--projection", metavar="NAME", help="Only of this projection.")
+]
+Reason = Annotated[
+    str | None, typer.Option("--reason", metavar="WORDS", help="Only whose reason has these words.")
+]
+Type = Annotated[
+    str | None, typer.Option("--type", metavar="TYPE", help="Only events of this type.")
+]
+Session = Annotated[
+    str | None, typer.Option("--session", metavar="ID", help="Only events of this session.")
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="Only events written since an ISO 8601 time (UTC without an offset).",
+    ),
+]
+Seqs = Annotated[
+    list[int] | None,
+    typer.Argument(
+        metavar="[SEQ]...",
+        help="Positions in the log; or say which by the options.",
+        min=1,
+        max=2**63 - 1,
+    ),
+]
+All = Annotated[bool, typer.Option("--all", help="All that are not dismissed.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
 @quarantine.command("list")
-def quarantine_list(database: Database = "local.db", json: Json = False) -> None:
+def quarantine_list(
+    database: Database = "local.db",
+    projection: Projection = None,
+    reason: Reason = None,
+    type_: Type = None,
+    session: Session = None,
+    since: Since = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="The first N events.")
+    ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="How many, by reason, with an example of each.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """List the events that could not be folded, and why."""
+    wanted = _wanted(None, projection, reason, type_, session, since)
     with storage.database(database).open() as store:
-        found = [asdict(entry) for entry in store.quarantine.entries()]
+        of_each = islice(events.found(store, wanted), limit)
+        entries = (entry for some in of_each for entry in some)
+        found = events.summary(entries) if summary else [*map(asdict, entries)]
     if json:
         print(output.to_json(found))
     elif not found:
-        print("nothing is quarantined")
+        print("nothing is quarantined" if wanted == events.Wanted() else "no such event")
     else:
         headers = ("seq", "projection", "id", "key", "reason", "dismissed")
+        if summary:
+            headers = ("projection", "events", "dismissed", "first", "last", "reason")
         print(output.table(headers, [[row[h] for h in headers] for row in found]))
+
+
+def _wanted(
+    seqs: Sequence[int] | None,
+    projection: str | None,
+    reason: str | None,
+    type_: str | None,
+    session: str | None,
+    since: str | None,
+    *,
+    standing: bool = False,
+) -> events.Wanted:
+    point = None if since is None else time_travel.point(since)
+    if point and not point.is_time:
+        raise UsageError(f"{since} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
+    since_ms = point.value if point else None
+    return events.Wanted(projection, reason, type_, session, since_ms, seqs or (), standing)
+
+
+def _chosen(store: Store, wanted: events.Wanted, all_: bool) -> list[int]:
+    """The positions of what is wanted; refuses to take all unless asked to."""
+    if wanted == events.Wanted(standing=True) and not all_:
+        raise UsageError(
+            "which events?",
+            "give their positions, or --reason, --type, --session, --projection, --since, or --all;"
+            " see what there is: `projector quarantine list --summary`",
+        )
+    return [entries[0].seq for entries in events.found(store, wanted)]
+
+
+def _each(seqs: Sequence[int], work: Callable[[int], str], verb: str) -> None:
+    """Do something with each event, one after the other; what cannot be done is said at the end."""
+    progress, failed, hint = Progress(), 0, ""
+    for done, seq in enumerate(seqs):
+        progress.tell(verb, done, len(seqs))
+        try:
+            said = work(seq)
+        except CheckFailed as error:
+            failed, hint, said = failed + 1, error.hint, f"event {seq}: {error}"
+        progress.clear()
+        print(said)
+    if failed:
+        raise CheckFailed(f"{failed:,} of {len(seqs):,} events could not be {verb}", hint)
 
 
 @quarantine.command("show")
@@ -72,33 +172,70 @@ def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
 
 @quarantine.command("resubmit")
 def quarantine_resubmit(
-    seq: Seq,
+    seqs: Seqs = None,
     fixed: Annotated[
         str | None, typer.Option("-m", help="The whole event, fixed (JSON); - reads stdin.")
     ] = None,
+    projection: Projection = None,
+    reason: Reason = None,
+    type_: Type = None,
+    session: Session = None,
+    since: Since = None,
+    all_: All = False,
+    dry_run: DryRun = False,
     database: Database = "local.db",
 ) -> None:
-    """Append an event again, fixed or not; print its new position."""
+    """Append events again, fixed or not; print their new positions."""
     try:
         data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
     except UnicodeEncodeError:
         raise UsageError("the event is not UTF-8", "set a UTF-8 locale, or correct it") from None
-    with storage.database(database).open(writable=True) as store:
-        print(events.resubmit(store, seq, data))
+    with storage.database(database).open(writable=not dry_run) as store:
+        if seqs and len(seqs) == 1 and not dry_run:
+            print(events.resubmit(store, seqs[0], data))
+            return
+        if data is not None:
+            raise UsageError("-m is one event", "give one position with it, and no --dry-run")
+        wanted = _wanted(seqs, projection, reason, type_, session, since, standing=not seqs)
+
+        def resubmit(seq: int) -> str:
+            if dry_run:
+                events.require_resubmittable(store, seq)
+                return f"would append event {seq} again"
+            return f"appended event {seq} again as {events.resubmit(store, seq, None)}"
+
+        _each(seqs or _chosen(store, wanted, all_), resubmit, "resubmitted")
 
 
 @quarantine.command("dismiss")
 def quarantine_dismiss(
-    seq: Seq,
-    note: Annotated[str, typer.Option("--note", help="Why it may stay; kept by a replay.")],
+    seqs: Seqs = None,
+    note: Annotated[str, typer.Option("--note", help="Why they may stay; kept by a replay.")] = "",
+    projection: Projection = None,
+    reason: Reason = None,
+    type_: Type = None,
+    session: Session = None,
+    since: Since = None,
+    all_: All = False,
+    dry_run: DryRun = False,
     database: Database = "local.db",
 ) -> None:
-    """Leave an event out of the count that `status` warns about."""
+    """Leave events out of the count that `status` warns about."""
     if not note.strip():
-        raise UsageError("the note is empty", "say why the event may stay: --note TEXT")
-    with storage.database(database).open(writable=True) as store:
-        events.dismiss(store, seq, note.encode("utf-8", "replace").decode())
-    print(f"dismissed event {seq}")
+        raise UsageError(
+            "the note is empty", "say why the events may stay: --note 'a test of the new writer'"
+        )
+    text = note.encode("utf-8", "replace").decode()
+    with storage.database(database).open(writable=not dry_run) as store:
+        wanted = _wanted(seqs, projection, reason, type_, session, since, standing=not seqs)
+
+        def dismiss(seq: int) -> str:
+            if dry_run:
+                return f"would dismiss event {seq}"
+            events.dismiss(store, seq, text)
+            return f"dismissed event {seq}"
+
+        _each(seqs or _chosen(store, wanted, all_), dismiss, "dismissed")
 
 
 def _hex(data: bytes) -> str:

@@ -31,6 +31,8 @@ PATIENCE_S: Final = 0.008
 """inotify speaks when a commit is written, which can be seen once the disk has it."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+COUNT_EVERY_S: Final = 10.0
+"""How often it is counted what is in quarantine."""
 
 
 class Tail:
@@ -64,6 +66,7 @@ class Tail:
         self._pacing = WritePacing()
         self._size = BatchSize(self._pacing)
         self._newest = 0
+        self._counts_at = 0.0
         self._held_back = HeldBack()
         self._took_memory = False
         self._woken: float | None = None
@@ -95,6 +98,7 @@ class Tail:
             if self._wakeup:
                 more = bool(self.members) and self._newest > self.position
                 await self._held_back.look(self._thread, waiting=more and not moved)
+                await self._count_quarantined(caught_up=not more)
                 found = moved and (more or not self._wakeup.hears_on())
                 await self._wait(self._wakeup, stop, found=found)
             elif not moved:
@@ -277,6 +281,19 @@ class Tail:
         if quarantined:
             fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
         (log.warning if quarantined else log.info)("batch_committed", **fields)
+
+    async def _count_quarantined(self, *, caught_up: bool) -> None:
+        """Tell now and then how many events are in quarantine; operators dismiss some."""
+        now = time.monotonic()
+        if not caught_up or now < self._counts_at:
+            return
+        self._counts_at = now + COUNT_EVERY_S
+        names = [member.projection.name for member in self.members]
+        self._state.counted(
+            await self._thread.run(
+                lambda store: {name: store.quarantine.count(name) for name in names}
+            )
+        )
 
     async def _changed(self) -> bool:
         return await self._thread.run(lambda store: store.changed())

@@ -154,6 +154,22 @@ def projections(database: Database) -> Iterator[Check]:
     yield from wrong or [Check("projections", "ok", found)]
 
 
+def quarantine(database: Database) -> Iterator[Check]:
+    """Check for events that could not be folded, and that nobody has dismissed."""
+    with database.open() as store:
+        counts = {name: store.quarantine.count(name) for name in store.quarantine.projections()}
+    left = {name: one.quarantined - one.dismissed for name, one in counts.items()}
+    if told := ", ".join(f"{number:,} of {name}" for name, number in left.items() if number):
+        said = f"events are in quarantine, and nobody has dismissed them: {told}"
+        fix = (
+            "see why: `projector quarantine list --summary`; then correct and resubmit them, or"
+            " dismiss them"
+        )
+        yield Check("quarantine", "warn", said, fix)
+    else:
+        yield Check("quarantine", "ok", "nothing that nobody has dismissed")
+
+
 def search(database: Database) -> Iterator[Check]:
     """Check that what is searched is found, where it is."""
     with database.open() as store:

@@ -19,6 +19,7 @@ def examine(database: Database) -> Iterator[Check]:
     if clock := inside.get("clock"):  # where that of this machine can be right
         inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
     inside["projections"] = lambda: daemon.projections(database)
+    inside["quarantine"] = lambda: daemon.quarantine(database)
     inside["search"] = lambda: daemon.search(database)
     inside["daemon"] = lambda: daemon.daemon(database)
     if file := database.file:

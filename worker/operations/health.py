@@ -61,7 +61,10 @@ def _check(store: Store, leader: Leader) -> str:
                 "see why: `projector doctor`",
             )
         time.sleep(0.05)
-    return f"{leader}, position {min(now)}, newest event {newest}"
+    counts = [store.quarantine.count(name) for name in store.quarantine.projections()]
+    left = max((one.quarantined - one.dismissed for one in counts), default=0)
+    said = f", in quarantine: {left:,}" if left else ""
+    return f"{leader}, position {min(now)}, newest event {newest}{said}"
 
 
 def _require_rebuilds_to_move(store: Store, leader: Leader) -> None:

@@ -1,11 +1,15 @@
 """The quarantine: showing, resubmitting and dismissing events."""
 
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 
-from session_projector.projections.event import LogRow
+from session_projector.projections.decode import created_ms
+from session_projector.projections.event import PREFIX, LogRow, Unfoldable
 from session_projector.projections.fold import key_of, read
 from session_projector.projections.messagepack import decode_partly
 from session_projector.worker import registry
@@ -14,6 +18,69 @@ from session_projector.worker.errors import CheckFailed
 from session_projector.worker.operations import event_check
 from session_projector.worker.operations.event_check import as_data, stated_key
 from session_projector.worker.storage.port import QuarantineEntry, Store
+
+PAGE: Final = 500
+"""Events that are read at once."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Which quarantined events: those for which all that is given is so.
+
+    `reason` is some words of it, `type` the event's as far as it can be read, `since_ms` the time
+    that its row says. `seqs` are these and no others; `standing`: none that is dismissed.
+    """
+
+    projection: str | None = None
+    reason: str | None = None
+    type: str | None = None
+    session: str | None = None
+    since_ms: int | None = None
+    seqs: Sequence[int] = ()
+    standing: bool = False
+
+
+def found(store: Store, wanted: Wanted) -> Iterator[list[QuarantineEntry]]:
+    """The entries of each event that is wanted, by position."""
+    if wanted.seqs:
+        for seq in wanted.seqs:
+            if entries := _fitting(store, store.quarantine.entries(seq), wanted):
+                yield entries
+        return
+    after = 0
+    while page := store.quarantine.page(
+        after=after, limit=PAGE, projection=wanted.projection, reason=None
+    ):
+        for _, of_one in groupby(page, attrgetter("seq")):
+            if entries := _fitting(store, list(of_one), wanted):
+                yield entries
+        after = page[-1].seq
+
+
+def _fitting(store: Store, entries: list[QuarantineEntry], wanted: Wanted) -> list[QuarantineEntry]:
+    if wanted.reason is not None:
+        entries = [one for one in entries if wanted.reason in one.reason]
+    if wanted.projection is not None:
+        entries = [one for one in entries if one.projection == wanted.projection]
+    if not entries or (wanted.standing and entries[0].dismissed is not None):
+        return []
+    if wanted.session is not None and entries[0].key not in (
+        wanted.session,
+        f"{PREFIX}{wanted.session}",
+    ):
+        return []
+    if wanted.type is None and wanted.since_ms is None:
+        return entries
+    row = store.log.event(entries[0].seq)
+    if row is None:
+        return []
+    if wanted.type is not None and read([row], registry.known())[0].type != wanted.type:
+        return []
+    if wanted.since_ms is not None:
+        try:
+            return entries if created_ms(row.created_at) >= wanted.since_ms else []
+        except Unfoldable:
+            return []
+    return entries
 
 
 class QuarantinedEvent(msgspec.Struct, frozen=True):
@@ -27,6 +94,27 @@ class QuarantinedEvent(msgspec.Struct, frozen=True):
     fault: str | None
     reasons: dict[str, str]
     note: str | None
+
+
+def summary(entries: Iterable[QuarantineEntry]) -> list[dict[str, Any]]:
+    """How many entries there are of each reason, those of most events first."""
+    of: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in entries:
+        said = of.setdefault(
+            (one.projection, one.reason),
+            {
+                "projection": one.projection,
+                "reason": one.reason,
+                "events": 0,
+                "dismissed": 0,
+                "first": one.seq,
+                "id": one.id,
+            },
+        )
+        said["events"] += 1
+        said["dismissed"] += one.dismissed is not None
+        said["last"] = one.seq
+    return sorted(of.values(), key=lambda one: -one["events"])
 
 
 def show(store: Store, seq: int) -> QuarantinedEvent:
@@ -44,16 +132,21 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
     not fold.
     """
     with store.transaction():
-        row = _row(store, seq)
-        projections = [entry.projection for entry in _entries(store, seq)]
-        data = row.data if fixed is None else as_data(fixed)
-        key = stated_key(data) if isinstance(data, str | bytes) else None
-        event_id = f"resubmit-{seq}-{uuid.uuid4().hex[:12]}"
-        resubmitted = LogRow(0, event_id, row.key if key is None else key, data, now_ms())
-        _require_foldable(store, row, projections, resubmitted)
-        appended = store.log.append(resubmitted)
+        appended = store.log.append(require_resubmittable(store, seq, fixed))
         store.quarantine.dismiss(seq, f"resubmitted as seq {appended}")
     return appended
+
+
+def require_resubmittable(store: Store, seq: int, fixed: bytes | None = None) -> LogRow:
+    """The event as it would be appended; raises `CheckFailed` as `resubmit` does."""
+    row = _row(store, seq)
+    projections = [entry.projection for entry in _entries(store, seq)]
+    data = row.data if fixed is None else as_data(fixed)
+    key = stated_key(data) if isinstance(data, str | bytes) else None
+    event_id = f"resubmit-{seq}-{uuid.uuid4().hex[:12]}"
+    resubmitted = LogRow(0, event_id, row.key if key is None else key, data, now_ms())
+    _require_foldable(store, row, projections, resubmitted)
+    return resubmitted
 
 
 def dismiss(store: Store, seq: int, note: str) -> None:

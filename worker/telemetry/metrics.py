@@ -23,6 +23,8 @@ _HELP: Final = {
     "projection_failing": "1 while the projection is failing and set aside.",
     "rebuild_progress_ratio": "Progress of the projection's rebuild, 0 to 1; 1 without a rebuild.",
     "verify_last_round_timestamp_seconds": "When --verify-every last finished a round.",
+    "quarantined_events": "Events that are in the projection's quarantine.",
+    "undismissed_events": "Those of them that nobody has dismissed.",
     "events": "Events by outcome: folded, skipped or quarantined.",
     "verify_findings": "Rows that --verify-every found to differ, counted again in each round.",
     "busy_waits": "Iterations postponed because the database was locked or the disk full.",
@@ -75,6 +77,11 @@ def _families(state: DaemonState) -> Iterator[core.Metric]:
     yield _by_projection("rebuild_progress_ratio", {name: at.rebuilt_ratio for name, at in all_})
     rounds = {name: at.verified_at for name, at in all_ if at.verified_at is not None}
     yield _by_projection("verify_last_round_timestamp_seconds", rounds)
+    counts = {name: at.quarantine for name, at in placed if at.quarantine}
+    standing = {name: one.quarantined for name, one in counts.items()}
+    undismissed = {name: one.quarantined - one.dismissed for name, one in counts.items()}
+    yield _by_projection("quarantined_events", standing)
+    yield _by_projection("undismissed_events", undismissed)
     yield _counter("events", ("projection", "type", "outcome"), state.outcomes)
     yield _counter("verify_findings", ("projection", "kind"), state.findings)
     yield _counter("busy_waits", (), {(): state.unavailable})

@@ -4,7 +4,7 @@ messages to systemd are made from it."""
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Final
 
@@ -12,6 +12,7 @@ import msgspec
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.folding.tally import Outcomes, none_yet
+from session_projector.worker.storage.port import QuarantineCount
 
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -62,6 +63,8 @@ class ProjectionProgress(msgspec.Struct):
     """True while it catches up separately and the database is unavailable to it."""
     deferred: Sequence[float] = ()
     """Of each view that is deferred, how long it may be, in seconds."""
+    quarantine: QuarantineCount | None = None
+    """As of a few seconds ago; None until it was counted."""
     verified_at: float | None = None
     """When --verify-every last finished a round over all of its views; Unix time."""
 
@@ -242,6 +245,12 @@ class DaemonState:
     def verified(self, name: str, at: float) -> None:
         with self.lock:
             self.progress[name].verified_at = at
+
+    def counted(self, counts: Mapping[str, QuarantineCount]) -> None:
+        """Record how many events of some projections are in quarantine."""
+        with self.lock:
+            for name, count in counts.items():
+                self.progress[name].quarantine = count
 
     def rebuilding(self, name: str, done: int, total: int) -> None:
         with self.lock:
