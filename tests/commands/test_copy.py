@@ -243,7 +243,7 @@ def test_a_copy_beside_writers_and_the_rest_after_them(database: Database, serve
 
     rest = copied(database.path, server)
 
-    assert first.events + rest.events == 1200 == there(server)
+    assert first.events + rest.events == 600 == there(server)
     catch_up(database)
     assert sql(server, VIEW) == database.sql(VIEW)
 

@@ -37,7 +37,7 @@ def test_show_decodes_as_far_as_it_goes(quarantined: Database) -> None:
 @pytest.mark.once
 def test_show_says_how_much_is_left_over(database: Database) -> None:
     database.insert("A-1", b"\x80" * 4)
-    projector("run", "--once", "-d", database.url)
+    projector("run", "--once", "-d", database.url, check=1)
 
     said = projector("quarantine", "show", "1", "-d", database.url).stdout
 
@@ -56,7 +56,7 @@ def test_show_says_how_much_is_left_over(database: Database) -> None:
 )
 def test_show_takes_anything(database: Database, data: object) -> None:
     seq = database.insert(None, data, id=None)
-    projector("run", "--once", "-d", database.url)
+    projector("run", "--once", "-d", database.url, check=1)
 
     said = projector("quarantine", "show", str(seq), "-d", database.url).stdout
 

@@ -219,7 +219,7 @@ def test_its_events_are_checked_and_find_their_way_back(
         }
     )
     bad = used(database, "web", "many", 2)  # type: ignore[arg-type]
-    projector("run", "--once", "-d", database.path, env=installed.environment)
+    projector("run", "--once", "-d", database.path, env=installed.environment, check=1)
     options = {"env": installed.environment, "stdin": good}
 
     checked = projector("event", "check", "-d", database.path, **options).stdout

@@ -233,8 +233,7 @@ def test_a_users_packages_of_the_same_names_stand_beside_ours(
 
     assert environment.is_whole("session-projector")
     assert environment.is_whole("shop")
-    if ours_first:  # in the other order there are the same files
-        use(environment, tmp_path)
+    use(environment, tmp_path)
     assert running(environment, tmp_path) == ["sessions", "session_index", "balance"]
 
     environment.uninstall("shop")

@@ -20,8 +20,8 @@ def said(message: Mapping[Any, Any]) -> list[Any]:
     for call in _list(message.get("tool_calls")):  # of OpenAI's Chat API
         function = call.get("function") if isinstance(call, dict) else None
         found.append(_called(function) if isinstance(function, dict) else call)
-    if found:
-        return found
+    if found or message.get("content", "") is None:
+        return found or [None]
     rest = {key: value for key, value in message.items() if key != "role"}
     return [rest] if rest else []
 
