@@ -15,26 +15,26 @@ from session_projector.worker.storage.port import Check, Database
 def examine(database: Database) -> Iterator[Check]:
     """Make every check, in the order in which an operator would."""
     versions = {projection.name: projection.version for projection in registry.known(search=True)}
-    inside, around = database.checks(versions)
-    if clock := inside.get("clock"):  # where that of this machine can be right
-        inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
-    inside["projections"] = lambda: daemon.projections(database)
-    inside["quarantine"] = lambda: daemon.quarantine(database)
-    inside["search"] = lambda: daemon.search(database)
-    inside["daemon"] = lambda: daemon.daemon(database)
-    if file := database.file:
-        around["filesystem"] = lambda: host.filesystem(file)
-        around["space"] = lambda: host.space(file)
-        around["litestream"] = lambda: host.litestream(file)
-    for name, check in inside.items():
-        found = [*_attempt(name, database, check)]
-        yield from found
-        if name in ("database", "schema") and any(one.level != "ok" for one in found):
-            if name == "database" and database.is_served:
-                return  # every check would say the same
-            break  # what comes next asks its tables
-    for name, check in around.items():
-        yield from _attempt(name, database, check)
+    with database.checks(versions) as (inside, around):
+        if clock := inside.get("clock"):  # where that of this machine can be right
+            inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
+        inside["projections"] = lambda: daemon.projections(database)
+        inside["quarantine"] = lambda: daemon.quarantine(database)
+        inside["search"] = lambda: daemon.search(database)
+        inside["daemon"] = lambda: daemon.daemon(database)
+        if file := database.file:
+            around["filesystem"] = lambda: host.filesystem(file)
+            around["space"] = lambda: host.space(file)
+            around["litestream"] = lambda: host.litestream(file)
+        for name, check in inside.items():
+            found = [*_attempt(name, database, check)]
+            yield from found
+            if name in ("database", "schema") and any(one.level != "ok" for one in found):
+                if name == "database" and database.is_served:
+                    return  # every check would say the same
+                break  # what comes next asks its tables
+        for name, check in around.items():
+            yield from _attempt(name, database, check)
 
 
 def _attempt(

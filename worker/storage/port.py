@@ -804,9 +804,12 @@ class Database(Protocol):
     def wal_bytes(self) -> int:
         """How large its write-ahead log is, at once."""
 
-    def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
-        """The engine's own checks by name, in order: of what is in the database, of which those of
-        `database` and `schema` must find nothing for the next to make sense, and around it.
+    def checks(
+        self, code_versions: Mapping[str, int]
+    ) -> AbstractContextManager[tuple[Checks, Checks]]:
+        """The engine's own checks by name, in order, to be made in the block: of what is in the
+        database, of which those of `database` and `schema` must find nothing for the next to make
+        sense, and around it.
 
         `code_versions` are those of the projections that are installed here.
         """

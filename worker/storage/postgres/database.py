@@ -113,7 +113,9 @@ class PostgresDatabase:
     def wal_bytes(self) -> int:
         return 0  # the server looks after it
 
-    def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
+    def checks(
+        self, code_versions: Mapping[str, int]
+    ) -> AbstractContextManager[tuple[Checks, Checks]]:
         from session_projector.worker.storage.postgres.doctor import checks
 
         return checks.checks(self._target, code_versions)

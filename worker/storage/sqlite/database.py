@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -122,7 +122,9 @@ class SqliteDatabase:
     def wal_bytes(self) -> int:
         return _bytes(self._path.with_name(self._path.name + "-wal"))
 
-    def checks(self, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
+    def checks(
+        self, code_versions: Mapping[str, int]
+    ) -> AbstractContextManager[tuple[Checks, Checks]]:
         from session_projector.worker.storage.sqlite.doctor import (
             beside,
             checks,
@@ -154,7 +156,7 @@ class SqliteDatabase:
             "rights": allowed,
             "wal": lambda: beside.wal(path),
         }
-        return inside, around
+        return nullcontext((inside, around))
 
     def who_locks_it(self) -> str:
         from session_projector.worker.storage.sqlite.doctor import beside

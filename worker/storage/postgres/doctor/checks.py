@@ -1,11 +1,11 @@
 """The checks of a PostgreSQL database: server, schema, log, rights, checkpoints, who holds what.
 
-Each opens the database for itself and only to read.
+They only read.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from session_projector import migrations
@@ -19,7 +19,6 @@ from session_projector.worker.storage.postgres.checkpoints import PostgresCheckp
 from session_projector.worker.storage.postgres.connection import (
     KEEPALIVES,
     Connection,
-    opened,
     refuse_pooler,
 )
 from session_projector.worker.storage.postgres.doctor.asking import (
@@ -45,14 +44,16 @@ _GONE_AFTER_S: Final = 60
 _SETUP: Final = "`projector db setup`"
 
 
-def checks(target: Target, code_versions: Mapping[str, int]) -> tuple[Checks, Checks]:
-    """As `worker.storage.port.Database.checks`."""
+@contextmanager
+def checks(target: Target, code_versions: Mapping[str, int]) -> Iterator[tuple[Checks, Checks]]:
+    """As `worker.storage.port.Database.checks`; one connection is made, by the first of them."""
+    made: list[Connection] = []
 
     def looking(check: Callable[[Connection], Iterator[Check]]) -> Callable[[], Iterator[Check]]:
         def look() -> Iterator[Check]:
-            settings = {"busy_timeout_s": LOOK_TIMEOUT_S, "writable": False}
-            with opened(target, **settings) as connection:
-                yield from check(connection)
+            if not made:
+                made.append(Connection(target, busy_timeout_s=LOOK_TIMEOUT_S, writable=False))
+            yield from check(made[0])
 
         return look
 
@@ -77,10 +78,14 @@ def checks(target: Target, code_versions: Mapping[str, int]) -> tuple[Checks, Ch
         "prepared": prepared,
         "vacuum": vacuum,
     }
-    return (
-        {name: looking(check) for name, check in inside.items()},
-        {name: looking(check) for name, check in around.items()},
-    )
+    try:
+        yield (
+            {name: looking(check) for name, check in inside.items()},
+            {name: looking(check) for name, check in around.items()},
+        )
+    finally:
+        for connection in made:
+            connection.close()
 
 
 def database(connection: Connection) -> Iterator[Check]:
