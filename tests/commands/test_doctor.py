@@ -824,6 +824,17 @@ def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:
     assert "timedatectl" in found.fix
 
 
+def test_a_time_in_microseconds_is_told_with_the_event(database: Database) -> None:
+    database.created("A-1")
+    now_ms = time.time_ns() // 1_000_000
+    seq = database.insert("A-1", event("session_append", {}), created_at=now_ms * 1000)
+
+    found = look(database, "clock")
+
+    assert found.found.startswith(f"event {seq} was written with microseconds in created_at")
+    assert "set-ntp" not in found.fix
+
+
 def test_a_clock_before_2024_is_told() -> None:
     (found,) = host.clock(1_600_000_000_000)
 

@@ -12,7 +12,7 @@ from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
-from session_projector.worker.storage.port import ProjectionStatus
+from session_projector.worker.storage.port import FOLD_AGAIN, ProjectionStatus
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
@@ -98,10 +98,7 @@ def _advice(found: Status) -> Iterator[str]:
             if len(unfit) == 1
             else f"checkpoints {', '.join(unfit)} do"
         )
-        yield (
-            f"event_log was truncated or replaced: {which} not match.\n"
-            "Fold it again from the first event: `projector replay`"
-        )
+        yield (f"event_log was truncated or replaced: {which} not match.\n{FOLD_AGAIN}")
     elif not found.daemon.alive:
         yield "start one: `projector run`"
     elif found.daemon.suspended:

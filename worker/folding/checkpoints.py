@@ -2,7 +2,7 @@
 
 from session_projector.projections.projection import Projection
 from session_projector.worker.errors import InterventionRequired
-from session_projector.worker.storage.port import Checkpoint, Store, digest
+from session_projector.worker.storage.port import FOLD_AGAIN, Checkpoint, Store, digest
 
 
 def checkpoint_of(store: Store, projection: Projection) -> Checkpoint:
@@ -51,5 +51,5 @@ def does_not_fit(name: str, position: int) -> InterventionRequired:
     """The error of a log that is not the one that was folded."""
     return InterventionRequired(
         f"event_log was truncated or replaced: checkpoint {name}@{position} does not match",
-        "fold it again from the first event: `projector replay`",
+        FOLD_AGAIN,
     )

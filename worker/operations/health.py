@@ -6,7 +6,13 @@ from typing import Final
 from session_projector.worker import linux
 from session_projector.worker.errors import CheckFailed
 from session_projector.worker.folding.checkpoints import fits_log
-from session_projector.worker.storage.port import Database, Leader, ProjectionStatus, Store
+from session_projector.worker.storage.port import (
+    FOLD_AGAIN,
+    Database,
+    Leader,
+    ProjectionStatus,
+    Store,
+)
 
 MOVES_WITHIN_S: Final = 3.0
 """A daemon with events to fold must make progress within this time."""
@@ -31,8 +37,7 @@ def check(database: Database) -> str:
                 at = f"{name}@{stored.checkpoint.position}"
                 raise CheckFailed(
                     f"event_log was truncated or replaced: the checkpoint {at} does not match it",
-                    "see what else is amiss: `projector doctor`; then fold it again from the first"
-                    " event: `projector replay`",
+                    FOLD_AGAIN,
                 )
         if not leaders:
             raise CheckFailed("no daemon is alive", "start one: `projector run`")

@@ -32,6 +32,11 @@ from session_projector.worker.errors import InterventionRequired
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
 T = TypeVar("T")
+FOLD_AGAIN: Final = (
+    "if events were lost, restore a backup of the log first, as what follows makes the views what"
+    " this log says: `projector replay`"
+)
+"""What fixes a checkpoint that is not of the log."""
 ID_TAKEN: Final = "another event there has its id"
 _UNFIT_HINT: Final = (
     'take it out of a copy of the log, and copy that: docs/postgresql.md, "Events that do not fit"'

@@ -5,15 +5,14 @@ They only read.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from session_projector import migrations
-from session_projector.projections.decode import created_ms
-from session_projector.projections.event import Unfoldable
 from session_projector.worker.errors import InterventionRequired, argument
+from session_projector.worker.storage.future import AHEAD_MS, ahead
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Check, Checks, digest
+from session_projector.worker.storage.port import FOLD_AGAIN, Check, Checks, digest
 from session_projector.worker.storage.postgres import migrate, sequence
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import (
@@ -37,7 +36,6 @@ from session_projector.worker.storage.postgres.target import Target, identifier
 LOOK_TIMEOUT_S: Final = 1.0
 MIB: Final = 1024 * 1024
 CLOCK_EVENTS: Final = 300
-AHEAD_MS: Final = 60_000
 LONG_S: Final = 3600
 """A transaction that is older keeps VACUUM from clearing away what was replaced meanwhile."""
 _GONE_AFTER_S: Final = 60
@@ -178,22 +176,15 @@ def indexes(connection: Connection) -> Iterator[Check]:
 
 def clock(connection: Connection) -> Iterator[Check]:
     """Check whether the newest events come from the future, and whether the server does."""
-    now_ms = ahead_ms = time.time_ns() // 1_000_000
+    now_ms = time.time_ns() // 1_000_000
     there_ms = connection.value("SELECT extract(epoch FROM clock_timestamp()) * 1000")
-    newest = f"SELECT created_at FROM {connection.prefix}event_log ORDER BY seq DESC LIMIT %s"
-    for (created_at,) in connection.rows(newest, (CLOCK_EVENTS,)):
-        with suppress(Unfoldable):
-            ahead_ms = max(ahead_ms, created_ms(created_at))
-    fix = "set the clock of both: `timedatectl set-ntp true`"
+    newest = f"SELECT seq, created_at FROM {connection.prefix}event_log ORDER BY seq DESC LIMIT %s"
     if abs(apart_s := (float(there_ms) - now_ms) / 1000) > AHEAD_MS / 1000:
         said = f"the clocks of the server and of this machine are {abs(apart_s):,.0f} s apart"
+        fix = "set the clock of both: `timedatectl set-ntp true`"
         yield Check("clock", "warn", said, fix)
-    elif ahead_ms - now_ms > AHEAD_MS:
-        said = (
-            f"an event was written {(ahead_ms - now_ms) / 1000:,.0f} s in the future: its writer's"
-            " clock is ahead, or this machine's behind (views do not depend on it)"
-        )
-        yield Check("clock", "warn", said, f"{fix}; see the event's created_at")
+    elif wrong := ahead(connection.rows(newest, (CLOCK_EVENTS,)), now_ms):
+        yield Check("clock", "warn", *wrong)
     else:
         yield Check("clock", "ok", "no recent event is ahead of it, and the server agrees")
 
@@ -208,8 +199,7 @@ def checkpoint(connection: Connection, code_versions: Mapping[str, int]) -> Iter
         row = log.event(position) if position else None
         if position and (row is None or digest(row) != here.digest):
             said = f"event_log was truncated or replaced: checkpoint {name}@{position} does not"
-            fix = "fold it again from the first event: `projector replay`"
-            wrong.append(Check("checkpoint", "fail", f"{said} match", fix))
+            wrong.append(Check("checkpoint", "fail", f"{said} match", FOLD_AGAIN))
         elif version > code:
             said = f"the views of {name} are of version {version}, the code here of {code}"
             fix = (

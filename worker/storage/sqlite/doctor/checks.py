@@ -7,15 +7,15 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 from session_projector import migrations
-from session_projector.projections.decode import created_ms
-from session_projector.projections.event import LogRow, Unfoldable
+from session_projector.projections.event import LogRow
 from session_projector.worker.errors import argument, quoted
-from session_projector.worker.storage.port import Check, digest
+from session_projector.worker.storage.future import ahead
+from session_projector.worker.storage.port import FOLD_AGAIN, Check, digest
 from session_projector.worker.storage.sqlite import connection
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.errors import translated
@@ -26,7 +26,6 @@ from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, READ_
 MIB: Final = 1024 * 1024
 LOOK_TIMEOUT_S: Final = 1.0
 CLOCK_EVENTS: Final = 300
-AHEAD_MS: Final = 60_000
 _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
 
 
@@ -190,20 +189,11 @@ def indexes(path: Path) -> Iterator[Check]:
 
 def clock(path: Path) -> Iterator[Check]:
     """Check whether the newest events come from the future."""
-    now_ms = ahead_ms = time.time_ns() // 1_000_000
-    newest = f"SELECT created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
+    newest = f"SELECT seq, created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
     with reading(path) as db:
-        for (created_at,) in db.execute(newest):
-            with suppress(Unfoldable):
-                ahead_ms = max(ahead_ms, created_ms(created_at))
-    if ahead_ms - now_ms > AHEAD_MS:
-        yield Check(
-            "clock",
-            "warn",
-            f"an event was written {(ahead_ms - now_ms) / 1000:,.0f} s in the future: its writer's"
-            " clock is ahead, or this machine's behind (views do not depend on it)",
-            "set the clock of both: `timedatectl set-ntp true`; see the event's created_at",
-        )
+        wrong = ahead(db.execute(newest), time.time_ns() // 1_000_000)
+    if wrong:
+        yield Check("clock", "warn", *wrong)
     else:
         yield Check("clock", "ok", "no recent event is ahead of it")
 
@@ -220,8 +210,7 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
             if not fits_log(db, position, remembered):
                 at = f"{name}@{position}"
                 said = f"event_log was truncated or replaced: checkpoint {at} does not match"
-                fix = "fold it again from the first event: `projector replay`"
-                wrong.append(Check("checkpoint", "fail", said, fix))
+                wrong.append(Check("checkpoint", "fail", said, FOLD_AGAIN))
             elif version > here:
                 said = f"the views of {name} are of version {version}, the code here of {here}"
                 fix = (
