@@ -16,6 +16,7 @@ from support.snippets import run_snippets, snippets
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 STARTED = (ROOT / "docs" / "getting-started.md").read_text()
+READING = (ROOT / "docs" / "reading-views.md").read_text()
 WRITING = (ROOT / "docs" / "writing-events.md").read_text()
 OF_POSTGRES = ("psql", "psycopg", "pg", "psql_wait")
 """What `tests/engines/postgres/test_snippets.py` runs."""
@@ -31,6 +32,17 @@ def test_every_snippet_does_what_it_says(database: Database) -> None:
 
     assert database.view("web-1")["project"] == "web"
     assert database.contents("web-1") == ["Fix the login form", "It loses its state. Mending it."]
+
+
+@needs_sqlite3
+def test_a_view_is_read_as_the_page_says(database: Database) -> None:
+    database.created("web-1", "one")
+    database.created("web-2", "two")
+    projector("run", "--once", "-d", database.path)
+
+    printed = run_snippets(READING, database.path.parent, "list", "python", "changed")
+
+    assert printed == "web-2|ready|two\nweb-1|ready|one\nready 1\nweb-2|2\n"
 
 
 @needs_sqlite3
