@@ -22,7 +22,7 @@ SECTIONS: Final = {
         "verify": "Fold the log again and report where views differ; changes nothing.",
         "replay": "Fold the log again and fix what differs, while everything else keeps running.",
         "quarantine": "List, show, resubmit or dismiss events that could not be folded.",
-        "projection": "List the projections of a database, or drop one.",
+        "projection": "Begin a projection of your own; list those of a database, or drop one.",
     },
     "Sessions and events": {
         "session": "Read sessions and write events about them.",
