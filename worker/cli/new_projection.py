@@ -29,7 +29,11 @@ class {cls}(Projection[Row]):
 
     name = "{name}"
     version = 1  # raise it with each change that makes the same events give other rows
-    table = Table(name="{name}", columns={{"day": "TEXT", "messages": "INTEGER"}}, key="day")
+    table = Table(
+        name="{name}",
+        columns={{"day": "TEXT", "messages": "INTEGER"}},
+        key="day",
+    )
 
     def key_of(self, event: Event) -> str | None:
         """The key of the row that an event changes; None skips the event."""
@@ -46,9 +50,9 @@ class {cls}(Projection[Row]):
 _TEST: Final = '''\
 """Run it with `python -m pytest` in this folder."""
 
-from {name} import {cls}
-
 from session_projector.testing import appended, created, given, updated
+
+from {name} import {cls}
 
 
 def test_messages_are_counted_by_day() -> None:
