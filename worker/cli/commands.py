@@ -39,6 +39,7 @@ SECTIONS: Final = {
         " views.",
     },
     "Getting started": {
+        "deploy": "Print units, a compose file, a dashboard or alerts, with this machine's paths.",
         "demo": "Watch a daemon fold what a few agents write, in a scratch database.",
     },
 }
