@@ -668,3 +668,24 @@ def test_the_command_that_shows_why_a_projection_does_not_load_runs_nothing_else
 
     assert "working folder" not in done.stderr
     assert done.stderr.endswith(f"{told}\n")
+
+
+def test_who_reads_no_further_gets_no_finding(database: Database) -> None:
+    for number in range(2000):  # more than a pipe holds
+        database.created(f"session-with-a-long-name-{number}", "x" * 60)
+    projector("run", "--once", "-d", database.url)
+    read, written = os.pipe()
+    os.close(read)
+    command = [*PROJECTOR, "session", "list", "-d", database.url]
+
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, check=False)
+
+    os.close(written)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_status_quotes_a_path_that_needs_it(tmp_path: Path) -> None:
+    path = tmp_path / "my data.db"
+    projector("db", "setup", "-d", path)
+
+    assert projector("status", "-d", path).stdout.splitlines()[0].endswith(f"  '{path}'")

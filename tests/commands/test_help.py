@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from support import projector
 
 from session_projector.worker.cli.commands import HELP, command, load
 
@@ -115,3 +116,29 @@ def test_odd_variables_of_a_completion_are_told_in_a_sentence(
     assert done.returncode in (0, 1, 2)
     assert (done.returncode == 0) == (done.stderr == "")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("rebuild", "replay"),
+        ("create", "db setup"),
+        ("init", "db setup"),
+        ("migrate", "db setup"),
+        ("tail", "run"),
+        ("sessions", "session list"),
+        ("projections", "projection list"),
+        ("events", "event check"),
+        ("statu", "status"),
+    ],
+)
+def test_a_word_that_is_no_command_is_told_which_is_meant(typed: str, meant: str) -> None:
+    said = projector(typed, check=2).stderr
+
+    assert said == (f"projector: there is no command {typed}; did you mean: `projector {meant}`\n")
+    assert projector(*meant.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("words", ["", "run", "session", "session list", "db setup"])
+def test_a_short_option_asks_for_help_too(words: str) -> None:
+    assert projector(*words.split(), "-h").stdout == projector(*words.split(), "--help").stdout

@@ -10,7 +10,11 @@ from typer.main import get_group
 
 from session_projector.worker.errors import UsageError
 
-SETTINGS: Final[dict[str, Any]] = {"no_args_is_help": True, "rich_markup_mode": None}
+SETTINGS: Final[dict[str, Any]] = {
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 SECTIONS: Final = {
     "The daemon": {
         "run": "Run the daemon: catch up, then follow the log.",
@@ -39,14 +43,24 @@ SECTIONS: Final = {
         " views.",
     },
     "Getting started": {
-        "deploy": "Print units, a compose file, a dashboard or alerts, with this machine's paths.",
         "demo": "Watch a daemon fold what a few agents write, in a scratch database.",
+        "deploy": "Print units, a compose file, a dashboard or alerts, with this machine's paths.",
     },
 }
 """The commands by purpose, each with the first line of its own help."""
 HELP: Final = {name: line for lines in SECTIONS.values() for name, line in lines.items()}
 _ELSEWHERE: Final = {"verify": "replay"}
 """The modules of commands that are not in a module of the same name."""
+_MEANT: Final = {
+    **dict.fromkeys(("create", "init", "migrate", "setup", "upgrade"), "db setup"),
+    **dict.fromkeys(("rebuild", "repair"), "replay"),
+    **dict.fromkeys(("tail", "start", "daemon"), "run"),
+    "sessions": "session list",
+    "projections": "projection list",
+    "events": "event check",
+    "help": "--help",
+}
+"""What people type in place of a command."""
 
 
 class Commands(TyperGroup):
@@ -57,6 +71,8 @@ class Commands(TyperGroup):
         self.commands = {name: TyperCommand(name, help=line) for name, line in HELP.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands and args[0][:1] != "-":
+            raise _no_command(args[0])
         name, _, rest = super().resolve_command(ctx, args)
         found = command(name) if name else None
         heed_interrupts()
@@ -76,6 +92,16 @@ class Commands(TyperGroup):
         for title, lines in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([*lines.items()])
+
+
+def _no_command(typed: str) -> UsageError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(typed, HELP, n=1)
+    meant = _MEANT.get(typed) or (near[0] if near else "")
+    if meant:
+        return UsageError(f"there is no command {typed}; did you mean: `projector {meant}`")
+    return UsageError(f"there is no command {typed}", "see which there are: `projector --help`")
 
 
 def heed_interrupts() -> None:

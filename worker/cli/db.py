@@ -41,6 +41,8 @@ def db_setup(
     target = storage.database(database)
     done = target.setup(group=group, writer=writer, reader=reader)
     name = printable(target.name)
+    if done.folder:
+        print(f"created the folder {printable(done.folder)}")
     if done.backup:
         print(f"copied the original database to {printable(done.backup)}")
     for migration in done.applied:

@@ -1,9 +1,10 @@
 """The command line: the only reader of the environment; results on stdout, logs on stderr."""
 
 import os
+import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated, NoReturn, TextIO, cast
+from typing import Annotated, Final, NoReturn, TextIO, cast
 
 import typer
 
@@ -16,6 +17,9 @@ from session_projector.worker.errors import (
     no_memory,
     run_out,
 )
+
+CLOSED: Final = 128 + signal.SIGPIPE
+"""The exit code where nobody reads standard output any more, as of any program."""
 
 app = typer.Typer(
     cls=Commands,
@@ -39,7 +43,7 @@ def main() -> NoReturn:
     except OutputFailed as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
         if error.closed:  # as by `| head`
-            sys.exit(error.exit_code)
+            sys.exit(CLOSED)
         _fail(error)
     except ProjectorError as error:
         _fail(error)

@@ -9,6 +9,7 @@ from session_projector.worker import linux
 from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.errors import quoted
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
@@ -31,7 +32,7 @@ def status(database: Database = "local.db", json: Json = False) -> None:
 
 def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
-    yield "database", found.database
+    yield "database", quoted(found.database)
     if not found.daemons:
         yield "daemon", "none is alive"
     for each in found.daemons:

@@ -192,13 +192,15 @@ class QuarantineCount(msgspec.Struct, frozen=True):
 class Setup(msgspec.Struct, frozen=True):
     """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted.
 
-    `restored` are tables, triggers and indexes that somebody dropped or changed.
+    `restored` are tables, triggers and indexes that somebody dropped or changed; `folder` is the
+    one that was made for the file.
     """
 
     applied: list[str]
     backup: str | None
     doubled_keys: list[str]
     restored: list[str] = []
+    folder: str = ""
 
 
 class Check(msgspec.Struct, frozen=True):
