@@ -689,3 +689,46 @@ def test_status_quotes_a_path_that_needs_it(tmp_path: Path) -> None:
     projector("db", "setup", "-d", path)
 
     assert projector("status", "-d", path).stdout.splitlines()[0].endswith(f"  '{path}'")
+
+
+def test_levels_and_states_are_coloured_where_asked_for(database: Database) -> None:
+    database.created("A-1", "\x1b[31mx ready")
+    projector("run", "--once", "-d", database.url)
+    for words, green in (
+        (("session", "list"), "ready"),
+        (("doctor",), "ok"),
+        (("db", "status"), "applied"),
+    ):
+        plain = projector(*words, "-d", database.url).stdout
+        never = projector("--color", "never", *words, "-d", database.url).stdout
+        colored = projector("--color", "always", *words, "-d", database.url).stdout
+
+        assert plain == never
+        assert "\x1b" not in plain
+        assert f"\x1b[32m{green}\x1b[0m" in colored
+        assert set(re.findall("\x1b..", colored)) == {"\x1b[3", "\x1b[0"}
+    none = projector("--color", "always", "status", "-d", database.url).stdout
+    assert "daemon           \x1b[31mnone is alive\x1b[0m\n" in none
+    assert (
+        "\x1b" not in projector("--color", "always", "status", "--json", "-d", database.url).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_gets_colours_unless_the_environment_says_no(
+    database: Database, variables: dict[str, str], colored: bool
+) -> None:
+    leader, follower = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", **variables}
+    environment = {
+        name: environment[name] for name in environment if name in variables or name != "NO_COLOR"
+    }
+    command = [*PROJECTOR, "db", "status", "-d", database.url]
+
+    subprocess.run(command, stdout=follower, env=environment, check=True)
+
+    os.close(follower)
+    assert (b"\x1b[32mapplied" in os.read(leader, 4096)) == colored
+    os.close(leader)

@@ -54,6 +54,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
     assert {name.removeprefix("session_projector.worker.") for name in ours} == {
         "cli",
+        "cli.color",
         "cli.commands",
         "cli.inert",
         "cli.main",

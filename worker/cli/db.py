@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json
@@ -72,4 +73,4 @@ def db_status(database: Database = "local.db", json: Json = False) -> None:
         print(to_json([{"name": name, "applied": applied} for name, applied in found]))
         return
     for name, applied in found:
-        print(f"{'applied' if applied else 'pending'}  {printable(name)}")
+        print(f"{painted('applied' if applied else 'pending')}  {printable(name)}")

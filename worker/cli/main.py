@@ -8,6 +8,7 @@ from typing import Annotated, Final, NoReturn, TextIO, cast
 
 import typer
 
+from session_projector.worker.cli import color
 from session_projector.worker.cli.commands import SETTINGS, Commands
 from session_projector.worker.cli.inert import InertStream
 from session_projector.worker.errors import (
@@ -90,7 +91,12 @@ def _app(
     _version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    colors: Annotated[
+        color.When,
+        typer.Option("--color", help="Colour for levels and states; auto: on a terminal."),
+    ] = "auto",
 ) -> None:
     from session_projector.worker.cli import logging
 
+    color.choose(colors)
     logging.configure("warning", "auto")  # `run` logs more

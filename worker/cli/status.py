@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from msgspec import to_builtins
 
 from session_projector.worker import linux
 from session_projector.worker.cli import output
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.errors import quoted
@@ -14,6 +16,8 @@ from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import ProjectionStatus
+
+_STATES: Final = ("daemon", "  state")
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
@@ -25,7 +29,8 @@ def status(database: Database = "local.db", json: Json = False) -> None:
     lines = [*_lines(found)]
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
-        print(f"{label:{width}}  {output.one_line(value)}")
+        text = output.one_line(value)
+        print(f"{label:{width}}  {painted(text) if label in _STATES else text}")
     for advice in _advice(found):
         print(f"\n{printable(pasteable(advice))}")
 
