@@ -708,7 +708,7 @@ def test_levels_and_states_are_coloured_where_asked_for(database: Database) -> N
         assert f"\x1b[32m{green}\x1b[0m" in colored
         assert set(re.findall("\x1b..", colored)) == {"\x1b[3", "\x1b[0"}
     none = projector("--color", "always", "status", "-d", database.url).stdout
-    assert "daemon           \x1b[31mnone is alive\x1b[0m\n" in none
+    assert re.search("daemon +\x1b\\[31mnone is alive\x1b\\[0m\n", none)
     assert (
         "\x1b" not in projector("--color", "always", "status", "--json", "-d", database.url).stdout
     )
@@ -732,3 +732,30 @@ def test_a_terminal_gets_colours_unless_the_environment_says_no(
     os.close(follower)
     assert (b"\x1b[32mapplied" in os.read(leader, 4096)) == colored
     os.close(leader)
+
+
+def test_a_session_command_with_an_id_may_be_repeated(database: Database) -> None:
+    said = '[{"role": "user", "content": "Go on"}]'
+    commands = [
+        ("queue", "-p", "P", "Fix it", "--id", "q"),
+        ("append", "P-1", "-m", said, "--stop", "--id", "a"),
+        ("status", "P-1", "done", "--id", "s"),
+    ]
+
+    first = [projector("session", *words, "-d", database.url).stdout for words in commands]
+    again = [projector("session", *words, "-d", database.url).stdout for words in commands]
+
+    assert first == again == ["P-1\n", "3\n", "4\n"]
+    assert [row[1] for row in database.log()] == ["q", "a", "a/stop", "s"]
+    projector("run", "--once", "-d", database.url)
+    assert database.contents("P-1") == ["Fix it", "Go on"]
+    for words in (
+        ("queue", "-p", "P", "Another", "--id", "q"),
+        ("queue", "-p", "Q", "Fix it", "--id", "q"),
+        ("append", "P-1", "-m", said.replace("Go on", "Stop"), "--id", "a"),
+        ("status", "P-1", "review", "--id", "s"),
+        ("status", "P-1", "done", "--id", "q"),
+    ):
+        refused = projector("session", *words, "-d", database.url, check=2).stderr
+        assert f"the id {words[-1]} is that of another event" in refused
+    assert len(database.log()) == 4

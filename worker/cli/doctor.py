@@ -22,8 +22,8 @@ def doctor(database: Database = "local.db", json: Json = False) -> None:
         width = max(len(one.check) for one in found)
         for one in found:
             level = "FAIL" if one.level == "fail" else one.level
-            level = painted(level) + " " * (4 - len(level))
-            print(f"{level}  {one.check:{width}}  {output.one_line(one.found)}")
+            shown = painted(level) + " " * (4 - len(level))
+            print(f"{shown}  {one.check:{width}}  {output.one_line(one.found)}")
             if one.fix:
                 print(f"{'':{width + 8}}{output.one_line(one.fix)}")
     if any(one.level == "fail" for one in found):

@@ -353,6 +353,9 @@ class Log(Protocol):
     def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
         """How far a batch of `events` from `start` comes; None where it may load all its views."""
 
+    def position_of(self, event_id: str) -> int | None:
+        """The position of the event with an id."""
+
     def append(self, row: LogRow) -> int:
         """Write an event as any process does, whatever `row.seq` is; returns its position.
 
