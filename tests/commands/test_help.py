@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import typer
 from support import projector
 
 from session_projector.worker.cli.commands import HELP, command, load
+from session_projector.worker.cli.examples import EXAMPLES
 
 SCRIPT = Path(sys.executable).parent / "projector"
 
@@ -143,3 +145,15 @@ def test_a_word_that_is_no_command_is_told_which_is_meant(typed: str, meant: str
 @pytest.mark.parametrize("words", ["", "run", "session", "session list", "db setup"])
 def test_a_short_option_asks_for_help_too(words: str) -> None:
     assert projector(*words.split(), "-h").stdout == projector(*words.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_ends_with_examples_that_the_program_understands(name: str) -> None:
+    told = projector(*name.split(), "--help").stdout
+    lines = told.partition("Examples:\n")[2].splitlines()
+
+    assert [line.strip() for line in lines] == [*EXAMPLES[name]]
+    for line in lines:
+        words = [word for word in shlex.split(line, comments=True) if word[0] != "<"]
+        assert words[: len(name.split()) + 1] == ["projector", *name.split()]
+        projector(*words[1:], "--help")

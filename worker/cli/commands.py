@@ -120,9 +120,18 @@ def load(name: str) -> Any:
 
 def command(name: str) -> Any:
     """Import a command or a group, as a click command."""
+    from session_projector.worker.cli.examples import epilog
+
     loaded, holder = load(name), typer.Typer(**SETTINGS)
     if isinstance(loaded, typer.Typer):
         holder.add_typer(loaded, name=name)
     else:
         holder.command(name)(loaded)
-    return get_group(holder).commands[name]
+    found = get_group(holder).commands[name]
+    for words, one in {name: found, **_below(name, found)}.items():
+        one.epilog = epilog(words)
+    return found
+
+
+def _below(name: str, found: Any) -> dict[str, Any]:
+    return {f"{name} {word}": one for word, one in getattr(found, "commands", {}).items()}
