@@ -24,7 +24,7 @@ _HEAD = """\
 
 Written by `python docs/reference.py` from the program; change the program, not this page.
 
-What the exit codes mean: [operating](operating.md#exit-codes). Every command has `--help`, too.
+What the exit codes mean: [operating](operating.md#exit-codes). Every command has `-h`, too.
 """
 _PLAIN = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 

@@ -19,7 +19,11 @@ def require_row(projection: Projection, key: str, row: Any) -> None:
     """Raises `Unfoldable` where its table would not keep a row as it is, under this key."""
     columns = projection.table.columns
     if not isinstance(row, tuple) or len(row) != len(columns):
-        raise Unfoldable(f"{FAULT}a row is no tuple of {len(columns)} columns")
+        size_of = f" of {len(row)}" if isinstance(row, tuple | list) else ""
+        raise Unfoldable(
+            f"{FAULT}a row is a tuple of {len(columns)} columns, and not a"
+            f" {type(row).__name__}{size_of}"
+        )
     size = 0
     for (name, kind), value in zip(columns.items(), row, strict=True):
         if not fits(kind, value):

@@ -29,7 +29,8 @@ class CheckFailed(ProjectorError):
 
 
 class OutputFailed(ProjectorError):
-    """Exit code 1: standard output cannot be written, or nobody reads it any more."""
+    """Exit code 1: standard output cannot be written; 141 where nobody reads it any more, as by
+    `| head`, which is no finding."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"standard output: {error.strerror}")

@@ -668,3 +668,94 @@ def test_the_command_that_shows_why_a_projection_does_not_load_runs_nothing_else
 
     assert "working folder" not in done.stderr
     assert done.stderr.endswith(f"{told}\n")
+
+
+def test_who_reads_no_further_gets_no_finding(database: Database) -> None:
+    for number in range(2000):  # more than a pipe holds
+        database.created(f"session-with-a-long-name-{number}", "x" * 60)
+    projector("run", "--once", "-d", database.url)
+    read, written = os.pipe()
+    os.close(read)
+    command = [*PROJECTOR, "session", "list", "-d", database.url]
+
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE, check=False)
+
+    os.close(written)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_status_quotes_a_path_that_needs_it(tmp_path: Path) -> None:
+    path = tmp_path / "my data.db"
+    projector("db", "setup", "-d", path)
+
+    assert projector("status", "-d", path).stdout.splitlines()[0].endswith(f"  '{path}'")
+
+
+def test_levels_and_states_are_coloured_where_asked_for(database: Database) -> None:
+    database.created("A-1", "\x1b[31mx ready")
+    projector("run", "--once", "-d", database.url)
+    for words, green in (
+        (("session", "list"), "ready"),
+        (("doctor",), "ok"),
+        (("db", "status"), "applied"),
+    ):
+        plain = projector(*words, "-d", database.url).stdout
+        never = projector("--color", "never", *words, "-d", database.url).stdout
+        colored = projector("--color", "always", *words, "-d", database.url).stdout
+
+        assert plain == never
+        assert "\x1b" not in plain
+        assert f"\x1b[32m{green}\x1b[0m" in colored
+        assert set(re.findall("\x1b..", colored)) == {"\x1b[3", "\x1b[0"}
+    none = projector("--color", "always", "status", "-d", database.url).stdout
+    assert re.search("daemon +\x1b\\[31mnone is alive\x1b\\[0m\n", none)
+    assert (
+        "\x1b" not in projector("--color", "always", "status", "--json", "-d", database.url).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "colored"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_gets_colours_unless_the_environment_says_no(
+    database: Database, variables: dict[str, str], colored: bool
+) -> None:
+    leader, follower = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", **variables}
+    environment = {
+        name: environment[name] for name in environment if name in variables or name != "NO_COLOR"
+    }
+    command = [*PROJECTOR, "db", "status", "-d", database.url]
+
+    subprocess.run(command, stdout=follower, env=environment, check=True)
+
+    os.close(follower)
+    assert (b"\x1b[32mapplied" in os.read(leader, 4096)) == colored
+    os.close(leader)
+
+
+def test_a_session_command_with_an_id_may_be_repeated(database: Database) -> None:
+    said = '[{"role": "user", "content": "Go on"}]'
+    commands = [
+        ("queue", "-p", "P", "Fix it", "--id", "q"),
+        ("append", "P-1", "-m", said, "--stop", "--id", "a"),
+        ("status", "P-1", "done", "--id", "s"),
+    ]
+
+    first = [projector("session", *words, "-d", database.url).stdout for words in commands]
+    again = [projector("session", *words, "-d", database.url).stdout for words in commands]
+
+    assert first == again == ["P-1\n", "3\n", "4\n"]
+    assert [row[1] for row in database.log()] == ["q", "a", "a/stop", "s"]
+    projector("run", "--once", "-d", database.url)
+    assert database.contents("P-1") == ["Fix it", "Go on"]
+    for words in (
+        ("queue", "-p", "P", "Another", "--id", "q"),
+        ("queue", "-p", "Q", "Fix it", "--id", "q"),
+        ("append", "P-1", "-m", said.replace("Go on", "Stop"), "--id", "a"),
+        ("status", "P-1", "review", "--id", "s"),
+        ("status", "P-1", "done", "--id", "q"),
+    ):
+        refused = projector("session", *words, "-d", database.url, check=2).stderr
+        assert f"the id {words[-1]} is that of another event" in refused
+    assert len(database.log()) == 4

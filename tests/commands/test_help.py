@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import typer
+from support import projector
 
 from session_projector.worker.cli.commands import HELP, command, load
+from session_projector.worker.cli.examples import EXAMPLES
 
 SCRIPT = Path(sys.executable).parent / "projector"
 
@@ -53,6 +56,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 
     assert {name.removeprefix("session_projector.worker.") for name in ours} == {
         "cli",
+        "cli.color",
         "cli.commands",
         "cli.inert",
         "cli.main",
@@ -115,3 +119,41 @@ def test_odd_variables_of_a_completion_are_told_in_a_sentence(
     assert done.returncode in (0, 1, 2)
     assert (done.returncode == 0) == (done.stderr == "")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("rebuild", "replay"),
+        ("create", "db setup"),
+        ("init", "db setup"),
+        ("migrate", "db setup"),
+        ("tail", "run"),
+        ("sessions", "session list"),
+        ("projections", "projection list"),
+        ("events", "event check"),
+        ("statu", "status"),
+    ],
+)
+def test_a_word_that_is_no_command_is_told_which_is_meant(typed: str, meant: str) -> None:
+    said = projector(typed, check=2).stderr
+
+    assert said == (f"projector: there is no command {typed}; did you mean: `projector {meant}`\n")
+    assert projector(*meant.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("words", ["", "run", "session", "session list", "db setup"])
+def test_a_short_option_asks_for_help_too(words: str) -> None:
+    assert projector(*words.split(), "-h").stdout == projector(*words.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_ends_with_examples_that_the_program_understands(name: str) -> None:
+    told = projector(*name.split(), "--help").stdout
+    lines = told.partition("Examples:\n")[2].splitlines()
+
+    assert [line.strip() for line in lines] == [*EXAMPLES[name]]
+    for line in lines:
+        words = [word for word in shlex.split(line, comments=True) if word[0] != "<"]
+        assert words[: len(name.split()) + 1] == ["projector", *name.split()]
+        projector(*words[1:], "--help")

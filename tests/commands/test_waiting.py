@@ -14,6 +14,7 @@ from support import PROJECTOR, Database, daemon, projector
 from support.folding import catch_up, run_once
 
 from session_projector.projections import BUILT_IN
+from session_projector.worker.storage import open as storage
 
 
 def test_it_returns_once_the_position_is_reached(database: Database) -> None:
@@ -138,27 +139,28 @@ def test_session_commands_wait_for_their_own_event(database: Database) -> None:
     assert late.stdout == "5\n"
 
 
-def test_a_session_command_that_waits_in_vain_says_that_its_event_is_written(
-    database: Database,
-) -> None:
-    waiting = subprocess.Popen(
-        [*PROJECTOR, "session", "queue", "-p", "P", "x", "--wait", "-d", database.url],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert waiting.stdout is not None
-    said = waiting.stdout.readline()
-    waiting.kill()
-    waiting.communicate()
+def test_a_session_command_waits_for_no_daemon_that_does_not_live(database: Database) -> None:
+    at = ("--wait", "-d", database.url)
 
-    assert said == "P-1\n"
-    assert database.sql("SELECT count(*) FROM event_log") == [(1,)]
+    queued = projector("session", "queue", "-p", "P", "x", *at, check=1)
+    read = projector("session", "status", "P-1", *at, check=1)
+
+    assert queued.stdout == "P-1\n"
+    assert queued.stderr == (
+        "projector: event 1 is written, but no daemon is alive to fold up to position 1\n"
+        f"  start one: `projector run -d {database.named}`\n"
+    )
+    assert "no daemon is alive" in read.stderr
+    projector("run", "--once", "-d", database.url)
+    assert projector("session", "status", "P-1", *at).stdout == "ready\n"
 
 
 @pytest.mark.sqlite
 def test_a_session_command_whose_event_is_written_never_ends_as_if_a_retry_were_due(
     database: Database, tmp_path: Path
 ) -> None:
+    leadership = storage.database(database.url).leadership()
+    assert leadership.acquire()  # a daemon that does not fold
     waiting = subprocess.Popen(
         [*PROJECTOR, "session", "queue", "-p", "P", "x", "--wait", "-d", database.url],
         stdout=subprocess.PIPE,
@@ -171,6 +173,7 @@ def test_a_session_command_whose_event_is_written_never_ends_as_if_a_retry_were_
     os.replace(tmp_path / "new.db", database.path)
 
     _, said = waiting.communicate()
+    leadership.release()
 
     assert waiting.returncode == 1
     assert said.startswith("projector: event 1 is written, but ")

@@ -190,6 +190,12 @@ def test_however_large_events_are_each_page_goes_on(store: Store) -> None:
     assert seqs(everything(store)) == positions
 
 
+def test_a_position_is_found_by_the_id_of_its_event(store: Store) -> None:
+    first, second = append(store, "e1", "e2")
+
+    assert [store.log.position_of(name) for name in ("e1", "e2", "e")] == [first, second, None]
+
+
 def test_one_event_is_found_by_its_position(store: Store) -> None:
     (first,) = append(store, "e1")
 

@@ -618,6 +618,23 @@ def test_verify_tells_code_that_is_not_deterministic(database: Database) -> None
         projector("projection", "drop", "per_project", "--yes", "-d", database.url)
 
 
+def test_the_first_fold_of_a_projection_is_no_sign_of_bad_code(database: Database) -> None:
+    for number in range(5):
+        database.created(f"A-{number}", project=f"P{number % 2}")
+    database.created("A-1")
+    options = ("--projection", "support.extensions:PerProject", "-d", database.url)
+
+    dry = projector("replay", "--dry-run", *options, **PATH).stdout
+    first = projector("replay", *options, **PATH).stdout
+    database.sql("UPDATE per_project SET sessions = 9 WHERE project = 'P1'")
+    second = projector("replay", *options, **PATH).stdout
+
+    assert dry == "per_project: would be built from scratch: 3 rows\n"
+    assert first == "per_project: built from scratch: 3 rows\n"
+    assert "per_project: 1 of 3 views were fixed" in second
+    assert "its code is not deterministic" in second
+
+
 def test_an_event_that_others_folded_is_not_appended_again(database: Database) -> None:
     seq = database.created("A-1", project="A")
     database.appended("A-1", "once")

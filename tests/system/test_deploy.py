@@ -19,6 +19,9 @@ import yaml
 from support import PROJECTOR, Database, projector
 from support.postgres import Server
 
+from session_projector.worker.cli import deploy
+from session_projector.worker.storage import open as storage
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 BIN = Path(sys.executable).parent
 SYSTEM_UNITS = ["projector.service", "projector@.service"]
@@ -300,3 +303,80 @@ def test_the_programs_of_the_compose_file_for_postgresql_work_together(
     assert fresh.sql("SELECT count(*) FROM session_index", database="agents") == [(1,)]
     kept = "SELECT count(*) FROM pg_authid WHERE rolname IN ('projector', 'agent')"
     assert fresh.sql(f"{kept} AND rolpassword IS NOT NULL") == [(2,)]
+
+
+PROGRAM = str(BIN / "projector")
+
+
+@needs_systemd
+@pytest.mark.parametrize("as_root", [True, False])
+@pytest.mark.parametrize("name", [None, "/srv/100%/local.db", "postgresql://p@db.example/agents"])
+def test_the_units_that_are_printed_run_this_program_on_the_database_that_is_named(
+    name: str | None, as_root: bool, tmp_path: Path
+) -> None:
+    target = None if name is None else storage.database(name)
+
+    texts = deploy.units(PROGRAM, target, as_root=as_root).texts
+
+    assert not [text for text in texts.values() if "/opt/projector" in text]
+    for file, text in texts.items():
+        if name is not None and (as_root is False or target is None or target.file):
+            assert f"PROJECTOR_DATABASE={name.replace('%', '%%')}\n" in text
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert f"\nExecStart={PROGRAM} run\n" in texts["projector.service"]
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    for file in tmp_path.glob("*.service"):
+        where = "--system" if as_root else "--user"
+        done = run("systemd-analyze", where, "verify", file, env=environment)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", ["systemd", "compose", "grafana", "alerts"])
+def test_what_is_printed_is_what_is_written_and_what_was_there_is_kept(
+    kind: str, tmp_path: Path
+) -> None:
+    printed = projector("deploy", kind, "-d", tmp_path / "a.db", cwd=tmp_path).stdout
+    wrote = projector("deploy", kind, "-d", tmp_path / "a.db", "--write", tmp_path).stdout
+    written = [file for file in tmp_path.iterdir() if file.is_file()]
+    for file in written:
+        assert file.read_text() in printed
+        assert f"wrote {file}" in wrote
+        if file.suffix in (".yaml", ".json"):
+            assert yaml.safe_load(printed) == yaml.safe_load(file.read_text())
+            assert yaml.safe_load(printed)
+    assert str(tmp_path) in wrote.partition("then:")[2]
+
+    again = projector("deploy", kind, "-d", tmp_path / "a.db", "--write", tmp_path).stdout
+    written[0].write_text("mine")
+    third = projector("deploy", kind, "-d", tmp_path / "a.db", "--write", tmp_path).stdout
+
+    assert "wrote" not in again
+    assert f"{written[0]} was there already, and is {written[0]}~ now" in third
+    assert Path(f"{written[0]}~").read_text() == "mine"
+
+
+def test_the_alerts_name_the_database_and_the_compose_file_builds_from_this_clone(
+    tmp_path: Path,
+) -> None:
+    alerts = projector("deploy", "alerts", "-d", tmp_path / "a.db").stdout
+    built = yaml.safe_load(projector("deploy", "compose").stdout)["services"]["setup"]["build"]
+
+    assert f"`projector status -d {tmp_path}/a.db`" in alerts
+    assert built["context"] == str(DEPLOY.parent)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["systemd", "-d", "/srv/my data/a.db"], "would take for something else"),
+        (["systemd", "--write", "absent"], "there is no folder absent"),
+        (["nonsense"], "'nonsense' is not one of"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused(words: list[str], why: str, tmp_path: Path) -> None:
+    done = projector("deploy", *words, cwd=tmp_path, check=None)
+
+    assert done.returncode in (1, 2)
+    assert why in done.stderr
+    assert [*tmp_path.iterdir()] == []

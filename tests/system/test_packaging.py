@@ -209,6 +209,12 @@ def test_the_wheel_holds_one_import_package_with_the_sql_and_the_types(wheel: Pa
         f"session_projector/{entry.relative_to(ROOT)}" for entry in ROOT.glob("migrations/*/*.sql")
     }
     assert {name for name in names if name.endswith(".sql")} == sql != set()
+    deployed = {
+        f"session_projector/{file.relative_to(ROOT)}" for file in ROOT.glob("deploy/**/*.*")
+    }
+    assert {name for name in names if "/deploy/" in name} >= {
+        name for name in deployed if (ROOT / name).is_file()
+    }
 
 
 def test_the_wheel_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from session_projector.projections.event import (
     Unfoldable,
 )
 from session_projector.projections.projection import FAULT, PerSession, Projection, Table
+from session_projector.projections.rows import require_row
 from session_projector.projections.session_index import SessionIndex
 from session_projector.projections.sessions import Sessions
 from session_projector.projections.testing import T0, appended, created, event, given, updated
@@ -466,3 +467,17 @@ def test_a_key_that_is_no_text_quarantines_its_event(database: Database, key: An
 
     assert [*database.quarantine()] == [1]
     assert database.sql("SELECT count FROM created_per_day") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (("P", 1, 2), "tuple of 3"),
+        (["P", 1], "list of 2"),
+        ({"project": "P"}, "dict"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_row_of_another_shape_is_told_as_it_is(row: Any, found: str) -> None:
+    with pytest.raises(Unfoldable, match=f"a row is a tuple of 2 columns, and not a {found}$"):
+        require_row(Ratios(), "P", row)

@@ -10,7 +10,11 @@ from typer.main import get_group
 
 from session_projector.worker.errors import UsageError
 
-SETTINGS: Final[dict[str, Any]] = {"no_args_is_help": True, "rich_markup_mode": None}
+SETTINGS: Final[dict[str, Any]] = {
+    "no_args_is_help": True,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 SECTIONS: Final = {
     "The daemon": {
         "run": "Run the daemon: catch up, then follow the log.",
@@ -22,7 +26,7 @@ SECTIONS: Final = {
         "verify": "Fold the log again and report where views differ; changes nothing.",
         "replay": "Fold the log again and fix what differs, while everything else keeps running.",
         "quarantine": "List, show, resubmit or dismiss events that could not be folded.",
-        "projection": "List the projections of a database, or drop one.",
+        "projection": "Begin a projection of your own; list those of a database, or drop one.",
     },
     "Sessions and events": {
         "session": "Read sessions and write events about them.",
@@ -40,12 +44,23 @@ SECTIONS: Final = {
     },
     "Getting started": {
         "demo": "Watch a daemon fold what a few agents write, in a scratch database.",
+        "deploy": "Print units, a compose file, a dashboard or alerts, with this machine's paths.",
     },
 }
 """The commands by purpose, each with the first line of its own help."""
 HELP: Final = {name: line for lines in SECTIONS.values() for name, line in lines.items()}
 _ELSEWHERE: Final = {"verify": "replay"}
 """The modules of commands that are not in a module of the same name."""
+_MEANT: Final = {
+    **dict.fromkeys(("create", "init", "migrate", "setup", "upgrade"), "db setup"),
+    **dict.fromkeys(("rebuild", "repair"), "replay"),
+    **dict.fromkeys(("tail", "start", "daemon"), "run"),
+    "sessions": "session list",
+    "projections": "projection list",
+    "events": "event check",
+    "help": "--help",
+}
+"""What people type in place of a command."""
 
 
 class Commands(TyperGroup):
@@ -56,6 +71,8 @@ class Commands(TyperGroup):
         self.commands = {name: TyperCommand(name, help=line) for name, line in HELP.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args[0] not in self.commands and args[0][:1] != "-":
+            raise _no_command(args[0])
         name, _, rest = super().resolve_command(ctx, args)
         found = command(name) if name else None
         heed_interrupts()
@@ -77,6 +94,16 @@ class Commands(TyperGroup):
                 formatter.write_dl([*lines.items()])
 
 
+def _no_command(typed: str) -> UsageError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(typed, HELP, n=1)
+    meant = _MEANT.get(typed) or (near[0] if near else "")
+    if meant:
+        return UsageError(f"there is no command {typed}; did you mean: `projector {meant}`")
+    return UsageError(f"there is no command {typed}", "see which there are: `projector --help`")
+
+
 def heed_interrupts() -> None:
     """Let Ctrl-C raise `KeyboardInterrupt`, unless it is ignored: a command may clean up."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -93,9 +120,18 @@ def load(name: str) -> Any:
 
 def command(name: str) -> Any:
     """Import a command or a group, as a click command."""
+    from session_projector.worker.cli.examples import epilog
+
     loaded, holder = load(name), typer.Typer(**SETTINGS)
     if isinstance(loaded, typer.Typer):
         holder.add_typer(loaded, name=name)
     else:
         holder.command(name)(loaded)
-    return get_group(holder).commands[name]
+    found = get_group(holder).commands[name]
+    for words, one in {name: found, **_below(name, found)}.items():
+        one.epilog = epilog(words)
+    return found
+
+
+def _below(name: str, found: Any) -> dict[str, Any]:
+    return {f"{name} {word}": one for word, one in getattr(found, "commands", {}).items()}

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json
@@ -41,6 +42,8 @@ def db_setup(
     target = storage.database(database)
     done = target.setup(group=group, writer=writer, reader=reader)
     name = printable(target.name)
+    if done.folder:
+        print(f"created the folder {printable(done.folder)}")
     if done.backup:
         print(f"copied the original database to {printable(done.backup)}")
     for migration in done.applied:
@@ -70,4 +73,4 @@ def db_status(database: Database = "local.db", json: Json = False) -> None:
         print(to_json([{"name": name, "applied": applied} for name, applied in found]))
         return
     for name, applied in found:
-        print(f"{'applied' if applied else 'pending'}  {printable(name)}")
+        print(f"{painted('applied' if applied else 'pending')}  {printable(name)}")

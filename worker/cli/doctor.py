@@ -4,6 +4,7 @@ import msgspec
 import typer
 
 from session_projector.worker.cli import output
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.doctor.examine import examine
 from session_projector.worker.storage import open as storage
@@ -21,7 +22,8 @@ def doctor(database: Database = "local.db", json: Json = False) -> None:
         width = max(len(one.check) for one in found)
         for one in found:
             level = "FAIL" if one.level == "fail" else one.level
-            print(f"{level:4}  {one.check:{width}}  {output.one_line(one.found)}")
+            shown = painted(level) + " " * (4 - len(level))
+            print(f"{shown}  {one.check:{width}}  {output.one_line(one.found)}")
             if one.fix:
                 print(f"{'':{width + 8}}{output.one_line(one.fix)}")
     if any(one.level == "fail" for one in found):

@@ -3,6 +3,7 @@
 import re
 from typing import Any, Final, TextIO
 
+from session_projector.worker.cli import color
 from session_projector.worker.errors import OutputFailed
 
 # C0 (except line feed and tab), DEL, C1, line and paragraph separators, surrogates, marks that
@@ -26,7 +27,8 @@ def _escape(code: int) -> str:
 
 
 class InertStream:
-    """A text stream that only printable text can be written to, whoever prints it."""
+    """A text stream that only printable text can be written to, whoever prints it, and colours
+    of ours."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -34,7 +36,7 @@ class InertStream:
     def write(self, text: str) -> int:
         """Raises `OutputFailed`, which nobody takes for a fault of what is printed."""
         try:
-            return self._stream.write(printable(text))
+            return self._stream.write(color.shown(printable(text)))
         except OSError as error:
             raise OutputFailed(error) from None
 

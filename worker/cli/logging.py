@@ -6,6 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Literal, TextIO, cast
 
+from session_projector.worker.cli import color
 from session_projector.worker.cli.inert import InertStream, printable
 from session_projector.worker.cli.options import pasteable
 from session_projector.worker.cli.output import LONGEST_LINE
@@ -44,7 +45,7 @@ def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None
     readable = form == "console" or (form == "auto" and terminal)
     renderer: Any = structlog.processors.JSONRenderer()
     if readable:
-        renderer = structlog.dev.ConsoleRenderer(colors=terminal)
+        renderer = structlog.dev.ConsoleRenderer(colors=color.wanted(sys.stderr))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

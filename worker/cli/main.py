@@ -1,12 +1,14 @@
 """The command line: the only reader of the environment; results on stdout, logs on stderr."""
 
 import os
+import signal
 import sys
 from io import TextIOWrapper
-from typing import Annotated, NoReturn, TextIO, cast
+from typing import Annotated, Final, NoReturn, TextIO, cast
 
 import typer
 
+from session_projector.worker.cli import color
 from session_projector.worker.cli.commands import SETTINGS, Commands
 from session_projector.worker.cli.inert import InertStream
 from session_projector.worker.errors import (
@@ -16,6 +18,9 @@ from session_projector.worker.errors import (
     no_memory,
     run_out,
 )
+
+CLOSED: Final = 128 + signal.SIGPIPE
+"""The exit code where nobody reads standard output any more, as of any program."""
 
 app = typer.Typer(
     cls=Commands,
@@ -39,7 +44,7 @@ def main() -> NoReturn:
     except OutputFailed as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter reports it again
         if error.closed:  # as by `| head`
-            sys.exit(error.exit_code)
+            sys.exit(CLOSED)
         _fail(error)
     except ProjectorError as error:
         _fail(error)
@@ -86,7 +91,12 @@ def _app(
     _version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    colors: Annotated[
+        color.When,
+        typer.Option("--color", help="Colour for levels and states; auto: on a terminal."),
+    ] = "auto",
 ) -> None:
     from session_projector.worker.cli import logging
 
+    color.choose(colors)
     logging.configure("warning", "auto")  # `run` logs more

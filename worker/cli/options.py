@@ -23,8 +23,14 @@ def heed_other(url: str) -> str:
 
 
 def heed(url: str) -> str:
+    return heed_other(heed_name(url))
+
+
+def heed_name(url: str) -> str:
+    """Let hints be about a database that is named and not opened."""
+    hide_passwords(url)
     _named[:] = [url]
-    return heed_other(url)
+    return url
 
 
 @contextmanager

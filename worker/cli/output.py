@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.clock import when
 from session_projector.worker.sessions.content import said
@@ -30,12 +31,14 @@ def to_json(value: Any, *, indent: int | None = 2) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table with columns aligned by spaces."""
+    """A table with columns aligned by spaces; one called `status` has states in colour."""
+    states = headers.index("status") if "status" in headers else None
     cells = [list(headers), *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = (
         "  ".join(
-            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)
+            (painted(cell) if number == states else cell) + " " * (width - _width(cell))
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in cells
     )

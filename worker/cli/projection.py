@@ -1,4 +1,4 @@
-"""`projector projection …`: list the projections of a database, or drop one."""
+"""`projector projection …`: begin one, list those of a database, or drop one."""
 
 from typing import Annotated
 
@@ -13,6 +13,20 @@ from session_projector.worker.operations import projections
 from session_projector.worker.storage import open as storage
 
 projection = typer.Typer(help=HELP["projection"], **SETTINGS)
+
+
+@projection.command("new")
+def projection_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The projection's name.")],
+) -> None:
+    """Write a small package with a projection and its test into the folder NAME."""
+    from session_projector.worker.cli import new_projection
+
+    folder, spec = new_projection.write(name)
+    print(f"wrote {folder}/: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+    print(f"test it, with pytest: `cd {folder} && python -m pytest`")
+    print(f"fold with it, there: `projector run --once --projection {spec}`")
+    print(f"install it, beside projector: `pip install ./{folder}`")
 
 
 @projection.command("list")

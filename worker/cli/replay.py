@@ -17,7 +17,12 @@ from session_projector.worker.daemon.supervisor import run_once
 from session_projector.worker.errors import UsageError, quoted
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification
-from session_projector.worker.replay.difference import ABSENT, NONDETERMINISTIC, Difference
+from session_projector.worker.replay.difference import (
+    ABSENT,
+    MISSING,
+    NONDETERMINISTIC,
+    Difference,
+)
 from session_projector.worker.replay.verify import Tally
 from session_projector.worker.replay.walk import WalkProgress
 from session_projector.worker.sessions import read as readers
@@ -138,7 +143,7 @@ class Report:
                 ]
                 plain = asdict(difference) | {"fields": fields}
                 print(output.to_json(plain, indent=None))
-            elif self._shown[tally.projection] <= SHOWN:
+            elif not tally.is_first and self._shown[tally.projection] <= SHOWN:
                 last = self._shown[tally.projection] == SHOWN
                 self._shown[tally.projection] += 1
                 print("… (--json prints all of them)" if last else _line(difference))
@@ -167,6 +172,11 @@ class Report:
         views = sum(count for (row, _), count in tally.rows.items() if row == "view")
         said = f"{tally.projection}: {views:,} of {tally.views:,} views {self._verb}"
         others = [f"{count:,} {what}" for what, count in kinds.items()]
+        if tally.is_first and tally.rows:
+            would = "would be " if self._verb == "would change" else ""
+            said = f"{tally.projection}: {would}built from scratch: {views:,} rows"
+            quarantined = tally.rows["quarantine", MISSING]
+            others = [f"{quarantined:,} events in quarantine"] if quarantined else []
         print(said + (f" ({', '.join(others)})" if others else ""))
         if tally.rows["view", NONDETERMINISTIC]:
             print(
@@ -174,7 +184,7 @@ class Report:
                 " rows (chance, a clock,\n  a state of its own?). No replay fixes that: fix its"
                 " code, test it with session_projector.testing"
             )
-        elif tally.rows and not tally.built_in:
+        elif tally.rows and tally.is_sound and not tally.built_in:
             print(
                 "  if no other program changed these rows, its code is not deterministic (a clock,"
                 " the order of a set?),\n  or was changed and its version not raised"

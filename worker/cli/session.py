@@ -48,8 +48,20 @@ Form = Annotated[
     Literal["table", "json", "markdown"],
     typer.Option("-f", "--format", help="How it is printed."),
 ]
+EventId = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        metavar="TEXT",
+        help="The event's id, of your choice: the same command again finds it and writes nothing.",
+        callback=_utf8,
+    ),
+]
 Wait = Annotated[
-    bool, typer.Option("--wait", help="Wait until the views include it, at most 30 s.")
+    bool,
+    typer.Option(
+        "--wait", help="Wait until the views include it, at most 30 s, if a daemon is alive."
+    ),
 ]
 
 
@@ -59,13 +71,14 @@ def session_queue(
     project: Annotated[
         str, typer.Option("-p", "--project", help="The project's name.", callback=_utf8)
     ],
+    event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
     """Start a session with its first message; print its id."""
     target = storage.database(database)
     with target.open(writable=True) as store:
-        session_id, seq = write.queue(store, project, message)
+        session_id, seq = write.queue(store, project, message, event_id)
         print(printable(session_id), flush=True)
         _wait(target, store, seq, wait)
 
@@ -80,6 +93,7 @@ def session_append(
         ),
     ],
     stop: Annotated[bool, typer.Option("--stop", help="Also set the status to ready.")] = False,
+    event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
@@ -87,7 +101,7 @@ def session_append(
     data = read_stdin() if messages == "-" else messages.encode()
     target = storage.database(database)
     with target.open(writable=True) as store:
-        seq = write.append(store, session_id, data, stop=stop)
+        seq = write.append(store, session_id, data, stop=stop, event_id=event_id)
         print(seq, flush=True)
         _wait(target, store, seq, wait)
 
@@ -103,6 +117,7 @@ def session_status(
             callback=_utf8,
         ),
     ] = None,
+    event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
 ) -> None:
@@ -110,12 +125,12 @@ def session_status(
     target = storage.database(database)
     with target.open(writable=new_status is not None) as store:
         if new_status is not None:
-            seq = write.set_status(store, session_id, new_status)
+            seq = write.set_status(store, session_id, new_status, event_id)
             print(seq, flush=True)
             _wait(target, store, seq, wait)
             return
         if wait:
-            wait_for(target, store, names=[timeline.SESSIONS.name])
+            wait_for(target, store, names=[timeline.SESSIONS.name], needs_daemon=True)
         print(output.one_line(read.session(store, session_id)["status"]))
 
 
@@ -247,7 +262,8 @@ def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) ->
     """Wait, if `wanted`, for the event that was just written at a position."""
     if wanted:
         try:
-            wait_for(database, store, seq, names=[projection.name for projection in BUILT_IN])
+            names = [projection.name for projection in BUILT_IN]
+            wait_for(database, store, seq, names=names, needs_daemon=True)
         except ProjectorError as error:
             # Never exit code 3: a retry would write the event twice.
             kind = InterventionRequired if isinstance(error, InterventionRequired) else CheckFailed

@@ -2,17 +2,22 @@
 
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from msgspec import to_builtins
 
 from session_projector.worker import linux
 from session_projector.worker.cli import output
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.errors import quoted
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import FOLD_AGAIN, ProjectionStatus
+
+_STATES: Final = ("daemon", "  state")
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
@@ -24,14 +29,15 @@ def status(database: Database = "local.db", json: Json = False) -> None:
     lines = [*_lines(found)]
     width = max(len(label) for label, _ in lines)
     for label, value in lines:
-        print(f"{label:{width}}  {output.one_line(value)}")
+        text = output.one_line(value)
+        print(f"{label:{width}}  {painted(text) if label in _STATES else text}")
     for advice in _advice(found):
         print(f"\n{printable(pasteable(advice))}")
 
 
 def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
-    yield "database", found.database
+    yield "database", quoted(found.database)
     if not found.daemons:
         yield "daemon", "none is alive"
     for each in found.daemons:

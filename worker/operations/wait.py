@@ -23,6 +23,7 @@ def wait(
     *,
     timeout_s: float = TIMEOUT_S,
     names: Collection[str] = (),
+    needs_daemon: bool = False,
 ) -> int:
     """Wait until the views of each projection include the event at a position; returns the lowest
     position that they have reached.
@@ -30,7 +31,8 @@ def wait(
     Views of other sessions that are deferred are not waited for. Without a `seq` it waits for all
     events up to the newest one now, and for all views. Without `names`, it waits for the
     projections that the daemon runs, or for all known ones if none is running. Raises `CheckFailed`
-    after the timeout, and `InterventionRequired` if a checkpoint does not match the log.
+    after the timeout, or at once where no daemon is alive and one is needed, and
+    `InterventionRequired` if a checkpoint does not match the log.
     """
     event = seq
     if seq is None:
@@ -43,6 +45,11 @@ def wait(
         asked = (leader.running if leader else ()) or known
         positions = _positions(store, asked, event)
         reached, waited_s = min(positions.values()), time.monotonic() - started
+        if reached < seq and needs_daemon and not leadership.leader():
+            raise CheckFailed(
+                f"no daemon is alive to fold up to position {seq}", "start one: `projector run`"
+            )
+        needs_daemon = False  # another one takes over from that
         if reached >= seq or waited_s >= timeout_s:
             _require_fit(store, asked)
             if reached >= seq:

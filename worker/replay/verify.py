@@ -28,7 +28,18 @@ log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 class Tally:
     """What the scan of one projection has found so far."""
 
-    def __init__(self, projection: Projection, position: int, total: int) -> None:
+    def __init__(
+        self,
+        projection: Projection,
+        position: int,
+        total: int,
+        *,
+        is_first: bool = False,
+        is_sound: bool = True,
+    ) -> None:
+        """`is_first`: nothing was folded before; `is_sound`: this code made what is stored."""
+        self.is_first = is_first
+        self.is_sound = is_sound
         self.projection = projection.name
         self.built_in = projection.built_in
         self.position = position
@@ -195,8 +206,14 @@ def leader_rebuilds(leadership: Leadership, projection: Projection) -> bool:
 
 async def _tally(thread: Thread, projection: Projection) -> Tally:
     def tally(store: Store) -> Tally:
-        position = checkpoint_of(store, projection).position
-        return Tally(projection, position, store.log.newest())
+        checkpoint = checkpoint_of(store, projection)
+        return Tally(
+            projection,
+            checkpoint.position,
+            store.log.newest(),
+            is_first=not (checkpoint.position or store.views.keys(projection, after=None)),
+            is_sound=is_sound(store, projection, checkpoint),
+        )
 
     return await thread.run(tally)
 

@@ -8,17 +8,21 @@ from typing import Any
 import msgspec
 
 from session_projector.projections.decode import decode
-from session_projector.projections.event import PREFIX, LogRow, Unfoldable, keys_of
+from session_projector.projections.event import PREFIX, LogRow, Unfoldable, keys_of, session_of
 from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import CheckFailed, UsageError
 from session_projector.worker.sessions.timeline import exists
 from session_projector.worker.storage.port import Store
 
+# With an `event_id` of the caller's each of these may be repeated: the same call finds its event in
+# the log, and `UsageError` is raised where another one has the id. No time stands in such an event
+# (`created_at` counts), as it would be another each time.
 
-def queue(store: Store, project: str, message: str) -> tuple[str, int]:
+
+def queue(store: Store, project: str, message: str, event_id: str | None = None) -> tuple[str, int]:
     """Start a session with its first message; returns its id and the position of the event.
 
-    The id is the project's name and its next free number.
+    The session's id is the project's name and its next free number.
     """
     if not project or not project.isprintable():
         raise UsageError(
@@ -31,34 +35,50 @@ def queue(store: Store, project: str, message: str) -> tuple[str, int]:
         session_id = next(
             f"{project}-{n}" for n in numbers if not store.log.present(keys_of(f"{project}-{n}"))
         )
-        now = now_ms()
-        first = {"role": "user", "content": message, "timestamp": now}
-        data = {"project": project, "messages": [first], "status": "ready", "createdAt": now}
-        seq = _append(store, session_id, "session_created", data, now)
+        first: dict[str, Any] = {"role": "user", "content": message}
+        data: dict[str, Any] = {"project": project, "messages": [first], "status": "ready"}
+        if event_id is None:
+            now = now_ms()
+            first["timestamp"] = data["createdAt"] = now
+        elif (known := store.log.position_of(event_id)) and (event := store.log.event(known)):
+            session_id = session_of(str(event.key))
+        seq = _append(store, session_id, "session_created", data, event_id)
     return session_id, seq
 
 
-def append(store: Store, session_id: str, messages: bytes, *, stop: bool) -> int:
-    """Append messages, given as a JSON list; returns the position of the last event."""
+def append(
+    store: Store, session_id: str, messages: bytes, *, stop: bool, event_id: str | None = None
+) -> int:
+    """Append messages, given as a JSON list; returns the position of the last event.
+
+    To `stop` is an event of its own, whose id is `event_id` with `/stop` at its end.
+    """
     parsed = _parse_messages(messages)
     _require_session(store, session_id)
     with store.transaction():
-        now = now_ms()
-        seq = _append(store, session_id, "session_append", {"messages": parsed}, now)
+        seq = _append(store, session_id, "session_append", {"messages": parsed}, event_id)
         if stop:
-            seq = _append(store, session_id, "session_status_update", {"status": "ready"}, now)
+            event_id = event_id and f"{event_id}/stop"
+            ready = {"status": "ready"}
+            seq = _append(store, session_id, "session_status_update", ready, event_id)
     return seq
 
 
-def set_status(store: Store, session_id: str, new_status: str) -> int:
+def set_status(store: Store, session_id: str, new_status: str, event_id: str | None = None) -> int:
     """Set the status of a session; returns the position of the event."""
     _require_session(store, session_id)
     with store.transaction():
-        return _append(store, session_id, "session_status_update", {"status": new_status}, now_ms())
+        data = {"status": new_status}
+        return _append(store, session_id, "session_status_update", data, event_id)
 
 
-def _append(store: Store, session_id: str, kind: str, data: Mapping[str, Any], now_ms: int) -> int:
-    return store.log.append(new_event(session_id, kind, data, now_ms, timestamp=now_ms))
+def _append(
+    store: Store, session_id: str, kind: str, data: Mapping[str, Any], event_id: str | None
+) -> int:
+    now = now_ms()
+    timestamp = now if event_id is None else None
+    event = new_event(session_id, kind, data, now, event_id=event_id, timestamp=timestamp)
+    return store.log.append(event)
 
 
 def new_event(

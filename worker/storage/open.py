@@ -82,12 +82,22 @@ def scratch(url: str | None, engine: str) -> "Iterator[Scratch]":
 def _split(url: str) -> tuple[str, str]:
     """The engine that a name asks for, and the rest of it; a name without a scheme is a path."""
     scheme, found, rest = url.partition("://")
-    return (scheme, rest) if found else ("sqlite", url)
+    return (scheme, rest) if found and scheme != "file" else ("sqlite", url)
 
 
 def _sqlite(path: str, limits: "Limits | None") -> "Database":
     if not path:
         raise UsageError("the name of the database is empty", "give the path of a SQLite file")
+    if path == ":memory:":
+        raise UsageError(
+            "a database in memory is seen by one process alone, and writers and daemon are several",
+            "give the path of a SQLite file",
+        )
+    if path.startswith("file:"):
+        raise UsageError(
+            f"{path} is a URI of SQLite's, and its parameters are not understood here",
+            "give the path alone, or ./file:… for a file of that name",
+        )
     try:
         resolved = Path(os.path.realpath(path))
     except OSError as error:  # the working folder is gone

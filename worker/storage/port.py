@@ -197,13 +197,15 @@ class QuarantineCount(msgspec.Struct, frozen=True):
 class Setup(msgspec.Struct, frozen=True):
     """What `setup` did; `backup` is the copy made before a Kanbatte database was adopted.
 
-    `restored` are tables, triggers and indexes that somebody dropped or changed.
+    `restored` are tables, triggers and indexes that somebody dropped or changed; `folder` is the
+    one that was made for the file.
     """
 
     applied: list[str]
     backup: str | None
     doubled_keys: list[str]
     restored: list[str] = []
+    folder: str = ""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -355,6 +357,9 @@ class Log(Protocol):
 
     def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
         """How far a batch of `events` from `start` comes; None where it may load all its views."""
+
+    def position_of(self, event_id: str) -> int | None:
+        """The position of the event with an id."""
 
     def append(self, row: LogRow) -> int:
         """Write an event as any process does, whatever `row.seq` is; returns its position.

@@ -215,6 +215,58 @@ def test_any_other_layout_is_refused_untouched_in_one_sentence(tmp_path: Path, l
     assert [entry.name for entry in tmp_path.iterdir()] == ["other.db"]
 
 
+@pytest.mark.parametrize(
+    "tables", ["users (id)", "old (id)", "umzug_meta (name); CREATE TABLE u(a)"]
+)
+def test_a_database_of_another_program_is_refused_untouched(tmp_path: Path, tables: str) -> None:
+    database = Database(tmp_path / "other.db")
+    for statement in f"CREATE TABLE {tables}".split(";"):
+        database.sql(statement)
+    before = database.path.read_bytes()
+
+    refused = projector("db", "setup", "-d", database.path, check=4)
+
+    assert "is the database of another program" in refused.stderr
+    assert database.path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["other.db"]
+
+
+@pytest.mark.parametrize("name", ["umzug_meta", "schema_migrations"])
+def test_a_history_alone_is_no_other_program(tmp_path: Path, name: str) -> None:
+    database = Database(tmp_path / "new.db")
+    database.sql(f"CREATE TABLE {name} (name TEXT PRIMARY KEY)")
+
+    assert schema.setup(database.path).applied == NAMES
+
+
+def test_a_folder_is_not_made_silently(tmp_path: Path) -> None:
+    said = projector("db", "setup", "-d", tmp_path / "data" / "a.db").stdout
+
+    assert said.startswith(f"created the folder {tmp_path / 'data'}\n")
+    assert "created" not in projector("db", "setup", "-d", tmp_path / "data" / "b.db").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (":memory:", "is seen by one process alone"),
+        ("file:a.db?mode=rw", "is a URI of SQLite's"),
+        ("file:///a.db", "is a URI of SQLite's"),
+    ],
+)
+def test_a_name_that_only_sqlite_understands_is_refused(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    assert why in projector("db", "setup", "-d", name, cwd=tmp_path, check=2).stderr
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_url_names_the_file_of_its_path(tmp_path: Path) -> None:
+    projector("db", "setup", "-d", f"sqlite://{tmp_path}/a.db")
+
+    assert (tmp_path / "a.db").is_file()
+
+
 @pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
 def test_a_database_in_utf_16_is_refused_untouched_and_its_copy_as_printed_is_adopted(
     tmp_path: Path, encoding: str

@@ -278,6 +278,12 @@ class PostgresLog:
                 return BatchReach(max(number, 1), int(log_bytes))
         return None
 
+    def position_of(self, event_id: str) -> int | None:
+        with self._connection.errors():
+            known = f"SELECT seq FROM {self._table} WHERE id = %s"
+            found = self._connection.value(known, (event_id,))
+        return None if found is None else int(found)
+
     def append(self, row: LogRow) -> int:
         column = "packed" if isinstance(row.data, bytes) else "data"
         insert = (

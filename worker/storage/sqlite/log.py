@@ -175,6 +175,11 @@ class SqliteLog:
                 return BatchReach(max(number, 1), pages * page_bytes)
         return None
 
+    def position_of(self, event_id: str) -> int | None:
+        with self._connection.errors():
+            found = self._connection.value("SELECT seq FROM event_log WHERE id = ?", (event_id,))
+        return None if found is None else int(found)
+
     def append(self, row: LogRow) -> int:
         known = "SELECT seq FROM event_log WHERE id = ?"
         path = self._connection.path

@@ -98,7 +98,7 @@ def changes(
 
 def fault(table: Table) -> str:
     """Why a projection cannot have such a table, '' where it can."""
-    if table.name.lower() in _ours() or table.name.lower().startswith(_OF_SQLITE):
+    if table.name.lower() in _TAKEN | our_tables() or table.name.lower().startswith(_OF_SQLITE):
         return f"the table {table.name} belongs to another program"
     with closing(sqlite3.connect(":memory:")) as connection:
         try:
@@ -113,8 +113,7 @@ def fault(table: Table) -> str:
     return ""
 
 
-def _ours() -> set[str]:
-    """The names that must not be a projection's, in small letters."""
+def our_tables() -> set[str]:
+    """The names of the tables that migrations make, in small letters."""
     sql = " ".join(migrations.load().values())
-    names = re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)
-    return _TAKEN | {name.lower() for name in names}
+    return {name.lower() for name in re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+)", sql)}

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
+
 from session_projector import migrations
 from session_projector.worker.errors import InterventionRequired, TransientError, quoted
 from session_projector.worker.storage.port import Setup
@@ -20,9 +22,11 @@ from session_projector.worker.storage.sqlite.schema.sharing import (
     os_errors,
     share,
 )
-from session_projector.worker.storage.sqlite.tables import columns_of
+from session_projector.worker.storage.sqlite.tables import columns_of, our_tables
 
 _WAL_PATIENCE_S = 10.0
+_HISTORIES = ("umzug_meta", "schema_migrations")
+"""Tables of migrations, which other programs have too."""
 _OURS = "-projector-"
 """Stands in every migration's name since the third: the history may hold Kanbatte's later ones."""
 
@@ -79,6 +83,7 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     if gid is not None:
         check_folder(path, gid)
     with os_errors(path):
+        made = not path.parent.exists()
         path.parent.mkdir(exist_ok=True)
     with closing(connect(path, mode="rwc")) as connection, translated(path):
         done = _upgrade(Connection(connection, path, FileIdentity(path)))
@@ -87,12 +92,14 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
         finally:  # last, so that nobody else puts anything there before
             if gid is not None:
                 share(path, gid)
-    return done
+    return msgspec.structs.replace(done, folder=str(path.parent)) if made else done
 
 
 def _upgrade(opened: Connection) -> Setup:
     connection, path = opened.raw, opened.path
     applied = _applied(connection, path)
+    if not applied:
+        _refuse_foreign(connection, path)
     if _newer(applied):
         check(connection, path)
     if applied >= migrations.load().keys() and objects.is_whole(connection):
@@ -103,6 +110,21 @@ def _upgrade(opened: Connection) -> Setup:
         names = _migrate(connection, path)
         restored = objects.restore(connection)
     return Setup(names, str(copy) if copy else None, doubled, restored)
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database that holds tables of another program, and none of ours or of Kanbatte."""
+    rows = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+        " AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+    )
+    found = [name for (name,) in rows if name.lower() not in _HISTORIES]
+    if found and not our_tables().intersection(map(str.lower, found)):
+        raise InterventionRequired(
+            f"{path} is the database of another program (it has {', '.join(found[:5])}"
+            f"{', …' if len(found) > 5 else ''}, and no event_log), and was left untouched",
+            "give the path of a new file: `projector db setup -d PATH`",
+        )
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> list[str]:

@@ -1,0 +1,74 @@
+"""What `projector projection new` writes works as it stands; docs/projections.md begins with it."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from support import Database, projector
+
+PAGE = Path(__file__).parents[2] / "docs" / "projections.md"
+
+
+def test_it_folds_passes_its_test_and_is_announced(database: Database, tmp_path: Path) -> None:
+    database.created("A-1", "x")
+    database.appended("A-1", "y")
+
+    said = projector("projection", "new", "per_day", cwd=tmp_path).stdout
+
+    package, options = tmp_path / "per_day", ("--projection", "per_day:PerDay", "-d", database.path)
+    projector("run", "--once", *options, cwd=package)
+    projector("verify", *options, cwd=package)
+    assert database.sql("SELECT * FROM per_day") == [("2023-11-14", 2)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    tested = subprocess.run(command, cwd=package, capture_output=True, text=True)
+    assert "1 passed" in tested.stdout, tested.stdout + tested.stderr
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"] == {"projector.projections": {"per_day": "per_day:PerDay"}}
+    assert "--projection per_day:PerDay" in said
+    assert "`per_day`" in (package / "README.md").read_text()
+
+
+def test_the_page_begins_with_it(database: Database, tmp_path: Path) -> None:
+    (name,) = re.findall("projector projection new (\\w+)", PAGE.read_text())
+    (spec,) = re.findall("run --once --projection (\\S+)", PAGE.read_text())
+
+    projector("projection", "new", name, cwd=tmp_path)
+
+    projector("run", "--once", "--projection", spec, "-d", database.path, cwd=tmp_path / name)
+    assert database.sql(f"SELECT * FROM {name}") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("My-Name", "not a small letter"),
+        ("../x", "not a small letter"),
+        ("x\n", "not a small letter"),
+        ("class", "a word of Python's"),
+        ("search", "of that name"),
+        ("session_index", "of that name"),
+        ("event_log", "belongs to another program"),
+        ("json", "a Python module"),
+        ("pytest", "a Python module"),
+    ],
+)
+def test_a_name_that_cannot_be_one_is_refused(name: str, why: str, tmp_path: Path) -> None:
+    refused = projector("projection", "new", name, cwd=tmp_path, check=2).stderr
+
+    assert "cannot be the name of a projection" in refused
+    assert why in refused
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_there_is_left_as_it_is(folder: bool, tmp_path: Path) -> None:
+    there = tmp_path / "per_day"
+    there.mkdir() if folder else there.write_text("mine")
+
+    refused = projector("projection", "new", "per_day", cwd=tmp_path, check=1).stderr
+
+    assert "per_day is there already" in refused
+    assert there.is_file() or [*there.iterdir()] == []
