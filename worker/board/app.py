@@ -105,9 +105,18 @@ class Board:
 
     def doctor(self) -> dict[str, Any]:
         found = self._examine(self.database)
-        names = {"check": "name", "mend": "fix"}
-        checks = [msgspec.to_builtins(one) for one in found]
-        return {"checks": [{names.get(k, k): v for k, v in one.items()} for one in checks]}
+        owner = self.database.owner_name
+        return {
+            "checks": [
+                {
+                    "name": one.check,
+                    "level": one.level,
+                    "found": naming(self.database.name, one.found, owner),
+                    "fix": naming(self.database.name, one.fix, owner),
+                }
+                for one in found
+            ]
+        }
 
 
 def application(board: Board, address: Address, token: str | None) -> Guard:

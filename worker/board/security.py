@@ -80,7 +80,7 @@ class Guard:
         if self._token is None or self._is_known(request) or path.startswith(_OPEN):
             return None
         if request.method == "GET" and "text/html" in headers.get("accept", ""):
-            return HTMLResponse(self._login_page, 401)
+            return self._asks()
         return refused(
             401,
             "a token is needed",
@@ -113,6 +113,9 @@ class Guard:
             return "a browser that does not say which page asks is not answered"
         return ""
 
+    def _asks(self, said: str = "") -> Response:
+        return HTMLResponse(self._login_page.replace("{said}", said), 401)
+
     async def _login(self, request: Request) -> Response | None:
         """Set the cookie for a token that is right."""
         assert self._token is not None
@@ -124,7 +127,7 @@ class Guard:
         elif not (token := request.query_params.get("token", "")):
             return None
         if not same(token.strip(), self._token):
-            return HTMLResponse(self._login_page, 401)
+            return self._asks("That is not the token of this board.")
         response = RedirectResponse("/", 303)
         response.set_cookie(
             self._cookie, self._value, max_age=365 * 86400, httponly=True, samesite="strict"

@@ -19,6 +19,7 @@ from session_projector.worker.operations import event_check
 from session_projector.worker.operations.event_check import as_data, stated_key
 from session_projector.worker.storage.port import QuarantineEntry, Store
 
+_AGAIN: Final = "resubmitted as seq "
 PAGE: Final = 500
 """Events that are read at once."""
 
@@ -133,14 +134,20 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
     """
     with store.transaction():
         appended = store.log.append(require_resubmittable(store, seq, fixed))
-        store.quarantine.dismiss(seq, f"resubmitted as seq {appended}")
+        store.quarantine.dismiss(seq, f"{_AGAIN}{appended}")
     return appended
 
 
 def require_resubmittable(store: Store, seq: int, fixed: bytes | None = None) -> LogRow:
     """The event as it would be appended; raises `CheckFailed` as `resubmit` does."""
-    row = _row(store, seq)
-    projections = [entry.projection for entry in _entries(store, seq)]
+    row, entries = _row(store, seq), _entries(store, seq)
+    if note := next((one.dismissed for one in entries if one.dismissed), ""):
+        if note.startswith(_AGAIN):
+            raise CheckFailed(
+                f"event {seq} was {note}: once more, and what it says would be there twice",
+                "see that event: `projector session history ID`; what is lacking is another event",
+            )
+    projections = [entry.projection for entry in entries]
     data = row.data if fixed is None else as_data(fixed)
     key = stated_key(data) if isinstance(data, str | bytes) else None
     event_id = f"resubmit-{seq}-{uuid.uuid4().hex[:12]}"

@@ -54,7 +54,8 @@ function List() {
     if (!now.delete(seq)) now.add(seq);
     setChosen(now);
   };
-  const all = groups.length > 0 && groups.every(({ seq }) => chosen.has(seq));
+  const left = groups.filter(({ first }) => first.note === null);
+  const all = left.length > 0 && left.every(({ seq }) => chosen.has(seq));
   return html`<h1>Quarantine</h1>
     <p class="muted">${counted(most(value, ({ count }) => count), "event")} could not be folded${dismissed > 0 && `, ${count(dismissed)} dismissed`}. The other events of their sessions count all the same.</p>
     ${error && html`<${Failure} error=${error} again=${again} />`}
@@ -64,7 +65,7 @@ function List() {
       ${(reason || projection) && html`<p><a href="/quarantine">Show all reasons</a></p>`}</section>
     <section class="panel" aria-label="events"><h2>Events</h2>
       <${Bulk} seqs=${[...chosen].sort((a, b) => a - b)} done=${() => (setChosen(new Set()), again())} />
-      <table><thead><tr><th scope="col"><input type="checkbox" aria-label="all of these" checked=${all} onChange=${() => setChosen(all ? new Set() : new Set(groups.map(({ seq }) => seq)))} /></th>
+      <table><thead><tr><th scope="col"><input type="checkbox" aria-label="all of these that are not dismissed" checked=${all} disabled=${!left.length} onChange=${() => setChosen(all ? new Set() : new Set(left.map(({ seq }) => seq)))} /></th>
         <th scope="col" class="figure">seq</th><th scope="col">key</th><th scope="col">type</th><th scope="col">time</th><th scope="col">why</th></tr></thead>
       <tbody>${groups.map(({ seq, first, reasons }) => html`<tr key=${seq} class=${first.note === null ? "" : "dismissed"}>
         <td><input type="checkbox" aria-label=${`event ${seq}`} checked=${chosen.has(seq)} onChange=${() => toggle(seq)} /></td>
@@ -165,7 +166,7 @@ function Bulk({ seqs, done }) {
     <span class="muted">${counted(seqs.length, "event")} chosen</span>
     ${sure ? html`<span>Append ${counted(seqs.length, "event")} again? <button type="button" class="main" onClick=${resubmit}>Append</button> <button type="button" onClick=${() => setSure(false)}>Cancel</button></span>`
       : html`<button type="button" disabled=${!seqs.length} onClick=${() => setSure(true)}>Resubmit…</button>`}
-    <form class="tools" onSubmit=${dismiss}><input type="text" aria-label="why they may stay" placeholder="Why they may stay" value=${note} required onInput=${(/** @type {any} */ event) => setNote(event.currentTarget.value)} />
+    <form class="tools" onSubmit=${dismiss}><input type="text" aria-label="why they may stay" placeholder="Note: why they may stay" value=${note} required onInput=${(/** @type {any} */ event) => setNote(event.currentTarget.value)} />
       <button disabled=${!seqs.length || !note.trim()}>Dismiss</button></form>
     <span role="status">${said}</span></div>`;
 }
@@ -201,31 +202,39 @@ function dump(hex) {
 function Actions({ value, again }) {
   const { status } = useStatus();
   const [edited, setEdited] = useState(/** @type {string | null} */ (null));
+  const [busy, setBusy] = useState(false);
   const [said, setSaid] = useState(/** @type {Child} */ (null));
   const [note, setNote] = useState("");
   if (!status) return null;
   if (!status.board?.actions)
     return html`<section class="panel rows" aria-label="commands"><h2>What to do</h2>${Object.entries(value.commands ?? {}).map(([name, command]) => html`<p>${NAMES[name] ?? name}: <${Command} text=${String(command)} /></p>`)}
       <p class="cut">With <code>projector board --allow-actions</code> the page does it.</p></section>`;
-  /** @returns {unknown} */
-  const event = () => (edited === null ? undefined : JSON.parse(edited));
+  const done = String(value.note ?? "").startsWith("resubmitted as seq ");
+  /** The text as it stands, whose numbers keep all their digits. */
+  const event = () => {
+    if (edited === null) return undefined;
+    JSON.parse(edited);
+    return edited;
+  };
   /** @param {() => Promise<Child>} act */
   const run = (act) => async (/** @type {any} */ submitted) => {
     submitted?.preventDefault();
     setSaid("Working…");
+    setBusy(true);
     try {
       setSaid(await act());
     } catch (error) {
       setSaid(error instanceof SyntaxError ? html`<span class="bad">This is not JSON: ${shown(error.message)}</span>` : html`<${Failure} error=${error} />`);
     }
+    setBusy(false);
   };
   const check = run(async () => {
     const { verdicts } = await post("quarantine/check", { seq: value.seq, event: event() });
-    return html`<dl class="pairs">${Object.entries(verdicts).map(([name, why]) => html`<div><dt>${shown(name)}</dt><dd>${why === null ? "it can be folded" : shown(String(why))}</dd></div>`)}</dl>`;
+    return html`<dl class="pairs">${Object.entries(verdicts).map(([name, why]) => html`<div><dt>${shown(name)}</dt><dd>${why === null ? "folds" : shown(String(why))}</dd></div>`)}</dl>`;
   });
   const resubmit = run(async () => {
-    const changed = event();
-    const found = await post("quarantine/resubmit", changed === undefined ? { seqs: [value.seq] } : { seq: value.seq, event: changed });
+    const found = await post("quarantine/resubmit", { seq: value.seq, event: event() });
+    again();
     return html`Appended as event ${Object.values(found.seqs).map(String).join(", ")}.`;
   });
   const dismiss = run(async () => {
@@ -235,10 +244,10 @@ function Actions({ value, again }) {
     return "Dismissed.";
   });
   return html`<section class="panel rows" aria-label="actions"><h2>What to do</h2>
-    ${edited === null ? html`<p><button type="button" onClick=${() => setEdited(pretty(value.event))}>Correct it</button></p>`
-      : html`<label>The event, corrected<textarea rows="12" class="mono" spellcheck=${false} value=${edited} onInput=${(/** @type {any} */ change) => setEdited(change.currentTarget.value)}></textarea></label>`}
-    <div class="tools actions"><button type="button" onClick=${check}>Check</button><button type="button" class="main" onClick=${resubmit}>Append it again</button>
-      <form class="tools" onSubmit=${dismiss}><input type="text" aria-label="why it may stay" placeholder="Why it may stay" value=${note} required onInput=${(/** @type {any} */ change) => setNote(change.currentTarget.value)} /><button disabled=${!note.trim()}>Dismiss</button></form></div>
+    ${edited === null ? html`<p><button type="button" disabled=${done} onClick=${() => setEdited(text(value.event))}>Correct it</button></p>`
+      : html`<p class="muted">The session is the one that <code>"sessionId"</code> in the event names, and without it that of the key.</p><label>The event, corrected<textarea rows="12" class="mono" spellcheck=${false} value=${edited} onInput=${(/** @type {any} */ change) => setEdited(change.currentTarget.value)}></textarea></label>`}
+    <div class="tools actions"><button type="button" onClick=${check}>Check</button><button type="button" class="main" disabled=${busy || done} onClick=${resubmit}>Append it again</button>
+      <form class="tools" onSubmit=${dismiss}><input type="text" aria-label="why it may stay" placeholder="Note: why it may stay" value=${note} required onInput=${(/** @type {any} */ change) => setNote(change.currentTarget.value)} /><button disabled=${!note.trim()}>Dismiss</button></form></div>
     <div role="status">${said}</div></section>`;
 }
 
