@@ -15,14 +15,19 @@ from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.cli.progress import Progress
-from session_projector.worker.errors import CheckFailed, DatabaseUnavailable, UsageError
-from session_projector.worker.importing.importer import TOOLS, Importer, Report, Write, writing
+from session_projector.worker.errors import CheckFailed, UsageError
+from session_projector.worker.importing.importer import (
+    POLL_S,
+    TOOLS,
+    Importer,
+    Report,
+    patient,
+    writing,
+)
 from session_projector.worker.storage import open as storage
 
 import_ = typer.Typer(help=HELP["import"], **SETTINGS)
 
-POLL_S: Final = 0.5
-"""How often files are looked at for more."""
 MOST_NAMED: Final = 10
 """Lines and files of a kind that are named; JSON names all."""
 Place = Annotated[
@@ -65,7 +70,7 @@ def _import(
     target = storage.database(database)
     with target.open(writable=True) as store:
         write = writing(store)
-        importer = Importer(tool, places, write=_patient(write) if follow else write)
+        importer = Importer(tool, places, write=patient(write, _tell_why) if follow else write)
         with _interruptible(follow):
             report = _first(importer)
             if not report.files and not follow:
@@ -92,18 +97,8 @@ def _interruptible(follow: bool) -> Iterator[None]:
             raise
 
 
-def _patient(write: Write) -> Write:
-    """The same, but it waits for a database that is locked, full or away."""
-
-    def write_in_the_end(*arguments: object) -> None:
-        while True:
-            try:
-                return write(*arguments)  # type: ignore[arg-type]
-            except DatabaseUnavailable as error:
-                print(f"projector: {output.one_line(error)}; trying again", file=sys.stderr)
-                time.sleep(POLL_S)
-
-    return write_in_the_end
+def _tell_why(why: str) -> None:
+    print(f"projector: {output.one_line(why)}; trying again", file=sys.stderr)
 
 
 def _first(importer: Importer) -> Report:

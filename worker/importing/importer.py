@@ -1,5 +1,6 @@
 """Importing the files of a tool into a log, as often as one likes: only what is new is written."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from session_projector.worker.errors import DatabaseUnavailable
 from session_projector.worker.importing import claude_code, codex, files
 from session_projector.worker.importing.transcript import Draft, Transcript, rows
 from session_projector.worker.storage.port import Store
@@ -16,6 +18,8 @@ TOOLS: Final[dict[str, ModuleType]] = {tool.NAME: tool for tool in (claude_code,
 BATCH_EVENTS: Final = 1000
 BATCH_BYTES: Final = 4 * 1024 * 1024
 """Lines that are written in one transaction, unless one line alone is larger."""
+POLL_S: Final = 0.5
+"""How often files are looked at for more, and a database that is locked is tried again."""
 Progress = Callable[[int, int], None]
 """Told how many files were read, and of how many."""
 
@@ -142,3 +146,17 @@ def writing(store: Store) -> Write:
             report.shortened += [line] * (len(events) > 1)
 
     return write
+
+
+def patient(write: Write, tell: Callable[[str], None]) -> Write:
+    """The same, but it waits for a database that is locked, full or away; `tell` is told why."""
+
+    def write_in_the_end(*arguments: Any) -> None:
+        while True:
+            try:
+                return write(*arguments)
+            except DatabaseUnavailable as error:
+                tell(str(error))
+                time.sleep(POLL_S)
+
+    return write_in_the_end

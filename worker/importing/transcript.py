@@ -85,7 +85,7 @@ class Transcript:
         self._projects: dict[str, str] = {}
         self._statuses: dict[str, str] = {}
         self._session_id = ""
-        self._cwd: Any = None
+        self._project = ""
         self._time_ms = 0
 
     @property
@@ -101,7 +101,7 @@ class Transcript:
         else:
             meaning = Meaning(self._session_id, unknown=type(value).__name__, is_unique=False)
             meaning.rest = {"value": value}
-        self._cwd = self._cwd or meaning.cwd
+        self._project = self._project or _project(meaning.cwd)
         self._time_ms = _milliseconds(meaning.time) or self._time_ms
         if not meaning.session_id:
             self._held.append((meaning, line, is_exact))
@@ -120,15 +120,13 @@ class Transcript:
         def draft(kind: str, event_id: str, **data: Any) -> Draft:
             return Draft(event_id, session_id, kind, data, self._time_ms)
 
-        project = _project(self._cwd)
-        known = self._projects.setdefault(session_id, "")
         if session_id not in self._statuses:
             self._statuses[session_id] = READY
-            given = {"project": project or self._tool, "createdAt": self._time_ms}
+            given = {"project": self._project or self._tool, "createdAt": self._time_ms}
             yield draft("session_created", f"{self._tool}:{session_id}:created", **given)
-        elif project and not known:
-            yield draft("session_updated", f"{line_id}:project", project=project)
-        self._projects[session_id] = known or project
+        elif self._project and not self._projects[session_id]:
+            yield draft("session_updated", f"{line_id}:project", project=self._project)
+        self._projects[session_id] = self._project
         kind, data = f"{self._tool.replace('-', '_')}_line", meaning.rest
         if meaning.message is not None:
             kind, data = "session_append", {"messages": [meaning.message]}
