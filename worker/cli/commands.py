@@ -29,7 +29,7 @@ SECTIONS: Final = {
         "session": "Read sessions and write events about them.",
         "search": "Find messages by their words, newest first.",
         "event": "Check an event before it is written.",
-        "import": "Import the sessions that Claude Code or Codex keeps, again and again.",
+        "import": "Import the sessions that Claude Code or Codex keeps.",
     },
     "In the browser": {
         "board": "Show the sessions in a browser, live.",

@@ -32,17 +32,22 @@ MOST_NAMED: Final = 10
 """Lines and files of a kind that are named; JSON names all."""
 Place = Annotated[
     Path | None,
-    typer.Argument(metavar="[PATH]", help="A file or folder; by default where the tool keeps all."),
+    typer.Argument(
+        metavar="[PATH]", help="A file or folder, instead of where the tool keeps them."
+    ),
 ]
-Follow = Annotated[bool, typer.Option("--follow", help="Go on with what is added, until Ctrl-C.")]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Continue with new lines and files, until Ctrl-C.")
+]
 
 
 @import_.command("claude-code")
 def import_claude_code(
     path: Place = None, database: Database = "local.db", follow: Follow = False, json: Json = False
 ) -> None:
-    """Import the sessions of Claude Code, from CLAUDE_CONFIG_DIR or ~/.claude; again, and only what
-    is new is added."""
+    """Import the sessions of Claude Code, found by CLAUDE_CONFIG_DIR or in ~/.claude.
+
+    It can be repeated at any time, and adds only what is new."""
     _import("claude-code", path, _home("CLAUDE_CONFIG_DIR", ".claude"), database, follow, json)
 
 
@@ -50,8 +55,9 @@ def import_claude_code(
 def import_codex(
     path: Place = None, database: Database = "local.db", follow: Follow = False, json: Json = False
 ) -> None:
-    """Import the sessions of Codex, from CODEX_HOME or ~/.codex; again, and only what is new is
-    added."""
+    """Import the sessions of Codex, found by CODEX_HOME or in ~/.codex.
+
+    It can be repeated at any time, and adds only what is new."""
     _import("codex", path, _home("CODEX_HOME", ".codex"), database, follow, json)
 
 
