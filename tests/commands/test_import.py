@@ -93,7 +93,7 @@ def test_a_session_of_claude_code_1_is_readable_and_nothing_is_lost(
     done = imported(database, "claude-code", path)
 
     main = [line for line in CLAUDE_1 if not line.get("isSidechain")]
-    shown = [line["message"] for line in main if "message" in line and not line.get("isMeta")]
+    shown = [line["message"] for line in main[3:]]
     view = database.view(SESSION)
     assert view["messages"] == shown
     assert (view["project"], view["status"]) == ("web", "ready")
@@ -101,6 +101,7 @@ def test_a_session_of_claude_code_1_is_readable_and_nothing_is_lost(
     assert statuses(database, SESSION) == [
         *("in-progress", "ready", "in-progress", "ready")
     ]  # where no stop_reason says more, a text ends the turn
+    assert database.index()[SESSION][3] == "Fix the login form"
     side = database.view(f"{SESSION}.agent-00000009")
     assert [message["role"] for message in side["messages"]] == ["user", "assistant"]
     assert (side["project"], side["status"]) == ("web", "done")
@@ -263,7 +264,7 @@ def test_a_second_import_adds_nothing_and_says_so(database: Database, tmp_path: 
 
     second = run(database, "claude-code", path)
 
-    assert "2 sessions, 11 messages in 1 files: 0 new events" in second.stdout
+    assert "2 sessions, 10 messages in 1 file: 0 new events" in second.stdout
     assert database.log()[:-1] == log
 
 
@@ -365,6 +366,7 @@ def test_nothing_to_import_is_told(database: Database, tmp_path: Path) -> None:
     assert "there is no" in run(database, "codex", tmp_path / "away", code=2).stderr
     told = run(database, "codex", tmp_path, code=1).stderr
     assert f"there is no rollout-*.jsonl in {tmp_path}" in told
+    assert f"`projector import codex PATH -d {database.named}`" in told
 
 
 # Following

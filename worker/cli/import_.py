@@ -82,7 +82,7 @@ def _import(
             if not report.files and not follow:
                 raise CheckFailed(
                     f"there is no {TOOLS[tool].PATTERN} in {' or '.join(map(str, places))}",
-                    "name the folder that has the transcripts, as the last argument",
+                    f"name the folder that has the transcripts: `projector import {tool} PATH`",
                 )
             _print(report, json)
             if not json:
@@ -120,23 +120,28 @@ def _print(report: Report, json: bool) -> None:
         return
     new = sum(report.new.values())
     print(
-        f"{len(report.sessions):,} sessions, {report.messages:,} messages in {report.files:,}"
-        f" files: {new:,} new events in {len(report.new):,} sessions",
+        f"{_many(len(report.sessions), 'session')}, {_many(report.messages, 'message')} in"
+        f" {_many(report.files, 'file')}: {_many(new, 'new event')} in"
+        f" {_many(len(report.new), 'session')}",
         flush=True,
     )
     if report.unknown:
         kinds = ", ".join(f"{kind}: {count:,}" for kind, count in report.unknown.most_common())
-        _tell(f"{report.unknown.total():,} lines of unknown types are kept as they are", [kinds])
-    _tell_each("not JSON, left out", "lines", report.invalid)
-    _tell_each("too large or odd for one event, kept in pieces", "lines", report.shortened)
-    _tell_each("without a conversation, left for later", "files", report.waiting)
-    _tell_each("with an unfinished last line, left for later", "files", report.unfinished)
+        _tell(f"{_many(report.unknown.total(), 'line')} of unknown types, kept as is", [kinds])
+    _tell_each("not JSON, left out", "line", report.invalid)
+    _tell_each("too large or odd for one event, kept in pieces", "line", report.shortened)
+    _tell_each("without a conversation, left for later", "file", report.waiting)
+    _tell_each("with an unfinished last line, left for later", "file", report.unfinished)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _tell_each(what: str, of: str, named: Sequence[object]) -> None:
     if named:
         more = [f"… {len(named) - MOST_NAMED:,} more"] * (len(named) > MOST_NAMED)
-        _tell(f"{len(named):,} {of} {what}", [*map(str, named[:MOST_NAMED]), *more])
+        _tell(f"{_many(len(named), of)} {what}", [*map(str, named[:MOST_NAMED]), *more])
 
 
 def _tell(what: str, named: list[str]) -> None:

@@ -10,6 +10,7 @@ not: it is internal to the program and changes with its versions. This is what l
   lines is a message here. Where `stop_reason` is null, as it is in many of these lines, a text is
   taken for the end of the turn; if a call of a tool follows, that line says so.
 - `isMeta` marks what the program says to the model and shows to nobody: no message here, either.
+  Nor are the program's own commands, such as `/clear`, which would be the title of many sessions.
 - `system`, `summary`, `file-history-snapshot` and the others of `_KNOWN` are no messages.
 - What a subagent says is marked `isSidechain`. Up to 1.x it stands in the session's own file, later
   in `agent-ID.jsonl` beside it, then in `SESSION/subagents/`. Each subagent is a session of its own
@@ -21,7 +22,6 @@ not: it is internal to the program and changes with its versions. This is what l
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,8 +39,15 @@ _KNOWN: Final = frozenset(
 )
 _TURN_ENDED: Final = frozenset({"turn_duration", "stop_hook_summary"})
 """Subtypes of `system` lines."""
-_LOCAL: Final = ("<command-name>", "<local-command-", "<bash-input>", "<bash-stdout>")
-"""How what a person does within the program begins, which the model does not answer."""
+_LOCAL: Final = re.compile(
+    "<local-command-|(<command-message>[^<]*</command-message>\\s*)?<command-name>/(clear|compact|config"
+    "|context|cost|doctor|exit|help|hooks|login|logout|mcp|memory|model|permissions|plugin|quit"
+    "|resume|rewind|status|theme|usage|vim)</command-name>"
+)
+"""How it begins when a person uses a command of the program, and what that printed: the model does
+not answer it. Other commands are prompts."""
+_UNANSWERED: Final = ("<bash-input>", "<bash-stdout>", "<bash-stderr>")
+"""How a command of the shell begins that a person ran, and what it printed."""
 _INTERRUPTED: Final = "[Request interrupted by user"
 
 
@@ -81,7 +88,7 @@ class _Reader:
         status = None
         if kind == "system" and line.get("subtype") in _TURN_ENDED:
             status = READY
-        elif said is not None and line.get("isMeta") is not True:
+        elif said is not None and not (line.get("isMeta") is True or _LOCAL.match(_text(said))):
             meaning.message = said
             meaning.rest = {name: value for name, value in line.items() if name != "message"}
             status = _status(kind == "assistant", said)
@@ -109,19 +116,22 @@ def _message(line: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _status(is_answer: bool, message: dict[str, Any]) -> str | None:
-    content = message["content"]
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    blocks = [block for block in blocks if isinstance(block, dict)]
-    kinds = [block.get("type") for block in blocks]
     if is_answer:
-        stop = message.get("stop_reason")
-        ended = kinds[-1:] == ["text"] if stop is None else stop not in ("tool_use", "pause_turn")
+        content, stop = message["content"], message.get("stop_reason")
+        last = content[-1] if isinstance(content, list) and content else {"type": "text"}
+        is_text = isinstance(last, dict) and last.get("type") == "text"
+        ended = is_text if stop is None else stop not in ("tool_use", "pause_turn")
         return READY if ended else WORKING
-    text = next(_texts(blocks), "")
+    text = _text(message)
     if text.startswith(_INTERRUPTED):
         return READY
-    return None if text.startswith(_LOCAL) else WORKING
+    return None if text.startswith(_UNANSWERED) else WORKING
 
 
-def _texts(blocks: list[dict[str, Any]]) -> Iterator[str]:
-    return (block["text"] for block in blocks if isinstance(block.get("text"), str))
+def _text(message: dict[str, Any]) -> str:
+    """The content, or the first block of it that is text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    texts = (block.get("text") for block in content if isinstance(block, dict))
+    return next((text for text in texts if isinstance(text, str)), "")
