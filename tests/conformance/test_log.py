@@ -104,6 +104,14 @@ def test_an_event_is_kept_as_it_was_written(store: Store) -> None:
     ]
 
 
+def test_ids_that_events_have_are_known(store: Store) -> None:
+    append(store, "e1", "e2", "ü' x")
+    many = [f"n{number}" for number in range(2500)]
+
+    assert store.log.known(["e1", "e3", "ü' x", *many, "e2"]) == {"e1", "e2", "ü' x"}
+    assert store.log.known([]) == set()
+
+
 def test_the_same_event_again_is_where_it_was(store: Store, outside: Outsider) -> None:
     first, second = append(store, "e1", "e2")
 

@@ -149,7 +149,7 @@ def test_what_the_pages_tell_to_type_is_a_command() -> None:
         *re.findall(r"`[^`\n]+`", CODE.sub("", text)),
     ]
     typed = re.findall(
-        r"(?:^|[\s/`])projector ([a-z]+)(?: ([a-z]+))?", "\n".join(code), re.MULTILINE
+        r"(?:^|[\s/`])projector ([a-z]+)(?: ([a-z]+(?:-[a-z]+)*))?", "\n".join(code), re.MULTILINE
     )
 
     assert {f"{one} {two}" if one in groups else one for one, two in typed} <= there

@@ -2,6 +2,7 @@
 
 import signal
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any, Final
 
 import typer
@@ -32,6 +33,7 @@ SECTIONS: Final = {
         "session": "Read sessions and write events about them.",
         "search": "Find messages by their words, newest first.",
         "event": "Check an event before it is written.",
+        "import": "Import the sessions that Claude Code or Codex keeps.",
     },
     "In the browser": {
         "board": "Show the sessions in a browser, live.",
@@ -114,8 +116,9 @@ def load(name: str) -> Any:
     """Import a command: its function, or the Typer of a group of commands."""
     from session_projector.worker.cli import logging  # noqa: F401  before structlog
 
-    module = import_module(f"session_projector.worker.cli.{_ELSEWHERE.get(name, name)}")
-    return getattr(module, name)
+    word = f"{name}_" if iskeyword(name) else name
+    module = import_module(f"session_projector.worker.cli.{_ELSEWHERE.get(name, word)}")
+    return getattr(module, word)
 
 
 def command(name: str) -> Any:

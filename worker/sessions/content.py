@@ -27,7 +27,7 @@ def said(message: Mapping[Any, Any]) -> list[Any]:
 
 
 def _body(message: Mapping[Any, Any]) -> Iterator[Any]:
-    if _kind(message) in _KINDS and "content" not in message and "parts" not in message:
+    if _kind(message) in _KINDS and not any(message.get(one) for one in ("content", "parts")):
         yield from _part(message)  # the message is one item, as of the Responses API
         return
     content = message.get("content")
@@ -86,7 +86,8 @@ def _reasoning(part: Mapping[str, Any]) -> Any:
     """Of the Responses API a summary in parts, of the AI SDK a text."""
     parts = (one.get("text") for one in _list(part.get("summary")) if isinstance(one, dict))
     text = "\n".join(text for text in parts if isinstance(text, str))
-    return _thought(text or part.get("text") or part.get("reasoning"))
+    hidden = "(thinking, encrypted)" if part.get("encrypted_content") else ""
+    return _thought(text or part.get("text") or part.get("reasoning")) or hidden
 
 
 def _called(part: Mapping[str, Any]) -> str:

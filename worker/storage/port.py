@@ -368,6 +368,9 @@ class Log(Protocol):
         `UsageError` where an event with another key or other data has the id.
         """
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of some ids that events have already, however many are asked for."""
+
     def restore(self, rows: Sequence[LogRow], *, after: int) -> None:
         """Write events as another log has them, their positions too, behind the newest one, which
         must be at `after`: all of them or none. For the owner of the log, and no writer.

@@ -311,6 +311,10 @@ class PostgresLog:
             "nothing was written; a new event needs a new id",
         )
 
+    def known(self, ids: Sequence[str]) -> set[str]:
+        asked = f"SELECT id FROM {self._table} WHERE id = ANY(%s::text[])"
+        return {one for (one,) in self._connection.rows(asked, (_possible(ids),))}
+
     unfit = staticmethod(_unfit)
 
     def restore(self, rows: Sequence[LogRow], *, after: int) -> None:

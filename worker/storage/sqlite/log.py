@@ -36,6 +36,8 @@ from session_projector.worker.storage.sqlite.sql import MOST_AHEAD, bound, raw
 
 KEY_BYTES: Final = 4096
 """What each view counts besides its row, as many small ones are no short transaction either."""
+_MOST_IDS: Final = 1000
+"""How many ids one statement asks for."""
 _SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
 _FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
 _BY_KEY: Final = "INDEXED BY idx_event_log_key"
@@ -206,6 +208,14 @@ class SqliteLog:
                 see_triggers(path, "event_log"),
             )
         return int(seq)
+
+    def known(self, ids: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for some in (ids[at : at + _MOST_IDS] for at in range(0, len(ids), _MOST_IDS)):
+            places = ", ".join("?" * len(some))
+            asked = f"SELECT id FROM event_log WHERE id IN ({places})"
+            found.update(one for (one,) in self._connection.rows(asked, tuple(some)))
+        return found
 
     unfit = None
 

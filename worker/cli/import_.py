@@ -1,0 +1,170 @@
+"""`projector import …`: the sessions that other tools keep, as events."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from session_projector.worker.cli import output
+from session_projector.worker.cli.commands import HELP, SETTINGS
+from session_projector.worker.cli.inert import printable
+from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.cli.progress import Progress
+from session_projector.worker.errors import CheckFailed, UsageError
+from session_projector.worker.importing.importer import (
+    POLL_S,
+    TOOLS,
+    Importer,
+    Report,
+    patient,
+    writing,
+)
+from session_projector.worker.storage import open as storage
+
+import_ = typer.Typer(help=HELP["import"], **SETTINGS)
+
+MOST_NAMED: Final = 10
+"""Lines and files of a kind that are named; JSON names all."""
+Place = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[PATH]", help="A file or folder, instead of where the tool keeps them."
+    ),
+]
+Follow = Annotated[
+    bool, typer.Option("--follow", help="Continue with new lines and files, until Ctrl-C.")
+]
+
+
+@import_.command("claude-code")
+def import_claude_code(
+    path: Place = None, database: Database = "local.db", follow: Follow = False, json: Json = False
+) -> None:
+    """Import the sessions of Claude Code, found by CLAUDE_CONFIG_DIR or in ~/.claude.
+
+    It can be repeated at any time, and adds only what is new."""
+    _import("claude-code", path, _home("CLAUDE_CONFIG_DIR", ".claude"), database, follow, json)
+
+
+@import_.command("codex")
+def import_codex(
+    path: Place = None, database: Database = "local.db", follow: Follow = False, json: Json = False
+) -> None:
+    """Import the sessions of Codex, found by CODEX_HOME or in ~/.codex.
+
+    It can be repeated at any time, and adds only what is new."""
+    _import("codex", path, _home("CODEX_HOME", ".codex"), database, follow, json)
+
+
+def _home(variable: str, name: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / name)
+
+
+def _import(
+    tool: str, path: Path | None, home: Path, database: str, follow: bool, json: bool
+) -> None:
+    if path is not None and not path.exists():
+        raise UsageError(
+            f"there is no {path}", "name a file or folder, or none for where the tool keeps all"
+        )
+    places = TOOLS[tool].folders(home) if path is None else [path]
+    target = storage.database(database)
+    with target.open(writable=True) as store:
+        write = writing(store)
+        importer = Importer(tool, places, write=patient(write, _tell_why) if follow else write)
+        with _interruptible(follow):
+            report = _first(importer)
+            if not report.files and not follow:
+                raise CheckFailed(
+                    f"there is no {TOOLS[tool].PATTERN} in {' or '.join(map(str, places))}",
+                    f"name the folder that has the transcripts: `projector import {tool} PATH`",
+                )
+            _print(report, json)
+            if not json:
+                _print_next(target.leadership().leader() is not None)
+            while follow:
+                time.sleep(POLL_S)
+                if (report := importer.run()).lines:
+                    _print(report, json)
+
+
+@contextmanager
+def _interruptible(follow: bool) -> Iterator[None]:
+    """Ctrl-C is how following ends, and no failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+
+
+def _tell_why(why: str) -> None:
+    print(f"projector: {output.one_line(why)}; trying again", file=sys.stderr)
+
+
+def _first(importer: Importer) -> Report:
+    progress = Progress()
+    report = importer.run(lambda done, total: progress.tell("import", done, total, "files"))
+    progress.clear()
+    return report
+
+
+def _print(report: Report, json: bool) -> None:
+    if json:
+        print(output.to_json(_plain(report), indent=None), flush=True)
+        return
+    new = sum(report.new.values())
+    print(
+        f"{_many(len(report.sessions), 'session')}, {_many(report.messages, 'message')} in"
+        f" {_many(report.files, 'file')}: {_many(new, 'new event')} in"
+        f" {_many(len(report.new), 'session')}",
+        flush=True,
+    )
+    if report.unknown:
+        kinds = ", ".join(f"{kind}: {count:,}" for kind, count in report.unknown.most_common())
+        _tell(f"{_many(report.unknown.total(), 'line')} of unknown types, kept as is", [kinds])
+    _tell_each("not JSON, left out", "line", report.invalid)
+    _tell_each("too large or odd for one event, kept in pieces", "line", report.shortened)
+    _tell_each("without a conversation, left for later", "file", report.waiting)
+    _tell_each("with an unfinished last line, left for later", "file", report.unfinished)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _tell_each(what: str, of: str, named: Sequence[object]) -> None:
+    if named:
+        more = [f"… {len(named) - MOST_NAMED:,} more"] * (len(named) > MOST_NAMED)
+        _tell(f"{_many(len(named), of)} {what}", [*map(str, named[:MOST_NAMED]), *more])
+
+
+def _tell(what: str, named: list[str]) -> None:
+    for line in (f"{what}:", *(f"  {one}" for one in named)):
+        print(printable(line), file=sys.stderr)
+
+
+def _print_next(is_folded: bool) -> None:
+    start = "" if is_folded else "start the daemon: `projector run`; "
+    print(pasteable(f"{start}see them: `projector session list`, `projector board`"), flush=True)
+
+
+def _plain(report: Report) -> dict[str, object]:
+    return {
+        "files": report.files,
+        "lines": report.lines,
+        "sessions": len(report.sessions),
+        "messages": report.messages,
+        "new_events": report.new.total(),
+        "new": dict(report.new),
+        "unknown": dict(report.unknown),
+        **{
+            name: [*map(str, getattr(report, name))]
+            for name in ("invalid", "shortened", "waiting", "unfinished")
+        },
+    }
