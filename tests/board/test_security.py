@@ -6,12 +6,16 @@ import re
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support import PROJECTOR, Database, projector
 from support.board import Board, board
+
+from session_projector.worker.board.token import derived, ticket
 
 pytestmark = pytest.mark.once
 
@@ -61,14 +65,49 @@ def test_the_printed_address_and_the_form_set_a_cookie_that_no_script_reads(show
         shown.ask("POST", "/login", f"token={shown.token}".encode(), authorization=None),
     ):
         with answer as response:
-            assert (response.status, response.getheader("location")) == (303, "/")
+            assert (response.status, response.getheader("location")) == (303, f"/#key={shown.key}")
             said = response.getheader("set-cookie") or ""
         assert {"HttpOnly", "Path=/", "SameSite=strict"} <= {*said.split("; ")}
         assert shown.token not in said
         cookie = said.partition(";")[0]
-        assert shown.get("/api/v1/sessions", authorization=None, cookie=cookie).status == 200
+        browser = {"authorization": None, "cookie": cookie}
+        assert shown.get("/", **browser).status == 200
+        assert shown.get("/api/v1/sessions", **browser, projector_key=shown.key).status == 200
+        # Each port of this machine is shown the cookie.
+        assert shown.get("/api/v1/sessions", **browser).status == 401
+        assert shown.get("/api/v1/sessions", **browser, projector_key="x").status == 401
+        assert shown.get(f"/api/v1/sessions?key={shown.key}", **browser).status == 401
+        with shown.ask("GET", f"/api/v1/changes?key={shown.key}", **browser) as stream:
+            assert stream.status == 200
         wrong_cookie = cookie[:-1] + ("0" if cookie[-1] != "0" else "1")
         assert shown.get("/", authorization=None, cookie=wrong_cookie).status == 401
+
+
+def test_a_ticket_lets_one_browser_in_for_a_minute(shown: Board) -> None:
+    once = f"/login?once={ticket(shown.token)}"
+    assert shown.token not in once
+    assert shown.get(once, authorization=None).status == 303
+    assert shown.get(once, authorization=None).status == 401
+    late = int(time.time()) - 1
+    for wrong in (f"{late}.{derived(shown.token, f'ticket {late}')}", "9999999999.x", "x", "."):
+        assert shown.get(f"/login?once={wrong}", authorization=None).status == 401
+
+
+def test_connections_that_ask_for_nothing_keep_nobody_out(shown: Board) -> None:
+    host, _, port = shown.host.partition(":")
+    with ExitStack() as stack:
+        for _ in range(450):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        assert shown.get("/api/v1/sessions").status == 200
+
+
+def test_a_form_that_is_broken_off_is_no_line_in_the_log(shown: Board) -> None:
+    host, _, port = shown.host.partition(":")
+    with socket.create_connection((host, int(port))) as broken:
+        head = f"POST /login HTTP/1.1\r\nHost: {shown.host}\r\nContent-Length: 100\r\n\r\ntoken="
+        broken.sendall(head.encode())
+    assert shown.get("/api/v1/sessions").status == 200
+    assert "Traceback" not in shown.said()
 
 
 def test_each_answer_lets_no_script_of_others_run(shown: Board) -> None:
@@ -105,7 +144,7 @@ def test_an_action_is_done_only_for_our_own_pages_and_scripts(
     with board(database, tmp_path / "state", "--allow-actions") as shown:
         with shown.ask("GET", f"/login?token={shown.token}") as response:
             cookie = (response.getheader("set-cookie") or "").partition(";")[0]
-        browser = {"authorization": None, "cookie": cookie}
+        browser = {"authorization": None, "cookie": cookie, "projector_key": shown.key}
 
         for wrong in (
             {"sec_fetch_site": "cross-site"},
@@ -208,6 +247,22 @@ def test_where_it_may_not_listen_it_says_so(database: Database, tmp_path: Path) 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "another process may use it" in said("--listen", f"127.0.0.1:{port}", code=3)
+
+
+def test_a_token_that_others_could_replace_is_refused(database: Database, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    folder = state / "projector"
+    folder.mkdir(parents=True)
+    more = {"XDG_STATE_HOME": str(state)}
+    folder.chmod(0o777)
+    shared = projector("board", "-d", database.url, check=4, more=more).stderr
+    assert f"chmod go-w {folder}" in shared
+    folder.chmod(0o700)
+    os.mkfifo(folder / "board-token", 0o600)
+    assert (
+        "is not a secret of yours"
+        in projector("board", "-d", database.url, check=4, more=more).stderr
+    )
 
 
 def test_beyond_this_machine_it_warns_and_goes_by_addresses(

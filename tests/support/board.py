@@ -79,6 +79,11 @@ class Board:
         self.host = self.url.removeprefix("http://")
         token = state / "projector" / "board-token"
         self.token = token.read_text().strip() if token.exists() else ""
+        self.key = ""
+        """What a page has besides the cookie."""
+        if self.token:
+            with self.ask("GET", f"/login?token={self.token}") as response:
+                self.key = (response.getheader("location") or "").rpartition("=")[2]
 
     def said(self) -> str:
         """What it wrote to stderr."""

@@ -176,6 +176,10 @@ def application(board: Board, address: Address, token: str | None) -> Guard:
             return failed(error, board.database.name)
         if isinstance(error, HTTPException):
             return refused(error.status_code, str(error.detail))
+        if isinstance(error, ImportError):  # loaded late, from files that were replaced meanwhile
+            hint = "restart the board: its program was upgraded or removed while it ran"
+            log.error("board_failed", why=f"{type(error).__name__} of {error.name}", hint=hint)
+            return refused(500, "the board's program was replaced while it ran", hint)
         log.error("board_failed", why=type(error).__name__)
         return refused(500, f"the board failed: {type(error).__name__}", "see its log")
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 from urllib.parse import parse_qs
 
+import anyio
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from session_projector.worker.board.address import Address
 from session_projector.worker.board.answers import refused
-from session_projector.worker.board.token import cookie_of
+from session_projector.worker.board.token import derived, is_ticket
 
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -32,6 +33,9 @@ _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^][:/@]+)(?::([0-9]{1,5}))?")
 _OPEN: Final = ("/login", "/static/")
 """What is answered without the token: there is nothing of the database in it."""
 _FORM_BYTES: Final = 4096
+_FORM_WITHIN_S: Final = 10
+_MOST_LOGINS: Final = 20
+STREAM: Final = "/api/v1/changes"
 
 
 class Guard:
@@ -42,7 +46,10 @@ class Guard:
         self._address = address
         self._token = token
         self._cookie = f"projector_board_{address.port}"
-        self._value = cookie_of(token, self._cookie) if token else ""
+        self._value = derived(token, self._cookie) if token else ""
+        self._key = derived(token, f"page {self._cookie}") if token else ""
+        self._used: set[str] = set()
+        self._logins = 0
         self._login_page = login_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,8 +67,8 @@ class Guard:
             await send(message)
 
         request = Request(scope, receive)
-        answer = await self._answer(request)
         with suppress(Exception):  # it is logged already, without what a traceback tells
+            answer = await self._answer(request)
             await (self._app if answer is None else answer)(scope, receive, guarded)
 
     async def _answer(self, request: Request) -> Response | None:
@@ -77,7 +84,7 @@ class Guard:
             return refused(403, wrong, "open the address that `projector board` printed")
         if path == "/login" and self._token is not None:
             return await self._login(request)
-        if self._token is None or self._is_known(request) or path.startswith(_OPEN):
+        if self._token is None or path.startswith(_OPEN) or self._is_known(request):
             return None
         if request.method == "GET" and "text/html" in headers.get("accept", ""):
             return self._asks()
@@ -92,7 +99,15 @@ class Guard:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self._token is not None:
             return same(given.strip(), self._token)
-        return same(request.cookies.get(self._cookie, ""), self._value)
+        if not same(request.cookies.get(self._cookie, ""), self._value):
+            return False
+        if not request.url.path.startswith("/api/"):
+            return True  # there is nothing of the database in a page
+        # A browser shows cookies to every port of this machine, and so to its other users.
+        key = request.headers.get("projector-key", "")
+        if request.url.path == STREAM:  # whose headers a page cannot choose
+            key = key or request.query_params.get("key", "")
+        return same(key, self._key)
 
     def _other_site(self, request: Request) -> str:
         """Why a request is not answered that a page of another site, or of another port, makes."""
@@ -113,22 +128,35 @@ class Guard:
             return "a browser that does not say which page asks is not answered"
         return ""
 
-    def _asks(self, said: str = "") -> Response:
-        return HTMLResponse(self._login_page.replace("{said}", said), 401)
+    def _asks(self, said: str = "", status: int = 401) -> Response:
+        return HTMLResponse(self._login_page.replace("{said}", said), status)
 
     async def _login(self, request: Request) -> Response | None:
         """Set the cookie for a token that is right."""
         assert self._token is not None
+        once = request.query_params.get("once", "")
+        token = request.query_params.get("token", "")
         if request.method == "POST":
-            if (form := await body(request, _FORM_BYTES)) is None:
+            if self._logins >= _MOST_LOGINS:
+                return refused(503, "too many log in at the same time", "try again")
+            self._logins += 1
+            try:
+                with anyio.fail_after(_FORM_WITHIN_S):
+                    form = await body(request, _FORM_BYTES)
+            except TimeoutError:
+                return refused(408, "the form did not come", "try again")
+            finally:
+                self._logins -= 1
+            if form is None:
                 return too_large()
-            given = parse_qs(form.decode(errors="replace"))
-            token = given.get("token", [""])[0]
-        elif not (token := request.query_params.get("token", "")):
-            return None
-        if not same(token.strip(), self._token):
+            token = parse_qs(form.decode(errors="replace")).get("token", [""])[0]
+        elif not token and not once:
+            return self._asks(status=200)
+        is_new = once not in self._used and is_ticket(once, self._token)
+        if not is_new and not same(token.strip(), self._token):
             return self._asks("That is not the token of this board.")
-        response = RedirectResponse("/", 303)
+        self._used.add(once)
+        response = RedirectResponse(f"/#key={self._key}", 303)
         response.set_cookie(
             self._cookie, self._value, max_age=365 * 86400, httponly=True, samesite="strict"
         )

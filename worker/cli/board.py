@@ -76,15 +76,19 @@ def board(
         if open_page:
             import webbrowser
 
-            webbrowser.open(f"{address.url}/login?token={token}" if token else address.url)
+            from session_projector.worker.board.token import ticket
+
+            webbrowser.open(f"{address.url}/login?once={ticket(token)}" if token else address.url)
         serve(Board(target, examine, actions=allow_actions), opened, address, token)
 
 
-def login(url: str) -> str:
-    """The address that lets this user in."""
-    from session_projector.worker.board.token import kept
+def logins(url: str) -> tuple[str, str]:
+    """The addresses that let this user in: the one to show them, and the one to start a browser
+    with, which is one for a minute."""
+    from session_projector.worker.board.token import kept, ticket
 
-    return f"{url}/login?token={kept(_state_folder())[0]}"
+    token, _ = kept(_state_folder())
+    return f"{url}/login?token={token}", f"{url}/login?once={ticket(token)}"
 
 
 def _tell(url: str, token: str | None, file: Path | None) -> None:
@@ -100,5 +104,6 @@ def _state_folder() -> Path:
     if given := os.environ.get("STATE_DIRECTORY"):  # systemd's
         return Path(given.partition(":")[0])
     home = pwd.getpwuid(os.geteuid()).pw_dir if linux.was_root() else os.path.expanduser("~")
-    state = None if linux.was_root() else os.environ.get("XDG_STATE_HOME")
+    state = "" if linux.was_root() else os.environ.get("XDG_STATE_HOME", "")
+    state = state if os.path.isabs(state) else ""  # as its specification says
     return Path(state or f"{home}/.local/state") / "projector"

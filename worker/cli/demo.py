@@ -91,10 +91,10 @@ def _board(url: str) -> Iterator[str]:
                 return
             import webbrowser
 
-            from session_projector.worker.cli.board import login
+            from session_projector.worker.cli.board import logins
 
-            address = login(printed.split()[0])
-            webbrowser.open(address)
+            address, once = logins(printed.split()[0])
+            webbrowser.open(once)
             yield address
 
 

@@ -141,12 +141,12 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
 def require_resubmittable(store: Store, seq: int, fixed: bytes | None = None) -> LogRow:
     """The event as it would be appended; raises `CheckFailed` as `resubmit` does."""
     row, entries = _row(store, seq), _entries(store, seq)
-    if note := next((one.dismissed for one in entries if one.dismissed), ""):
-        if note.startswith(_AGAIN):
-            raise CheckFailed(
-                f"event {seq} was {note}: once more, and what it says would be there twice",
-                "see that event: `projector session history ID`; what is lacking is another event",
-            )
+    note = entries[0].dismissed or ""
+    if note.startswith(_AGAIN):
+        raise CheckFailed(
+            f"event {seq} was {note}: once more, and what it says would be there twice",
+            "see what is there now: `projector session history ID`",
+        )
     projections = [entry.projection for entry in entries]
     data = row.data if fixed is None else as_data(fixed)
     key = stated_key(data) if isinstance(data, str | bytes) else None

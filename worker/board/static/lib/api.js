@@ -1,4 +1,5 @@
 // The API of the server, version 1 (docs/board-api.json).
+import { key } from "./key.js";
 
 /** @typedef {{id: string, project: string, status: string, title: string, messages: number,
  *   last_role: string | null, created_at: number, updated_at: number, last_seq: number,
@@ -64,7 +65,8 @@ export function query(parameters) {
 async function ask(url, options) {
   let answer;
   try {
-    answer = await fetch(url, { cache: "no-store", ...options });
+    const headers = { ...options.headers, "Projector-Key": key() };
+    answer = await fetch(url, { cache: "no-store", ...options, headers });
   } catch {
     throw new ApiError(0, "The board does not answer.", "Start it again: `projector board`");
   }

@@ -1,6 +1,7 @@
 // One stream of changes for all tabs. The tab that holds the lock reads it and tells the others;
 // when that tab goes, the next one takes over at the cursor that came last.
 import { ApiError, get } from "./api.js";
+import { key } from "./key.js";
 
 /** @typedef {import("./api.js").Session} Session */
 /** @typedef {import("./api.js").Message} Message */
@@ -143,7 +144,7 @@ function open() {
   source?.close();
   const sessions = /** @type {Open[]} */ ([...tabs.values()].filter(Boolean)).slice(-MOST_SESSIONS);
   followed = new Map(sessions.map(({ id, n }) => [id, followed.get(id) ?? n]));
-  const asked = new URLSearchParams({ since: cursor });
+  const asked = new URLSearchParams({ since: cursor, key: key() });
   for (const [id, n] of followed) {
     asked.append("session", id);
     asked.append("n", String(n));
