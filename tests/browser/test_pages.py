@@ -103,7 +103,7 @@ def test_login(world: Any) -> None:
     expect(page.locator("h1")).to_have_text("Log in to the board")
     page.get_by_label("Token").fill("not the token")
     page.keyboard.press("Enter")
-    expect(page.locator("main")).to_contain_text("that was not the token")
+    expect(page.locator("main")).to_contain_text("not the token of this board")
     page.get_by_label("Token").fill(world.board.token)
     page.get_by_role("button", name="Log in").click()
     expect(page.locator(".card")).to_have_count(1)

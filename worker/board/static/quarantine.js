@@ -230,7 +230,7 @@ function Actions({ value, again }) {
   };
   const check = run(async () => {
     const { verdicts } = await post("quarantine/check", { seq: value.seq, event: event() });
-    return html`<dl class="pairs">${Object.entries(verdicts).map(([name, why]) => html`<div><dt>${shown(name)}</dt><dd>${why === null ? "folds" : shown(String(why))}</dd></div>`)}</dl>`;
+    return html`<dl class="pairs">${Object.entries(verdicts).map(([name, why]) => html`<div><dt>${shown(name)}</dt><dd>${why === null ? "it can be folded" : shown(String(why))}</dd></div>`)}</dl>`;
   });
   const resubmit = run(async () => {
     const found = await post("quarantine/resubmit", { seq: value.seq, event: event() });
