@@ -186,7 +186,7 @@ def test_where_each_field_came_from(world: Any) -> None:
     say(world.database, "S-1", *texts(1), project="P")
     say(world.database, "S-1", status="review")
     page = world.start().open("/session?id=S-1")
-    page.get_by_text("Where each came from").click()
+    page.get_by_text("Which event set each field").click()
     expect(page.locator(".sheet details")).to_contain_text("session_updated")
 
 
