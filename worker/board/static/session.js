@@ -215,6 +215,7 @@ function Head({ found, session, total }) {
       ${at ? html`<b>as of ${/^\d+$/.test(at) ? `event ${at}` : inert(at)} (${moment(found.fields.updatedAt)})</b> <a href=${`/session${query({ id })}`}>now</a>`
         : html`<span class="extra">changed <${Age} time=${session.updated_at} ago /></span>`}
       ${!at && waits(session) && html`<b class="waiting">waits for you</b>`}
+      ${found.quarantined?.length ? html`<a class="badge" href=${`/quarantine${query({ seq: found.quarantined[0] })}`}>${count(found.quarantined.length)} quarantined</a>` : null}
       <a href=${`/session/history${query({ id, at })}`}>History</a>
     </p>
   </div>`;

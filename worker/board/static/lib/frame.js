@@ -67,9 +67,10 @@ export function useStatus() {
         else if (standing.error) learn({ error: null });
       });
       watchConnection((connection) => {
-        const back = connection.state === "live" && standing.connection.state === "lost";
+        const before = standing.connection.state;
         learn({ connection });
-        if (back) askStatus();
+        // Why it is lost, too: the board may answer that it cannot read the database.
+        if (connection.state !== before && (connection.state === "lost" || before === "lost")) askStatus();
       });
       askStatus();
     }
@@ -145,7 +146,7 @@ const undismissed = (status) =>
 /** @param {{connection: Connection, status: any, error: ApiError | null}} props */
 function Dot({ connection, status, error }) {
   const daemon = status?.daemon?.alive && !status.daemon.stopped;
-  const word = connection.state === "lost" ? "reconnecting" : error ? "database not read" : connection.state === "connecting" ? "connecting" : daemon || !status ? "live" : "no daemon";
+  const word = error && error.status > 0 ? "database not read" : connection.state === "lost" ? "reconnecting" : connection.state === "connecting" ? "connecting" : daemon || !status ? "live" : "no daemon";
   return html`<span class="dot ${word.replaceAll(" ", "-")}" role="img" aria-label=${word} title=${word}></span>`;
 }
 
@@ -172,9 +173,9 @@ export function notices(status, error, connection) {
   if (connection.login || error?.status === 401) {
     return [{ key: "login", tone: "bad", text: html`This browser is not logged in, or the token has changed. <a href="/login">Log in</a>` }];
   }
-  if (connection.state === "lost")
+  if (connection.state === "lost" && !(error && error.status > 0))
     found.push({ key: "lost", tone: "warn", text: html`Reconnecting to the board. What is shown is as of ${moment(connection.since)}.` });
-  else if (error) found.push({ key: "error", tone: "bad", text: html`${shown(sentence(error.message))} <${Hint} text=${error.hint} />` });
+  else if (error) found.push({ key: "error", tone: "bad", text: html`${shown(sentence(error.message))} <${Hint} text=${error.hint && sentence(error.hint[0].toUpperCase() + error.hint.slice(1))} />` });
   if (!status) return found;
   const database = quoted(status.database);
   if (!status.daemon.alive)
