@@ -151,6 +151,7 @@ def test_a_walk_by_keyboard(world: Any) -> None:
     page.keyboard.type("gs?")
     expect(page.get_by_label("words in title")).to_have_value("gs?")
     page.keyboard.press("Escape")
+    expect(page.get_by_label("words in title")).to_have_value("gs?")
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
     page.keyboard.press("Escape")
@@ -231,3 +232,5 @@ def test_search_says_why_there_is_none(world: Any) -> None:
     visitor.allowed.append("409")
     page = visitor.open("/search?q=word")
     expect(page.get_by_role("alert")).to_be_visible()
+    page.goto(f"{world.board.url}/search")
+    expect(page.locator(".empty")).to_contain_text("Search is off")

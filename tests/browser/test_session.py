@@ -158,6 +158,7 @@ def test_the_past_by_a_slider(world: Any) -> None:
     world.database.insert("session:S-1", {"type": "session_append", "data": {"messages": "odd"}})
     newest = say(world.database, "S-1", status="review")
     page = world.start().open("/session?id=S-1")
+    expect(page.locator(".lacking")).to_contain_text("1 event of this session could not be folded")
     page.get_by_role("link", name="History").click()
     difference = page.get_by_role("region", name="differences")
     expect(difference).to_contain_text("ready → review")

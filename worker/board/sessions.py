@@ -96,7 +96,9 @@ def sessions(store: Store, request: Request) -> dict[str, Any]:
 def counts(store: Store, project: str | None, words: Sequence[str], now: int) -> dict[str, Any]:
     """How many sessions have each status, and the `other` ones beyond `MOST_STATUSES`."""
     found = overview.counts(store, project=project, words=words, now_ms=now)
-    every = sorted(found.counts, key=lambda one: (one not in KNOWN_STATUSES, -found.counts[one], one))
+    every = sorted(
+        found.counts, key=lambda one: (one not in KNOWN_STATUSES, -found.counts[one], one)
+    )
     return {
         "counts": {short(one): found.counts[one] for one in every[:MOST_STATUSES]},
         "other": sum(found.counts[one] for one in every[MOST_STATUSES:]),

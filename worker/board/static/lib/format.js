@@ -67,12 +67,6 @@ export function zone() {
 }
 
 /**
- * The hour and minute in the reader's time zone.
- * @param {number} time
- */
-export const hour = (time) => (valid(time) ? CLOCK.format(new Date(time)).slice(0, 5) : "");
-
-/**
  * A text that another sentence can follow.
  * @param {string} text
  */
