@@ -172,7 +172,7 @@ def test_the_past_by_a_slider(world: Any) -> None:
     expect(page).to_have_url(re.compile(r"at=2$"))
     then = page.get_by_role("region", name="conversation at that moment")
     expect(then).to_contain_text("As of event 2: ready, 2 messages")
-    page.get_by_role("button", name="compare from event 1", exact=True).click()
+    page.get_by_role("button", name="compare from here: event 1", exact=True).click()
     page.get_by_role("button", name=f"go to event {newest}", exact=True).click()
     expect(difference).to_contain_text(f"Changed from 1 to {newest}")
     expect(difference).to_contain_text("ready → review")

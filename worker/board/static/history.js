@@ -146,7 +146,7 @@ function Events({ events, index, choose, from, setFrom }) {
       <td data-label="time">${one.time === null ? "" : moment(one.time)}</td><td data-label="type" class="kind">${shown(one.type ?? "–")}${one.reason && (one.note === null ? html` <span class="badge">quarantined</span>` : html` <span class="muted">dismissed</span>`)}
         ${one.says && html`<span class="says" title=${inert(one.says)}>${shown(one.says)}</span>`}</td>
       <td class="figure" data-label="size">${bytes(one.bytes)}</td>
-      <td data-label="compare"><button type="button" class="plainly" aria-pressed=${String(from === one.seq)} aria-label=${`compare from event ${one.seq}`}
+      <td data-label="compare"><button type="button" class="plainly" aria-pressed=${String(from === one.seq)} aria-label=${`compare from here: event ${one.seq}`}
         onClick=${() => setFrom(from === one.seq ? null : one.seq)}>${from === one.seq ? "from here ✓" : "from here"}</button></td></tr>`)}</tbody></table>
     ${first + ROWS < events.length && html`<p class="cut">${counted(events.length - first - ROWS, "later event")}: move the slider</p>`}
   </section>`;
