@@ -98,6 +98,15 @@ def _messages(event: Event) -> Messages | None:
     return body.messages if isinstance(body, bodies) else None
 
 
+def first_words(event: Event, most: int = 120) -> str:
+    """The beginning of the first message of an event, in one line; "" where it has or says none."""
+    messages = _messages(event)
+    if messages is None or not messages.count:
+        return ""
+    _, text = _said(bytes(items(list_header(messages.count) + messages.body)[0]))
+    return " ".join(text[: 4 * most].split())[:most]
+
+
 def broken(text: str) -> str:
     """A text with a `BREAK` after each character that is a word of its own, and before the first of
     several."""

@@ -55,8 +55,10 @@ def test_a_database_without_a_daemon_is_an_empty_board(shown: Board) -> None:
     assert empty == {
         "cursor": "0-0",
         "counts": {},
+        "other": 0,
         "waiting": 0,
         "projects": [],
+        "project_count": 0,
         "sessions": [],
         "next": None,
     }
@@ -105,6 +107,8 @@ def test_sessions_are_listed_by_filters_the_last_change_first(
     assert ids(shown.api("sessions?waiting=1")) == ["api-3", "api-2"]
     assert ids(shown.api("sessions?waiting=1&status=ready,done")) == ["api-3"]
     assert ids(shown.api("sessions?order=created")) == ["web-1", "web-0", "api-3", "api-2"]
+    assert ids(shown.api("sessions?not=ready,done")) == ["api-2", "web-1"]
+    assert ids(shown.api("sessions?not=ready&waiting=1")) == ["api-2"]
     assert shown.api("sessions?q=%25")["sessions"] == []  # no pattern
     assert shown.api("sessions?status=nothing")["sessions"] == []
 
@@ -132,6 +136,25 @@ def test_an_agent_that_has_spoken_last_and_is_still_waits_for_a_person(
     assert {one["id"] for one in every["sessions"] if one["waiting"]} == waiting
     assert every["waiting"] == 3
     assert {*ids(shown.api("sessions?waiting=1"))} == waiting
+
+
+def test_very_many_statuses_and_projects_are_not_all_named(
+    database: Database, shown: Board
+) -> None:
+    for number in range(250):
+        data = {"project": f"P{number:03}", "status": f"s{number:03}", "messages": []}
+        database.insert(f"S-{number}", event("session_created", data))
+    for number in range(248, 250):
+        data = {"project": "P249", "status": "s249", "messages": []}
+        database.insert(f"T-{number}", event("session_created", data))
+    database.created("ready", "one", project="P249")
+    fold(database)
+    every = shown.api("sessions")
+    assert (len(every["counts"]), every["other"]) == (30, 221)
+    assert every["counts"]["ready"] == 1
+    assert every["counts"]["s249"] == 3
+    assert (len(every["projects"]), every["project_count"]) == (200, 250)
+    assert every["projects"][-1] == "P249"
 
 
 @pytest.mark.parametrize("order", ["changed", "created"])
@@ -295,9 +318,16 @@ def test_the_events_of_a_session_come_by_pages_with_the_reasons_of_the_quarantin
         "type": "session_created",
         "bytes": 0,
         "reason": None,
+        "note": None,
+        "says": "one",
     }
     assert "twice" in first["events"][1]["reason"]
     assert first["next"] == 2
+    twice = first["events"][1]["seq"]
+    assert twice in shown.api("session?id=S")["quarantined"]
+    projector("quarantine", "dismiss", "-d", database.url, str(twice), "--note", "as it is")
+    assert twice not in shown.api("session?id=S")["quarantined"]
+    assert shown.api("session/events?id=S&limit=2")["events"][1]["note"] == "as it is"
     rest = shown.api("session/events?id=S&after=2")
     assert [one["seq"] for one in rest["events"]] == [3, 4, 5]
     assert rest["events"][0]["type"] is None

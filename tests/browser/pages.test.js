@@ -114,15 +114,21 @@ test("who waits, and in which order", () => {
   assert.deepEqual([...many].sort(ORDERS.waiting).map(({ id }) => id), ["c", "b", "a"]);
 });
 
-test("columns beyond six are folded together", () => {
-  assert.deepEqual(columns(["x"]), { columns: ["ready", "in-progress", "review", "done", "x"], together: [] });
-  assert.deepEqual(columns(["d", "a", "b", "c"]), { columns: ["ready", "in-progress", "review", "done", "a"], together: ["b", "c", "d"] });
+test("twelve statuses have a column, those with most sessions first", () => {
+  const known = ["ready", "in-progress", "review", "done"];
+  assert.deepEqual(columns({ x: 1 }), [...known, "x"]);
+  assert.deepEqual(columns({ a: 1, b: 3, done: 9, c: 3 }), [...known, "b", "c", "a"]);
+  assert.deepEqual(columns({ a: 5, b: 3 }, [...known, "b", "gone"]), [...known, "b", "a"], "a column keeps its place");
+  const many = Object.fromEntries(Array.from({ length: 400 }, (_, at) => [`s${at}`, at + 1]));
+  assert.deepEqual(columns(many), [...known, ...[399, 398, 397, 396, 395, 394, 393, 392].map((at) => `s${at}`)]);
+  assert.deepEqual(columns({ "a,b": 1, "": 1, constructor: 1, ["x".repeat(200)]: 1 }), [...known, "constructor"]);
 });
 
 test("filters match as the server's do", () => {
-  const all = { project: "", q: "", status: [], waiting: false };
+  const all = { project: "", q: "", status: [], not: [], waiting: false };
   assert.ok(matches(session({}), all));
   assert.ok(matches(session({ title: "Fix the Login" }), { ...all, q: "login fix" }));
   assert.ok(!matches(session({}), { ...all, project: "Q" }));
   assert.ok(!matches(session({}), { ...all, status: ["ready"] }));
+  assert.ok(!matches(session({}), { ...all, not: ["done"] }));
 });

@@ -102,6 +102,32 @@ def test_a_column_shows_fifty_and_says_how_many_there_are(world: Any) -> None:
     expect(page.locator(".card")).to_have_count(259)
 
 
+def test_very_many_statuses_share_the_last_column(world: Any) -> None:
+    for number in range(400):
+        say(world.database, f"S-{number}", project="P", status=f"status-{number:03}")
+    for number in range(400, 403):
+        say(world.database, f"S-{number}", project="P", status="status-399")
+    visitor = world.start().visitor()
+    asked = []
+    visitor.context.on(
+        "request", lambda request: "/sessions" in request.url and asked.append(request.url)
+    )
+    page = visitor.open()
+    expect(page.locator(".column")).to_have_count(13)
+    assert [*columns(page)][4:6] == ["status-399", "status-000"]
+    assert [*columns(page)][-1] == "other"
+    other = page.get_by_role("region", name="other: 392 sessions")
+    expect(other.locator(".card")).to_have_count(50)
+    assert len(asked) <= 14
+    other.get_by_role("link", name="all 392").click()
+    expect(page.locator(".card")).to_have_count(200)
+    assert "status-399" not in page.locator(".columns").inner_text()
+    page.get_by_role("button", name="200 more").click()
+    expect(page.locator(".card")).to_have_count(392)
+    page.get_by_role("button", name="remove the filter other").click()
+    expect(page.locator(".column")).to_have_count(13)
+
+
 def test_an_update_keeps_the_focus(world: Any) -> None:
     page = filled(world).start().open()
     card = page.locator('[data-id="S-2"]')

@@ -1,11 +1,18 @@
 """What happens to open pages when the board, the daemon or the database do something else."""
 
+import re
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import projector
-from support.browser import expect, say, texts
+from support.browser import World, expect, say, texts
+from support.nodes import Log
+from support.postgres import Server
+
+from session_projector.worker.storage import open as storage
 
 pytestmark = pytest.mark.timeout(240)  # a browser beside other tests
 
@@ -103,3 +110,37 @@ def test_how_the_daemon_is_stands_above_each_page(world: Any) -> None:
     expect(progress).to_have_attribute("value", "25")
     world.database.sql(state, "sessions", "failed", "the disk is full", 0, 0, now, now)
     expect(notices).to_contain_text("Projection sessions has been failing since")
+
+
+def test_pages_recover_when_the_server_of_the_database_is_back(
+    browser: Any, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        server = Server()
+        stack.callback(server.close)
+        server.sql("CREATE DATABASE log")
+        url = server.url("log")
+        storage.database(url).setup()
+        log: Any = Log(url)
+        log.created()
+        projector("run", "-d", url, "--once")
+        visitor = World(log, tmp_path / "state", browser, stack).start(with_daemon=False).visitor()
+        visitor.allowed.append("status of 503")
+        old = visitor.open()
+        expect(old.locator(".card")).to_have_count(1)
+        server.stop("SIGINT")
+        notice = old.locator(".notice.bad")
+        expect(notice).to_contain_text(re.compile(r"\. See whether .*\."))
+        expect(old.locator(".dot")).to_have_attribute("aria-label", "database not read")
+        fresh = visitor.open()
+        expect(fresh.locator(".notice.bad")).to_have_count(1)
+        expect(fresh.locator("main")).to_contain_text("tried again every few seconds")
+        expect(fresh.get_by_role("alert")).to_have_count(0)
+        server.start()
+        for page in (fresh, old):
+            expect(page.locator(".card")).to_have_count(1)
+            expect(page.locator(".notice.bad")).to_have_count(0)
+        log.created()
+        projector("run", "-d", url, "--once")
+        for page in (fresh, old):
+            expect(page.locator(".card")).to_have_count(2)

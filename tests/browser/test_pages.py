@@ -55,7 +55,7 @@ def test_quarantine_with_actions(world: Any) -> None:
     fixed = {"type": "session_append", "data": {"messages": texts(1, first=3)}}
     field.fill(json.dumps(fixed))
     page.get_by_role("button", name="Check", exact=True).click()
-    expect(status).to_contain_text("it can be folded")
+    expect(status).to_contain_text("folds")
     page.get_by_role("button", name="Append it again").click()
     expect(status).to_contain_text("Appended as event 5")
     page.get_by_label("why it may stay").fill("corrected")
@@ -151,6 +151,7 @@ def test_a_walk_by_keyboard(world: Any) -> None:
     page.keyboard.type("gs?")
     expect(page.get_by_label("words in title")).to_have_value("gs?")
     page.keyboard.press("Escape")
+    expect(page.get_by_label("words in title")).to_have_value("gs?")
     page.keyboard.press("?")
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
     page.keyboard.press("Escape")
@@ -231,3 +232,5 @@ def test_search_says_why_there_is_none(world: Any) -> None:
     visitor.allowed.append("409")
     page = visitor.open("/search?q=word")
     expect(page.get_by_role("alert")).to_be_visible()
+    page.goto(f"{world.board.url}/search")
+    expect(page.locator(".empty")).to_contain_text("Search is off")

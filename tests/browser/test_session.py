@@ -158,6 +158,7 @@ def test_the_past_by_a_slider(world: Any) -> None:
     world.database.insert("session:S-1", {"type": "session_append", "data": {"messages": "odd"}})
     newest = say(world.database, "S-1", status="review")
     page = world.start().open("/session?id=S-1")
+    expect(page.locator(".lacking")).to_contain_text("1 event of this session could not be folded")
     page.get_by_role("link", name="History").click()
     difference = page.get_by_role("region", name="differences")
     expect(difference).to_contain_text("ready → review")
@@ -171,7 +172,7 @@ def test_the_past_by_a_slider(world: Any) -> None:
     expect(page).to_have_url(re.compile(r"at=2$"))
     then = page.get_by_role("region", name="conversation at that moment")
     expect(then).to_contain_text("As of event 2: ready, 2 messages")
-    page.get_by_role("button", name="compare from event 1", exact=True).click()
+    page.get_by_role("button", name="compare from here: event 1", exact=True).click()
     page.get_by_role("button", name=f"go to event {newest}", exact=True).click()
     expect(difference).to_contain_text(f"Changed from 1 to {newest}")
     expect(difference).to_contain_text("ready → review")
@@ -186,7 +187,7 @@ def test_where_each_field_came_from(world: Any) -> None:
     say(world.database, "S-1", *texts(1), project="P")
     say(world.database, "S-1", status="review")
     page = world.start().open("/session?id=S-1")
-    page.get_by_text("Where each came from").click()
+    page.get_by_text("Which event set each field").click()
     expect(page.locator(".sheet details")).to_contain_text("session_updated")
 
 

@@ -19,6 +19,8 @@ def events(store: Store, request: Request) -> dict[str, Any]:
     found, more = timeline.page(
         store, query.required(request, "id"), after=query.number(request, "after", 0), limit=limit
     )
+    is_any = any(one.reason is not None for one in found)
+    notes = {seq: note for seq, note, _ in store.quarantine.notes()} if is_any else {}
     return {
         "events": [
             {
@@ -27,6 +29,8 @@ def events(store: Store, request: Request) -> dict[str, Any]:
                 "type": one.type and short(one.type),
                 "bytes": one.size_bytes,
                 "reason": one.reason,
+                "note": notes.get(one.seq),
+                "says": one.says,
             }
             for one in found
         ],

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 from starlette.requests import Request
 
+from session_projector.projections.event import keys_of
 from session_projector.projections.session_index import Entry
 from session_projector.worker.board import query
 from session_projector.worker.board.values import exact, short, shown, whole
@@ -13,13 +14,19 @@ from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import CheckFailed
 from session_projector.worker.sessions import overview, window
 from session_projector.worker.sessions.read import INDEX, entry_of
+from session_projector.worker.sessions.timeline import SESSIONS
 from session_projector.worker.storage.port import Store
 
 MOST_MESSAGES: Final = 100
 PAGE_BYTES: Final = 1024 * 1024
 MOST_SESSIONS: Final = 200
-MOST_NAMES: Final = 1000
-"""Of projects, and of statuses."""
+MOST_QUARANTINED: Final = 100
+"""Of a session, the first ones; those that are dismissed among them are left out."""
+MOST_PROJECTS: Final = 200
+MOST_STATUSES: Final = 30
+"""That are counted by themselves; a column for each of thousands would be no board."""
+KNOWN_STATUSES: Final = ("ready", "in-progress", "review", "done")
+"""Those that are counted by themselves however few sessions have them."""
 _PLACES: Final = {"changed": tuple[int], "created": tuple[int, str]}
 
 
@@ -59,6 +66,7 @@ def sessions(store: Store, request: Request) -> dict[str, Any]:
     waiting = query.chosen(request, "waiting", "0", "1") == "1"
     below = query.page(request, "page", _PLACES[order])
     statuses = query.text(request, "status")
+    without = query.text(request, "not")
     project = query.text(request, "project")
     words = (query.text(request, "q") or "").split()
     now = now_ms()
@@ -68,6 +76,7 @@ def sessions(store: Store, request: Request) -> dict[str, Any]:
             project=project,
             words=words,
             statuses=statuses.split(",") if statuses else None,
+            without=without.split(",") if without else (),
             waiting_at=now if waiting else None,
             order=order,  # type: ignore[arg-type]
             below=below,
@@ -76,7 +85,7 @@ def sessions(store: Store, request: Request) -> dict[str, Any]:
         return {
             "cursor": cursor(store),
             **counts(store, project, words, now),
-            "projects": [short(one) for one in overview.projects(store)[:MOST_NAMES]],
+            **projects(store),
             "sessions": [summary(entry, now) for entry in found[:limit]],
             "next": query.token(overview.place(found[limit - 1], order))  # type: ignore[arg-type]
             if len(found) > limit
@@ -85,9 +94,23 @@ def sessions(store: Store, request: Request) -> dict[str, Any]:
 
 
 def counts(store: Store, project: str | None, words: Sequence[str], now: int) -> dict[str, Any]:
+    """How many sessions have each status, and the `other` ones beyond `MOST_STATUSES`."""
     found = overview.counts(store, project=project, words=words, now_ms=now)
-    most = sorted(found.counts.items(), key=lambda one: -one[1])[:MOST_NAMES]
-    return {"counts": {short(one): count for one, count in most}, "waiting": found.waiting}
+    every = sorted(
+        found.counts, key=lambda one: (one not in KNOWN_STATUSES, -found.counts[one], one)
+    )
+    return {
+        "counts": {short(one): found.counts[one] for one in every[:MOST_STATUSES]},
+        "other": sum(found.counts[one] for one in every[MOST_STATUSES:]),
+        "waiting": found.waiting,
+    }
+
+
+def projects(store: Store) -> dict[str, Any]:
+    """The projects by name, those with most sessions where there are very many, and how many."""
+    found = overview.projects(store)
+    most = sorted(found, key=lambda one: (-found[one], one))[:MOST_PROJECTS]
+    return {"projects": [*map(short, sorted(most))], "project_count": len(found)}
 
 
 def session(store: Store, request: Request) -> dict[str, Any]:
@@ -95,7 +118,20 @@ def session(store: Store, request: Request) -> dict[str, Any]:
     with store.snapshot():
         at, view = cursor(store), window.stored(store, session_id)
         row = store.views.row(INDEX, session_id)
-    return {"cursor": at, **opened(store, request, view, entry_of(store, row) if row else None)}
+        entry = entry_of(store, row) if row else None
+        return {
+            "cursor": at,
+            "quarantined": quarantined(store, session_id),
+            **opened(store, request, view, entry),
+        }
+
+
+def quarantined(store: Store, session_id: str) -> list[Any]:
+    """The positions of a session's events that are in quarantine and not dismissed."""
+    found = store.quarantine.page(
+        after=0, limit=MOST_QUARANTINED, projection=SESSIONS.name, keys=keys_of(session_id)
+    )
+    return [exact(one.seq) for one in found if one.dismissed is None]
 
 
 def messages(store: Store, request: Request) -> dict[str, Any]:

@@ -44,13 +44,15 @@ def latest(
     project: str | None = None,
     words: Sequence[str] = (),
     statuses: Sequence[str] | None = None,
+    without: Sequence[str] = (),
     waiting_at: int | None = None,
     order: Order = "changed",
     below: Sequence[Any] | None = None,
     limit: int,
 ) -> list[Entry]:
     """The sessions that changed last, or were created last, the latest first; with `waiting_at`
-    only those that wait for a person at that time. `below` is the `place` of the one before."""
+    only those that wait for a person at that time, and none with a status in `without`. `below` is
+    the `place` of the one before."""
     among = _among(project, words)
     parts = [among] if waiting_at is None else _waiting(among, waiting_at)
     found: list[Entry] = []
@@ -59,6 +61,9 @@ def latest(
             given = part.having.get("status", statuses)
             having = {**part.having, "status": [one for one in statuses if one in given]}
             part = msgspec.structs.replace(part, having=having)
+        if without:
+            lacking = {**part.lacking, "status": [*part.lacking.get("status", ()), *without]}
+            part = msgspec.structs.replace(part, lacking=lacking)
         rows = store.views.latest(INDEX, part, order=_ORDERS[order], below=below, limit=limit)
         found += [entry_of(store, row) for row in rows]
     return sorted(found, key=lambda entry: place(entry, order), reverse=True)[:limit]
@@ -81,8 +86,9 @@ def counts(
     return Counts(store.views.tally(INDEX, among, "status"), sum(waiting))
 
 
-def projects(store: Store) -> list[str]:
-    return sorted(store.views.tally(INDEX, Among(), "project"))
+def projects(store: Store) -> dict[str, int]:
+    """How many sessions each project has."""
+    return store.views.tally(INDEX, Among(), "project")
 
 
 def _among(project: str | None, words: Sequence[str]) -> Among:

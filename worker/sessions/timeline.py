@@ -18,6 +18,7 @@ from session_projector.projections.event import (
 from session_projector.projections.fold import Rejected, fold, read
 from session_projector.projections.messagepack import decode, decode_partly
 from session_projector.projections.scanner import Malformed
+from session_projector.projections.search import first_words
 from session_projector.projections.sessions import Session, Sessions
 from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.storage.port import ANY_POSITION, Store
@@ -38,7 +39,8 @@ class TimelineEntry(msgspec.Struct, frozen=True):
     """An event of a session; `id` is as stored.
 
     `type` and `time` (milliseconds) are None if they cannot be read. A quarantined event has a
-    `reason`, a folded one has a `moment`, and one of another program's types has neither.
+    `reason`, a folded one has a `moment`, and one of another program's types has neither. `says` is
+    the beginning of its first message, where a page has it.
     """
 
     seq: int
@@ -48,6 +50,7 @@ class TimelineEntry(msgspec.Struct, frozen=True):
     time: int | None
     reason: str | None
     moment: Moment | None
+    says: str = ""
 
 
 def timeline(store: Store, session_id: str) -> Iterator[TimelineEntry]:
@@ -98,6 +101,7 @@ def page(
             *type_and_time(row, event),
             reasons.get(row.seq),
             None,
+            first_words(event) if isinstance(event, Event) else "",
         )
         for row, event in zip(rows, read(rows), strict=True)
     ]

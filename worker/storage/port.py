@@ -494,10 +494,16 @@ class Quarantine(Protocol):
         """All rows, or those of one event, by position and then by projection."""
 
     def page(
-        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+        self,
+        *,
+        after: int,
+        limit: int,
+        projection: str | None = None,
+        reason: str | None = None,
+        keys: Sequence[str] | None = None,
     ) -> list[QuarantineEntry]:
         """The rows of the next events above a position, at most so many events, of one projection
-        or reason if it is given; as `entries` orders them."""
+        or reason, or with one of some keys, if it is given; as `entries` orders them."""
 
     def summary(self, limit: int) -> list[QuarantineReason]:
         """The reasons that events are there for, by projection; those of most events, first."""

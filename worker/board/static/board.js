@@ -6,16 +6,16 @@ import { Age, Command, Failure, Field, Frame, mount, useStatus } from "./lib/fra
 import { notifies, setNotifies, watchNotifications } from "./lib/notify.js";
 import { follow, listen } from "./lib/stream.js";
 import { inert, shown } from "./lib/text.js";
-import { columns, matches, ORDERS, waits } from "./lib/waits.js";
+import { columns, matches, MOST_COLUMNS, of, ORDERS, waits } from "./lib/waits.js";
 
 /** @typedef {import("./lib/api.js").Session} Session */
-/** @typedef {{project: string, q: string, status: string[], waiting: boolean,
+/** @typedef {{project: string, q: string, status: string[], not: string[], waiting: boolean,
  *   order: "changed" | "created" | "waiting"}} Filters */
-/** @typedef {{counts: Record<string, number>, waiting: number, projects: string[],
- *   next: string | null}} Totals */
+/** @typedef {Omit<import("./lib/api.js").Sessions, "sessions" | "cursor">} Totals */
 
 const CARDS = 50; // in a column
 const PAGE = 200; // where there is one column
+const AT_A_TIME = 4; // requests, as many as the server reads for
 const RECOUNT = 1500; // milliseconds between two counts by the server, while sessions change
 const RECHECK = 30_000; // milliseconds after which a session may have begun to wait without an event
 
@@ -27,27 +27,36 @@ function fromAddress() {
     project: given.get("project") ?? "",
     q: given.get("q") ?? "",
     status: (given.get("status") ?? "").split(",").filter(Boolean),
+    not: (given.get("not") ?? "").split(",").filter(Boolean),
     waiting: given.get("waiting") === "1",
     order: order === "created" || order === "waiting" ? order : "changed",
   };
 }
 
 /** @param {Filters} filters */
-const toAddress = ({ project, q, status, waiting, order }) =>
-  query({ project, q, status: status.join(","), waiting: waiting ? 1 : "", order: order === "changed" ? "" : order });
+const toAddress = ({ project, q, status, not, waiting, order }) =>
+  query({ project, q, status: status.join(","), not: not.join(","), waiting: waiting ? 1 : "", order: order === "changed" ? "" : order });
 
 /**
  * What the server is asked.
  * @param {Filters} filters
  */
-const asked = ({ project, q, status, waiting, order }) => ({
-  project, q, status: status.join(","), waiting: waiting ? 1 : "", order: order === "created" ? order : "changed",
+const asked = ({ project, q, status, not, waiting, order }) => ({
+  project, q, status: status.join(","), not: not.join(","), waiting: waiting ? 1 : "", order: order === "created" ? order : "changed",
 });
 
 /** @type {Map<string, Session>} those that match and are loaded */
 let known = new Map();
 /** @type {WeakMap<Session, any>} a card stays the same node until its session changes */
 let cards = new WeakMap();
+/** @type {string[] | undefined} the statuses that have a column */
+let alone;
+
+/**
+ * Whether there is one column, which shows all that it has.
+ * @param {Filters} filters
+ */
+const isSingle = ({ status, not }) => status.length === 1 || not.length > 0;
 
 function Board() {
   const { status } = useStatus();
@@ -77,6 +86,7 @@ function Board() {
       if (mine !== turn.current) return;
       known = new Map(found.sessions.map((one) => [one.id, one]));
       cards = new WeakMap();
+      alone = undefined;
       setTotals(found);
       setError(null);
       follow(found.cursor);
@@ -91,7 +101,9 @@ function Board() {
       recounts.current = 0;
       const { project, q } = now.current;
       const found = await get("sessions", { project, q, limit: 1 }).catch(() => null);
-      if (found) setTotals((old) => old && { ...old, counts: found.counts, waiting: found.waiting, projects: found.projects });
+      if (!found) return;
+      const { counts, other, waiting, projects, project_count } = found;
+      setTotals((old) => old && { ...old, counts, other, waiting, projects, project_count });
     }, RECOUNT);
   };
 
@@ -110,7 +122,7 @@ function Board() {
       if (change.type !== "sessions") return;
       for (const id of change.gone) known.delete(id);
       /** @type {Record<string, number>} */
-      const moved = {};
+      const moved = Object.create(null);
       for (const session of change.sessions) {
         const old = known.get(session.id);
         if (old && old.last_seq > session.last_seq) continue;
@@ -122,9 +134,11 @@ function Board() {
         }
       }
       const { project, q } = now.current;
-      const told = !project && !q && change.counts ? { counts: change.counts, waiting: change.waiting ?? 0 } : null;
+      const told = !project && !q && change.counts ? { counts: change.counts, other: change.other ?? 0, waiting: change.waiting ?? 0 } : null;
       setTotals((totals) => totals && { ...totals, counts: added(totals.counts, moved), ...told });
-      if (!told || change.sessions.some((one) => !latest.current?.projects.includes(one.project))) recount();
+      const { projects = [], project_count = 0 } = latest.current ?? {};
+      const isNew = projects.length === project_count && change.sessions.some((one) => !projects.includes(one.project));
+      if (!told || isNew) recount();
     });
     return () => (stop(), clearInterval(recheck), removeEventListener("popstate", back));
   }, []);
@@ -155,15 +169,48 @@ function Board() {
 async function sessions(filters) {
   const parameters = asked(filters);
   const found = await get("sessions", { ...parameters, limit: PAGE });
-  if (filters.status.length === 1 || filters.waiting || !found.next) return withWaiting(filters, found);
-  /** @type {Record<string, number>} */
-  const got = {};
-  for (const one of found.sessions) got[one.status] = (got[one.status] ?? 0) + 1;
-  const lacking = Object.keys(found.counts).filter(
-    (one) => (!filters.status.length || filters.status.includes(one)) && (got[one] ?? 0) < Math.min(found.counts[one], CARDS),
-  );
-  const pages = await Promise.all(lacking.map((one) => get("sessions", { ...parameters, status: one, limit: CARDS })));
+  if (isSingle(filters) || filters.waiting || !found.next) return withWaiting(filters, found);
+  const layout = columns(found.counts);
+  const wanted = layout.filter((one) => !filters.status.length || filters.status.includes(one));
+  /** @param {(session: Session) => boolean} test */
+  const got = (test) => found.sessions.filter(test).length;
+  const lacking = wanted
+    .filter((one) => got(({ status }) => status === one) < Math.min(of(found.counts, one), CARDS))
+    .map((status) => ({ status, limit: CARDS }));
+  const others = filters.status.length ? 0 : rest(found, layout);
+  const isLacking = got(({ status }) => !layout.includes(status)) < Math.min(others, CARDS);
+  const questions = isLacking ? [...lacking, { not: layout.join(","), limit: CARDS }] : lacking;
+  const pages = await inTurns(questions, (question) => get("sessions", { ...parameters, ...question }));
   return withWaiting(filters, { ...found, sessions: [found, ...pages].flatMap((page) => page.sessions) });
+}
+
+/**
+ * How many sessions have no column of their own.
+ * @param {Totals} totals
+ * @param {string[]} layout
+ */
+const rest = ({ counts, other }, layout) =>
+  Object.keys(counts).reduce((sum, one) => sum + (layout.includes(one) ? 0 : counts[one]), other);
+
+/**
+ * The answers to some questions, of which a few are asked at a time.
+ * @template Q, A
+ * @param {Q[]} questions
+ * @param {(question: Q) => Promise<A>} ask
+ * @returns {Promise<A[]>}
+ */
+async function inTurns(questions, ask) {
+  /** @type {A[]} */
+  const answers = [];
+  let next = 0;
+  const work = async () => {
+    while (next < questions.length) {
+      const mine = next++;
+      answers[mine] = await ask(questions[mine]);
+    }
+  };
+  await Promise.all(Array.from({ length: AT_A_TIME }, work));
+  return answers;
 }
 
 /**
@@ -183,7 +230,7 @@ async function withWaiting(filters, found) {
  */
 function added(counts, moved) {
   const sum = { ...counts };
-  for (const [status, by] of Object.entries(moved)) sum[status] = Math.max((sum[status] ?? 0) + by, 0);
+  for (const [status, by] of Object.entries(moved)) if (by > 0 || Object.hasOwn(sum, status)) sum[status] = Math.max(of(sum, status) + by, 0);
   return sum;
 }
 
@@ -213,6 +260,7 @@ function Tools({ filters, choose, totals }) {
     <select aria-label="project" onChange=${(/** @type {any} */ event) => choose({ ...filters, project: event.currentTarget.value })}>
       <option value="" selected=${!filters.project}>all projects</option>
       ${projects.map((one) => html`<option value=${one} selected=${one === filters.project}>${inert(one)}</option>`)}
+      ${totals && totals.project_count > totals.projects.length && html`<option disabled>and ${count(totals.project_count - totals.projects.length)} more: type a name in Filter</option>`}
     </select>
     <button type="button" class="toggle" aria-pressed=${String(filters.waiting)} onClick=${() => choose({ ...filters, waiting: !filters.waiting })}>
       Waits for me <b class="tally" aria-live="polite">${count(totals?.waiting ?? 0)}</b></button>
@@ -223,6 +271,7 @@ function Tools({ filters, choose, totals }) {
     </select>
     ${filters.status.map((one) => html`<button type="button" class="chip" onClick=${() => choose({ ...filters, status: filters.status.filter((other) => other !== one) })}
       aria-label=${`remove the filter ${inert(one)}`}>${shown(one)} ×</button>`)}
+    ${filters.not.length > 0 && html`<button type="button" class="chip" onClick=${() => choose({ ...filters, not: [] })} aria-label="remove the filter other">other ×</button>`}
     <button type="button" class="toggle last" aria-pressed=${String(told)} title="A notification when a session becomes ready or review"
       onClick=${async () => setTold(await setNotifies(!told))}>Notify me</button>
   </form>`;
@@ -231,29 +280,28 @@ function Tools({ filters, choose, totals }) {
 /** @param {{filters: Filters, totals: Totals, more: () => void, database?: string}} props */
 function Columns({ filters, totals, more, database }) {
   const { counts } = totals;
-  const isFiltered = Boolean(filters.project || filters.q || filters.waiting || filters.status.length);
+  const isFiltered = Boolean(filters.project || filters.q || filters.waiting || filters.status.length || filters.not.length);
   if (!known.size && !isFiltered) {
     const command = `projector session queue -d ${quoted(database ?? "local.db")} -p web -m '[{"role": "user", "content": "Fix the login form"}]'`;
     return html`<div class="empty"><p>No session yet. A writer begins one with an INSERT into event_log, or this does:</p><${Command} text=${command} /></div>`;
   }
   if (!known.size)
     return html`<div class="empty"><p>No session matches. <a href="/">Show all</a></p></div>`;
+  alone = columns(counts, alone);
+  const layout = filters.status.length ? filters.status.slice(0, MOST_COLUMNS) : filters.not.length ? filters.not : alone;
   /** @type {Map<string, Session[]>} */
-  const groups = new Map();
-  for (const session of known.values()) {
-    if (!matches(session, filters)) continue;
-    const group = groups.get(session.status);
-    if (group) group.push(session);
-    else groups.set(session.status, [session]);
-  }
-  const present = Object.keys(counts).filter((one) => counts[one] > 0 || groups.has(one));
-  const layout = columns([...present, ...groups.keys()]);
-  const one = filters.status.length === 1;
-  const wanted = filters.status.length ? filters.status.map((status) => [status]) : [...layout.columns.map((status) => [status]), ...(layout.together.length ? [layout.together] : [])];
+  const groups = new Map(layout.map((status) => [status, []]));
+  /** @type {Session[]} */
+  const others = [];
+  for (const session of known.values())
+    if (matches(session, filters)) (groups.get(session.status) ?? others).push(session);
+  const one = isSingle(filters);
+  const most = one ? Infinity : CARDS;
+  const left = filters.waiting || filters.status.length ? null : rest(totals, layout);
   return html`<div class=${one ? "columns single" : "columns"}>
-      ${wanted.map((statuses) => column(statuses, filters, one ? Infinity : CARDS,
-        statuses.flatMap((status) => groups.get(status) ?? []).sort(ORDERS[filters.order]),
-        filters.waiting ? null : statuses.reduce((sum, status) => sum + (counts[status] ?? 0), 0)))}
+      ${!filters.not.length && layout.map((status) => column(status, { ...filters, status: [status] }, most,
+        (groups.get(status) ?? []).sort(ORDERS[filters.order]), filters.waiting ? null : of(counts, status)))}
+      ${(others.length > 0 || (left ?? 0) > 0) && column("", { ...filters, not: layout }, most, others.sort(ORDERS[filters.order]), left)}
     </div>
     ${one && totals.next && html`<p class="more"><button type="button" onClick=${more}>${count(PAGE)} more</button></p>`}`;
 }
@@ -263,33 +311,32 @@ const drawn = new Map();
 
 /**
  * A column stays the same node until something in it changes: most changes are in one or two.
- * @param {string[]} statuses
- * @param {Filters} filters
+ * @param {string} status "" for all that have no column of their own
+ * @param {Filters} filters what its own page is asked for
  * @param {number} most
  * @param {Session[]} sessions
  * @param {number | null} total
  */
-function column(statuses, filters, most, sessions, total) {
-  const key = statuses.join("\n");
+function column(status, filters, most, sessions, total) {
+  const address = `/${toAddress(filters)}`;
   const shown = sessions.slice(0, most);
-  const inputs = [filters, cards, total, sessions.length, ...shown];
-  const old = drawn.get(key);
+  const inputs = [address, cards, total, sessions.length, ...shown];
+  const old = drawn.get(status);
   if (old && old.inputs.length === inputs.length && inputs.every((one, at) => one === old.inputs[at])) return old.node;
-  const node = html`<${Column} key=${key} statuses=${statuses} filters=${filters} sessions=${shown} total=${total ?? sessions.length} cut=${shown.length < (total ?? sessions.length) && most !== Infinity} />`;
-  drawn.set(key, { inputs, node });
+  const node = html`<${Column} key=${status} status=${status} address=${address} sessions=${shown} total=${total ?? sessions.length} cut=${shown.length < (total ?? sessions.length) && most !== Infinity} />`;
+  drawn.set(status, { inputs, node });
   return node;
 }
 
 /**
- * @param {{statuses: string[], filters: Filters, sessions: Session[], total: number,
+ * @param {{status: string, address: string, sessions: Session[], total: number,
  *   cut: boolean}} props
  */
-function Column({ statuses, filters, sessions, total, cut }) {
-  const name = statuses.length === 1 ? statuses[0] : "other";
-  const address = `/${toAddress({ ...filters, status: statuses })}`;
+function Column({ status, address, sessions, total, cut }) {
+  const name = status || "other";
   return html`<section class="column" aria-label=${`${inert(name)}: ${counted(total, "session")}`}>
     <h2><a href=${address}><span class=${`status s-${tone(name)}`}></span>${shown(name)}</a> <span class="tally">${count(total)}</span></h2>
-    <ul>${sessions.map((session) => card(session, statuses.length > 1))}</ul>
+    <ul>${sessions.map((session) => card(session, !status))}</ul>
     ${!total && html`<p class="none">none</p>`}
     ${cut && html`<p class="more"><a href=${address}>all ${count(total)}</a></p>`}
   </section>`;
@@ -309,11 +356,11 @@ function card(session, named) {
   const card = html`<li key=${session.id}><a class=${`card ${calls ? "waits" : ""}`} data-item data-id=${session.id} href=${`/session?id=${encodeURIComponent(session.id)}`}>
     <span class="title">${shown(session.title || session.id)}</span>
     <span class="facts">
-      ${named && html`<span>${shown(session.status)}</span>`}
-      <span class="project">${shown(session.project)}</span>
-      <span class="id">${shown(session.id)}</span>
+      ${named && html`<span class="named" title=${inert(session.status)}>${shown(session.status)}</span>`}
+      <span class="names"><span class="project" title=${inert(session.project)}>${shown(session.project)}</span>
+      <span class="id" title=${inert(session.id)}>${shown(session.id)}</span></span>
       <span class="right">${session.last_role && html`<span class="role">${shown(session.last_role)}</span>`}
-      <span title=${counted(session.messages, "message")}>${count(session.messages)}<span class="unseen"> messages</span></span>
+      <span>${counted(session.messages, "message")}</span>
       ${calls && html`<span class="unseen">waits for you</span>`}
       <${Age} time=${session.updated_at} /></span>
     </span></a></li>`;

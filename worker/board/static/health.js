@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
 import { bytes, count, counted, moment, quoted } from "./lib/format.js";
-import { Command, Failure, Frame, mount, useFollow, useStatus } from "./lib/frame.js";
+import { Command, Failure, Frame, Hint, mount, useFollow, useStatus } from "./lib/frame.js";
 import { watchNotifications } from "./lib/notify.js";
 import { shown } from "./lib/text.js";
 
@@ -30,14 +30,14 @@ function Daemons({ status }) {
 /** @param {{status: any}} props */
 function Projections({ status }) {
   return html`<section class="panel" aria-label="projections"><h2>Projections</h2>
-    <div class="wide" tabindex="0" role="group" aria-label="projections"><table><thead><tr>${["name", "state"].map((one) => html`<th scope="col">${one}</th>`)}
+    <div class="wide" tabindex="0" role="group" aria-label="projections"><table class="stack"><thead><tr>${["name", "state"].map((one) => html`<th scope="col">${one}</th>`)}
       ${["version", "position", "behind", "rows", "quarantined", "skipped"].map((one) => html`<th scope="col" class="figure">${one}</th>`)}</tr></thead>
-    <tbody>${status.projections.map((/** @type {any} */ one) => html`<tr key=${one.name}><th scope="row">${shown(one.name)}</th><td class="state">${state(one, status)}</td>
-      <td class="figure">${one.version === null ? "–" : Math.abs(one.version)}</td><td class="figure">${count(one.position)}</td>
-      <td class="figure">${one.lag_events ? html`${counted(one.lag_events, "event")}${one.lag_seconds === null ? "" : `, ${one.lag_seconds.toFixed(1)} s`}` : "0"}</td>
-      <td class="figure">${count(one.views)}</td>
-      <td class="figure">${one.quarantined ? html`<a href=${`/quarantine${query({ projection: one.name })}`}>${count(one.quarantined)}</a>${one.dismissed ? html`, ${count(one.dismissed)} dismissed` : ""}` : "0"}</td>
-      <td class="figure">${count(one.skipped)}</td></tr>`)}</tbody></table></div>
+    <tbody>${status.projections.map((/** @type {any} */ one) => html`<tr key=${one.name}><th scope="row">${shown(one.name)}</th><td class="state" data-label="state">${state(one, status)}</td>
+      <td class="figure" data-label="version">${one.version === null ? "–" : Math.abs(one.version)}</td><td class="figure" data-label="position">${count(one.position)}</td>
+      <td class="figure" data-label="behind">${one.lag_events ? html`${counted(one.lag_events, "event")}${one.lag_seconds === null ? "" : `, ${one.lag_seconds.toFixed(1)} s`}` : "0"}</td>
+      <td class="figure" data-label="rows">${count(one.views)}</td>
+      <td class="figure" data-label="quarantined">${one.quarantined ? html`<a href=${`/quarantine${query({ projection: one.name })}`}>${count(one.quarantined)}</a>${one.dismissed ? html`, ${one.dismissed === one.quarantined ? "all" : count(one.dismissed)} of them dismissed` : ""}` : "0"}</td>
+      <td class="figure" data-label="skipped">${count(one.skipped)}</td></tr>`)}</tbody></table></div>
     ${status.projections.flatMap((/** @type {any} */ one) => one.deferred).slice(0, 5).map((/** @type {any} */ view) => html`<p class="cut">${shown(view.key)} is written every ${view.delay_s} s, as it has ${bytes(view.bytes)} and a write takes ${view.cost_ms} ms.</p>`)}
   </section>`;
 }
@@ -91,9 +91,9 @@ function Doctor() {
     <p><button type="button" onClick=${ask} disabled=${state.busy}>${state.busy ? "Examining…" : state.checks ? "Examine again" : "Examine the database"}</button>
       ${" "}<span class="muted">as <code>projector doctor</code> does, where the board runs</span></p>
     ${state.error && html`<${Failure} error=${state.error} />`}
-    ${state.checks && html`<table><thead><tr><th scope="col">level</th><th scope="col">check</th><th scope="col">found</th></tr></thead>
-      <tbody>${state.checks.map((one) => html`<tr><td class=${one.level === "fail" ? "bad" : one.level === "warn" ? "warned" : "muted"}>${one.level}</td><th scope="row">${shown(one.name)}</th>
-        <td>${shown(one.found)}${one.fix && html`<p><${Command} text=${one.fix} /></p>`}</td></tr>`)}</tbody></table>`}
+    ${state.checks && html`<table class="stack"><thead><tr><th scope="col">level</th><th scope="col">check</th><th scope="col">found</th></tr></thead>
+      <tbody>${state.checks.map((one) => html`<tr><td data-label="level" class=${one.level === "fail" ? "bad" : one.level === "warn" ? "warned" : "muted"}>${one.level}</td><th scope="row">${shown(one.name)}</th>
+        <td data-label="found">${shown(one.found)}${one.fix && html`<p><${Hint} text=${one.fix} /></p>`}</td></tr>`)}</tbody></table>`}
   </section>`;
 }
 

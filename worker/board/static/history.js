@@ -2,11 +2,11 @@
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
 import { bytes, count, counted, iso, moment } from "./lib/format.js";
-import { Failure, Frame, mount } from "./lib/frame.js";
+import { Failure, followAll, Frame, mount } from "./lib/frame.js";
 import { pretty } from "./lib/json.js";
 import { Message } from "./lib/message.js";
 import { watchNotifications } from "./lib/notify.js";
-import { follow, listen } from "./lib/stream.js";
+import { listen } from "./lib/stream.js";
 import { inert, shown } from "./lib/text.js";
 
 /** @typedef {import("./lib/api.js").Event} Event */
@@ -60,7 +60,7 @@ function History() {
     const stop = listen((change) => {
       if (change.type === "reset" || (change.type === "sessions" && change.sessions.some((one) => one.id === id))) more();
     });
-    get("sessions", { limit: 1 }).then(({ cursor }) => follow(cursor), () => {});
+    followAll();
     more();
     return stop;
   }, []);
@@ -100,10 +100,14 @@ function nearest(events, seq) {
 
 /** @param {{events: Event[], index: number, event: Event, choose: (index: number) => void}} props */
 function Slider({ events, index, event, choose }) {
+  const [early, setEarly] = useState(false);
   /** @param {any} change */
   const jump = (change) => {
     const time = new Date(change.currentTarget.value).getTime();
-    if (Number.isFinite(time)) choose(events.findLastIndex((one) => one.time !== null && one.time <= time));
+    if (!Number.isFinite(time)) return setEarly(false);
+    const last = events.findLastIndex((one) => one.time !== null && one.time <= time);
+    setEarly(last < 0);
+    choose(last);
   };
   const said = `event ${count(index + 1)} of ${count(events.length)}, ${event.type ?? "of no type"}, ${moment(event.time)}`;
   return html`<section class="panel slider" aria-label="moment">
@@ -114,7 +118,8 @@ function Slider({ events, index, event, choose }) {
       <b>${shown(event.type ?? "no type")}</b> <span>event ${count(index + 1)} of ${count(events.length)}, seq ${count(event.seq)}</span>
       <time datetime=${iso(event.time)}>${moment(event.time)}</time>
       <label class="last">go to <input type="datetime-local" step="1" onChange=${jump} /></label></p>
-    ${event.reason && html`<p class="reason">Quarantined: ${shown(event.reason)} <a href=${`/quarantine${query({ seq: event.seq })}`}>Look at it</a></p>`}
+    <p role="status" class="muted">${early && `The session began later, at ${moment(events[0].time)}: this is its first event.`}</p>
+    ${event.reason && html`<p class=${event.note === null ? "reason" : "muted"}>${event.note === null ? "Quarantined" : html`Dismissed (${shown(event.note)}), not folded`}: ${shown(event.reason)} <a href=${`/quarantine${query({ seq: event.seq })}`}>Look at it</a></p>`}
   </section>`;
 }
 
@@ -135,13 +140,14 @@ function Events({ events, index, choose, from, setFrom }) {
   }, [index, first]);
   return html`<section class="panel events" aria-label="events" tabindex="0" ref=${panel}>
     ${first > 0 && html`<p class="cut">${counted(first, "earlier event")}: move the slider</p>`}
-    <table><thead><tr><th class="figure" scope="col">seq</th><th scope="col">time</th><th scope="col">type</th><th class="figure" scope="col">size</th><th scope="col">compare</th></tr></thead>
+    <table class="stack"><thead><tr><th class="figure" scope="col">seq</th><th scope="col">time</th><th scope="col">type, first words</th><th class="figure" scope="col">size</th><th scope="col">compare</th></tr></thead>
     <tbody>${rows.map((one, n) => html`<tr key=${one.seq} aria-current=${first + n === index ? "true" : null} class=${one.reason ? "odd" : ""}>
-      <td class="figure"><button type="button" class="plainly" data-item onClick=${() => choose(first + n)} aria-label=${`go to event ${one.seq}`}>${count(one.seq)}</button></td>
-      <td>${one.time === null ? "" : moment(one.time)}</td><td>${shown(one.type ?? "–")}${one.reason && html` <span class="badge">quarantined</span>`}</td>
-      <td class="figure">${bytes(one.bytes)}</td>
-      <td><button type="button" class="plainly" aria-pressed=${String(from === one.seq)} aria-label=${`compare from event ${one.seq}`}
-        onClick=${() => setFrom(from === one.seq ? null : one.seq)}>${from === one.seq ? "from ✓" : "from"}</button></td></tr>`)}</tbody></table>
+      <td class="figure" data-label="seq"><button type="button" class="plainly" data-item onClick=${() => choose(first + n)} aria-label=${`go to event ${one.seq}`}>${count(one.seq)}</button></td>
+      <td data-label="time">${one.time === null ? "" : moment(one.time)}</td><td data-label="type" class="kind">${shown(one.type ?? "–")}${one.reason && (one.note === null ? html` <span class="badge">quarantined</span>` : html` <span class="muted">dismissed</span>`)}
+        ${one.says && html`<span class="says" title=${inert(one.says)}>${shown(one.says)}</span>`}</td>
+      <td class="figure" data-label="size">${bytes(one.bytes)}</td>
+      <td data-label="compare"><button type="button" class="plainly" aria-pressed=${String(from === one.seq)} aria-label=${`compare from here: event ${one.seq}`}
+        onClick=${() => setFrom(from === one.seq ? null : one.seq)}>${from === one.seq ? "from here ✓" : "from here"}</button></td></tr>`)}</tbody></table>
     ${first + ROWS < events.length && html`<p class="cut">${counted(events.length - first - ROWS, "later event")}: move the slider</p>`}
   </section>`;
 }

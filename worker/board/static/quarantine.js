@@ -57,23 +57,30 @@ function List() {
   const left = groups.filter(({ first }) => first.note === null);
   const all = left.length > 0 && left.every(({ seq }) => chosen.has(seq));
   return html`<h1>Quarantine</h1>
-    <p class="muted">${counted(most(value, ({ count }) => count), "event")} could not be folded${dismissed > 0 && `, ${count(dismissed)} dismissed`}. The other events of their sessions count all the same.</p>
+    <p class="muted">${counted(most(value, ({ count }) => count), "event")} could not be folded${leftOut(most(value, ({ count }) => count), dismissed)}. The other events of their sessions count all the same.</p>
     ${error && html`<${Failure} error=${error} again=${again} />`}
-    <section class="panel" aria-label="reasons"><h2>Why</h2><table><thead><tr><th scope="col">reason</th><th scope="col">projection</th><th scope="col" class="figure">events</th><th scope="col" class="figure">seq</th></tr></thead>
-      <tbody>${together(value).map((one) => html`<tr aria-current=${one.reason === reason ? "true" : null}><td><a href=${`/quarantine${query({ reason: one.reason })}`}>${shown(one.reason)}</a></td>
-        <td>${shown(one.projections.join(", "))}</td><td class="figure">${count(one.count)}</td><td class="figure">${count(one.first)}${one.last !== one.first && html` to ${count(one.last)}`}</td></tr>`)}</tbody></table>
+    <section class="panel" aria-label="reasons"><h2>Why</h2><table class="stack"><thead><tr><th scope="col">reason</th><th scope="col">projection</th><th scope="col" class="figure">events</th><th scope="col" class="figure">seq</th></tr></thead>
+      <tbody>${together(value).map((one) => html`<tr aria-current=${one.reason === reason ? "true" : null}><td data-label="reason"><a href=${`/quarantine${query({ reason: one.reason })}`}>${shown(one.reason)}</a></td>
+        <td data-label="projection">${shown(one.projections.join(", "))}</td><td class="figure" data-label="events">${count(one.count)}</td><td class="figure" data-label="seq">${count(one.first)}${one.last !== one.first && html` to ${count(one.last)}`}</td></tr>`)}</tbody></table>
       ${(reason || projection) && html`<p><a href="/quarantine">Show all reasons</a></p>`}</section>
     <section class="panel" aria-label="events"><h2>Events</h2>
       <${Bulk} seqs=${[...chosen].sort((a, b) => a - b)} done=${() => (setChosen(new Set()), again())} />
-      <table><thead><tr><th scope="col"><input type="checkbox" aria-label="all of these that are not dismissed" checked=${all} disabled=${!left.length} onChange=${() => setChosen(all ? new Set() : new Set(left.map(({ seq }) => seq)))} /></th>
+      <table class="stack"><thead><tr><th scope="col"><input type="checkbox" aria-label="all of these that are not dismissed" checked=${all} disabled=${!left.length} onChange=${() => setChosen(all ? new Set() : new Set(left.map(({ seq }) => seq)))} /></th>
         <th scope="col" class="figure">seq</th><th scope="col">key</th><th scope="col">type</th><th scope="col">time</th><th scope="col">why</th></tr></thead>
       <tbody>${groups.map(({ seq, first, reasons }) => html`<tr key=${seq} class=${first.note === null ? "" : "dismissed"}>
-        <td><input type="checkbox" aria-label=${`event ${seq}`} checked=${chosen.has(seq)} onChange=${() => toggle(seq)} /></td>
-        <td class="figure"><a data-item href=${`/quarantine${query({ seq })}`}>${count(seq)}</a></td><td>${shown(text(first.key))}</td><td>${shown(first.type ?? "–")}</td>
-        <td>${first.time === null ? "" : moment(first.time)}</td><td>${reasons.map((one) => html`<span class="line">${shown(one)}</span>`)}${first.note !== null && html`<span class="line muted">dismissed: ${shown(first.note)}</span>`}</td></tr>`)}</tbody></table>
+        <td data-label="choose"><input type="checkbox" aria-label=${`event ${seq}`} checked=${chosen.has(seq)} onChange=${() => toggle(seq)} /></td>
+        <td class="figure" data-label="seq"><a data-item href=${`/quarantine${query({ seq })}`}>${count(seq)}</a></td><td data-label="key">${shown(text(first.key))}</td><td data-label="type">${shown(first.type ?? "–")}</td>
+        <td data-label="time">${first.time === null ? "" : moment(first.time)}</td><td data-label="why">${reasons.map((one) => html`<span class="line">${shown(one)}</span>`)}${first.note !== null && html`<span class="line muted">dismissed: ${shown(first.note)}</span>`}</td></tr>`)}</tbody></table>
       ${next !== null && html`<p class="more"><button type="button" onClick=${more}>More</button></p>`}
     </section>`;
 }
+
+/**
+ * @param {number} all
+ * @param {number} dismissed
+ */
+const leftOut = (all, dismissed) =>
+  dismissed === 0 ? "" : dismissed < all ? `; ${count(dismissed)} of them ${dismissed === 1 ? "is" : "are"} dismissed` : all === 1 ? "; it is dismissed" : "; all of them are dismissed";
 
 /**
  * Of the sums of each projection the largest: most events are in the quarantine of two.
@@ -182,7 +189,7 @@ function OneEvent({ seq }) {
       ${value.note !== null && html`<div><dt>dismissed</dt><dd>${shown(value.note)}</dd></div>`}</dl></section>
     <section class="panel" aria-label="event"><h2>What is in it</h2>
       <dl class="pairs"><div><dt>id</dt><dd>${shown(text(value.id))}</dd></div><div><dt>key</dt><dd>${session ? html`<a href=${`/session/history${query({ id: session })}`}>${shown(text(value.key))}</a>` : shown(text(value.key))}</dd></div>
-        <div><dt>created_at</dt><dd>${shown(text(value.created_at))}</dd></div><div><dt>size</dt><dd>${bytes(value.bytes)}</dd></div></dl>
+        <div><dt>created_at</dt><dd>${typeof value.created_at === "number" && html`${moment(value.created_at)} `}<span class="muted">${shown(text(value.created_at))}</span></dd></div><div><dt>size</dt><dd>${bytes(value.bytes)}</dd></div></dl>
       ${value.event !== null && value.event !== undefined && html`<h3>As far as it decodes</h3><${Code} text=${typeof value.event === "string" ? value.event : pretty(value.event)} language="json" />`}
       ${value.hex && html`${value.fault && html`<p class="cut">Decoding stopped: ${shown(value.fault)}</p>`}<h3>Its bytes</h3><pre class="code" tabindex="0" role="group" aria-label="bytes">${dump(value.hex)}${value.hex.length / 2 < value.bytes ? `\n… ${bytes(value.bytes)} in all` : ""}</pre>`}</section>
     <${Actions} value=${value} again=${again} />`;

@@ -1,8 +1,8 @@
 // Search in what people and agents said.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { get, query } from "./lib/api.js";
-import { count, counted } from "./lib/format.js";
-import { Age, Failure, Field, Frame, mount, useFollow } from "./lib/frame.js";
+import { count, counted, quoted } from "./lib/format.js";
+import { Age, Command, Failure, Field, Frame, mount, useFollow, useStatus } from "./lib/frame.js";
 import { watchNotifications } from "./lib/notify.js";
 import { inert, shown } from "./lib/text.js";
 
@@ -22,6 +22,8 @@ function fromAddress() {
 
 function Search() {
   useFollow();
+  const { status } = useStatus();
+  const isOff = status?.board?.search === false;
   const [asked, setAsked] = useState(fromAddress);
   const [limit, setLimit] = useState(PAGE);
   const [projects, setProjects] = useState(/** @type {string[]} */ ([]));
@@ -76,10 +78,11 @@ function Search() {
       <select aria-label="order" onChange=${chosen("order")}>${["newest", "best"].map((one) => html`<option value=${one} selected=${one === asked.order}>${one} first</option>`)}</select>
     </form>
     ${error && html`<${Failure} error=${error} />`}
-    ${!found && !error && html`<p class="empty">${busy ? "Searching…" : "Search in what people and agents said, in all sessions. All words must be in one message."}</p>`}
+    ${isOff && !error && html`<div class="empty"><p>Search is off in this database. A daemon that runs with it fills its index:</p><${Command} text=${`projector run -d ${quoted(status.database)} --with search`} /></div>`}
+    ${!found && !error && !isOff && html`<p class="empty">${busy ? "Searching…" : "Search in what people and agents said, in all sessions. All words must be in one message."}</p>`}
     <p class="unseen" role="status">${found && !busy && `${found.results.length} results`}</p>
     ${found?.behind ? html`<p class="cut">${counted(found.behind, "newest event")} ${found.behind === 1 ? "is" : "are"} not searched yet.</p>` : null}
-    ${found && !found.results.length && html`<p class="empty">Nothing was found.</p>`}
+    ${found && !found.results.length && html`<p class="empty">Nothing was found. <code>word*</code> finds what begins so; messages that were replaced later are not searched.</p>`}
     ${found && html`<ol class="results">${found.results.map((one) => html`<li key=${`${one.session} ${one.seq} ${one.n}`}><${Hit} found=${one} /></li>`)}</ol>
       ${found.more && html`<p class="more">${limit < MOST ? html`<button type="button" onClick=${() => setLimit(MOST)}>More</button>` : html`There are more than ${count(MOST)}: add a word.`}</p>`}`}
   <//>`;

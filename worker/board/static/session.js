@@ -168,7 +168,8 @@ function Session() {
     ${!found && !error && html`<p class="loading">Loading…</p>`}
     ${found && session && part && html`<div class="session">
       <${Head} found=${found} session=${session} total=${part.total} />
-      <${Facts} found=${found} />
+      <${Facts} found=${found} total=${part.total} />
+      <${Quarantined} seqs=${found.quarantined ?? []} />
       <section class="conversation" aria-label="conversation">
         <${Edge} name="earlier" rest=${part.first - 1} move=${earlier} />
         ${part.messages.map((entry) => message(entry, whole, entry.n === chosen))}
@@ -206,26 +207,38 @@ function message(entry, whole, chosen) {
 /** @param {{found: Conversation, session: Row, total: number}} props */
 function Head({ found, session, total }) {
   return html`<div class="head">
-    <h1>${shown(session.title || session.id)}</h1>
+    <h1 title=${inert(session.title || session.id)}>${shown(session.title || session.id)}</h1>
     <p class="facts">
       <a class="pill s-${session.status}" href=${`/${query({ status: session.status })}`}>${shown(session.status)}</a>
-      <a href=${`/${query({ project: session.project })}`}>${shown(session.project)}</a>
-      <span>${counted(total, "message")}</span>
+      <a class="extra" href=${`/${query({ project: session.project })}`}>${shown(session.project)}</a>
+      <span class="extra">${counted(total, "message")}</span>
       ${at ? html`<b>as of ${/^\d+$/.test(at) ? `event ${at}` : inert(at)} (${moment(found.fields.updatedAt)})</b> <a href=${`/session${query({ id })}`}>now</a>`
-        : html`<span>changed <${Age} time=${session.updated_at} ago /></span>`}
+        : html`<span class="extra">changed <${Age} time=${session.updated_at} ago /></span>`}
       ${!at && waits(session) && html`<b class="waiting">waits for you</b>`}
+      ${found.quarantined?.length ? html`<a class="badge" href=${`/quarantine${query({ seq: found.quarantined[0] })}`}>${count(found.quarantined.length)} quarantined</a>` : null}
       <a href=${`/session/history${query({ id, at })}`}>History</a>
     </p>
   </div>`;
 }
 
-/** @param {{found: Conversation}} props */
-function Facts({ found }) {
+/**
+ * That the conversation lacks some of what was written to it.
+ * @param {{seqs: number[]}} props
+ */
+function Quarantined({ seqs }) {
+  if (!seqs.length) return null;
+  const named = seqs.slice(0, 5).map((seq, n) => html`${n ? ", " : ""}<a href=${`/quarantine${query({ seq })}`}>event ${count(seq)}</a>`);
+  return html`<p class="lacking">${counted(seqs.length, "event")} of this session could not be folded, so what ${seqs.length === 1 ? "it says is" : "they say is"} not shown here: ${named}${
+    seqs.length > 5 && html`, and <a href="/quarantine">others</a>`}.</p>`;
+}
+
+/** @param {{found: Conversation, total: number}} props */
+function Facts({ found, total }) {
   const [open, setOpen] = useState(false);
   return html`<aside class="sheet" aria-label="fields">
-    <dl>${Object.entries(found.fields).map(([name, value]) => html`<div><dt>${shown(NAMES[name] ?? name)}</dt><dd>${field(name, value)}</dd></div>`)}</dl>
+    <dl>${Object.entries(found.fields).map(([name, value]) => html`<div><dt>${shown(NAMES[name] ?? name)}</dt><dd>${field(name, value)}</dd></div>`)}<div><dt>messages</dt><dd>${count(total)}</dd></div></dl>
     ${!at && html`<details onToggle=${(/** @type {any} */ event) => setOpen(event.currentTarget.open)}>
-      <summary>Where each came from</summary>
+      <summary>Which event set each field</summary>
       ${open && html`<${Origins} seq=${found.session.last_seq} />`}
     </details>`}
   </aside>`;

@@ -174,18 +174,25 @@ class PostgresQuarantine:
         return self._entries(where, values)
 
     def page(
-        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+        self,
+        *,
+        after: int,
+        limit: int,
+        projection: str | None = None,
+        reason: str | None = None,
+        keys: Sequence[str] | None = None,
     ) -> list[QuarantineEntry]:
         given = {"projection": projection, "reason": escaped(reason)}
         where = " AND ".join(
             ["q.seq > %(after)s"]
             + [f"q.{name} = %({name})s" for name, value in given.items() if value is not None]
+            + ([] if keys is None else ["q.key = ANY(%(keys)s::text[])"])
         )
         page = (
             f"SELECT DISTINCT seq FROM {self._p}quarantine AS q WHERE {where}"
             " ORDER BY seq LIMIT %(limit)s"
         )
-        values = {**given, "after": after, "limit": limit}
+        values = {**given, "after": after, "limit": limit, "keys": [*(keys or ())]}
         return self._entries(f"{where} AND q.seq IN ({page})", values)
 
     def _entries(self, where: str, values: Values) -> list[QuarantineEntry]:

@@ -146,15 +146,23 @@ class SqliteQuarantine:
         return self._entries(where, values)
 
     def page(
-        self, *, after: int, limit: int, projection: str | None = None, reason: str | None = None
+        self,
+        *,
+        after: int,
+        limit: int,
+        projection: str | None = None,
+        reason: str | None = None,
+        keys: Sequence[str] | None = None,
     ) -> list[QuarantineEntry]:
         given = {"projection": projection, "reason": reason}
+        named = {f"key{number}": key for number, key in enumerate(keys or ())}
         where = " AND ".join(
             ["q.seq > :after", "q.seq < ''"]
             + [f"q.{name} = :{name}" for name, value in given.items() if value is not None]
+            + ([] if keys is None else [f"q.key IN ({', '.join(f':{name}' for name in named)})"])
         )
         page = f"SELECT DISTINCT seq FROM quarantine AS q WHERE {where} ORDER BY seq LIMIT :limit"
-        values = {**given, "after": after, "limit": limit}
+        values = {**given, **named, "after": after, "limit": limit}
         return self._entries(f"{where} AND q.seq IN ({page})", values)
 
     def _entries(self, where: str, values: Any) -> list[QuarantineEntry]:

@@ -5,13 +5,13 @@ import { key } from "./key.js";
  *   last_role: string | null, created_at: number, updated_at: number, last_seq: number,
  *   waiting: boolean}} Session */
 /** @typedef {{n: number, message: Record<string, any>}} Message */
-/** @typedef {{cursor: string, counts: Record<string, number>, waiting: number, projects: string[],
- *   sessions: Session[], next: string | null}} Sessions */
+/** @typedef {{cursor: string, counts: Record<string, number>, other: number, waiting: number,
+ *   projects: string[], project_count: number, sessions: Session[], next: string | null}} Sessions */
 /** @typedef {{cursor: string, session: Session, fields: Record<string, any>, total: number,
- *   first: number, last: number, messages: Message[]}} Conversation */
+ *   first: number, last: number, messages: Message[], quarantined?: number[]}} Conversation */
 /** @typedef {{total: number, first: number, last: number, messages: Message[]}} Window */
 /** @typedef {{seq: number, time: number, type: string | null, bytes: number,
- *   reason: string | null}} Event */
+ *   reason: string | null, note: string | null, says: string}} Event */
 
 /** What the server said in place of an answer: what happened, and what to do. */
 export class ApiError extends Error {

@@ -58,6 +58,20 @@ export function moment(time, now = Date.now()) {
   return `${day.format(date)} ${CLOCK.format(date)}`;
 }
 
+/** The reader's time zone, such as "Europe/Berlin (GMT+1)". */
+export function zone() {
+  const format = new Intl.DateTimeFormat("en-GB", { timeZoneName: "longOffset" });
+  const offset = format.formatToParts(new Date()).find(({ type }) => type === "timeZoneName")?.value ?? "";
+  const name = format.resolvedOptions().timeZone;
+  return name === "UTC" ? name : `${name} (${offset})`;
+}
+
+/**
+ * A text that another sentence can follow.
+ * @param {string} text
+ */
+export const sentence = (text) => (/[.!?:]$/.test(text.trimEnd()) ? text : `${text}.`);
+
 /** @param {number} time */
 export const iso = (time) => (valid(time) ? new Date(time).toISOString() : String(time));
 

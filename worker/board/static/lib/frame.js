@@ -1,7 +1,7 @@
 // What every page has: navigation, how the daemon and the connection are, the list of keys.
 import { html, render, useEffect, useRef, useState } from "../vendor/preact.js";
 import { ApiError, get } from "./api.js";
-import { age, count, counted, iso, moment, quoted } from "./format.js";
+import { age, count, counted, iso, moment, quoted, sentence, zone } from "./format.js";
 import { keyboard, MAP } from "./keys.js";
 import { follow, listen, watchConnection } from "./stream.js";
 import { inert, shown } from "./text.js";
@@ -9,6 +9,7 @@ import { inert, shown } from "./text.js";
 /** @typedef {import("../vendor/preact.js").Child} Child */
 /** @typedef {import("./stream.js").Connection} Connection */
 
+const RETRY = 3000; // milliseconds after which what could not be read is asked for again
 const PAGES = [["/", "Board"], ["/search", "Search"], ["/health", "Health"], ["/quarantine", "Quarantine"]];
 
 /**
@@ -36,11 +37,18 @@ function learn(news) {
   for (const user of users ?? []) user(standing);
 }
 
+/** Whether an error may pass by itself: no answer, or a database that cannot be read now. */
+const passes = (/** @type {unknown} */ error) => error instanceof ApiError && [0, 502, 503, 504].includes(error.status);
+
+let asksAgain = 0;
+
 async function askStatus() {
+  clearTimeout(asksAgain);
   try {
     learn({ status: await get("status"), error: null });
   } catch (error) {
     learn({ error: /** @type {ApiError} */ (error) });
+    if (passes(error)) asksAgain = setTimeout(askStatus, RETRY);
   }
 }
 
@@ -59,9 +67,10 @@ export function useStatus() {
         else if (standing.error) learn({ error: null });
       });
       watchConnection((connection) => {
-        const back = connection.state === "live" && standing.connection.state === "lost";
+        const before = standing.connection.state;
         learn({ connection });
-        if (back) askStatus();
+        // Why it is lost, too: the board may answer that it cannot read the database.
+        if (connection.state !== before && (connection.state === "lost" || before === "lost")) askStatus();
       });
       askStatus();
     }
@@ -77,8 +86,17 @@ export function useStatus() {
  */
 export function useFollow() {
   useEffect(() => {
-    get("sessions", { limit: 1 }).then(({ cursor }) => follow(cursor), () => {});
+    followAll();
   }, []);
+}
+
+/** Be told of what changes, as soon as the database can be read. */
+export async function followAll() {
+  try {
+    follow((await get("sessions", { limit: 1 })).cursor);
+  } catch (error) {
+    if (passes(error)) setTimeout(followAll, RETRY);
+  }
 }
 
 /**
@@ -97,13 +115,14 @@ export function Frame({ page, title, children, wide = false }) {
         }</a>`)}
       </nav>
       <span class="database" title=${inert(status?.database ?? "")}>${shown(status ? nameOf(status.database) : "")}</span>
-      <${Dot} connection=${connection} status=${status} />
+      <${Dot} connection=${connection} status=${status} error=${error} />
       <button type="button" class="plainly" aria-label="keyboard" title="keys: ?" onClick=${openKeys}>?</button>
     </header>
     <${Notices} status=${status} error=${error} connection=${connection} />
     <main id="main" tabindex="-1" class=${wide ? "wide-page" : ""}>
       ${children}
     </main>
+    <footer>Times are those of ${zone()}.</footer>
     <dialog id="keys" aria-labelledby="keys-title">
       <form method="dialog">
         <h2 id="keys-title">Keys</h2>
@@ -124,11 +143,11 @@ const nameOf = (database) => database.replace(/^[a-z]+:\/\/[^/]*\//, "").split("
 const undismissed = (status) =>
   (status?.projections ?? []).reduce((/** @type {number} */ sum, /** @type {any} */ one) => Math.max(sum, one.quarantined - one.dismissed), 0);
 
-/** @param {{connection: Connection, status: any}} props */
-function Dot({ connection, status }) {
+/** @param {{connection: Connection, status: any, error: ApiError | null}} props */
+function Dot({ connection, status, error }) {
   const daemon = status?.daemon?.alive && !status.daemon.stopped;
-  const word = connection.state === "lost" ? "reconnecting" : connection.state === "connecting" ? "connecting" : daemon || !status ? "live" : "no daemon";
-  return html`<span class="dot ${word.replace(" ", "-")}" role="img" aria-label=${word} title=${word}></span>`;
+  const word = error && error.status > 0 ? "database not read" : connection.state === "lost" ? "reconnecting" : connection.state === "connecting" ? "connecting" : daemon || !status ? "live" : "no daemon";
+  return html`<span class="dot ${word.replaceAll(" ", "-")}" role="img" aria-label=${word} title=${word}></span>`;
 }
 
 /**
@@ -154,9 +173,9 @@ export function notices(status, error, connection) {
   if (connection.login || error?.status === 401) {
     return [{ key: "login", tone: "bad", text: html`This browser is not logged in, or the token has changed. <a href="/login">Log in</a>` }];
   }
-  if (connection.state === "lost")
+  if (connection.state === "lost" && !(error && error.status > 0))
     found.push({ key: "lost", tone: "warn", text: html`Reconnecting to the board. What is shown is as of ${moment(connection.since)}.` });
-  else if (error) found.push({ key: "error", tone: "bad", text: html`${shown(error.message)} <${Hint} text=${error.hint} />` });
+  else if (error) found.push({ key: "error", tone: "bad", text: html`${shown(sentence(error.message))} <${Hint} text=${error.hint && sentence(error.hint[0].toUpperCase() + error.hint.slice(1))} />` });
   if (!status) return found;
   const database = quoted(status.database);
   if (!status.daemon.alive)
@@ -241,7 +260,18 @@ export function Field({ value, onInput, ...others }) {
  * @param {{error: unknown, again?: () => void}} props
  */
 export function Failure({ error, again }) {
-  const said = error instanceof ApiError ? error : new ApiError(0, String(error), null);
+  const said = error instanceof ApiError ? error : new ApiError(-1, String(error), null);
+  const standing = useStatus().error;
+  const latest = useRef(again);
+  latest.current = again;
+  const isRetried = Boolean(again) && passes(said);
+  useEffect(() => {
+    if (!isRetried) return;
+    const timer = setInterval(() => latest.current?.(), RETRY);
+    return () => clearInterval(timer);
+  }, [isRetried]);
+  if (isRetried && standing?.message === said.message) // it stands above the page
+    return html`<p class="loading">It is tried again every few seconds. <button type="button" onClick=${again}>Try now</button></p>`;
   return html`<div class="failure" role="alert">
     <p>${shown(said.message)}</p>
     ${said.status === 401 ? html`<p><a href="/login">Log in</a></p>` : said.hint && html`<p><${Hint} text=${said.hint} /></p>`}
@@ -253,7 +283,7 @@ export function Failure({ error, again }) {
  * What to do; the commands in it can be copied.
  * @param {{text: string | null}} props
  */
-function Hint({ text }) {
+export function Hint({ text }) {
   return (text ?? "").split(/`([^`]+)`/).map((one, index) => (index % 2 ? html`<${Command} text=${one} />` : shown(one)));
 }
 

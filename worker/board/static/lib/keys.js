@@ -27,7 +27,10 @@ export function keyboard(own = {}) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     const target = /** @type {HTMLElement} */ (event.target);
     const writes = target.closest("input:not([type=checkbox], [type=range], [type=radio]), textarea, select");
-    if (event.key === "Escape" && writes) return target.blur();
+    if (event.key === "Escape" && writes) {
+      event.preventDefault(); // a browser would empty a search field
+      return target.blur();
+    }
     if (writes || document.querySelector("dialog[open]")) return;
     const went = event.timeStamp - waitsForLetter < 1500 && PAGES[event.key];
     waitsForLetter = 0;

@@ -26,7 +26,7 @@ export function Message({ entry, whole, chosen = false, note, anchored = true })
       aria-label=${`message ${n}, ${inert(who.slice(0, 80))}`}>
     <header>
       <span class="who">${shown(oneLine(who))}</span>
-      ${note && html`<span class="note">${note}</span>`}
+      ${note && html`<span class=${`note ${note}`}>${note}</span>`}
       <a class="number" href=${`#m${n}`} aria-label=${`link to message ${n}`}>${count(n)}</a>
     </header>
     <${Boundary} value=${message}>

@@ -6,7 +6,7 @@ import { key } from "./key.js";
 /** @typedef {import("./api.js").Session} Session */
 /** @typedef {import("./api.js").Message} Message */
 /** @typedef {{type: "sessions", sessions: Session[], gone: string[], counts?: Record<string, number>,
- *   waiting?: number}
+ *   other?: number, waiting?: number}
  *   | {type: "messages", session: string, total: number, messages: Message[], replaced?: boolean}
  *   | {type: "status", status: any} | {type: "reset"}
  *   | {type: "trouble", error: string, hint: string | null}} Change */

@@ -22,26 +22,43 @@ export const ORDERS = {
 };
 
 const KNOWN = ["ready", "in-progress", "review", "done"];
-const MOST_COLUMNS = 6;
+export const MOST_COLUMNS = 12;
+const MOST_LENGTH = 199; // characters of a status that the server gives whole
 
 /**
- * The statuses that have a column, in order, and those that share the last one.
- * @param {Iterable<string>} statuses
- * @returns {{columns: string[], together: string[]}}
+ * The statuses that have a column of their own: those that are known, and then those of most
+ * sessions. One that has a column keeps it and its place while it has sessions.
+ * @param {Record<string, number>} counts
+ * @param {string[]} [before] those that had one
  */
-export function columns(statuses) {
-  const others = [...new Set(statuses)].filter((one) => !KNOWN.includes(one)).sort();
-  const alone = others.length > MOST_COLUMNS - KNOWN.length ? MOST_COLUMNS - KNOWN.length - 1 : others.length;
-  return { columns: [...KNOWN, ...others.slice(0, alone)], together: others.slice(alone) };
+export function columns(counts, before = KNOWN) {
+  const kept = before.filter((one) => KNOWN.includes(one) || of(counts, one) > 0);
+  const fresh = Object.keys(counts).filter((one) => counts[one] > 0 && !kept.includes(one) && isAskable(one));
+  fresh.sort((a, b) => counts[b] - counts[a] || (a < b ? -1 : 1));
+  return [...kept, ...fresh].slice(0, MOST_COLUMNS);
 }
+
+/**
+ * Whether a status can stand in a list of them.
+ * @param {string} status
+ */
+const isAskable = (status) => status !== "" && !status.includes(",") && status.length <= MOST_LENGTH;
+
+/**
+ * A number by name, 0 where there is none, whatever the name is.
+ * @param {Record<string, number>} counts
+ * @param {string} name
+ */
+export const of = (counts, name) => (Object.hasOwn(counts, name) ? counts[name] : 0);
 
 /**
  * Whether a session is one that the filters ask for.
  * @param {Session} session
- * @param {{project: string, q: string, status: string[], waiting: boolean}} filters
+ * @param {{project: string, q: string, status: string[], not: string[], waiting: boolean}} filters
  */
-export function matches(session, { project, q, status, waiting }) {
+export function matches(session, { project, q, status, not, waiting }) {
   if (project && session.project !== project) return false;
+  if (not.includes(session.status)) return false;
   if (status.length && !status.includes(session.status)) return false;
   if (waiting && !waits(session)) return false;
   if (!q) return true;
