@@ -55,7 +55,7 @@ def test_quarantine_with_actions(world: Any) -> None:
     fixed = {"type": "session_append", "data": {"messages": texts(1, first=3)}}
     field.fill(json.dumps(fixed))
     page.get_by_role("button", name="Check", exact=True).click()
-    expect(status).to_contain_text("folds")
+    expect(status).to_contain_text("it can be folded")
     page.get_by_role("button", name="Append it again").click()
     expect(status).to_contain_text("Appended as event 5")
     page.get_by_label("why it may stay").fill("corrected")

@@ -10,7 +10,7 @@ from typing import Final
 
 from session_projector import migrations
 from session_projector.worker.errors import InterventionRequired, argument
-from session_projector.worker.storage.future import AHEAD_MS, ahead
+from session_projector.worker.storage.event_times import AHEAD_MS, ahead
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, Checks, digest
 from session_projector.worker.storage.postgres import migrate, sequence

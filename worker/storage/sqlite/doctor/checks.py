@@ -14,7 +14,7 @@ from typing import Final
 from session_projector import migrations
 from session_projector.projections.event import LogRow
 from session_projector.worker.errors import argument, quoted
-from session_projector.worker.storage.future import ahead
+from session_projector.worker.storage.event_times import ahead
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, digest
 from session_projector.worker.storage.sqlite import connection
 from session_projector.worker.storage.sqlite.connection import connect
