@@ -297,7 +297,7 @@ def compare_with_sqlite(place: Place, path: Path, log: Sequence[tuple[Any, ...]]
     projector("db", "setup", "-d", path)
     local = Place(path)
     local.insert_at(log)
-    projector("run", "--once", "-d", path)
+    projector("run", "--once", "-d", path, check=None)  # 1: most of it goes to quarantine
     if local.log() != log:
         raise Difference("the log was not copied")
     for name, found, wanted in zip(PARTS, place.everything(), local.everything(), strict=True):

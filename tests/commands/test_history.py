@@ -226,7 +226,7 @@ def test_a_reader_that_leaves_early_or_waits_troubles_nobody(database: Database)
         complaint = listing.stderr.read()
 
     assert not busy
-    assert (complaint, listing.returncode) == (b"", 1)
+    assert (complaint, listing.returncode) == (b"", 141)
 
 
 def look_backs(store: Store) -> list[Callable[[], Any]]:

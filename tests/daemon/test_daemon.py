@@ -57,7 +57,7 @@ def test_an_insert_from_the_sqlite3_shell_shows_up_within_a_second(database: Dat
 def test_a_signal_while_catching_up_ends_after_the_batch_in_hand(
     database: Database, number: int
 ) -> None:
-    fill(database, sessions=50, events=4000)
+    fill(database, sessions=50, events=12_000)
     with daemon(database.url) as running:
         running.wait_for("batch_committed")
 
@@ -295,7 +295,7 @@ def test_log_level_and_format(database: Database) -> None:
 def test_a_stop_during_the_first_walk_over_an_adopted_log_leaves_it_to_the_next(
     database: Database, number: int
 ) -> None:
-    fill(database, sessions=2000, events=3000)
+    fill(database, sessions=3000, events=6000)
     database.sql("INSERT INTO view VALUES ('x', 'session:F-0', x'80', 'x', 1, 1)")
     with daemon(database.url) as running:
         running.wait_for("started")

@@ -104,7 +104,7 @@ WRITER = f"""
 import json, psycopg, sys, time
 url, number = sys.argv[1:]
 connection = psycopg.connect(url, autocommit=True)
-for n in range(600):
+for n in range(300):
     kind, data = "session_append", {{"messages": [{{"role": "user", "content": str(n)}}]}}
     if n < 5:
         kind, data = "session_created", {{"project": "W"}}

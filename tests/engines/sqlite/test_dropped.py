@@ -56,7 +56,7 @@ def test_a_dropped_table_is_created_again_and_filled_from_the_log(
     assert f"restored {table}: it was missing or changed" in said
     assert folded.everything() == before
     assert shape(folded) == made
-    assert wrong(folded) == {"daemon"}
+    assert wrong(folded) - {"quarantine"} == {"daemon"}
 
 
 def test_all_of_them_at_once_are_created_again_together_with_what_an_upgrade_lacks(
@@ -114,7 +114,7 @@ def test_doctor_finds_a_dropped_table_and_its_command_fixes_it(
     assert found.level == "fail"
     assert f"lacks {table}" in found.found
     projector("run", "--once", "-d", folded.path)
-    assert wrong(folded) == {"daemon"}
+    assert wrong(folded) - {"quarantine"} == {"daemon"}
 
 
 @needs_shell
@@ -130,7 +130,7 @@ def test_a_table_without_one_of_its_columns_is_put_aside_by_the_command(folded: 
     assert "lacks the columns checkpoint.kept_in, quarantine.reason" in found.found
     assert folded.everything() == before
     assert folded.sql("SELECT count(*) FROM quarantine_aside") == [(2,)]
-    assert wrong(folded) == {"daemon"}
+    assert wrong(folded) - {"quarantine"} == {"daemon"}
 
 
 def test_other_programs_rows_and_projections_stay_where_a_table_is_created_again(
@@ -180,8 +180,8 @@ def test_replay_that_loses_a_table_on_its_way_says_so(folded: Database) -> None:
         try:
             assert replay.stderr is not None
             assert any("checkpoint_moved_by_another" in line for line in replay.stderr)
-            folded.sql("DROP TRIGGER races")
             folded.sql("DROP TABLE view")
+            folded.sql("DROP TRIGGER races")
             _, said = replay.communicate(timeout=30)
         finally:
             replay.kill()
