@@ -131,8 +131,8 @@ def serve(channel: int) -> None:
     for module in pkgutil.walk_packages(session_projector.__path__, "session_projector."):
         if not module.name.endswith(("__main__", ".tests")):
             importlib.import_module(module.name)
-    for engine in ("sqlite", "postgres"):  # read once; who became another user may not
-        session_projector.migrations.load(engine)
+    for engine in ([], ["sqlite"], ["postgres"]):  # as each is asked for: others may not read it
+        session_projector.migrations.load(*engine)
     for name in _imported_late():
         with suppress(ImportError):
             importlib.import_module(name)

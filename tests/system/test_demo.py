@@ -3,7 +3,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -105,13 +104,9 @@ def test_no_process_left_is_said_with_its_cure() -> None:
     code = (
         f"{users.PROJECTOR}\nimport resource\nbecome(60006)\n"
         "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))\n"
-        "sys.argv[1:] = ['demo']\ncli.main()"
+        "os.environ.pop('TMPDIR', None)\ncli.main()"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True
-    )
+    done = projector("demo", code=code, check=3)
 
-    assert done.returncode == 3
     assert "no process can be started" in done.stderr
     assert "`ulimit -u`" in done.stderr

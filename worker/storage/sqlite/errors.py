@@ -79,6 +79,10 @@ class translated:  # noqa: N801 - a class, as a generator would cost each statem
                 raise _corrupt(self._path, "its schema is malformed") from error
 
 
+_GONE: Final = ("no such table", "no such column")
+"""How it is said that something was dropped since the database was opened."""
+
+
 def _code(error: Exception) -> int:
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR))
 
@@ -90,6 +94,8 @@ def _failed(name: str, error: Exception) -> ProjectionFailed:
             "a trigger, an index or a constraint that somebody gave its table refuses the row; see"
             " which: `projector doctor`"
         )
+    if str(error).startswith(_GONE):
+        hint = "create what is gone again: `projector db setup`, then run again"
     return ProjectionFailed(name, f"SQLite says: {error}", hint)
 
 
@@ -129,7 +135,7 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return _corrupt(path, str(error))
     hint = "see what is wrong: `projector doctor`"
-    if str(error).startswith(("no such table", "no such column")):  # dropped since it was opened
+    if str(error).startswith(_GONE):
         hint = "create what is gone again: `projector db setup`"
     return InterventionRequired(f"{path}: SQLite says: {error}", hint)
 
