@@ -199,21 +199,14 @@ def test_what_may_not_be_written_is_named_with_exit_4(
             other.execute("SELECT * FROM event_log").fetchall()
         (public.path.parent / name).chmod(mode)
 
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", AS_STRANGER, "run", "-d", public.path],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        done = projector("run", "-d", public.path, code=AS_STRANGER, check=4)
 
-    assert done.returncode == 4, done
     assert str(public.path) in done.stderr
     assert "Traceback" not in done.stderr
     public.path.parent.chmod(0o755)
     for file in public.path.parent.iterdir():
         file.chmod(0o644)
-    again = [sys.executable, "-P", "-c", AS_STRANGER, "run", "--once", "-d", public.path]
-    subprocess.run(again, check=True, timeout=30)
+    projector("run", "--once", "-d", public.path, code=AS_STRANGER)
     assert is_exact(public)
 
 
