@@ -20,6 +20,8 @@ from session_projector.projections.scanner import Malformed
 
 MAX_REASON: Final = 1000
 """Characters of a reason in the quarantine."""
+OnFault = Callable[[Projection, int, BaseException], None]
+"""Told of an exception that a projection's own code raised for the event at a position."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -51,10 +53,6 @@ def read(rows: Sequence[LogRow], projections: Iterable[Projection] = ()) -> list
         return [plain(row) or _read(row, others) for row in rows]
     except Exception:  # what nobody foresaw concerns one event only
         return [_read(row, others) for row in rows]
-
-
-OnFault = Callable[[Projection, int, BaseException], None]
-"""Told of an exception that a projection's own code raised for the event at a position."""
 
 
 def fold(

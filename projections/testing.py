@@ -17,7 +17,7 @@ import msgspec
 
 from session_projector.projections import fold as folding
 from session_projector.projections.event import LogRow, Unfoldable
-from session_projector.projections.projection import Projection
+from session_projector.projections.projection import FAULT, Projection
 from session_projector.projections.rows import require_row
 
 T0: Final = 1_700_000_000_000
@@ -121,6 +121,8 @@ def _fold(projection: Projection, rows: Sequence[LogRow], sizes: Sequence[int]) 
         rows_made = {key: projection.to_row(view) for key, view in folded.views.items()}
         for key, row in rows_made.items():
             _require_row(projection, key, row)
+        faults = [one for one in folded.quarantined if one.reason.startswith(FAULT)]
+        assert not faults, f"{projection.name} made a row that cannot be kept: {faults}"
         standing |= rows_made
         quarantined |= {rejected.seq: rejected.reason for rejected in folded.quarantined}
         skipped += folded.skipped

@@ -171,7 +171,9 @@ def test_many_are_dismissed_at_once(many: Database) -> None:
     assert alerts(many) == [6, 6]
     projector(*dismiss, "--reason", "MessagePack")
     assert alerts(many) == [4, 4]
-    assert "which events?" in projector(*dismiss, check=2).stderr
+    for neither_or_both in ([], ["1", "--reason", "MessagePack"], ["1", "--all"]):
+        assert "which events?" in projector(*dismiss, *neither_or_both, check=2).stderr
+    assert "not in quarantine" in projector(*dismiss, "7", "--dry-run", check=1).stdout
     projector(*dismiss, "1", "3")
     assert alerts(many) == [2, 2]
     assert projector(*dismiss, "--all").stdout == "dismissed event 2\ndismissed event 4\n"

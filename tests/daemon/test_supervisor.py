@@ -99,7 +99,10 @@ def test_a_projection_that_fails_is_set_aside_and_the_others_go_on(database: Dat
 def test_run_once_folds_the_others_and_ends_with_exit_4(database: Database) -> None:
     database.created("A-1")
 
-    said = once(database, "Broken", check=4)
+    broken = ("--projection", "support.extensions:Broken")
+    done = projector("run", "--once", *broken, "-d", database.url, check=4)
+    said = done.stderr
+    assert "sessions: up to event 1; events: 1 folded, 0 quarantined" in done.stdout
 
     assert "projector: per_project: ZeroDivisionError" in said
     assert len(database.views()) == len(database.index()) == 1

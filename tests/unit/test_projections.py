@@ -317,6 +317,8 @@ def test_the_kit_catches_a_row_that_its_table_cannot_keep(row: Any) -> None:
 
     with pytest.raises(AssertionError):
         given(created("A-1")).expect(Odd(), {"P/0": {}})
+    with pytest.raises(AssertionError, match="a row that cannot be kept"):
+        given(created("A-1")).expect(Odd(), {})
 
 
 @pytest.mark.parametrize("place", ["key_of", "fold", "to_row"])

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
+from session_projector.projections.event import keys_of
 from session_projector.worker.board import query, sessions
 from session_projector.worker.board.values import exact, short
 from session_projector.worker.sessions import time_travel, timeline, window
@@ -19,8 +20,11 @@ def events(store: Store, request: Request) -> dict[str, Any]:
     found, more = timeline.page(
         store, query.required(request, "id"), after=query.number(request, "after", 0), limit=limit
     )
-    is_any = any(one.reason is not None for one in found)
-    notes = {seq: note for seq, note, _ in store.quarantine.notes()} if is_any else {}
+    notes = {}
+    if any(one.reason is not None for one in found):
+        after, keys = found[0].seq - 1, keys_of(query.required(request, "id"))
+        entries = store.quarantine.page(after=after, limit=len(found), keys=keys)
+        notes = {one.seq: one.dismissed for one in entries}
     return {
         "events": [
             {

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 import anyio
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -67,8 +67,11 @@ class Guard:
             await send(message)
 
         request = Request(scope, receive)
-        with suppress(Exception):  # it is logged already, without what a traceback tells
+        try:
             answer = await self._answer(request)
+        except ClientDisconnect:  # in the middle of a form
+            return
+        with suppress(Exception):  # it is logged already, without what a traceback tells
             await (self._app if answer is None else answer)(scope, receive, guarded)
 
     async def _answer(self, request: Request) -> Response | None:

@@ -81,7 +81,8 @@ def quarantine_list(
     json: Json = False,
 ) -> None:
     """List the events that could not be folded, and why."""
-    wanted = _wanted(None, projection, reason, type_, session, since)
+    since_ms = time_travel.time_ms(since)
+    wanted = events.Wanted(projection, reason, type_, session, since_ms)
     with storage.database(database).open() as store:
         of_each = islice(events.found(store, wanted), limit)
         entries = (entry for some in of_each for entry in some)
@@ -97,32 +98,18 @@ def quarantine_list(
         print(output.table(headers, [[row[h] for h in headers] for row in found]))
 
 
-def _wanted(
-    seqs: Sequence[int] | None,
-    projection: str | None,
-    reason: str | None,
-    type_: str | None,
-    session: str | None,
-    since: str | None,
-    *,
-    standing: bool = False,
-) -> events.Wanted:
-    point = None if since is None else time_travel.point(since)
-    if point and not point.is_time:
-        raise UsageError(f"{since} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
-    since_ms = point.value if point else None
-    return events.Wanted(projection, reason, type_, session, since_ms, seqs or (), standing)
-
-
-def _chosen(store: Store, wanted: events.Wanted, all_: bool) -> list[int]:
-    """The positions of what is wanted; refuses to take all unless asked to."""
-    if wanted == events.Wanted(standing=True) and not all_:
+def _chosen(
+    store: Store, seqs: Sequence[int] | None, wanted: events.Wanted, all_: bool
+) -> Sequence[int]:
+    """The positions that were given, or those of what is wanted; refuses to take all unless asked
+    to."""
+    if bool(seqs) == (all_ or wanted != events.Wanted(standing=True)):
         raise UsageError(
             "which events?",
-            "give their positions, or --reason, --type, --session, --projection, --since, or --all;"
-            " see what there is: `projector quarantine list --summary`",
+            "give their positions, or else --reason, --type, --session, --projection, --since, or"
+            " --all; see what there is: `projector quarantine list --summary`",
         )
-    return [entries[0].seq for entries in events.found(store, wanted)]
+    return seqs or [entries[0].seq for entries in events.found(store, wanted)]
 
 
 def _each(seqs: Sequence[int], work: Callable[[int], str], verb: str) -> None:
@@ -186,17 +173,19 @@ def quarantine_resubmit(
     database: Database = "local.db",
 ) -> None:
     """Append events again, fixed or not; print their new positions."""
+    since_ms = time_travel.time_ms(since)
+    wanted = events.Wanted(projection, reason, type_, session, since_ms, standing=True)
     try:
         data = read_stdin() if fixed == "-" else None if fixed is None else fixed.encode()
     except UnicodeEncodeError:
         raise UsageError("the event is not UTF-8", "set a UTF-8 locale, or correct it") from None
     with storage.database(database).open(writable=not dry_run) as store:
+        chosen = _chosen(store, seqs, wanted, all_)
         if seqs and len(seqs) == 1 and not dry_run:
             print(events.resubmit(store, seqs[0], data))
             return
         if data is not None:
             raise UsageError("-m is one event", "give one position with it, and no --dry-run")
-        wanted = _wanted(seqs, projection, reason, type_, session, since, standing=not seqs)
 
         def resubmit(seq: int) -> str:
             if dry_run:
@@ -204,7 +193,7 @@ def quarantine_resubmit(
                 return f"would append event {seq} again"
             return f"appended event {seq} again as {events.resubmit(store, seq, None)}"
 
-        _each(seqs or _chosen(store, wanted, all_), resubmit, "resubmitted")
+        _each(chosen, resubmit, "resubmitted")
 
 
 @quarantine.command("dismiss")
@@ -226,16 +215,19 @@ def quarantine_dismiss(
             "the note is empty", "say why the events may stay: --note 'a test of the new writer'"
         )
     text = note.encode("utf-8", "replace").decode()
+    since_ms = time_travel.time_ms(since)
+    wanted = events.Wanted(projection, reason, type_, session, since_ms, standing=True)
     with storage.database(database).open(writable=not dry_run) as store:
-        wanted = _wanted(seqs, projection, reason, type_, session, since, standing=not seqs)
+        chosen = _chosen(store, seqs, wanted, all_)
 
         def dismiss(seq: int) -> str:
             if dry_run:
+                events.require_quarantined(store, seq)
                 return f"would dismiss event {seq}"
             events.dismiss(store, seq, text)
             return f"dismissed event {seq}"
 
-        _each(seqs or _chosen(store, wanted, all_), dismiss, "dismissed")
+        _each(chosen, dismiss, "dismissed")
 
 
 def _hex(data: bytes) -> str:

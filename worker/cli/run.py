@@ -122,7 +122,7 @@ def run(
     projections: list[Projection] | Callable[[], list[Projection]] = known
     if once:
         try:
-            anyio.run(_once, target, known(), out)
+            anyio.run(_once, target, known(), out, shows)
         except BaseExceptionGroup as group:
             raise service.first_error(group) from None
         return
@@ -145,8 +145,10 @@ def run(
         anyio.run(partial(run, verify_every_s=verify_every))
 
 
-async def _once(target: Target, projections: Sequence[Projection], out: TextIO) -> None:
-    """Catch up, and say what was done."""
+async def _once(
+    target: Target, projections: Sequence[Projection], out: TextIO, shows: bool
+) -> None:
+    """Catch up, and say what was done, also where one failed; `shows`: and how far it is."""
     state, progress = DaemonState(), Progress()
 
     async def tell() -> None:
@@ -159,11 +161,22 @@ async def _once(target: Target, projections: Sequence[Projection], out: TextIO) 
 
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tell)
+            if shows:
+                tasks.start_soon(tell)
             await supervisor.run_once(target, projections, state)
             tasks.cancel_scope.cancel()
     finally:
         progress.clear()
+        unfit = _say(state, out)
+    if unfit:
+        raise CheckFailed(
+            f"more events went to quarantine than were folded, for {', '.join(unfit)}",
+            "see why: `projector quarantine list`",
+        )
+
+
+def _say(state: DaemonState, out: TextIO) -> list[str]:
+    """Say what was done; returns the projections that quarantined more than they folded."""
     unfit = []
     for name, at in state.progress.items():
         done = Counter[str]()
@@ -173,11 +186,7 @@ async def _once(target: Target, projections: Sequence[Projection], out: TextIO) 
         print(f"{name}: up to event {at.position:,}; events: {each}", file=out)
         out.flush()
         unfit += [name] if done["quarantined"] > done["folded"] else []
-    if unfit:
-        raise CheckFailed(
-            f"more events went to quarantine than were folded, for {', '.join(unfit)}",
-            "see why: `projector quarantine list`",
-        )
+    return unfit
 
 
 def _notifier() -> Notifier:

@@ -10,7 +10,6 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.clock import when
-from session_projector.worker.errors import UsageError
 from session_projector.worker.sessions import search as searching
 from session_projector.worker.sessions import time_travel
 from session_projector.worker.storage import open as storage
@@ -35,16 +34,14 @@ def search(
     json: Json = False,
 ) -> None:
     """Find messages by their words, newest first."""
-    point = None if since is None else time_travel.point(since)
-    if point and not point.is_time:
-        raise UsageError(f"{since} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
+    since_ms = time_travel.time_ms(since)
     with storage.database(database).open() as store:
         found = searching.search(
             store,
             " ".join(words),
             project=project,
             role=role,
-            since_ms=point.value if point else None,
+            since_ms=since_ms,
         )
     if json:
         print(output.to_json(asdict(found) | {"results": [*map(_plain, found.results)]}))

@@ -104,7 +104,7 @@ def _advice(found: Status) -> Iterator[str]:
             if len(unfit) == 1
             else f"checkpoints {', '.join(unfit)} do"
         )
-        yield (f"event_log was truncated or replaced: {which} not match.\n{FOLD_AGAIN}")
+        yield f"event_log was truncated or replaced: {which} not match.\n{FOLD_AGAIN}"
     elif not found.daemon.alive:
         yield "start one: `projector run`"
     elif found.daemon.suspended:

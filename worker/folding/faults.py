@@ -41,19 +41,23 @@ def faults_of(projection: Projection) -> Iterator[None]:
         ) from error
 
 
-_told: Final[set[tuple[str, str, int | None]]] = set()
+_told: Final[set[tuple[str, str, str, int]]] = set()
 _MOST_PLACES: Final = 1000
 _MOST_FRAMES: Final = 20
 
 
 def tell_of_fault(projection: Projection, seq: int, error: BaseException) -> None:
     """Log what a projection's code raised for an event, once for each place that raises it."""
-    every = traceback.extract_tb(error.__traceback__)
-    frames = [one for one in every if one.filename != folding.__file__][-_MOST_FRAMES:] or every
-    place = (projection.name, f"{type(error).__name__} in {frames[-1].filename}", frames[-1].lineno)
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    at = (last.tb_frame.f_code.co_filename, last.tb_lineno) if last else ("", 0)
+    place = (projection.name, type(error).__name__, *at)
     if place in _told or len(_told) >= _MOST_PLACES:
         return
     _told.add(place)
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [one for one in every if one.filename != folding.__file__][-_MOST_FRAMES:]
     log.warning(
         "projection_raised",
         projection=projection.name,

@@ -1,7 +1,7 @@
 """The quarantine: showing, resubmitting and dismissing events."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -9,12 +9,12 @@ from typing import Any, Final
 import msgspec
 
 from session_projector.projections.decode import created_ms
-from session_projector.projections.event import PREFIX, LogRow, Unfoldable
+from session_projector.projections.event import LogRow, Unfoldable, keys_of, session_of
 from session_projector.projections.fold import key_of, read
 from session_projector.projections.messagepack import decode_partly
 from session_projector.worker import registry
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import CheckFailed
+from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.operations import event_check
 from session_projector.worker.operations.event_check import as_data, stated_key
 from session_projector.worker.storage.port import QuarantineEntry, Store
@@ -28,7 +28,7 @@ class Wanted(msgspec.Struct, frozen=True):
     """Which quarantined events: those for which all that is given is so.
 
     `reason` is some words of it, `type` the event's as far as it can be read, `since_ms` the time
-    that its row says. `seqs` are these and no others; `standing`: none that is dismissed.
+    that its row says; `standing`: none that is dismissed.
     """
 
     projection: str | None = None
@@ -36,20 +36,15 @@ class Wanted(msgspec.Struct, frozen=True):
     type: str | None = None
     session: str | None = None
     since_ms: int | None = None
-    seqs: Sequence[int] = ()
     standing: bool = False
 
 
 def found(store: Store, wanted: Wanted) -> Iterator[list[QuarantineEntry]]:
     """The entries of each event that is wanted, by position."""
-    if wanted.seqs:
-        for seq in wanted.seqs:
-            if entries := _fitting(store, store.quarantine.entries(seq), wanted):
-                yield entries
-        return
     after = 0
+    keys = None if wanted.session is None else keys_of(wanted.session)
     while page := store.quarantine.page(
-        after=after, limit=PAGE, projection=wanted.projection, reason=None
+        after=after, limit=PAGE, projection=wanted.projection, keys=keys
     ):
         for _, of_one in groupby(page, attrgetter("seq")):
             if entries := _fitting(store, list(of_one), wanted):
@@ -60,14 +55,7 @@ def found(store: Store, wanted: Wanted) -> Iterator[list[QuarantineEntry]]:
 def _fitting(store: Store, entries: list[QuarantineEntry], wanted: Wanted) -> list[QuarantineEntry]:
     if wanted.reason is not None:
         entries = [one for one in entries if wanted.reason in one.reason]
-    if wanted.projection is not None:
-        entries = [one for one in entries if one.projection == wanted.projection]
     if not entries or (wanted.standing and entries[0].dismissed is not None):
-        return []
-    if wanted.session is not None and entries[0].key not in (
-        wanted.session,
-        f"{PREFIX}{wanted.session}",
-    ):
         return []
     if wanted.type is None and wanted.since_ms is None:
         return entries
@@ -120,7 +108,7 @@ def summary(entries: Iterable[QuarantineEntry]) -> list[dict[str, Any]]:
 
 def show(store: Store, seq: int) -> QuarantinedEvent:
     """One quarantined event; raises `CheckFailed` if it is not quarantined."""
-    row, entries = _row(store, seq), _entries(store, seq)
+    row, entries = _row(store, seq), require_quarantined(store, seq)
     decoded, fault = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
     reasons = {entry.projection: entry.reason for entry in entries}
     return QuarantinedEvent(row, decoded, fault, reasons, entries[0].dismissed)
@@ -140,12 +128,13 @@ def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
 
 def require_resubmittable(store: Store, seq: int, fixed: bytes | None = None) -> LogRow:
     """The event as it would be appended; raises `CheckFailed` as `resubmit` does."""
-    row, entries = _row(store, seq), _entries(store, seq)
+    row, entries = _row(store, seq), require_quarantined(store, seq)
     note = entries[0].dismissed or ""
     if note.startswith(_AGAIN):
+        session = argument(session_of(str(row.key)))
         raise CheckFailed(
             f"event {seq} was {note}: once more, and what it says would be there twice",
-            "see what is there now: `projector session history ID`",
+            f"see what is there now: `projector session history {session}`",
         )
     projections = [entry.projection for entry in entries]
     data = row.data if fixed is None else as_data(fixed)
@@ -159,7 +148,7 @@ def require_resubmittable(store: Store, seq: int, fixed: bytes | None = None) ->
 def dismiss(store: Store, seq: int, note: str) -> None:
     """Leave an event out of the count that `status` warns about; raises `CheckFailed`."""
     with store.transaction():
-        _entries(store, seq)
+        require_quarantined(store, seq)
         store.quarantine.dismiss(seq, note)
 
 
@@ -170,7 +159,8 @@ def _row(store: Store, seq: int) -> LogRow:
     return row
 
 
-def _entries(store: Store, seq: int) -> list[QuarantineEntry]:
+def require_quarantined(store: Store, seq: int) -> list[QuarantineEntry]:
+    """The entries of an event; raises `CheckFailed` where it is not in quarantine."""
     entries = store.quarantine.entries(seq)
     if not entries:
         raise CheckFailed(f"event {seq} is not in quarantine in {store.name}", _LIST)

@@ -74,6 +74,15 @@ class Origins(msgspec.Struct, frozen=True):
     messages: list[tuple[int, int, Origin]]
 
 
+def time_ms(text: str | None) -> int | None:
+    """Parse an ISO 8601 time, in milliseconds; raises `UsageError`."""
+    if text is None:
+        return None
+    if not (found := point(text)).is_time:
+        raise UsageError(f"{text} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
+    return found.value
+
+
 def point(text: str) -> Point:
     """Parse a position or an ISO 8601 time; raises `UsageError`."""
     if text.isascii() and text.isdigit():

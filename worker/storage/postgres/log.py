@@ -279,9 +279,8 @@ class PostgresLog:
         return None
 
     def position_of(self, event_id: str) -> int | None:
-        with self._connection.errors():
-            known = f"SELECT seq FROM {self._table} WHERE id = %s"
-            found = self._connection.value(known, (event_id,))
+        known = f"SELECT seq FROM {self._table} WHERE id = %s"
+        found = self._connection.value(known, (event_id,))
         return None if found is None else int(found)
 
     def append(self, row: LogRow) -> int:

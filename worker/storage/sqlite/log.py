@@ -178,8 +178,7 @@ class SqliteLog:
         return None
 
     def position_of(self, event_id: str) -> int | None:
-        with self._connection.errors():
-            found = self._connection.value("SELECT seq FROM event_log WHERE id = ?", (event_id,))
+        found = self._connection.value("SELECT seq FROM event_log WHERE id = ?", (event_id,))
         return None if found is None else int(found)
 
     def append(self, row: LogRow) -> int:

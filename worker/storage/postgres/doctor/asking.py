@@ -1,5 +1,6 @@
 """What the checks ask, and the commands that they give."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from session_projector.worker.storage.postgres import migrate
@@ -16,18 +17,21 @@ OURS: Final = (
 
 def commands(connection: Connection, *statements: str) -> str:
     """The commands by which the owner runs statements, one after the other."""
-    name = owner_name(connection)
-    return ", then ".join(f"`{psql(name, one)}`" for one in statements)
+    return _run_by(owner_name(connection), statements)
 
 
 def as_superuser(connection: Connection, *statements: str) -> str:
     """The same, of statements that no other role may run."""
     is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-    fix = ", then ".join(f"`{psql(connection.name, one)}`" for one in statements)
+    fix = _run_by(connection.name, statements)
     return fix if is_one else f"with a superuser in place of the role: {fix}"
 
 
+def _run_by(name: str, statements: Sequence[str]) -> str:
+    return ", then ".join(f"`{psql(name, one)}`" for one in statements)
+
+
 def asked(connection: Connection, sql: str, **values: Any) -> list[tuple[Any, ...]]:
-    """The answer to a question about our tables, which stand in `_OURS`."""
+    """The answer to a question about our tables, which stand in `OURS`."""
     tables = [*migrate.tables()]
     return connection.rows(sql, {"schema": connection.target.schema, "tables": tables, **values})

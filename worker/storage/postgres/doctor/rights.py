@@ -42,7 +42,7 @@ def rights(connection: Connection) -> Iterator[Check]:
     elif not reads_all:
         said = f"the role {role} cannot see how long the transactions of other roles have been open"
         grant = f"GRANT pg_read_all_stats TO {identifier(role)}"
-        yield Check("rights", "warn", said, f"as a superuser: {commands(connection, grant)}")
+        yield Check("rights", "warn", said, as_superuser(connection, grant))
     else:
         yield Check("rights", "ok", f"the role {role} may do all that a daemon does")
 
