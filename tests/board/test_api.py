@@ -466,6 +466,28 @@ def test_actions_on_the_quarantine(database: Database, tmp_path: Path) -> None:
         assert post("resubmit", b"x" * (33 * 1024 * 1024)).status == 413
 
 
+def test_an_event_is_given_whole_to_be_corrected_or_not_at_all(
+    database: Database, tmp_path: Path
+) -> None:
+    texts = [
+        '{"type": "session_append", "n": 9007199254740993, "x": "' + "y" * 20_000 + '"}',
+        "{oops",
+    ]
+    for data in (*texts, msgpack.packb({"type": "session_append", "n": 2**53 + 1})):
+        database.insert("S", data)
+    for lossy in (
+        {"type": "session_append", "b": b"x"},
+        {"type": "session_append", "x": "y" * 300_000},
+    ):
+        database.insert("S", msgpack.packb(lossy))
+    fold(database)
+    with board(database, tmp_path / "state") as shown:
+        given = [shown.api(f"quarantine/event?seq={seq}")["text"] for seq in range(1, 6)]
+    assert given[:2] == texts
+    assert given[2] == '{"type":"session_append","n":9007199254740993}'
+    assert given[3:] == [None, None]
+
+
 def test_what_doctor_and_status_say(database: Database, shown: Board) -> None:
     database.created("S")
     fold(database)

@@ -11,7 +11,7 @@ from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import read
 from session_projector.worker import registry
 from session_projector.worker.board import query
-from session_projector.worker.board.values import cut, exact, short, to_json
+from session_projector.worker.board.values import MESSAGE_BYTES, cut, exact, short, to_json
 from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import CheckFailed, UsageError, naming
 from session_projector.worker.operations import event_check
@@ -120,6 +120,7 @@ def event(store: Store, request: Request) -> dict[str, Any]:
         "reasons": found.reasons,
         "note": found.note,
         "event": _bounded(decoded),
+        "text": _text(row, decoded, found.fault),
         "fault": found.fault,
         "hex": data[:HEX_BYTES].hex() if isinstance(data, bytes) else "",
         "bytes": len(data) if isinstance(data, bytes) else 0,
@@ -190,6 +191,19 @@ def _given(value: Any) -> bytes | None:
 def _name(value: Any) -> Any:
     """An id or key, whatever it is; of one that is too long for an event the beginning."""
     return plain(beginning(value), exact)
+
+
+def _text(row: LogRow, decoded: Any, fault: str | None) -> str | None:
+    """The whole event as JSON, to be corrected; None where that would lose something, or is long.
+    `event` is to look at: what is cut or wrapped in it must not come back."""
+    text = row.data if isinstance(row.data, str) else None
+    if isinstance(row.data, bytes) and fault is None:
+        try:
+            encoded = msgspec.json.encode(decoded)
+            text = encoded.decode() if msgspec.json.decode(encoded) == decoded else None
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+            text = None  # binary, an extension type, a key that is no text
+    return text if text is not None and len(text) <= MESSAGE_BYTES else None
 
 
 def _bounded(value: Any) -> Any:

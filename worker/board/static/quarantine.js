@@ -205,6 +205,19 @@ function dump(hex) {
   }).join("\n");
 }
 
+/**
+ * JSON over several lines; as it stands where a number has more digits than this page keeps, or where it is no JSON.
+ * @param {string} json
+ */
+function editable(json) {
+  if (/[\d.]{16}/.test(json)) return json;
+  try {
+    return JSON.stringify(JSON.parse(json), null, 2);
+  } catch {
+    return json;
+  }
+}
+
 /** @param {{value: any, again: () => void}} props */
 function Actions({ value, again }) {
   const { status } = useStatus();
@@ -251,7 +264,8 @@ function Actions({ value, again }) {
     return "Dismissed.";
   });
   return html`<section class="panel rows" aria-label="actions"><h2>What to do</h2>
-    ${edited === null ? html`<p><button type="button" disabled=${done} onClick=${() => setEdited(text(value.event))}>Correct it</button></p>`
+    ${edited === null && value.text === null ? html`<p class="muted">This event cannot be corrected here, as JSON would lose some of it or it is long. Append a corrected one with <${Command} text=${String(value.commands?.resubmit)} /> and <code>-m -</code>.</p>`
+      : edited === null ? html`<p><button type="button" disabled=${done} onClick=${() => setEdited(editable(value.text))}>Correct it</button></p>`
       : html`<p class="muted">The session is the one that <code>"sessionId"</code> in the event names, and without it that of the key.</p><label>The event, corrected<textarea rows="12" class="mono" spellcheck=${false} value=${edited} onInput=${(/** @type {any} */ change) => setEdited(change.currentTarget.value)}></textarea></label>`}
     <div class="tools actions"><button type="button" onClick=${check}>Check</button><button type="button" class="main" disabled=${busy || done} onClick=${resubmit}>Append it again</button>
       <form class="tools" onSubmit=${dismiss}><input type="text" aria-label="why it may stay" placeholder="Note: why it may stay" value=${note} required onInput=${(/** @type {any} */ change) => setNote(change.currentTarget.value)} /><button disabled=${!note.trim()}>Dismiss</button></form></div>
