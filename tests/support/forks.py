@@ -121,16 +121,18 @@ def serve(channel: int) -> None:
     import importlib
     import pkgutil
 
-    import anyio._backends._asyncio  # noqa: F401  # as `anyio.run` does
+    import anyio
     import uvicorn.lifespan.off
     import uvicorn.protocols.http.h11_impl  # noqa: F401  # as a board does
 
     import session_projector
 
     sys.path.append(str(Path(__file__).parents[1]))  # for `--projection support.extensions:…`
-    for module in pkgutil.walk_packages(session_projector.__path__, "session_projector."):
-        if not module.name.endswith(("__main__", ".tests")):
-            importlib.import_module(module.name)
+    # Who became another user may not read any more what is imported late, as anyio does.
+    for package in (session_projector, anyio):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(("__main__", ".tests", "._trio", ".pytest_plugin")):
+                importlib.import_module(module.name)
     for engine in ([], ["sqlite"], ["postgres"]):  # as each is asked for: others may not read it
         session_projector.migrations.load(*engine)
     for name in _imported_late():
