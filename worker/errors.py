@@ -7,7 +7,11 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
+
+Lack = Literal["lock", "space", "limit", "database"]
+"""What is waited for: a lock that somebody else holds, disk space, what a limit of the system keeps
+back (memory, a thread, a file descriptor), or the database, for another reason."""
 
 
 class ProjectorError(Exception):
@@ -50,7 +54,12 @@ class TransientError(ProjectorError):
 
 
 class DatabaseUnavailable(TransientError):
-    """Exit code 3: the database cannot be written or read for now; a daemon waits and continues."""
+    """Exit code 3: the database cannot be written or read for now, for want of what it `lacks`; a
+    daemon waits and continues."""
+
+    def __init__(self, message: str, hint: str = "", *, lacks: Lack = "database") -> None:
+        super().__init__(message, hint)
+        self.lacks: Lack = lacks
 
 
 class InterventionRequired(ProjectorError):
@@ -84,6 +93,7 @@ def no_thread() -> Iterator[None]:
             f"no {what} can be started ({error}): a limit on tasks or memory is reached",
             "see what has so many (`ps -eLf`), or raise the limit (`ulimit -u`, `ulimit -v`;"
             " TasksMax= or MemoryMax= of a systemd unit; pids_limit of a container)",
+            lacks="limit",
         ) from error
 
 
@@ -97,6 +107,7 @@ def run_out(error: OSError) -> DatabaseUnavailable | None:
         f"no file descriptor is left ({os.strerror(error.errno)})",
         "see what is open (`lsof -p PID`), or raise the limit (`ulimit -n`; LimitNOFILE= of a"
         " systemd unit)",
+        lacks="limit",
     )
 
 
@@ -106,6 +117,7 @@ def no_memory() -> DatabaseUnavailable:
         "no memory is left",
         "see what has it (`free -m`), or raise the limit (`ulimit -v`; MemoryMax= of a systemd"
         " unit; mem_limit of a container)",
+        lacks="limit",
     )
 
 

@@ -1166,6 +1166,7 @@ AS_STRANGER = f"{users.PROJECTOR}\nprint('---')\nbecome({STRANGER_UID})\ncli.mai
         ("local.db", 0o600, 0, "as root: `find "),
         ("local.db", 0o600, 60004, "local.db is user 60004's, the folder user 60003's: find out"),
         ("local.db-projector.lock", 0o644, 0, "move it aside, and it is made again: `mv -T "),
+        ("local.db-projector.lock", 0o600, 60004, "move it aside, and it is made again: `mv -T "),
         ("", 0o700, 0, "to share it with a group, as root: `projector db setup --group NAME"),
         ("local.db-wal", 0, 60004, "local.db-wal.aside`"),
         ("local.db-shm", 0o600, 60004, "local.db-shm.aside`"),

@@ -10,7 +10,7 @@ _CODES: Final = {"green": 32, "yellow": 33, "red": 31, "cyan": 36}
 _COLORS: Final = {
     **dict.fromkeys(("ok", "done", "applied", "alive", "ready"), "green"),
     **dict.fromkeys(("warn", "pending", "suspended", "review"), "yellow"),
-    **dict.fromkeys(("FAIL", "failed", "none is alive", "outdated"), "red"),
+    **dict.fromkeys(("FAIL", "failed", "waits", "none is alive", "outdated"), "red"),
     **dict.fromkeys(("in-progress", "being rebuilt"), "cyan"),
 }
 _STATE: Final = re.compile(f"(?:{'|'.join(_COLORS)})(?![\\w-])")

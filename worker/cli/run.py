@@ -96,6 +96,9 @@ def run(
     ] = "auto",
 ) -> None:
     """Run the daemon: catch up, then follow the log."""
+    shows = once and sys.stderr.isatty()
+    level: LogLevel = log_level or ("warning" if shows else "info")
+    logging.configure(level, log_format, of_daemon=True)
     if verify_every is not None and not math.isfinite(verify_every):
         raise UsageError(
             f"--verify-every {verify_every} is not a number of seconds", "give one, such as 1"
@@ -106,8 +109,7 @@ def run(
     if not sys.stderr.isatty():  # a terminal that is closed ends what runs in it
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     target, out = storage.database(database), sys.stdout
-    shows = once and sys.stderr.isatty()
-    logging.configure(log_level or ("warning" if shows else "info"), log_format, queued=not shows)
+    logging.configure(level, log_format, queued=not shows, of_daemon=True)
 
     def known() -> list[Projection]:
         if create and not target.exists():

@@ -17,7 +17,7 @@ from session_projector.worker.operations.status import DaemonStatus, DeferredVie
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import FOLD_AGAIN, ProjectionStatus
 
-_STATES: Final = ("daemon", "  state")
+_STATES: Final = ("trouble", "daemon", "  state")
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
@@ -38,6 +38,12 @@ def status(database: Database = "local.db", json: Json = False) -> None:
 def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
     yield "database", quoted(found.database)
+    for each in found.daemons:
+        if each.trouble and not each.suspended:
+            yield "trouble", each.trouble
+    for one in found.projections:
+        if isinstance(one.state, ProjectionStatus) and one.state.state == "failed":
+            yield "trouble", f"failed: {one.name}, see below"
     if not found.daemons:
         yield "daemon", "none is alive"
     for each in found.daemons:
@@ -98,6 +104,8 @@ def _deferred(views: list[DeferredView]) -> str:
 
 
 def _advice(found: Status) -> Iterator[str]:
+    if any(each.trouble and not each.suspended for each in found.daemons):
+        yield "see what keeps the daemon back: `projector doctor`"
     if unfit := [f"{one.name}@{one.position}" for one in found.projections if not one.fits_log]:
         which = (
             f"checkpoint {unfit[0]} does"

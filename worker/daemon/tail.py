@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import msgspec
 import structlog
 
 from session_projector.worker.daemon.batch import Batch, fold_batch, fold_deferred
+from session_projector.worker.daemon.batch_log import BatchLog
 from session_projector.worker.daemon.batch_size import BatchSize
 from session_projector.worker.daemon.member import Member
 from session_projector.worker.daemon.outage import HeldBack, Outage
@@ -68,6 +69,7 @@ class Tail:
         self._newest = 0
         self._counts_at = 0.0
         self._held_back = HeldBack()
+        self._batch_log = BatchLog()
         self._took_memory = False
         self._woken: float | None = None
         """When something was found to be new, until it is committed."""
@@ -83,6 +85,12 @@ class Tail:
         Waits out an `Outage` if it was given one. Raises `LostRace` where somebody else moved a
         checkpoint.
         """
+        try:
+            await self._run(stop, until)
+        finally:
+            self._batch_log.say()
+
+    async def _run(self, stop: anyio.Event, until: int | None) -> None:
         while not stop.is_set():
             try:
                 async with self.lock:
@@ -269,18 +277,12 @@ class Tail:
         self._state.committed(stats, self._positions())
         if self._deferral.any_costly:
             self._tell_deferred()
-        changes = batch.changes
-        fields: dict[str, Any] = {
-            "position": self.position,
-            "lag_events": max(page.newest - self.position, 0),
-            "views": {change.after.name: len(change.rows) for change in changes},
-            "skipped": {c.after.name: c.after.skipped - c.before.skipped for c in changes},
-            "duration_ms": round((time.perf_counter() - started) * 1000, 2),
-        }
-        quarantined = sorted({event.seq for change in changes for event in change.quarantined})
-        if quarantined:
-            fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
-        (log.warning if quarantined else log.info)("batch_committed", **fields)
+        self._batch_log.committed(
+            batch.changes,
+            position=self.position,
+            lag=max(page.newest - self.position, 0),
+            duration_s=time.perf_counter() - started,
+        )
 
     async def _count_quarantined(self, *, caught_up: bool) -> None:
         """Tell now and then how many events are in quarantine; operators dismiss some."""

@@ -19,6 +19,7 @@ from session_projector.worker.storage.port import (
     Leader,
     ProjectionStatus,
     Store,
+    Trouble,
     together,
 )
 
@@ -30,7 +31,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     """A leading daemon; `pid` is None if there is none, 0 if its process cannot be seen.
 
     `seen` is whether that process is seen to hold the lock (`Leader`). `host` is where it runs, ''
-    for this machine.
+    for this machine. `trouble` is what it waits for, None where it goes on.
     """
 
     alive: bool
@@ -39,6 +40,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     running: list[str]
     seen: bool
     host: str = ""
+    trouble: Trouble | None = None
 
     def __str__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -131,7 +133,9 @@ def _daemon(leader: Leader | None) -> DaemonStatus:
     if leader is None:
         return DaemonStatus(False, None, False, [], False)
     names = [*leader.running]
-    return DaemonStatus(True, leader.pid, leader.suspended, names, leader.seen, leader.host)
+    return DaemonStatus(
+        True, leader.pid, leader.suspended, names, leader.seen, leader.host, leader.trouble
+    )
 
 
 def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | None) -> Progress:

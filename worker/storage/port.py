@@ -17,6 +17,8 @@ other.
 """
 
 import hashlib
+import re
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
@@ -27,7 +29,7 @@ import msgspec
 from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, Lack
 
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
@@ -158,7 +160,8 @@ class BatchReach(msgspec.Struct, frozen=True):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds back events that are written: `who` in words, and the command that ends it."""
+    """Who holds others up, back from events that are written or by a lock: `who` in words, and the
+    command that ends it."""
 
     who: str
     cure: str
@@ -233,6 +236,37 @@ class Sizes(msgspec.Struct, frozen=True):
     wal_readers: list[int]
 
 
+_LACKED: Final[dict[Lack, str]] = {
+    "lock": "a lock that somebody else holds",
+    "space": "disk space",
+    "limit": "memory, a thread or a file descriptor",
+    "database": "the database",
+}
+_MARKS: Final[dict[str, Lack]] = {lack.upper(): lack for lack in _LACKED}
+_MARK: Final = re.compile(f"WAITING_FOR_({'|'.join(_MARKS)})=([0-9]{{1,10}})")
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """What a daemon waits for, so that it can go on, and since when: a time."""
+
+    lacks: Lack
+    since: int
+
+    def __str__(self) -> str:
+        return f"waits for {_LACKED[self.lacks]}, for {time.time() - self.since / 1000:,.0f} s"
+
+    @property
+    def mark(self) -> str:
+        """The same as a word, by which whoever looks at the leader finds it, see `marked`."""
+        return f"WAITING_FOR_{self.lacks.upper()}={self.since // 1000}"
+
+
+def marked(text: str) -> Trouble | None:
+    """The trouble whose `mark` is in a text, None where there is none."""
+    found = _MARK.search(text)
+    return Trouble(_MARKS[found[1]], int(found[2]) * 1000) if found else None
+
+
 UNSEEN: Final = "a process that cannot be seen from here"
 
 
@@ -243,7 +277,8 @@ class Leader(msgspec.Struct, frozen=True):
     something else holds its lock. Nobody must be told to kill the process of that number, nor one
     that is not `seen` to hold the lock, as that of another user is not: it may be a stranger.
     `running` are its projections and their versions, empty where it does not say. `host` is where
-    that process is, '' for this machine: a number on another one is no process here.
+    that process is, '' for this machine: a number on another one is no process here. `trouble` is
+    what keeps it from its work, as far as it could say so.
     """
 
     pid: int
@@ -251,6 +286,7 @@ class Leader(msgspec.Struct, frozen=True):
     suspended: bool
     seen: bool
     host: str = ""
+    trouble: Trouble | None = None
     others: tuple["Leader", ...] = ()
     """Where several share the projections, which `running` all has then, the rest of these."""
 
@@ -271,10 +307,13 @@ class Leader(msgspec.Struct, frozen=True):
 
 
 def together(leaders: Sequence[Leader]) -> Leader | None:
-    """All that lead as one, first who is suspended, then who is of this machine; None for none."""
+    """All that lead as one, first who is suspended or in trouble, then who is of this machine; None
+    for none."""
     if len(leaders) <= 1:
         return leaders[0] if leaders else None
-    first, *others = sorted(leaders, key=lambda one: (not one.suspended, one.host != ""))
+    first, *others = sorted(
+        leaders, key=lambda one: (not one.suspended, one.trouble is None, one.host != "")
+    )
     names = (
         {}
         if not all(one.running for one in leaders)
@@ -449,6 +488,9 @@ class Views(Protocol):
     def count(self, table: Table) -> int:
         """How many rows a projection keeps, 0 where its table is gone. Of the table its name, key
         and prefix are enough."""
+
+    def exists(self, table: Table) -> bool:
+        """Whether a projection's table is there. Of the table its name is enough."""
 
     def owns(self, name: str) -> bool:
         """Whether what a checkpoint says of its table can be true: anybody may write one that names
@@ -702,6 +744,10 @@ class Leadership(Protocol):
         """Lead those that nobody else leads; returns the names of all that this one leads now. An
         engine may know only all or none."""
 
+    def tell(self, trouble: Trouble | None) -> None:
+        """Let others see what keeps this process, which leads, from its work; None: nothing does.
+        It may not get through."""
+
     async def lost(self) -> None:
         """Return once another daemon may lead what this one led, as its connection has ended; never
         where leading ends with the process alone. Nothing else is called meanwhile."""
@@ -833,12 +879,13 @@ class Database(Protocol):
         `code_versions` are those of the projections that are installed here.
         """
 
-    def who_locks_it(self) -> str:
-        """The command that shows who holds the write lock; '' where it can be had now."""
+    def locked_by(self, *, but: int = 0) -> list[Holder]:
+        """Who keeps all others from writing, or a daemon from it, all the time: it looks for two
+        seconds where there is somebody. Not the process `but`, which is a daemon here."""
 
-    def lock_holders(self) -> dict[int, bool]:
-        """The processes that hold the write lock now, by number, this one aside, and whether each
-        is seen to have the database open; that cannot be seen of another user's."""
+    def who_locks_it(self, *, but: int = 0) -> str:
+        """The command that shows who may hold the write lock; '' where it can be had now, or the
+        process `but` has it."""
 
 
 def not_restored(name: object, row: LogRow, why: str) -> InterventionRequired:

@@ -63,6 +63,9 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
     """Why the views are not ready to be read, or ''."""
     if state.standing_by:
         return "standing by for another daemon"
+    with state.lock:
+        if trouble := state.trouble:
+            return f"the daemon {trouble}"
     try:
         newest = newest_event()
     except ProjectorError as error:
@@ -72,7 +75,8 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
 
 
 def _unready(state: DaemonState, newest: int) -> Iterator[str]:
-    for name, at in sorted(state.progress.items()):
+    progress = sorted(state.progress.items(), key=lambda one: (not one[1].failing, one[0]))
+    for name, at in progress:
         if at.failing:
             yield f"{name} is failing"
         elif at.rebuild:

@@ -291,6 +291,7 @@ class SqliteLog:
                     f"{self._connection.path}: too little memory to read the events from position"
                     f" {values['position']} on",
                     "give the process more memory",
+                    lacks="limit",
                 ) from None
             finally:
                 connection.text_factory = lossless_text
