@@ -63,15 +63,15 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
     """Why the views are not ready to be read, or ''."""
     if state.standing_by:
         return "standing by for another daemon"
-    with state.lock:
-        if trouble := state.trouble:
-            return f"the daemon {trouble}"
+    trouble = state.trouble
+    reasons = [f"the daemon {trouble}"] if trouble else []
     try:
         newest = newest_event()
     except ProjectorError as error:
-        return f"the log cannot be read: {error}"
+        return ", ".join([*reasons, f"the log cannot be read: {error}"])
     with state.lock:
-        return ", ".join(_unready(state, newest)) if state.polls else "nothing is folded yet"
+        reasons += _unready(state, newest) if state.polls else ["nothing is folded yet"]
+    return ", ".join(reasons)
 
 
 def _unready(state: DaemonState, newest: int) -> Iterator[str]:

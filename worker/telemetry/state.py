@@ -179,8 +179,9 @@ class DaemonState:
 
     @property
     def trouble(self) -> Trouble | None:
-        """What has been waited for the longest."""
-        return min(self.troubles.values(), key=lambda one: one.since, default=None)
+        """What has been waited for the longest. It takes the lock."""
+        with self.lock:
+            return min(self.troubles.values(), key=lambda one: one.since, default=None)
 
     def waited_for_database(self, lacks: Lack, projection: str = "") -> None:
         """Record that a tail waits for a lock or for disk space, say.
