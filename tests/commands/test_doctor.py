@@ -669,8 +669,49 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
             assert f"see why: `projector doctor -d {folded.path}`" in said
         assert found.level == "fail"
         assert f"{pid} (python" in found.found
-        assert "holds the write lock" in found.found
+        assert re.search("holds (it|the write lock)", found.found)
         assert look(folded, "daemon").level == "ok"
+
+
+def test_a_lock_that_a_daemon_waits_for_is_said_first_and_once(folded: Database) -> None:
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        running.suspend()
+        folded.appended("A-1", "three")
+        with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
+            running.process.send_signal(signal.SIGCONT)
+            told = running.wait_for("database_unavailable")
+            until(lambda: "waits for a lock" in projector("status", "-d", folded.path).stdout)
+            status = projector("status", "-d", folded.path).stdout
+            health = projector("health", "-d", folded.path, check=1).stdout
+            found = [one for one in examine(folded.path) if one.check not in OF_THE_MACHINE]
+            fix(found[0])
+        running.wait_until_at(10)
+
+    who = f"{pid} (python"
+    assert who in told["why"]
+    assert f"`kill {pid}`" in told["hint"]
+    assert status.splitlines()[1].startswith("trouble           waits for a lock, for ")
+    assert f"process {running.process.pid}) waits for a lock" in health
+    assert found[0].check == "daemon"
+    assert "waits for a lock, for " in found[0].found
+    assert who in found[0].found
+    assert f"`kill {pid}`" in found[0].fix
+    assert [one for one in found[1:] if one.level != "ok"] == []
+
+
+@pytest.mark.parametrize(
+    "locks", ["db.execute('BEGIN IMMEDIATE')", "db.execute('PRAGMA journal_mode = DELETE')"]
+)
+def test_a_write_lock_that_nobody_waits_for_yet_is_told(folded: Database, locks: str) -> None:
+    with another(f"{OPEN}{locks}\ndb.execute('BEGIN IMMEDIATE')", folded.path) as pid:
+        found = look(folded, "write lock")
+    after = look(folded, "write lock")
+
+    assert found.level == "warn"
+    assert f"{pid} (python" in found.found
+    assert f"`kill {pid}`" in found.fix
+    assert after.level == "ok"
 
 
 OFD_LOCK = """
@@ -773,9 +814,54 @@ def test_a_projection_that_does_not_tail_is_told_with_the_reason(
 
     found = look(folded, "projections")
 
-    assert found.level == "warn"
+    assert found.level == ("fail" if state == "failed" else "warn")
     assert words in found.found
     assert command in found.fix
+
+
+def test_a_projections_table_that_was_dropped_is_told_and_made_by_the_command(
+    folded: Database,
+) -> None:
+    before = folded.everything()
+    folded.sql("DROP TABLE session_index")
+    found = look(folded, "projections")
+    with daemon(folded.path) as running:  # which has nothing to do, and looks at no table
+        fix(found)
+        running.stop(signal.SIGTERM)
+
+    assert found.level == "fail"
+    assert "the table session_index of session_index is gone, though its checkpoint is at 9" in (
+        found.found
+    )
+    assert folded.everything() == before
+    assert look(folded, "projections").level == "ok"
+
+
+def test_a_projection_that_was_installed_since_the_daemon_started_is_told(
+    folded: Database, tmp_path: Path
+) -> None:
+    package = tmp_path / "later-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1\n")
+    entry = "[projector.projections]\nx = support.extensions:PerProject\n"
+    (package / "entry_points.txt").write_text(entry)
+    found = os.environ.get("PYTHONPATH", "")
+    path = f"{tmp_path}:{extensions.TESTS}:{extensions.TESTS.parent}:{found}"
+    environment = {**os.environ, "PYTHONPATH": path}
+    with daemon(folded.path) as running:
+        running.wait_for("started")
+        done = projector("doctor", "-d", folded.path, env=environment, check=None)
+    with daemon(
+        folded.path, program=["/usr/bin/env", f"PYTHONPATH={path}", *PROJECTOR]
+    ) as restarted:
+        restarted.wait_for("started")
+        after = projector("doctor", "-d", folded.path, env=environment, check=None)
+
+    pid = running.process.pid
+    said = f"per_project is installed here, and the daemon (process {pid}) does not run it"
+    assert said in done.stdout
+    assert f"restart it: `kill {pid}`, then `projector run -d {folded.path}`" in done.stdout
+    assert "does not run it" not in after.stdout
 
 
 # Around it

@@ -104,7 +104,7 @@ def test_run_once_folds_the_others_and_ends_with_exit_4(database: Database) -> N
     said = done.stderr
     assert "sessions: up to event 1; events: 1 folded, 0 quarantined" in done.stdout
 
-    assert "projector: per_project: ZeroDivisionError" in said
+    assert '"why": "per_project: ZeroDivisionError' in said
     assert len(database.views()) == len(database.index()) == 1
 
 

@@ -237,7 +237,7 @@ class Sizes(msgspec.Struct, frozen=True):
 
 
 _LACKED: Final[dict[Lack, str]] = {
-    "lock": "a lock that somebody else holds",
+    "lock": "a lock",
     "space": "disk space",
     "limit": "memory, a thread or a file descriptor",
     "database": "the database",
