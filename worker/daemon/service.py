@@ -153,6 +153,8 @@ class _Daemon:
             some = len(ours) < len(self._projections)
             with anyio.move_on_after(STANDBY_POLL_S if some else math.inf) as self._waits:
                 await self._leadership.lost()
+            if self._waits.cancelled_caught and not some:
+                continue  # there is something to tell
             try:
                 now = await self._acquire() if self._waits.cancelled_caught else []
             except DatabaseUnavailable:

@@ -8,7 +8,7 @@ from typing import Final
 from session_projector.projections import SEARCH
 from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
-from session_projector.worker.errors import ProjectorError, argument
+from session_projector.worker.errors import Lack, ProjectorError, argument
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
 from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
 from session_projector.worker.storage.port import (
@@ -27,15 +27,16 @@ OVERDUE_S: Final = LONGEST_DELAY_S + 120
 """Since when a view has been deferred that the daemon should have written by now."""
 
 
-def troubled(database: Database) -> list[Leader]:
-    """The daemons that say that they wait for something; none where that cannot be seen."""
+def troubled(database: Database) -> list[tuple[Leader, Lack]]:
+    """The daemons that say that they wait for something, and for what; none where that cannot be
+    seen."""
     with suppress(ProjectorError, OSError):
         leaders = database.leadership().leaders()
-        return [one for one in leaders if one.trouble and not one.suspended]
+        return [(one, one.trouble.lacks) for one in leaders if one.trouble and not one.suspended]
     return []
 
 
-def trouble(database: Database, leader: Leader) -> Check:
+def trouble(database: Database, leader: Leader) -> Iterator[Check]:
     """The finding of what a daemon says it waits for, and who or what keeps it back."""
     assert leader.trouble
     said, lacks = f"{leader} {leader.trouble}", leader.trouble.lacks
@@ -52,7 +53,7 @@ def trouble(database: Database, leader: Leader) -> Check:
         said, fix = f"{said}: {host.free(database.file)}", host.make_room(database.file)
     else:
         fix = "see why, as this meets the same and says it: `projector run --once`"
-    return Check("daemon", "fail", said, f"{fix}. The daemon goes on by itself then")
+    yield Check("daemon", "fail", said, f"{fix}. The daemon goes on by itself then")
 
 
 def daemon(database: Database) -> Iterator[Check]:
@@ -63,7 +64,7 @@ def daemon(database: Database) -> Iterator[Check]:
         yield Check("daemon", "warn", said, "`projector run`")
     waiting = leadership.standing_by() if leaders else []
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
-    found = [_alive(database, leader, standing_by) for leader in leaders]
+    found = [one for leader in leaders for one in _alive(database, leader, standing_by)]
     yield from found
     if all(one.level == "ok" for one in found):  # else it is the daemon's finding
         yield from _write_lock(database, leaders)
@@ -79,20 +80,21 @@ def _write_lock(database: Database, leaders: Sequence[Leader]) -> Iterator[Check
         yield Check("write lock", "ok", "nobody keeps others from writing")
 
 
-def _alive(database: Database, leader: Leader, standing_by: str) -> Check:
+def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Check]:
     names = ", ".join(leader.running) or "it does not say which projections"
     if leader.suspended:
         resume = linux.ending([leader.pid], "-CONT", seen=leader.seen)
         fix = f"resume it, as no other takes over from it: {resume}"
-        return Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
-    if leader.trouble:
-        return trouble(database, leader)
-    if (stuck := _stuck(database, leader)) and (holders := _holders(database)):
+        yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
+    elif leader.trouble:
+        yield from trouble(database, leader)
+    elif (stuck := _stuck(database, leader)) and (holders := _holders(database)):
         said = f"{leader}, {stuck}{standing_by}: they wait for {holders[0].who}"
-        return Check("daemon", "warn", said, f"end it where it was forgotten: {holders[0].cure}")
-    if stuck:
-        return _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
-    return Check("daemon", "ok", f"alive, {leader}: {names}{standing_by}")
+        yield Check("daemon", "warn", said, f"end it where it was forgotten: {holders[0].cure}")
+    elif stuck:
+        yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
+    else:
+        yield Check("daemon", "ok", f"alive, {leader}: {names}{standing_by}")
 
 
 def _held_up(database: Database, leader: Leader, said: str) -> Check:

@@ -4,6 +4,7 @@ Checks only read; one that cannot read says so, and the others go on.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 from session_projector.worker import registry
 from session_projector.worker.clock import now_ms
@@ -22,9 +23,9 @@ def examine(database: Database) -> list[Check]:
 def _checks(database: Database) -> Iterator[Check]:
     """Make every check; one cause is found once."""
     told: set[str] = set()
-    for leader in daemon.troubled(database):
-        yield daemon.trouble(database, leader)
-        told.add(leader.trouble.lacks if leader.trouble else "")
+    for leader, lacks in daemon.troubled(database):
+        yield from _attempt("daemon", database, partial(daemon.trouble, database, leader), ())
+        told.add(lacks)
     versions = {projection.name: projection.version for projection in registry.known(search=True)}
     with database.checks(versions) as (inside, around):
         if clock := inside.get("clock"):  # where that of this machine can be right
