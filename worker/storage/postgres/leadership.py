@@ -237,9 +237,11 @@ def _leaders(connection: Connection) -> dict[int, Leader]:
     found: dict[int, Leader] = {}
     if not held:
         return found
-    for session, name, version, *who in connection.rows(_SAID.format(connection.prefix)):
+    for session, name, version, host, pid, machine in connection.rows(
+        _SAID.format(connection.prefix)
+    ):
         if (session, _key(log, name)) in held:
-            leader = found.setdefault(session, _leader(*who, marked(names[session])))
+            leader = found.setdefault(session, _leader(host, pid, machine, marked(names[session])))
             if name != ALL:
                 leader.running[name] = version
     return found
