@@ -691,7 +691,7 @@ def test_a_lock_that_a_daemon_waits_for_is_said_first_and_once(folded: Database)
     who = f"{pid} (python"
     assert who in told["why"]
     assert f"`kill {pid}`" in told["hint"]
-    assert status.splitlines()[1].startswith("trouble           waits for a lock, for ")
+    assert status.splitlines()[1].split()[:5] == ["trouble", "waits", "for", "a", "lock,"]
     assert f"process {running.process.pid}) waits for a lock" in health
     assert found[0].check == "daemon"
     assert "waits for a lock, for " in found[0].found
