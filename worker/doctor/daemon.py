@@ -30,7 +30,7 @@ OVERDUE_S: Final = LONGEST_DELAY_S + 120
 def troubled(database: Database) -> list[tuple[Leader, Lack]]:
     """The daemons that say that they wait for something, and for what; none where that cannot be
     seen."""
-    with suppress(ProjectorError, OSError):
+    with suppress(ProjectorError, OSError, ValueError):  # `/` can have no file beside it
         leaders = database.leadership().leaders()
         return [(one, one.trouble.lacks) for one in leaders if one.trouble and not one.suspended]
     return []
