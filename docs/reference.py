@@ -65,6 +65,8 @@ def parameters(does: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, An
     """Each parameter, its plain type, and what typer knows of it."""
     hints = typing.get_type_hints(does, include_extras=True)
     for parameter in inspect.signature(does).parameters.values():
+        if hints[parameter.name] is typer.Context:
+            continue
         kind, info = typing.get_args(hints[parameter.name])
         if get_origin(kind) in (types.UnionType, typing.Union):
             (kind,) = (one for one in typing.get_args(kind) if one is not type(None))

@@ -78,8 +78,10 @@ def ends_in_json() -> bool:
 def tell_end(error: ProjectorError) -> None:
     """Log what ends this command: critical where it would end each time that it is started."""
     log = structlog.get_logger()
-    tell = log.critical if isinstance(error, UsageError | InterventionRequired) else log.error
-    tell("run_failed", why=str(error), hint=error.hint, exit_code=error.exit_code)
+    permanent = isinstance(error, UsageError | InterventionRequired)
+    (log.critical if permanent else log.error)(
+        "run_failed", why=str(error), hint=error.hint, exit_code=error.exit_code
+    )
 
 
 class _Lenient:
