@@ -663,7 +663,8 @@ def test_the_command_that_shows_why_a_projection_does_not_load_runs_nothing_else
     command = ["run", "--once", *options, "-d", database.url]
 
     said = projector(*command, check=2 if named else 0, **surroundings).stderr
-    (hint,) = set(re.findall("`(.* -c .*)`", said))
+    hints = [json.loads(line)["hint"] for line in said.splitlines()]
+    (hint,) = {found for hint in hints for found in re.findall("`(.* -c .*)`", hint)}
     done = subprocess.run(["bash", "-c", hint], capture_output=True, text=True, **surroundings)
 
     assert "working folder" not in done.stderr

@@ -141,7 +141,8 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
 
 def _locked(path: Path, error: sqlite3.Error) -> DatabaseUnavailable:
     """The error of a lock that somebody else holds, who may have let go of it by now."""
-    said, hint = f"{path} is locked by another process ({error})", "see who: `projector doctor`"
+    said = f"{path} is locked by another process ({error})"
+    hint = f"see who has it open: `fuser -v {quoted(path)} {quoted(f'{path}-shm')}`"
     if found := locked.holders(path):
         holder = locked.holder(found)
         said, hint = f"{said}: {holder.who} holds the write lock", holder.cure
