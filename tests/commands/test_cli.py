@@ -320,6 +320,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         "running": [],
         "seen": False,
         "host": "",
+        "trouble": None,
     }
     assert status["daemon"] == nobody
     assert status["file_bytes"] > 0

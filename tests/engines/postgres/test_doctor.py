@@ -379,6 +379,7 @@ def test_who_holds_a_lock_that_a_daemon_waits_for_is_named_and_ended_by_the_comm
 ) -> None:
     with daemon(url) as running, closing(psycopg.connect(url, application_name="report")) as holder:
         running.wait_for("started")
+        session = f"report (postgres, process {holder.info.backend_pid} of the server)"
         holder.execute("LOCK TABLE checkpoint IN EXCLUSIVE MODE")
         run(url, INSERT, ("b", CREATED))
         said = running.wait_for("database_unavailable")
@@ -392,7 +393,6 @@ def test_who_holds_a_lock_that_a_daemon_waits_for_is_named_and_ended_by_the_comm
         with suppress(psycopg.Error):
             holder.rollback()
 
-    session = f"report (postgres, process {holder.info.backend_pid} of the server)"
     assert "holds a lock for too long" in said["why"]
     assert one.level == "fail"
     assert re.search(rf"process {running.process.pid} waits for a lock, for \d+ s: ", one.found)
