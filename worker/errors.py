@@ -122,6 +122,11 @@ def quoted(text: str | Path) -> str:
     return f"$'{escaped}'"
 
 
+def many(count: int, what: str) -> str:
+    """A number of things: `1 event`, `2,000 events`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def argument(text: str) -> str:
     """A name, quoted for a shell, as the last argument of a command of this program."""
     return f"-- {quoted(text)}" if text.startswith("-") else quoted(text)

@@ -13,7 +13,7 @@ from typing import Final
 
 from session_projector import migrations
 from session_projector.projections.event import LogRow
-from session_projector.worker.errors import argument, quoted
+from session_projector.worker.errors import argument, many, quoted
 from session_projector.worker.storage.event_times import ahead
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, digest
 from session_projector.worker.storage.sqlite import connection
@@ -220,7 +220,7 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
                 )
                 wrong.append(Check("checkpoint", "fail", said, fix))
         if stray := objects.stray_checkpoints(db):
-            said = f"{stray:,} rows of checkpoint are no projection's, by their names"
+            said = f"{many(stray, 'row')} of checkpoint: no projection has such a name"
             wrong.append(Check("checkpoint", "warn", said, _SETUP))
     yield from wrong or [Check("checkpoint", "ok", "fits the log")]
 
