@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +146,16 @@ def naming(database: str, hint: str, owner: Callable[[], str] | None = None) -> 
         return f"{words} -d {quoted(name)}{dashes}{last}"
 
     return _IN_BACKTICKS.sub(lambda commands: _COMMAND.sub(named, commands[0]), hint)
+
+
+def pip_install(*what: str) -> str:
+    """The command that installs something beside this program, in backticks for a hint."""
+    return f"`{quoted(sys.executable)} -m pip install {' '.join(map(quoted, what))}`"
+
+
+def upgrade() -> str:
+    """How to get a newer version of this program, which no index has."""
+    return f"upgrade projector: {pip_install('.')} in a newer clone of it"
 
 
 @contextmanager

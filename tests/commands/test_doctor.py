@@ -228,7 +228,7 @@ def test_an_unknown_layout_and_a_newer_schema_are_told(tmp_path: Path, database:
     assert (unknown.level, newer.level) == ("fail", "fail")
     assert "partition, type, payload" in unknown.found
     assert "newer schema" in newer.found
-    assert "pip install -U" in newer.fix
+    assert "-m pip install .` in a newer clone" in newer.fix
     assert wrong(database) == {"schema"}
 
 

@@ -62,7 +62,10 @@ def search(
 
 
 def _plain(result: searching.Result) -> dict[str, object]:
-    return asdict(result) | {"snippet": [asdict(piece) for piece in result.snippet]}
+    named = {
+        "session_id" if name == "session" else name: value for name, value in asdict(result).items()
+    }
+    return named | {"snippet": [asdict(piece) for piece in result.snippet]}
 
 
 def _marked(piece: searching.Piece) -> str:

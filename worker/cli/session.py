@@ -229,7 +229,7 @@ def session_diff(
     with storage.database(database).open() as store:
         found = time_travel.diff(store, session_id, *points)
     changed = {
-        "session": found.session,
+        "session_id": found.session,
         "from": found.start,
         "to": found.end,
         "fields": found.fields,
@@ -246,7 +246,7 @@ def session_why(session_id: Id, database: Database = "local.db", json: Json = Fa
     if json:
         fields = [{"field": f, "value": v, **asdict(o)} for f, v, o in found.fields]
         runs = [{"first": a, "last": b, **asdict(o)} for a, b, o in found.messages]
-        print(output.to_json({"session": session_id, "fields": fields, "messages": runs}))
+        print(output.to_json({"session_id": session_id, "fields": fields, "messages": runs}))
         return
     found_in = [
         (name, when(value) if name.endswith("At") else value, origin)

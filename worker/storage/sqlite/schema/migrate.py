@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from session_projector import migrations
-from session_projector.worker.errors import InterventionRequired, TransientError, quoted
+from session_projector.worker.errors import InterventionRequired, TransientError, quoted, upgrade
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import translated
@@ -46,7 +46,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         forget = f"DELETE FROM umzug_meta WHERE instr(name, '{_OURS}') AND name NOT IN ({known})"
         raise InterventionRequired(
             f"{path} has a newer schema than this projector ({', '.join(newer)})",
-            "upgrade projector: `pip install -U session-projector`; where no newer one ever ran"
+            f"{upgrade()}; where no newer one ever ran"
             f" here, somebody wrote that: `sqlite3 -safe {quoted(path)} {quoted(forget)}`",
         )
     if missing := [name for name in migrations.load() if name not in applied]:
