@@ -20,7 +20,7 @@ from session_projector.worker.telemetry.metrics import StateCollector
 from session_projector.worker.telemetry.state import DaemonState
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 CODE = re.compile(r"^(```+).*?^\1", re.MULTILINE | re.DOTALL)
 REFERENCE = runpy.run_path(str(ROOT / "docs" / "reference.py"))
