@@ -397,7 +397,7 @@ def test_diff_says_what_changed_by_field_and_message_number(session: Database) -
 @pytest.mark.once
 def test_diff_in_json_names_the_events_and_keeps_values(session: Database) -> None:
     assert run_json(session, "diff", "A-1", "2", "2023-11-14T22:13:29Z") == {
-        "session": "A-1",
+        "session_id": "A-1",
         "from": 2,
         "to": 4,
         "fields": [

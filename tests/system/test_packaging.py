@@ -179,7 +179,7 @@ def use(environment: Environment, folder: Path) -> None:
     run(projector, "db", "setup", cwd=folder)
     session = run(projector, "session", "queue", "-p", "P", "x", cwd=folder).stdout.strip()
     run(projector, "run", "--once", cwd=folder)
-    view = run(projector, "session", "view", session, "-f", "json", cwd=folder).stdout
+    view = run(projector, "session", "view", session, "--json", cwd=folder).stdout
     assert json.loads(view)["project"] == "P"
     for command in (
         ("replay",),
