@@ -143,7 +143,7 @@ def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
     assert f"alive, process {running.process.pid}: sessions, session_index" in done.stdout
     assert f"standing by: {waiting.process.pid} (" in found["daemon"]["found"]
     assert f"open in: {running.process.pid} (" in found["wal"]["found"]
-    assert "none seen in the 3 newest session rows" in found["old writers"]["found"]
+    assert "none seen in the newest 3 session rows" in found["old writers"]["found"]
 
 
 def test_the_text_has_a_line_for_each_finding_and_its_command_below(database: Database) -> None:
@@ -414,7 +414,7 @@ def test_a_row_that_an_old_writer_updated_is_found_and_fixed(folded: Database) -
         found = look(folded, "old writers")
 
         assert found.level == "fail"
-        assert "1 of the 3 newest session rows of view were written by another" in found.found
+        assert "1 of the newest 3 session rows of view were written by another" in found.found
         assert f"session:A-1: {words}" in found.found
         folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
         folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)

@@ -167,6 +167,13 @@ def test_what_pages_and_hints_tell_to_type_is_understood() -> None:
     assert len(typed) > 120
 
 
+def test_nothing_is_told_to_be_installed_by_a_name_that_no_index_has() -> None:
+    files = [*PAGES, *ROOT.glob("deploy/**/*"), *ROOT.glob("worker/**/*.py")]
+    text = "\n".join(file.read_text() for file in files if file.is_file())
+
+    assert re.findall(r"pip install.*session-projector.*", text) == []
+
+
 def _told_by_pages() -> Iterator[str]:
     """Code in pages, in blocks and between backticks; the changelog may tell of what is gone, and
     the reference is made of the program."""
