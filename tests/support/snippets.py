@@ -63,6 +63,6 @@ def follow(page: str, folder: Path, name: str) -> None:
 
 def statements(page: str, language: str = "sql") -> list[str]:
     """Each statement of the blocks in SQL, without comments."""
-    blocks = "".join(re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    blocks = ";\n".join(re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
     text = re.sub(r" *-- .*", "", blocks)
     return [one.strip() for one in re.split(r";\n|\n\n", text + "\n") if one.strip()]

@@ -275,10 +275,7 @@ def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) ->
 
 def _changed(entry: Entry) -> str:
     """How a session stands now, in one line."""
-    names = (
-        output.one_line(name, output.LONGEST_CELL) for name in (entry.session_id, entry.project)
-    )
-    said = (many(entry.message_count, "message"), output.one_line(entry.title or "", 80))
-    return "  ".join(
-        (when(entry.updated_at), painted(output.one_line(entry.status)), *names, *said)
-    )
+    count = many(entry.message_count, "message")
+    cells = map(output.cell, (entry.session_id, entry.project, count, entry.title))
+    state = painted(output.cell(entry.status))
+    return "  ".join((when(entry.updated_at), state, *cells)).rstrip()
