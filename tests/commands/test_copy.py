@@ -271,7 +271,7 @@ def test_what_a_transaction_holds_back_is_left_and_who_does_it_is_told(
 
         done = projector("copy", server, tmp_path / "back.db")
 
-    assert "copied 1 events" in done.stdout
+    assert "copied 1 event" in done.stdout
     assert "1 event came since" in done.stdout
     assert "forgotten" in done.stdout
     assert "pg_terminate_backend" in done.stdout

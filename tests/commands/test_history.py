@@ -477,7 +477,7 @@ def test_why_names_the_event_that_last_set_each_field(session: Database) -> None
         "createdAt": (T0, 1),
         "updatedAt": (T0 + 10_000, 5),
     }
-    assert list(found) == ["session", "fields", "messages"]
+    assert list(found) == ["session_id", "fields", "messages"]
     by = {"seq": 5, "time": T0 + 10_000, "type": "session_updated", "id": "e5"}
     assert found["fields"][3] == {"field": "status", "value": "done", **by}
 

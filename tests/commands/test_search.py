@@ -240,7 +240,7 @@ def test_the_command_prints_a_table_or_json(talk: Database) -> None:
     assert as_json == {"more": False, "behind": 0}
     assert result["snippet"][0] == {"text": "login", "mark": True}
     assert {*result} == {
-        *("session", "project", "title", "n", "seq", "role", "time", "snippet"),
+        *("session_id", "project", "title", "n", "seq", "role", "time", "snippet"),
     }
 
 
