@@ -8,6 +8,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import takewhile
@@ -172,6 +173,13 @@ def test_nothing_is_told_to_be_installed_by_a_name_that_no_index_has() -> None:
     text = "\n".join(file.read_text() for file in files if file.is_file())
 
     assert re.findall(r"pip install.*session-projector.*", text) == []
+
+
+def test_a_hint_installs_what_the_extra_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra, file in (("board", "cli/board.py"), ("postgres", "storage/open.py")):
+        needs = ", ".join(map(repr, project["optional-dependencies"][extra]))
+        assert f"pip_install({needs})" in (ROOT / "worker" / file).read_text()
 
 
 def _told_by_pages() -> Iterator[str]:
