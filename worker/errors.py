@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,11 @@ def quoted(text: str | Path) -> str:
     return f"$'{escaped}'"
 
 
+def many(count: int, what: str) -> str:
+    """A number of things: `1 event`, `2,000 events`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def argument(text: str) -> str:
     """A name, quoted for a shell, as the last argument of a command of this program."""
     return f"-- {quoted(text)}" if text.startswith("-") else quoted(text)
@@ -152,6 +158,16 @@ def naming(database: str, hint: str, owner: Callable[[], str] | None = None) -> 
         return f"{words} -d {quoted(name)}{dashes}{last}"
 
     return _IN_BACKTICKS.sub(lambda commands: _COMMAND.sub(named, commands[0]), hint)
+
+
+def pip_install(*what: str) -> str:
+    """The command that installs something beside this program, in backticks for a hint."""
+    return f"`{quoted(sys.executable)} -m pip install {' '.join(map(quoted, what))}`"
+
+
+def upgrade() -> str:
+    """How to get a newer version of this program, which no index has."""
+    return f"upgrade projector: {pip_install('.')} in a newer clone of it"
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
     assert f"alive, process {running.process.pid}: sessions, session_index" in done.stdout
     assert f"standing by: {waiting.process.pid} (" in found["daemon"]["found"]
     assert f"open in: {running.process.pid} (" in found["wal"]["found"]
-    assert "none seen in the 3 newest session rows" in found["old writers"]["found"]
+    assert "none seen in the newest 3 session rows" in found["old writers"]["found"]
 
 
 def test_the_text_has_a_line_for_each_finding_and_its_command_below(database: Database) -> None:
@@ -230,7 +230,7 @@ def test_an_unknown_layout_and_a_newer_schema_are_told(tmp_path: Path, database:
     assert (unknown.level, newer.level) == ("fail", "fail")
     assert "partition, type, payload" in unknown.found
     assert "newer schema" in newer.found
-    assert "pip install -U" in newer.fix
+    assert "-m pip install .` in a newer clone" in newer.fix
     assert wrong(database) == {"schema"}
 
 
@@ -415,7 +415,7 @@ def test_a_row_that_an_old_writer_updated_is_found_and_fixed(folded: Database) -
         found = look(folded, "old writers")
 
         assert found.level == "fail"
-        assert "1 of the 3 newest session rows of view were written by another" in found.found
+        assert "1 of the newest 3 session rows of view were written by another" in found.found
         assert f"session:A-1: {words}" in found.found
         folded.sql("DELETE FROM view WHERE key = 'session:A-1'")
         folded.sql("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", *before)
@@ -506,7 +506,7 @@ def test_a_stuck_daemon_is_told_from_a_busy_one_and_ended_by_the_command(
 
     assert idle.level == busy.level == "ok"
     assert found.level == "fail"
-    assert f"process {pid}, 1 events wait, and none was folded in 2 s: it is stuck" in found.found
+    assert f"process {pid}, 1 event waits, and none was folded in 2 s: it is stuck" in found.found
     assert f"then `projector run -d {folded.path}`" in found.fix
     assert wrong(folded) == {"daemon"}
 
@@ -529,7 +529,7 @@ def test_who_holds_the_lock_of_a_daemon_that_was_killed_is_not_taken_for_it(
             well = projector("health", "-d", folded.path, check=1)
 
             assert found.level == "fail"
-            assert "a process that cannot be seen from here, 1 events wait" in found.found
+            assert "a process that cannot be seen from here, 1 event waits" in found.found
             assert "kill" not in found.fix
             assert "a process that cannot be seen from here" in well.stdout
 
@@ -591,7 +591,7 @@ def test_a_daemon_of_another_user_is_looked_at_before_it_is_ended(stranger: Data
             time.sleep(0.005)
         suspended = [by_another(name, stranger) for name in ("doctor", "health", "status")]
 
-    assert f"process {pid}, 1 events wait" in found
+    assert f"process {pid}, 1 event waits" in found
     for said in (found, *suspended):
         assert f"look at process {pid} with `ps -fp {pid}`" in said
         assert "kill" not in said
@@ -748,7 +748,7 @@ def test_a_daemon_that_waits_for_a_lock_which_is_not_sqlites_is_not_called_stuck
             found = look(folded, "daemon")
         running.wait_until_at(11)
 
-    assert f"process {running.process.pid}, 1 events wait" in found.found
+    assert f"process {running.process.pid}, 1 event waits" in found.found
     assert words in found.found
     assert command in found.fix
     assert str(running.process.pid) not in found.fix
@@ -792,7 +792,7 @@ def test_a_daemon_on_a_full_disk_is_not_called_stuck(folded: Database, tmp_path:
         pytest.skip(f"may not mount a tmpfs, or there is no sqlite3: {done.stderr}")
 
     (found,) = [one for one in json.loads(done.stdout) if one["check"] == "daemon"]
-    assert "1 events wait" in found["found"]
+    assert "1 event waits" in found["found"]
     assert "the disk has no room" in found["found"]
     assert f"df {path.parent}" in found["mend"]
     assert "kill" not in found["mend"]
@@ -888,8 +888,8 @@ def test_what_an_uninstalled_projection_left_is_named_and_dropped_by_the_command
     assert while_it_runs.level == "ok"
     assert found.level == "warn"
     assert "per_project has no code here" in found.found
-    assert "1 events in quarantine" in found.found
-    assert (", 1 rows of per_project" in found.found) == has_checkpoint
+    assert "1 event in quarantine" in found.found
+    assert (", 1 row of per_project" in found.found) == has_checkpoint
     assert found.fix.startswith("install its package or name it")
     assert look(folded, "projections").level == "ok"
     assert folded.sql("SELECT * FROM quarantine WHERE projection = 'per_project'") == []

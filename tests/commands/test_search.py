@@ -72,7 +72,7 @@ def test_it_is_off_until_it_is_asked_for_and_goes_on_then(database: Database) ->
     assert "projection_without_code" not in left.stderr
     behind = run(database, "word")
     assert behind.stdout.count("**word**") == 1
-    assert "1 events are not searched yet" in behind.stderr
+    assert "not searched yet: 1 event;" in behind.stderr
 
     projector("run", "--once", "-d", database.url)
     assert run(database, "word").stdout.count("**word**") == 2
@@ -240,7 +240,7 @@ def test_the_command_prints_a_table_or_json(talk: Database) -> None:
     assert as_json == {"more": False, "behind": 0}
     assert result["snippet"][0] == {"text": "login", "mark": True}
     assert {*result} == {
-        *("session", "project", "title", "n", "seq", "role", "time", "snippet"),
+        *("session_id", "project", "title", "n", "seq", "role", "time", "snippet"),
     }
 
 

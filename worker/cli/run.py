@@ -12,6 +12,7 @@ from functools import partial
 from typing import Annotated, Literal, TextIO
 
 import anyio
+import structlog
 import typer
 
 from session_projector.projections import SEARCH
@@ -29,6 +30,7 @@ from session_projector.worker.storage.port import Database as Target
 from session_projector.worker.telemetry.state import DaemonState
 from session_projector.worker.telemetry.systemd import Notifier
 
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 _NUMBER = re.compile("[1-9][0-9]{0,17}")
 
 
@@ -112,8 +114,8 @@ def run(
     logging.configure(level, log_format, queued=not shows, of_daemon=True)
 
     def known() -> list[Projection]:
-        if create and not target.exists():
-            target.setup()
+        if create and not target.exists() and (folder := target.setup().folder):
+            log.warning("folder_created", folder=folder)
         with target.open(writable=True) as store:
             found = registry.known(projection or (), store, search=search)
             catalog.warn_of_unknown(store, [*found, SEARCH])

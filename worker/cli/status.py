@@ -11,7 +11,7 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
-from session_projector.worker.errors import quoted
+from session_projector.worker.errors import many, quoted
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
@@ -66,12 +66,13 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
             yield "  state", doing
         yield "  position", one.position
         behind = "no valid time" if one.lag_seconds is None else f"{one.lag_seconds:.1f} s"
-        yield "  lag", f"{one.lag_events:,} events, {behind}"
+        yield "  lag", f"{many(one.lag_events, 'event')}, {behind}"
         yield "  views", f"{one.views:,}"
         if one.deferred:
             yield "  deferred", _deferred(one.deferred)
-        yield "  skipped", f"{one.skipped:,} events"
-        yield "  quarantined", f"{one.quarantined:,} events, {one.dismissed:,} of them dismissed"
+        yield "  skipped", many(one.skipped, "event")
+        quarantined = many(one.quarantined, "event")
+        yield "  quarantined", f"{quarantined}, {one.dismissed:,} of them dismissed"
 
 
 def _doing(one: Progress, daemon: DaemonStatus) -> str:
@@ -90,7 +91,7 @@ def _doing(one: Progress, daemon: DaemonStatus) -> str:
     share = min(100 * report.events // max(report.total, 1), 100)
     return (
         f"being rebuilt as version {report.version}: {share} %, {report.events:,} of"
-        f" about {report.total:,} events, for {since_s:,.0f} s; rows not reached yet"
+        f" about {many(report.total, 'event')}, for {since_s:,.0f} s; rows not reached yet"
         " are unchanged"
     )
 

@@ -8,7 +8,7 @@ from typing import Final
 from session_projector.projections import SEARCH
 from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
-from session_projector.worker.errors import Lack, ProjectorError, argument
+from session_projector.worker.errors import Lack, ProjectorError, argument, many
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
 from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
 from session_projector.worker.storage.port import (
@@ -149,7 +149,10 @@ def _stuck(database: Database, leader: Leader) -> str:
             time.sleep(WATCH_POLL_S)
             if _tailing(store, leader.running)[0] != before:
                 return ""
-    return f"{waiting:,} events wait, and none was folded in {WATCH_S:g} s" if waiting > 0 else ""
+    if waiting <= 0:
+        return ""
+    wait = "waits" if waiting == 1 else "wait"
+    return f"{many(waiting, 'event')} {wait}, and none was folded in {WATCH_S:g} s"
 
 
 def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint], int]:
@@ -204,7 +207,7 @@ def projections(database: Database) -> Iterator[Check]:
             wrong.append(Check("projections", "fail", said, fix))
             continue
         if alive:
-            at = f"{report.events:,} of {report.total:,} events"
+            at = f"{report.events:,} of {many(report.total, 'event')}"
             said = f"{name} is being rebuilt as version {report.version}: {at}"
             fix = "wait; see how far it is: `projector status`"
         else:
@@ -241,10 +244,10 @@ def search(database: Database) -> Iterator[Check]:
 
 def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
     """The finding for what is left of a projection whose package was uninstalled, say."""
-    rows = f", {one.rows:,} rows of {one.kept_in}" if owns else ""
+    rows = f", {many(one.rows, 'row')} of {one.kept_in}" if owns else ""
     said = (
         f"{one.name} has no code here, and what it left stays as it is: its checkpoint at"
-        f" {one.position:,}{rows} and {one.quarantined:,} events in quarantine"
+        f" {one.position:,}{rows} and {many(one.quarantined, 'event')} in quarantine"
     )
     return Check("projections", "warn", said, without_code(one.name))
 

@@ -190,7 +190,7 @@ def test_a_view_of_a_newer_version_is_found(url: str) -> None:
     one = look(url, "checkpoint")
 
     assert "of version 99, the code here" in one.found
-    assert "pip install -U session-projector" in one.fix
+    assert "-m pip install .` in a newer clone" in one.fix
 
 
 def test_events_of_the_future_are_found(url: str) -> None:

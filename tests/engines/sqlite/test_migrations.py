@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from support import Database, event, projector, started
+from support import Database, event, projector, shell, started
 
 from session_projector import migrations
 from session_projector.worker.errors import InterventionRequired
@@ -244,6 +244,17 @@ def test_a_folder_is_not_made_silently(tmp_path: Path) -> None:
 
     assert said.startswith(f"created the folder {tmp_path / 'data'}\n")
     assert "created" not in projector("db", "setup", "-d", tmp_path / "data" / "b.db").stdout
+    ran = projector("run", "--once", "--create", "-d", tmp_path / "other" / "a.db").stderr
+    assert '"event": "folder_created"' in ran
+
+
+def test_more_than_one_folder_is_not_made_at_all(tmp_path: Path) -> None:
+    refused = projector("db", "setup", "-d", tmp_path / "a" / "b" / "x.db", check=4).stderr
+
+    assert f"there is no folder {tmp_path / 'a' / 'b'}\n" in refused
+    (fix,) = re.findall("`(.*)`", refused)
+    assert shell(fix).returncode == 0
+    assert (tmp_path / "a" / "b" / "x.db").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from session_projector import migrations
-from session_projector.worker.errors import InterventionRequired, argument
+from session_projector.worker.errors import InterventionRequired, argument, upgrade
 from session_projector.worker.storage.event_times import AHEAD_MS, ahead
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, Checks, Holder, digest
@@ -205,7 +205,7 @@ def checkpoint(connection: Connection, code_versions: Mapping[str, int]) -> Iter
         elif version > code:
             said = f"the views of {name} are of version {version}, the code here of {code}"
             fix = (
-                "upgrade projector: `pip install -U session-projector`, or its package;"
+                f"{upgrade()}, or its package;"
                 " where no newer one ever ran here, somebody wrote that: let the next run build"
                 f" them again: `projector projection drop {argument(name)}`"
             )
