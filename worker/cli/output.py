@@ -25,6 +25,15 @@ def one_line(value: object, width: int = LONGEST_LINE) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def fitted(value: object, width: int) -> str:
+    """Printable text on one line that takes exactly `width` columns of a terminal."""
+    width = max(width, 0)
+    text = one_line(value, width) if width else ""
+    while _width(text) > width:
+        text = text[:-1]
+    return text + " " * (width - _width(text))
+
+
 def to_json(value: Any, *, indent: int | None = 2) -> str:
     """JSON of any value that MessagePack can hold; what JSON cannot hold is converted."""
     return printable(json.dumps(plain(value), ensure_ascii=False, indent=indent))
