@@ -60,14 +60,14 @@ def listening(address: Address) -> Iterator[tuple[socket.socket, Address]]:
     """A socket that listens there, and the address with its port, for as long as the block takes;
     raises `UsageError` and `TransientError`."""
     opened, address = _bound(address)
-    made = address.path and os.lstat(address.path)
-    try:
-        with opened:
+    file = os.lstat(address.path) if address.path else None
+    with opened:
+        try:
             yield opened, address
-    finally:
-        with suppress(OSError):
-            if address.path and made and os.path.samestat(made, os.lstat(address.path)):
-                os.unlink(address.path)
+        finally:
+            with suppress(FileNotFoundError):
+                if address.path and file and os.path.samestat(file, os.lstat(address.path)):
+                    os.unlink(address.path)
 
 
 def _bound(address: Address) -> tuple[socket.socket, Address]:

@@ -54,6 +54,9 @@ def search(
     print(output.table(headers, rows))
     if found.more:
         print(f"… the newest {len(rows)}; add a word to see fewer")
+    if found.partly:
+        said = f"only the newest {searching.MOST_ROWS:,} events with these words were looked at"
+        print(f"{said}: add a word", file=sys.stderr)
     if found.behind:
         said = f"{found.behind:,} events are not searched yet: `projector status` tells why"
         print(printable(said), file=sys.stderr)

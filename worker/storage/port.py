@@ -569,17 +569,24 @@ class Words(Protocol):
         phrases: Sequence[Phrase],
         *,
         below: int,
+        start: int = 0,
         project: str | None = None,
         roles: Sequence[str] = (),
         since_ms: int | None = None,
         unless_quarantined: str,
     ) -> list[Match]:
-        """The rows that have all of some phrases, newest first: a page of those below a position.
+        """The rows that have all of some phrases, newest first: a page of those below a position,
+        and not below `start`.
 
         Phrases without any word do not count; none at all finds nothing. `roles`: one of these is
         part of what the row says of its messages' roles. Not those of events in the quarantine of
         a projection.
         """
+        ...
+
+    def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
+        """The position of the last of so many rows that have all of some phrases, newest first; 0
+        where there are fewer."""
         ...
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:

@@ -30,6 +30,7 @@ class PostgresWords:
         phrases: Sequence[Phrase],
         *,
         below: int,
+        start: int = 0,
         project: str | None = None,
         roles: Sequence[str] = (),
         since_ms: int | None = None,
@@ -40,18 +41,17 @@ class PostgresWords:
         p = self._connection.prefix
         values: dict[str, Any] = {
             "below": key_of(below),
+            "start": key_of(start),
             "project": escaped(project),
             "since": since_ms,
             "roles": [*roles],
             "name": unless_quarantined,
             "page": self._limits.page_matches,
         }
-        asked = []
-        for number, phrase in enumerate(phrases):
-            ask, values[f"asked{number}"] = _asked(phrase)
-            asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
-        has_all = f"{tables.vector('s.text')} @@ ({' && '.join(asked)})"
+        has_all, asked = _has_all(phrases)
+        values |= asked
         conditions = [has_all, "s.seq IS NOT NULL", "s.event_key < %(below)s"]
+        conditions.append("s.event_key >= %(start)s")
         if project is not None:
             conditions.append("i.project = %(project)s")
         if since_ms is not None:
@@ -73,6 +73,15 @@ class PostgresWords:
         )
         return [Match(*row_of(row)) for row in rows]
 
+    def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
+        has_all, values = _has_all(phrases)
+        found = self._connection.row(
+            f"SELECT s.seq FROM {self._at} AS s WHERE {has_all} AND s.seq IS NOT NULL"
+            " ORDER BY s.event_key DESC LIMIT 1 OFFSET %(rows)s",
+            {**values, "rows": rows - 1},
+        )
+        return int(found[0]) if found else 0
+
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
         rows = self._connection.rows(
             f"SELECT seq, coalesce(messages, 0), replaces FROM {self._at} AS s"
@@ -91,6 +100,15 @@ class PostgresWords:
                 " search reads all of it",
                 "make it again: restart the daemon, or `projector run --once`",
             )
+
+
+def _has_all(phrases: Sequence[Phrase]) -> tuple[str, dict[str, Any]]:
+    """The condition that a row has all of some phrases, and the values in it."""
+    asked, values = [], {}
+    for number, phrase in enumerate(phrases):
+        ask, values[f"asked{number}"] = _asked(phrase)
+        asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
+    return f"{tables.vector('s.text')} @@ ({' && '.join(asked)})", values
 
 
 def _asked(phrase: Phrase) -> tuple[str, str]:
