@@ -288,19 +288,20 @@ def test_one_message_is_read_without_the_view(database: Database, shown: Board) 
 def test_what_is_looked_at_for_the_time_of_a_message_is_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    database.created("S", "1")
-    for number in range(2, 9):
-        database.appended("S", str(number))
-    fold(database)
+    database.created("S", "one")
+    done = json.dumps(event("session_status_update", {"status": "done"}))
+    database.insert_many((f"d{number}", "S", done, 1) for number in range(250))
+    until = database.appended("S", "two")
+
+    def found(*wanted: int) -> list[int]:
+        with storage.database(database.url).open() as store:
+            some = window.brought(store, "S", range(*wanted), total=2, until=until)
+        return [one.n for one in some]
+
+    assert found(1, 3) == [2, 1]
     monkeypatch.setattr(window, limit, 3)
-    with storage.database(database.url).open() as store:
-        asked = {"total": 8, "until": 8}
-        one = window.brought(store, "S", range(8, 9), **asked)
-        some = window.brought(store, "S", range(6, 9), **asked)
-        far = window.brought(store, "S", range(1, 3), **asked)
-    assert [found.n for found in one] == [8]
-    assert [found.n for found in some] == [8, 7, 6]
-    assert [found.n for found in far] == [2, 1]  # of one page
+    assert found(1, 3) == found(2, 3) == [2]
+    assert found(1, 2) == found(0) == []
 
 
 def test_what_is_long_is_cut_and_says_how_long_it_is(database: Database, shown: Board) -> None:

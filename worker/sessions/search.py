@@ -94,13 +94,13 @@ def search(
     asked = phrases(words) if project is None or is_utf8(project) else []
     patterns = [_pattern(phrase) for phrase in asked]
     some = asked and (project is not None or role is not None or since_ms is not None)
-    start = store.words.reach(asked, MOST_ROWS) if some else 0
-    said = _said(store, asked, patterns, start, project=project, role=role, since_ms=since_ms)
+    left_out = store.words.reach(asked, MOST_ROWS + 1) if some else 0
+    said = _said(store, asked, patterns, left_out + 1, project=project, role=role, since_ms=since_ms)
     if order == "best":
         said = iter(sorted(islice(said, BEST_OF), key=lambda one: one.score, reverse=True))
     results = [*islice(_results(store, said), limit + 1)]
     more = len(results) > limit
-    return Found(results[:limit], more, behind, partly=start > 0 and not more)
+    return Found(results[:limit], more, behind, partly=left_out > 0 and not more)
 
 
 def phrases(words: str) -> list[Phrase]:

@@ -59,6 +59,8 @@ MOST_BACK: Final = 20_000
 """So many events back from the newest one of a session is looked for what brought a message."""
 _MOST_BYTES_BACK: Final = 64 * 1024 * 1024
 """The same in their bytes, and a page."""
+_BESIDES: Final = 100
+"""So many events at a time are read besides those that bring the messages, if each brings one."""
 
 
 def opened(data: bytes) -> View:
@@ -128,7 +130,7 @@ def brought(
     while (
         (wanted and total >= wanted.start)
         and (seen < MOST_BACK and size < _MOST_BYTES_BACK)
-        and (rows := store.log.latest(keys, until=until, events=total - wanted.start + 1))
+        and (rows := store.log.latest(keys, until=until, events=total - wanted.start + _BESIDES))
     ):
         until, seen = rows[-1].seq - 1, seen + len(rows)
         size += sum(size_of((row.data,)) for row in rows)
