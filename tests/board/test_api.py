@@ -246,9 +246,8 @@ def test_each_message_has_the_time_of_the_event_that_brought_it(
     says("ok", at=6)
     database.insert("S", {"type": "session_append", "data": {"messages": "no list"}})
     status(database, "S", "review", 7)
-    text = json.dumps(
-        event("session_append", {"messages": [{"role": "user", "content": "as JSON"}]})
-    )
+    added = {"messages": [{"role": "user", "content": "as JSON"}]}
+    text = json.dumps({"type": "session_append", "data": added})
     database.insert("S", text, created_at=8_000)
     fold(database)
 

@@ -95,7 +95,9 @@ def search(
     patterns = [_pattern(phrase) for phrase in asked]
     some = asked and (project is not None or role is not None or since_ms is not None)
     left_out = store.words.reach(asked, MOST_ROWS + 1) if some else 0
-    said = _said(store, asked, patterns, left_out + 1, project=project, role=role, since_ms=since_ms)
+    said = _said(
+        store, asked, patterns, left_out + 1, project=project, role=role, since_ms=since_ms
+    )
     if order == "best":
         said = iter(sorted(islice(said, BEST_OF), key=lambda one: one.score, reverse=True))
     results = [*islice(_results(store, said), limit + 1)]

@@ -149,9 +149,10 @@ def _events(store: Store, rows: Sequence[LogRow]) -> Iterator[tuple[Event, Messa
     """Those of some events that were folded and have messages."""
     refused = store.quarantine.reasons(SESSIONS.name, [row.seq for row in rows])
     for event in read([row for row in rows if row.seq not in refused]):
-        messages = getattr(event.body, "messages", None) if isinstance(event, Event) else None
-        if messages is not None:
-            yield event, messages
+        if isinstance(event, Event):
+            messages = getattr(event.body, "messages", None)
+            if messages is not None:
+                yield event, messages
 
 
 def _split(messages: Messages) -> list[bytes]:
