@@ -251,7 +251,7 @@ def test_the_command_prints_a_table_or_json(talk: Database) -> None:
     assert line.startswith("A-1")
     assert line.endswith("the **login** is fixed")
     (result,) = as_json.pop("results")
-    assert as_json == {"more": False, "behind": 0}
+    assert as_json == {"more": False, "behind": 0, "partly": False}
     assert result["snippet"][0] == {"text": "login", "mark": True}
     assert {*result} == {
         *("session", "project", "title", "n", "seq", "role", "time", "snippet"),
