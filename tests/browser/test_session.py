@@ -67,14 +67,19 @@ def test_what_is_new_is_followed_at_the_end_and_counted_elsewhere(world: Any) ->
 
 def test_each_message_says_when_it_came(world: Any) -> None:
     noon = int(datetime(2025, 6, 1, 12, tzinfo=UTC).timestamp() * 1000)
+
+    def appended(hours: int, *messages: Any) -> None:
+        data = {"type": "session_append", "data": {"messages": [*messages]}}
+        world.database.insert("session:S-1", data, created_at=noon + hours * 3_600_000)
+
     say(world.database, "S-1", *texts(2), project="P", at=noon)
-    say(world.database, "S-1", *texts(150, first=3), at=noon + 3_600_000)
+    appended(1, *texts(150, first=3))
     page = world.start().visitor(timezone_id="UTC").open("/session?id=S-1")
     expect(page.locator("#m152 time")).to_have_text("1 Jun 2025 13:00:00")
     page.keyboard.press("[")
     expect(page.locator("#m2 time")).to_have_text("1 Jun 2025 12:00:00")
     expect(page.locator("#m3 time")).to_have_attribute("datetime", "2025-06-01T13:00:00.000Z")
-    say(world.database, "S-1", *texts(1, first=153), at=noon + 7_200_000)
+    appended(2, *texts(1, first=153))
     page.keyboard.press("e")
     expect(page.locator("#m153 time")).to_have_text("1 Jun 2025 14:00:00")
 
