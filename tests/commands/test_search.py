@@ -54,6 +54,7 @@ def talk(database: Database) -> Database:
     return database
 
 
+@pytest.mark.sqlite  # a server begins with the project's sessions
 def test_what_is_looked_at_is_bounded_and_that_is_said(
     talk: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -586,7 +586,7 @@ class Words(Protocol):
 
     def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
         """The position of the last of so many rows that have all of some phrases, newest first; 0
-        where there are fewer."""
+        where there are fewer, or where `find` looks only at those of the project."""
         ...
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:

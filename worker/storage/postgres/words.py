@@ -48,8 +48,11 @@ class PostgresWords:
             "name": unless_quarantined,
             "page": self._limits.page_matches,
         }
-        has_all, asked = _has_all(phrases)
-        values |= asked
+        asked = []
+        for number, phrase in enumerate(phrases):
+            ask, values[f"asked{number}"] = _asked(phrase)
+            asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
+        has_all = f"{tables.vector('s.text')} @@ ({' && '.join(asked)})"
         conditions = [has_all, "s.seq IS NOT NULL", "s.event_key < %(below)s"]
         conditions.append("s.event_key >= %(start)s")
         if project is not None:
@@ -74,13 +77,8 @@ class PostgresWords:
         return [Match(*row_of(row)) for row in rows]
 
     def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
-        has_all, values = _has_all(phrases)
-        found = self._connection.row(
-            f"SELECT s.seq FROM {self._at} AS s WHERE {has_all} AND s.seq IS NOT NULL"
-            " ORDER BY s.event_key DESC LIMIT 1 OFFSET %(rows)s",
-            {**values, "rows": rows - 1},
-        )
-        return int(found[0]) if found else 0
+        del phrases, rows
+        return 0  # the server begins with a project's sessions where these are few
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
         rows = self._connection.rows(
@@ -100,15 +98,6 @@ class PostgresWords:
                 " search reads all of it",
                 "make it again: restart the daemon, or `projector run --once`",
             )
-
-
-def _has_all(phrases: Sequence[Phrase]) -> tuple[str, dict[str, Any]]:
-    """The condition that a row has all of some phrases, and the values in it."""
-    asked, values = [], {}
-    for number, phrase in enumerate(phrases):
-        ask, values[f"asked{number}"] = _asked(phrase)
-        asked.append(f"{ask}({CONFIGURATION}, %(asked{number})s)")
-    return f"{tables.vector('s.text')} @@ ({' && '.join(asked)})", values
 
 
 def _asked(phrase: Phrase) -> tuple[str, str]:
