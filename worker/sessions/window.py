@@ -144,8 +144,8 @@ def brought(
                 numbered = reversed([*enumerate(_split(messages), first)])
                 found += [Brought(n, event.time, data) for n, data in numbered if n in wanted]
                 total = first - 1
-                if total < wanted.start or not isinstance(event.body, MessagesAppended):
-                    return found
+            if total < wanted.start:  # as where all were replaced
+                return found
     return found
 
 
