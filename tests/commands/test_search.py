@@ -11,6 +11,7 @@ from support.folding import catch_up, differences, examine, repair, target
 
 from session_projector.projections import BUILT_IN, SEARCH
 from session_projector.projections.search import Search, key_of
+from session_projector.worker.sessions import search as searching
 from session_projector.worker.sessions.search import Found, Result, SearchUnavailable, search
 
 WITH_SEARCH = (*BUILT_IN, SEARCH)
@@ -51,6 +52,20 @@ def talk(database: Database) -> Database:
     appended(database, "A-2", said("model", "login, login, login"), timestamp=T0 + 60_000)
     catch_up(database, WITH_SEARCH)
     return database
+
+
+@pytest.mark.sqlite  # a server begins with the project's sessions
+def test_what_is_looked_at_is_bounded_and_that_is_said(
+    talk: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not found(talk, "login", project="web").partly
+    monkeypatch.setattr(searching, "MOST_ROWS", 1)
+    assert places(talk, "login", project="web") == []
+    assert found(talk, "login", project="web").partly
+    assert places(talk, "login", project="api") == [("A-2", 2)]
+    assert not found(talk, "login").partly
+    assert len(places(talk, "login")) == 4
+    assert not found(talk, "thanks", project="web").partly
 
 
 # Switched on and off
@@ -237,7 +252,7 @@ def test_the_command_prints_a_table_or_json(talk: Database) -> None:
     assert line.startswith("A-1")
     assert line.endswith("the **login** is fixed")
     (result,) = as_json.pop("results")
-    assert as_json == {"more": False, "behind": 0}
+    assert as_json == {"more": False, "behind": 0, "partly": False}
     assert result["snippet"][0] == {"text": "login", "mark": True}
     assert {*result} == {
         *("session_id", "project", "title", "n", "seq", "role", "time", "snippet"),

@@ -64,8 +64,7 @@ def board(
             f" -d {quoted(owner)}`",
         )
     token, file = (None, None) if no_token else kept(_state_folder())
-    opened, address = addresses.bound(address)
-    with opened:
+    with addresses.listening(address) as (opened, address):
         _tell(address.url, token, file)
         if not address.is_loopback:
             print(

@@ -55,6 +55,9 @@ def search(
     print(output.table(headers, rows))
     if found.more:
         print(f"… the newest {len(rows)}; add a word to see fewer")
+    if found.partly:
+        said = f"only the newest {searching.MOST_ROWS:,} events with these words were looked at"
+        print(f"{said}: add a word", file=sys.stderr)
     if found.behind:
         events = many(found.behind, "event")
         said = f"not searched yet: {events}; `projector status` tells why"

@@ -33,6 +33,8 @@ from session_projector.worker.errors import InterventionRequired, Lack
 
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
+REPLAY: Final = 1 << 20
+"""What a replay raises a generation by, so that it is told from late writes."""
 T = TypeVar("T")
 FOLD_AGAIN: Final = (
     "if events were lost, restore a backup of the log first, as what follows makes the views what"
@@ -69,9 +71,9 @@ class Checkpoint(msgspec.Struct, frozen=True):
     position or raises the generation. Other programs see `complete` as the position.
 
     `version` made the views. Below 0, that version is rebuilding them, and some are still of
-    another version. `generation` is raised by every replay that replaces rows, and by every late
-    write of a view that was deferred; `skipped` counts the events up to `position` that are of no
-    concern.
+    another version. `generation` is raised by every replay that replaces rows, by `REPLAY`, and by
+    every late write of a view that was deferred, by 1; `skipped` counts the events up to `position`
+    that are of no concern.
     """
 
     name: str
@@ -86,6 +88,16 @@ class Checkpoint(msgspec.Struct, frozen=True):
     def complete(self) -> int:
         """All views hold their events up to this position."""
         return min((view.position for view in self.deferred.values()), default=self.position)
+
+    @property
+    def replays(self) -> int:
+        """Another number after each replay that replaced rows. It stays as it is where events are
+        folded, however late, but for one time in a million."""
+        return self.generation // REPLAY
+
+    def replayed(self) -> "Checkpoint":
+        """The same after a replay that replaces rows."""
+        return msgspec.structs.replace(self, generation=self.generation + REPLAY)
 
 
 class StoredProjection(msgspec.Struct, frozen=True):
@@ -374,6 +386,10 @@ class Log(Protocol):
         """The next events under some log keys, above `after` and up to `until`: a page, by
         position."""
 
+    def latest(self, keys: Sequence[Any], *, until: int, events: int) -> list[LogRow]:
+        """The last events under some log keys, so many of those up to `until`, newest first: a page
+        of them."""
+
     def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
         """The next events up to `until` by log key and then by position, beginning with those that
         have no key: a page. `after` is the last row of the page before."""
@@ -595,17 +611,24 @@ class Words(Protocol):
         phrases: Sequence[Phrase],
         *,
         below: int,
+        start: int = 0,
         project: str | None = None,
         roles: Sequence[str] = (),
         since_ms: int | None = None,
         unless_quarantined: str,
     ) -> list[Match]:
-        """The rows that have all of some phrases, newest first: a page of those below a position.
+        """The rows that have all of some phrases, newest first: a page of those below a position,
+        and not below `start`.
 
         Phrases without any word do not count; none at all finds nothing. `roles`: one of these is
         part of what the row says of its messages' roles. Not those of events in the quarantine of
         a projection.
         """
+        ...
+
+    def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
+        """The position of the last of so many rows that have all of some phrases, newest first; 0
+        where there are fewer, or where `find` looks only at those of the project."""
         ...
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
