@@ -1,5 +1,6 @@
 """The errors that a user can cause: what happened, to which file or event, and what fixes it."""
 
+import copyreg
 import errno
 import os
 import re
@@ -7,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 
 class ProjectorError(Exception):
@@ -22,6 +23,10 @@ class ProjectorError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever the arguments were that made it: it may come of another process."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class CheckFailed(ProjectorError):

@@ -20,6 +20,7 @@ from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as walks
 from session_projector.worker.replay.round_robin import Attempt, Scan, interleave
 from session_projector.worker.replay.walk import Pages, WalkProgress
+from session_projector.worker.replay.walkers import Walkers
 from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Store, Thread
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -72,11 +73,12 @@ async def compare(
     *,
     session: str | None = None,
     dry_run: bool = False,
+    jobs: int = 1,
 ) -> int:
     """Report what differs from the log; returns the number of views.
 
     A `dry_run` also compares where the log was replaced. Where one projection cannot be compared,
-    the others are; the gravest of such errors is raised at the end.
+    the others are; the gravest of such errors is raised at the end. `jobs`: as of `Walkers`.
     """
     tallies: list[Tally] = []
 
@@ -99,7 +101,8 @@ async def compare(
 
     async with database.open_thread() as thread, _each() as attempt:
         await _check_indexes(thread, projections)
-        await interleave(thread, projections, scan, attempt)
+        with Walkers(database, projections, jobs) as walkers:
+            await interleave(thread, projections, scan, attempt, walkers=walkers)
     return sum(tally.rows.total() for tally in tallies)
 
 
@@ -110,9 +113,10 @@ async def replay(
     *,
     session: str | None = None,
     leadership: Leadership,
+    jobs: int = 1,
 ) -> None:
     """Replace what differs from the log. Where views must be rebuilt, `leadership` is acquired; the
-    caller releases it."""
+    caller releases it. `jobs`: as of `Walkers`."""
 
     async def scan(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Scan:
         waiting = lost = False
@@ -155,7 +159,8 @@ async def replay(
 
     async with database.open_thread() as thread, _each() as attempt:
         await _check_indexes(thread, projections)
-        await interleave(thread, projections, scan, attempt)
+        with Walkers(database, projections, jobs) as walkers:
+            await interleave(thread, projections, scan, attempt, walkers=walkers)
 
 
 async def _check_indexes(thread: Thread, projections: Sequence[Projection]) -> None:
