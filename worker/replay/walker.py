@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, BinaryIO, Final
 
 import anyio
@@ -28,12 +29,12 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else is printed is no message
     try:
-        job = pickle.load(sys.stdin.buffer)
+        job: tuple[Any, ...] = pickle.load(sys.stdin.buffer)
     except EOFError:
         return
     threading.Thread(target=_end_with_parent, daemon=True).start()
     outbox = Outbox(out)
-    anyio.run(_work, *job, outbox)
+    anyio.run(partial(_work, outbox, *job))
     outbox.close()
 
 
@@ -81,12 +82,12 @@ class Outbox:
 
 
 async def _work(
+    outbox: Outbox,
     database: Database,
     projections: Sequence[Projection],
     as_of: AsOf,
     number: int,
     jobs: int,
-    outbox: Outbox,
 ) -> None:
     """Of every `jobs` ranges, the one with a number."""
     try:

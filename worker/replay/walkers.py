@@ -120,7 +120,9 @@ class Walkers:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    code = f"import sys; sys.path[:] = {sys.path}; from {_MAIN} import main; main()"
+    # Without rich, which structlog would import for nothing.
+    paths = f"import sys; sys.path[:] = {sys.path}; sys.modules['rich'] = None"
+    code = f"{paths}; from {_MAIN} import main; main()"
     command = [sys.executable, "-P", "-c", code]
     with no_thread():
         # Ctrl-C is for this process alone, which then ends the others.
