@@ -1,6 +1,6 @@
 """Full scans of several projections that take turns, a page each."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -27,21 +27,20 @@ async def interleave(
     attempt: Attempt,
     *,
     share: bool = False,
+    known: Mapping[str, Checkpoint] | None = None,
     walkers: Walkers | None = None,
 ) -> None:
     """Let the scans take turns, so that those up to the same position read the log once.
 
     An error that `attempt` suppresses ends the scan of that projection alone.
-    `share`: other tasks get as much time as the scans take. `walkers` fold for them.
+    `share`: other tasks get as much time as the scans take. `known` are checkpoints that
+    were read before, `walkers` fold for them.
     """
     pages = Pages(thread, projections, share=share, walkers=walkers)
     scans: dict[Projection, Scan] = {}
-    known = await thread.run(lambda store: store.checkpoints.all())  # of one moment
     for projection in projections:
         with attempt(projection):
-            if projection.name in known:
-                checkpoint = known[projection.name].checkpoint
-            else:
+            if (checkpoint := (known or {}).get(projection.name)) is None:
                 checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
             scans[projection] = scan(projection, checkpoint, pages)
     try:

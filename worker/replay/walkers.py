@@ -66,22 +66,32 @@ class Walkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            with suppress(BrokenPipeError), process:
-                pass
+        self.stop()
 
-    def take(self, projection: Projection, as_of: AsOf) -> bool:
-        """Whether `pages` has those of a scan that begins; the first one starts the processes."""
-        moment = (as_of.until, as_of.follows)
-        if self._moment is None and self._jobs > 1 and projection in self._projections:
-            self._moment = moment
+    def start(self, as_of: AsOf) -> None:
+        """Let the processes fold what a scan as of a moment will ask for, if any will."""
+        self.stop()
+        if self._jobs > 1 and self._projections:
+            self._moment = (as_of.until, as_of.follows)
             self._waiting = {one.name: deque() for one in self._projections}
             for number in range(self._jobs):
                 self._processes.append(_started())
                 job = (self._database, self._projections, as_of, number, self._jobs)
                 _tell(self._processes[-1], job)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            with suppress(BrokenPipeError), process:
+                pass
+        self._processes.clear()
+
+    def take(self, projection: Projection, as_of: AsOf) -> bool:
+        """Whether `pages` has those of a scan that begins; the first one says as of when."""
+        moment = (as_of.until, as_of.follows)
+        if moment != self._moment and not self._taken and projection in self._projections:
+            self.start(as_of)
         if moment != self._moment or projection.name not in self._waiting.keys() - self._taken:
             return False
         self._taken.add(projection.name)
