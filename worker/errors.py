@@ -1,5 +1,6 @@
 """The errors that a user can cause: what happened, to which file or event, and what fixes it."""
 
+import copyreg
 import errno
 import os
 import re
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 Lack = Literal["lock", "space", "limit", "database"]
 """What is waited for: a lock that somebody else holds, disk space, what a limit of the system keeps
@@ -27,6 +28,10 @@ class ProjectorError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever the arguments were that made it: it may come of another process."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class CheckFailed(ProjectorError):

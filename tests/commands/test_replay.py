@@ -136,7 +136,9 @@ def test_replay_of_any_log_in_pages_of_any_size_gives_what_a_fresh_database_hold
     catch_up(database)
     expected = database.everything()
     with pytest.MonkeyPatch.context() as patch:
-        limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
+        limits = Limits(
+            page_events=page, range_events=2 * page + 1, page_keys=page, view_bytes=100 * page
+        )
         patch.setattr(fix, "CHUNK_CHANGES", page)
         assert differences(database, limits=limits) == {}
         try:

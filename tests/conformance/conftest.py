@@ -42,7 +42,12 @@ def empty_url(engine: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
 def database(url: str) -> Database:
     """A fresh database, set up, whose calls read little at once and do not wait long."""
     limits = Limits(
-        page_events=4, page_bytes=1000, page_keys=3, view_bytes=50_000, busy_timeout_s=0.01
+        page_events=4,
+        range_events=3,
+        page_bytes=1000,
+        page_keys=3,
+        view_bytes=50_000,
+        busy_timeout_s=0.01,
     )
     database = storage.database(url, limits)
     database.setup()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import msgspec
@@ -298,6 +298,31 @@ def test_all_events_can_be_read_session_by_session(store: Store) -> None:
     assert [*by_key] == [None, "A", "B", "session:B"]
     assert sum(map(len, by_key.values())) == len(found)  # each key once
     assert all(seqs(group) == sorted(seqs(group)) for group in by_key.values())
+
+
+def in_ranges(store: Store, until: int) -> Iterator[list[LogRow]]:
+    end = None
+    while True:
+        after, end = end, store.log.range_end(after=end, until=until)
+        rows: list[LogRow] = []
+        while page := store.log.by_session(after=rows[-1] if rows else after, until=until, end=end):
+            rows += page
+        yield rows
+        if end is None:
+            return
+
+
+def test_all_events_can_be_read_in_ranges_of_whole_keys(store: Store) -> None:
+    keys = ["B", "A", "session:B", None, "A", "B", "C", None, "A", "D", "D", "E", "F", "A"]
+    for number, key in enumerate(keys):
+        append(store, f"e{number}", key=key)
+    until = everything(store)[-2].seq
+
+    found = [*in_ranges(store, until)]
+
+    assert [*chain.from_iterable(found)] == [*by_session(store, until)]
+    of = [[row.key for row in rows] for rows in found]
+    assert of == [[None] * 2, ["A"] * 3, ["B"] * 2 + ["C"], ["D"] * 2 + ["E"], ["F", "session:B"]]
 
 
 def test_which_keys_have_events_up_to_a_position(store: Store, outside: Outsider) -> None:

@@ -17,6 +17,7 @@ from session_projector.worker.daemon.supervisor import run_once
 from session_projector.worker.errors import UsageError, many, quoted
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification
+from session_projector.worker.replay import walkers
 from session_projector.worker.replay.difference import (
     ABSENT,
     MISSING,
@@ -40,17 +41,28 @@ Named = Annotated[
         "--projection", metavar="NAME", help="Only this one; MODULE:NAME if it is not installed."
     ),
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        min=1,
+        metavar="N",
+        help="Processes that fold a large log, by default as many as there are processors; your own"
+        " projections are folded by one.",
+    ),
+]
 
 
 def verify(
     database: Database = "local.db",
     session: Session = None,
     name: Named = None,
+    jobs: Jobs = None,
     json: JsonLines = False,
 ) -> None:
     """Fold the log again and report where views differ; changes nothing."""
     report = Report(json, "differ")
-    if _compare(database, report, session, name, dry_run=False):
+    if _compare(database, report, session, name, jobs, dry_run=False):
         if report.fixable and not json:
             print(pasteable(f"put them right: `projector replay{_as_given(session, name)}`"))
         raise typer.Exit(1)
@@ -63,14 +75,15 @@ def replay(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Report what would change, and change nothing.")
     ] = False,
+    jobs: Jobs = None,
     json: JsonLines = False,
 ) -> None:
     """Fold the log again and fix what differs, while everything else keeps running."""
     if dry_run:
-        _compare(database, Report(json, "would change"), session, name, dry_run=True)
+        _compare(database, Report(json, "would change"), session, name, jobs, dry_run=True)
         return
     report = Report(json, "were fixed")
-    chosen = _chosen(database, name, session)
+    chosen, worth = _chosen(database, name, session, jobs)
     target = storage.database(database)
     leadership = target.leadership()
 
@@ -79,7 +92,7 @@ def replay(
             leadership.release()
         try:
             await verification.replay(
-                target, chosen, report, session=session, leadership=leadership
+                target, chosen, report, session=session, leadership=leadership, jobs=worth
             )
             catch_up = session is None and leadership.acquire()
         finally:
@@ -99,14 +112,23 @@ def _as_given(session: str | None, name: str | None) -> str:
 
 
 def _compare(
-    database: str, report: "Report", session: str | None, name: str | None, *, dry_run: bool
+    database: str,
+    report: "Report",
+    session: str | None,
+    name: str | None,
+    jobs: int | None,
+    *,
+    dry_run: bool,
 ) -> int:
-    chosen = _chosen(database, name, session)
-    compare = partial(verification.compare, session=session, dry_run=dry_run)
+    chosen, worth = _chosen(database, name, session, jobs)
+    compare = partial(verification.compare, session=session, dry_run=dry_run, jobs=worth)
     return anyio.run(compare, storage.database(database), chosen, report)
 
 
-def _chosen(database: str, name: str | None, session: str | None) -> list[Projection]:
+def _chosen(
+    database: str, name: str | None, session: str | None, jobs: int | None
+) -> tuple[list[Projection], int]:
+    """The projections, and how many of some processes are worth their start."""
     with storage.database(database).open() as store:
         found = registry.chosen(name, store)
         if session is not None:
@@ -116,7 +138,7 @@ def _chosen(database: str, name: str | None, session: str | None) -> list[Projec
                 raise UsageError(f"{name} has no view for each session", "leave out --session")
         if name is None:
             catalog.warn_of_unknown(store, found)
-    return found
+        return found, walkers.worth(jobs or walkers.cores(), store.log.newest())
 
 
 class Report:

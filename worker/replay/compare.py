@@ -61,7 +61,7 @@ class Comparison:
                 found_since = await refold(
                     self._thread, self._projection, {*part}, until=now, after=position, onto=folded
                 )
-                folded |= found_since.views
+                folded = folded | found_since.views
                 position = now
             views = folded | await self._deferred(part, loaded.checkpoint)
             rows = {k: self._projection.to_row(views[k]) for k in part if k in views}
@@ -81,6 +81,8 @@ class Comparison:
         self, seqs: Sequence[int], expected: Sequence[Rejected]
     ) -> list[Difference]:
         """Compare the quarantine of some events, which no other process changes."""
+        if not seqs:
+            return []
         name = self._projection.name
         reasons = {rejected.seq: rejected.reason for rejected in expected}
 

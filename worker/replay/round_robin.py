@@ -1,6 +1,6 @@
 """Full scans of several projections that take turns, a page each."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -9,6 +9,7 @@ import anyio
 from session_projector.projections.projection import Projection
 from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.replay.walk import Pages
+from session_projector.worker.replay.walkers import Walkers
 from session_projector.worker.storage.port import Checkpoint, Thread
 
 STANDBY_POLL_S: Final = 0.5
@@ -26,17 +27,21 @@ async def interleave(
     attempt: Attempt,
     *,
     share: bool = False,
+    known: Mapping[str, Checkpoint] | None = None,
+    walkers: Walkers | None = None,
 ) -> None:
     """Let the scans take turns, so that those up to the same position read the log once.
 
     An error that `attempt` suppresses ends the scan of that projection alone.
-    `share`: other tasks get as much time as the scans take.
+    `share`: other tasks get as much time as the scans take. `known` are checkpoints that
+    were read before, `walkers` fold for them.
     """
-    pages = Pages(thread, projections, share=share)
+    pages = Pages(thread, projections, share=share, walkers=walkers)
     scans: dict[Projection, Scan] = {}
     for projection in projections:
         with attempt(projection):
-            checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
+            if (checkpoint := (known or {}).get(projection.name)) is None:
+                checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
             scans[projection] = scan(projection, checkpoint, pages)
     try:
         while scans:

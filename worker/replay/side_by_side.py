@@ -1,9 +1,9 @@
 """The views of a copy, compared with those of the database that it was copied from."""
 
 import heapq
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from session_projector.projections import fold as folding
 from session_projector.projections.projection import Projection
@@ -17,10 +17,10 @@ from session_projector.worker.replay.difference import (
     of_skipped,
     of_view,
 )
+from session_projector.worker.replay.here import Here
 from session_projector.worker.replay.walk import WalkProgress
 from session_projector.worker.storage.port import Checkpoint, Store
 
-T = TypeVar("T")
 _KEYS: Final = 500
 """Views that are compared at once."""
 
@@ -53,7 +53,7 @@ class _Side:
     def __init__(self, store: Store, projection: Projection, position: int) -> None:
         self.name = projection.name
         self._store = store
-        self._here = _Here(store)
+        self._here = Here(store)
         self._projection = projection
         self._position = position
         self._from = self._to = position
@@ -150,16 +150,6 @@ class _Side:
     async def _refold(self, keys: set[str]) -> dict[str, tuple[Any, ...]]:
         found = await refold(self._here, self._projection, keys, until=self._position)
         return {key: self._projection.to_row(view) for key, view in found.views.items()}
-
-
-class _Here:
-    """A store that is used where it was opened, in the shape of `worker.storage.port.Thread`."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def run(self, work: Callable[[Store], T]) -> T:
-        return work(self._store)
 
 
 def _others(one: _Side, other: _Side) -> Iterator[Difference]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
 import structlog
@@ -15,11 +15,13 @@ from session_projector.worker.errors import (
     ProjectorError,
     TransientError,
 )
-from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound
+from session_projector.worker.folding.checkpoints import checkpoint_of, fits_log, is_sound
 from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay import rebuild as walks
+from session_projector.worker.replay.as_of import AsOf, as_of_checkpoint
 from session_projector.worker.replay.round_robin import Attempt, Scan, interleave
 from session_projector.worker.replay.walk import Pages, WalkProgress
+from session_projector.worker.replay.walkers import Walkers
 from session_projector.worker.storage.port import Checkpoint, Database, Leadership, Store, Thread
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -72,11 +74,12 @@ async def compare(
     *,
     session: str | None = None,
     dry_run: bool = False,
+    jobs: int = 1,
 ) -> int:
     """Report what differs from the log; returns the number of views.
 
     A `dry_run` also compares where the log was replaced. Where one projection cannot be compared,
-    the others are; the gravest of such errors is raised at the end.
+    the others are; the gravest of such errors is raised at the end. `jobs`: as of `Walkers`.
     """
     tallies: list[Tally] = []
 
@@ -98,8 +101,9 @@ async def compare(
             ) from None
 
     async with database.open_thread() as thread, _each() as attempt:
-        await _check_indexes(thread, projections)
-        await interleave(thread, projections, scan, attempt)
+        with Walkers(database, projections, jobs) as walkers:
+            known = await _begin(thread, projections, walkers, session)
+            await interleave(thread, projections, scan, attempt, known=known, walkers=walkers)
     return sum(tally.rows.total() for tally in tallies)
 
 
@@ -110,9 +114,10 @@ async def replay(
     *,
     session: str | None = None,
     leadership: Leadership,
+    jobs: int = 1,
 ) -> None:
     """Replace what differs from the log. Where views must be rebuilt, `leadership` is acquired; the
-    caller releases it."""
+    caller releases it. `jobs`: as of `Walkers`."""
 
     async def scan(projection: Projection, checkpoint: Checkpoint, pages: Pages) -> Scan:
         waiting = lost = False
@@ -154,14 +159,36 @@ async def replay(
                 log.warning("checkpoint_moved_by_another", projection=projection.name)
 
     async with database.open_thread() as thread, _each() as attempt:
-        await _check_indexes(thread, projections)
-        await interleave(thread, projections, scan, attempt)
+        with Walkers(database, projections, jobs) as walkers:
+            known = await _begin(thread, projections, walkers, session)
+            await interleave(thread, projections, scan, attempt, known=known, walkers=walkers)
 
 
-async def _check_indexes(thread: Thread, projections: Sequence[Projection]) -> None:
-    """A scan reads by the log's indexes: with a wrong one it would take right views for wrong."""
+async def _begin(
+    thread: Thread, projections: Sequence[Projection], walkers: Walkers, session: str | None
+) -> dict[str, Checkpoint]:
+    """The checkpoints, which are of one moment. A scan reads by the log's indexes: with a wrong one
+    it would take right views for wrong, so these are checked first, while the walkers begin."""
+    stored = await thread.run(lambda store: store.checkpoints.all())
+    known = {p.name: stored[p.name].checkpoint for p in projections if p.name in stored}
+
+    def moment(store: Store) -> AsOf | None:
+        for projection in projections:
+            with suppress(ProjectorError):  # what its scan raises, too
+                if checkpoint := known.get(projection.name):
+                    if is_sound(store, projection, checkpoint):
+                        return as_of_checkpoint(checkpoint)
+                    return AsOf(checkpoint, store.log.settled(), follows=False)
+        return None
+
+    if session is None and (as_of := await thread.run(moment)):
+        walkers.start(as_of)
     tables = [projection.table for projection in projections]
     await thread.run(lambda store: store.check_indexes(tables))
+    # Where another database was restored meanwhile, they are read again.
+    return await thread.run(
+        lambda store: {name: one for name, one in known.items() if fits_log(store, one)}
+    )
 
 
 @asynccontextmanager

@@ -15,6 +15,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     page_events: int = 4000
     """Events of a page where the caller does not say how many."""
+    range_events: int = 15_000
+    """A full scan begins a page with the next key after so many events: a few pages."""
     page_bytes: int = 8 * 1024 * 1024
     """A page ends with the event whose `id`, `key` and `data` take it above this."""
     page_keys: int = 500

@@ -390,9 +390,18 @@ class Log(Protocol):
         """The last events under some log keys, so many of those up to `until`, newest first: a page
         of them."""
 
-    def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
+    def by_session(
+        self, *, after: LogRow | None, until: int, end: LogRow | None = None
+    ) -> list[LogRow]:
         """The next events up to `until` by log key and then by position, beginning with those that
-        have no key: a page. `after` is the last row of the page before."""
+        have no key: a page. `after` is the last row of the page before, `end` that of the last
+        page."""
+
+    def range_end(self, *, after: LogRow | None, until: int) -> LogRow | None:
+        """The last event of a range of log keys, in the order of `by_session`: some `range_events`
+        with the keys that follow that of `after`, and all of each key. None where no more are
+        left than that, or the order cannot be had quickly. `after` is the end of the range before.
+        """
 
     def check_keys(self, projection: str, *, after: int) -> int | None:
         """Check that the events after a position, a page of them, are found under their keys;

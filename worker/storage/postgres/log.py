@@ -217,15 +217,43 @@ class PostgresLog:
         values = {"keys": _possible(keys), "position": 0, "until": until}
         return self._page(where, "seq DESC", values, min(events, self._limits.page_events))
 
-    def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
-        values = {"position": 0 if after is None else after.seq, "until": until}
-        key = f"(SELECT key FROM {self._table} WHERE seq = %(position)s)"
-        within = " AND seq <= %(until)s"
+    def by_session(
+        self, *, after: LogRow | None, until: int, end: LogRow | None = None
+    ) -> list[LogRow]:
+        values = {"position": after.seq if after else 0, "until": until, "end": end and end.seq}
+        same = "key IS NULL" if after is None or after.key is None else f"key = {self._key_at()}"
+        within = self._above(after) + (f" AND key <= {self._key_at('end')}" if end else "")
+        where = [f"{same} AND seq > %(position)s", within]
+        return self._page(
+            [f"{some} AND seq <= %(until)s" for some in where],
+            *("key NULLS FIRST, seq", values, self._limits.page_events),
+        )
+
+    def _key_at(self, of: str = "position") -> str:
+        return f"(SELECT key FROM {self._table} WHERE seq = %({of})s)"
+
+    def _above(self, after: LogRow | None) -> str:
+        """The events whose key is after that of one, which is at `position`."""
         if after is None or after.key is None:
-            where = [f"key IS NULL AND seq > %(position)s{within}", f"key IS NOT NULL{within}"]
-        else:
-            where = [f"key = {key} AND seq > %(position)s{within}", f"key > {key}{within}"]
-        return self._page(where, "key NULLS FIRST, seq", values, self._limits.page_events)
+            return "key IS NOT NULL"
+        return f"key > {self._key_at()}"
+
+    def range_end(self, *, after: LogRow | None, until: int) -> LogRow | None:
+        select = f"SELECT {{}} FROM {self._table} WHERE {{}} AND seq <= %(until)s"
+        values = {"position": after.seq if after else 0, "until": until}
+        if after is None:
+            last = self._connection.value(select.format("max(seq)", "key IS NULL"), values)
+            if last is not None:
+                return self.event(last)
+        row = self._connection.row(
+            f"{select.format('seq', self._above(after))} ORDER BY key, seq"
+            f" OFFSET {self._limits.range_events - 1} LIMIT 1",
+            values,
+        )
+        if row is None:
+            return None
+        of_key = select.format("max(seq)", f"key = {self._key_at()}")
+        return self.event(self._connection.value(of_key, {**values, "position": row[0]}))
 
     def check_keys(self, projection: str, *, after: int) -> int | None:
         del projection, after

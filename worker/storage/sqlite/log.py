@@ -41,6 +41,8 @@ _MOST_IDS: Final = 1000
 _SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
 _FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
 _BY_KEY: Final = "INDEXED BY idx_event_log_key"
+_KEY_AT: Final = "(SELECT key FROM event_log WHERE seq = :{})"
+"""By the position, as of a long key no more is known than its beginning."""
 _HAS_INDEX: Final = (
     "SELECT 1 FROM pragma_index_list('event_log') AS l, pragma_index_xinfo(l.name) AS x WHERE"
     " l.name = 'idx_event_log_key' AND NOT partial AND seqno = 0 AND x.name = 'key'"
@@ -59,6 +61,13 @@ def _asked(keys: Sequence[Any]) -> tuple[str, dict[str, Any]]:
     named = {f"key{index}": key for index, key in enumerate(keys)}
     asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
     return asked, {name: raw(key) for name, key in named.items()}
+
+
+def _above(after: LogRow | None) -> str:
+    """The events whose key is after that of one, which is at `position`."""
+    if after is None or after.key is None:
+        return "key IS NOT NULL"
+    return f"key > {_KEY_AT.format('position')}"
 
 
 class SqliteLog:
@@ -114,18 +123,42 @@ class SqliteLog:
         values |= {"position": 0, "until": until}
         return [*starmap(LogRow, self.rows([select], values, most))]
 
-    def by_session(self, *, after: LogRow | None, until: int) -> list[LogRow]:
-        # By the position, as of a long key no more is known than its beginning.
-        key = "(SELECT key FROM event_log WHERE seq = :position)"
+    def by_session(
+        self, *, after: LogRow | None, until: int, end: LogRow | None = None
+    ) -> list[LogRow]:
         select = self._select_by_key()
-        above = "key IS NOT NULL" if after is None or after.key is None else f"key > {key}"
+        within = _above(after) + (f" AND key <= {_KEY_AT.format('end')}" if end else "")
+        same = f"key IS {_KEY_AT.format('position')}"
         return self._page(
             [
-                f"{select}key IS {key} AND seq > :position AND seq <= :until ORDER BY seq",
-                f"{select}{above} AND seq <= :until ORDER BY key, seq",
+                f"{select}{same} AND seq > :position AND seq <= :until ORDER BY seq",
+                f"{select}{within} AND seq <= :until ORDER BY key, seq",
             ],
-            {"position": 0 if after is None else after.seq, "until": until},
+            {
+                "position": 0 if after is None else after.seq,
+                "until": until,
+                "end": end.seq if end else 0,
+            },
         )
+
+    def range_end(self, *, after: LogRow | None, until: int) -> LogRow | None:
+        if not self._connection.row(_HAS_INDEX):
+            return None
+        select = f"SELECT {{}} FROM event_log {_BY_KEY} WHERE {{}} AND seq <= :until"
+        values = {"position": after.seq if after else 0, "until": until}
+        if after is None:
+            last = self._connection.value(select.format("max(seq)", "key IS NULL"), values)
+            if last is not None:
+                return self.event(last)
+        row = self._connection.row(
+            f"{select.format('seq', _above(after))} ORDER BY key, seq"
+            f" LIMIT 1 OFFSET {self._limits.range_events - 1}",
+            values,
+        )
+        if row is None:
+            return None
+        of_key = select.format("max(seq)", f"key IS {_KEY_AT.format('position')}")
+        return self.event(self._connection.value(of_key, {**values, "position": row[0]}))
 
     def _select_by_key(self) -> str:
         """By no other index, as one of another program's may lack rows."""
