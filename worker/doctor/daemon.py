@@ -135,9 +135,13 @@ def projections(database: Database) -> Iterator[Check]:
     wrong += [
         _behind(key, view, alive=alive)
         for stored in checkpoints.values()
-        for key, view in stored.checkpoint.deferred.items()
-        if not alive or time.time() - view.since / 1000 > OVERDUE_S
+        for key, view in stored.checkpoint.costly.items()
+        if not alive or _is_overdue(view)
     ]
+    for name, stored in checkpoints.items():
+        late = [view for view in stored.checkpoint.deferred.values() if not view.is_costly]
+        if late and (not alive or any(map(_is_overdue, late))):
+            wrong.append(_cut_off(name, len(late), stored.checkpoint.written, alive=alive))
     for name, report in reports.items():
         if report.state == "failed":
             said = f"{name} failed: {report.why}"
@@ -186,6 +190,20 @@ def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
         f" {one.position:,}{rows} and {one.quarantined:,} events in quarantine"
     )
     return Check("projections", "warn", said, without_code(one.name))
+
+
+def _is_overdue(view: Deferred) -> bool:
+    return time.time() - view.since / 1000 > OVERDUE_S
+
+
+def _cut_off(name: str, views: int, position: int, *, alive: bool) -> Check:
+    """The finding for a batch of which only some views were written, and nobody has written the
+    others since."""
+    said = f"{name}: {views:,} views of its last batch are not written yet, and as of {position}"
+    if not alive:
+        fix = "the next daemon writes them as soon as it starts: `projector run`"
+        return Check("projections", "ok", f"{said}; no daemon is alive to do so", fix)
+    return Check("projections", "warn", said, "restart the daemon, and it writes them first")
 
 
 def _behind(key: str, view: Deferred, *, alive: bool) -> Check:
