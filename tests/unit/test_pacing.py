@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from session_projector.worker.folding.pacing import (
+    CHUNK_HOLD_S,
     HOPELESS_HOLD_S,
     LEAST_EVENTS,
     LONGEST_HOLD_S,
@@ -113,7 +114,7 @@ def test_a_transaction_has_as_many_rows_as_are_written_in_the_time_that_it_may_t
         rows = [row(size)] * max(int(pacing.most_bytes / cost_of(row(size))), 1)
         pacing.wrote_bytes(len(rows) * row_us * MICROSECONDS, rows)
 
-    assert len(rows) * row_us * MICROSECONDS == pytest.approx(LONGEST_HOLD_S, rel=0.5)
+    assert len(rows) * row_us * MICROSECONDS == pytest.approx(CHUNK_HOLD_S, rel=0.5)
 
 
 def test_one_transaction_that_was_held_up_does_not_make_all_others_tiny() -> None:

@@ -43,8 +43,8 @@ PATIENCE_S: Final = 0.008
 
 FAR_EVENTS: Final = 4 * BATCH_EVENTS
 """A tail that had caught up and is so far behind gives way: a full scan may be quicker."""
-Then = Callable[[Store, Sequence[Checkpoint]], None]
-"""Called in the store's thread with the checkpoints that the members have by then."""
+Then = Callable[[Store, CommitStats, Sequence[Checkpoint]], None]
+"""Called in the store's thread after a commit, with the checkpoints that the members have then."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 COUNT_EVERY_S: Final = 10.0
@@ -227,7 +227,7 @@ class Tail:
         done, most = len(batch.events), self._size.events(built_in=batch.built_in)
         ahead = page
 
-        def read_ahead(store: Store, after: Sequence[Checkpoint]) -> None:
+        def read_ahead(store: Store, _: CommitStats, after: Sequence[Checkpoint]) -> None:
             nonlocal ahead
             ahead = msgspec.structs.replace(
                 page, checkpoints=after, rows=page.rows[done:], events=page.events[done:]
@@ -250,12 +250,12 @@ class Tail:
         left, waited_s, held_s = parts, 0.0, 0.0
         while True:
             some, left = split(left, self._pacing.most_bytes) if self._in_chunks else (left, [])
-            committed = await self._commit(some, None if left else then)
+            committed = await self._commit(some, _leave_room if left else then)
             waited_s, held_s = waited_s + committed.waited_s, max(held_s, committed.held_s)
             if not left:
                 return msgspec.structs.replace(committed, waited_s=waited_s, held_s=held_s)
             self._pacing.wrote(others=committed.others_wrote)
-            await anyio.sleep(committed.held_s)
+            self._iterated()
 
     async def _commit(self, parts: Sequence[Part], then: Then | None) -> CommitStats:
         """Commit some parts in one transaction, and move their members on."""
@@ -269,7 +269,7 @@ class Tail:
         def work(store: Store) -> CommitStats:
             committed = store.commit(changes, bulk=bulk)
             if then:
-                then(store, checkpoints)
+                then(store, committed, checkpoints)
             return committed
 
         committed = await self._thread.run(work)
@@ -390,3 +390,9 @@ class Tail:
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
+
+
+def _leave_room(_store: Store, committed: CommitStats, _after: Sequence[Checkpoint]) -> None:
+    """Leave the lock to others for as long as it was held: here, as timers of the event loop are
+    whole milliseconds, and another hop is spared."""
+    time.sleep(committed.held_s)

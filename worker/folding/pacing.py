@@ -13,6 +13,9 @@ SMALL_EVENTS: Final = 512
 LEAST_EVENTS: Final = 16
 LONGEST_HOLD_S: Final = 0.0015
 """Of the lock: SQLite's own waiting for it goes in steps of 1, 2, 5, 10 ms."""
+CHUNK_HOLD_S: Final = 0.003
+"""Of the lock, by one of the transactions that write a batch: a writer that finds it taken comes
+again 1 and 3 ms later."""
 HOPELESS_HOLD_S: Final = 0.006
 """Where even the least batch would hold it for longer, as it writes a few large views, batches are
 large instead: each of them writes the same views again."""
@@ -37,13 +40,13 @@ class WritePacing:
     def __init__(self) -> None:
         self.most_events = SMALL_EVENTS
         """Of a batch meanwhile, if it is written by one transaction."""
-        self._byte_s = LONGEST_HOLD_S / FIRST_BYTES
+        self._byte_s = CHUNK_HOLD_S / FIRST_BYTES
         self._left = 0
 
     @property
     def most_bytes(self) -> float:
         """Of one of the transactions that write a batch meanwhile, as `cost_of` its rows."""
-        return LONGEST_HOLD_S / self._byte_s
+        return CHUNK_HOLD_S / self._byte_s
 
     def wrote_bytes(self, seconds: float, rows: Iterable[Sequence[Any]]) -> None:
         """The lock was held by a transaction that wrote some rows."""
