@@ -254,6 +254,9 @@ class Tail:
             waited_s, held_s = waited_s + committed.waited_s, max(held_s, committed.held_s)
             if not left:
                 return msgspec.structs.replace(committed, waited_s=waited_s, held_s=held_s)
+            self._pacing.wrote_bytes(
+                committed.held_s, (row for part in some for row in part.change.rows)
+            )
             self._pacing.wrote(others=committed.others_wrote)
             self._iterated()
 
@@ -279,13 +282,10 @@ class Tail:
         return committed
 
     def _note_costs(self, parts: Sequence[Part], committed: CommitStats) -> None:
-        """How long it takes to write rows, and which views took much of the time of a commit, by
-        the size of theirs."""
-        rows = [row for part in parts for row in part.change.rows]
-        self._pacing.wrote_bytes(committed.held_s, rows)
+        """Which views took much of the time that a commit took, by the size of their rows."""
         if committed.held_s <= self._deferral.costly_s:
             return
-        all_bytes = max(sum(map(size_of, rows)), 1)
+        all_bytes = max(sum(size_of(row) for part in parts for row in part.change.rows), 1)
         for part in (p for p in parts if p.member.projection.built_in):
             for key, row in zip(part.views, part.change.rows, strict=True):
                 cost_s = committed.held_s * size_of(row) / all_bytes
