@@ -100,10 +100,10 @@ class Supervisor:
                     for projection in alone:
                         tasks.start_soon(self._alone, projection, lead)
                     await lead.run(self._stop)
+                    unplaced = lead.give_up()
                 except LostRace:
                     log.info("checkpoint_moved_by_another")
-                    unplaced = [member.projection for member in lead.members]
-                    lead.members = []
+                    unplaced = lead.give_up()
                 except ProjectionFailed as error:
                     failed = [m for m in lead.members if m.projection.name == error.projection]
                     lead.members = [m for m in lead.members if m not in failed]

@@ -197,9 +197,13 @@ def projections(database: Database) -> Iterator[Check]:
     wrong += [
         _behind(key, view, alive=alive)
         for stored in checkpoints.values()
-        for key, view in stored.checkpoint.deferred.items()
-        if not alive or time.time() - view.since / 1000 > OVERDUE_S
+        for key, view in stored.checkpoint.costly.items()
+        if not alive or _is_overdue(view)
     ]
+    for name, stored in checkpoints.items():
+        late = [view for view in stored.checkpoint.deferred.values() if not view.is_costly]
+        if late and (not alive or any(map(_is_overdue, late))):
+            wrong.append(_cut_off(name, len(late), stored.checkpoint.written, alive=alive))
     for name, report in reports.items():
         if report.state == "failed":
             said = f"{name} failed: {report.why}"
@@ -271,6 +275,20 @@ def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
         end = linux.ending([leader.pid], seen=leader.seen)
         fix = f"restart it: {end}, then `projector run`, unless systemd does that"
     return Check("projections", "warn", said, fix)
+
+
+def _is_overdue(view: Deferred) -> bool:
+    return time.time() - view.since / 1000 > OVERDUE_S
+
+
+def _cut_off(name: str, views: int, position: int, *, alive: bool) -> Check:
+    """The finding for a batch of which only some views were written, and nobody has written the
+    others since."""
+    said = f"{name}: {views:,} views of its last batch are not written yet, and as of {position}"
+    if not alive:
+        fix = "the next daemon writes them as soon as it starts: `projector run`"
+        return Check("projections", "ok", f"{said}; no daemon is alive to do so", fix)
+    return Check("projections", "warn", said, "restart the daemon, and it writes them first")
 
 
 def _behind(key: str, view: Deferred, *, alive: bool) -> Check:

@@ -68,7 +68,8 @@ class Progress(msgspec.Struct, frozen=True):
     """How far a projection is; `lag_seconds` is None if no event has a valid time.
 
     `position` is that of `checkpoint`: all views hold their events up to there. All but those that
-    are `deferred`, the costliest first, hold them up to `read_position`.
+    are `deferred` because they cost much to write, the costliest first, hold them up to
+    `read_position`.
     """
 
     name: str
@@ -147,10 +148,10 @@ def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | Non
         code_version=info.code_version,
         state=report or TailingStatus("old" if older else "tailing"),
         position=checkpoint.complete,
-        read_position=checkpoint.position,
+        read_position=checkpoint.written,
         deferred=_deferred(checkpoint),
-        lag_events=store.log.count(after=checkpoint.position),
-        lag_seconds=_lag_seconds(store, checkpoint.position),
+        lag_events=store.log.count(after=checkpoint.written),
+        lag_seconds=_lag_seconds(store, checkpoint.written),
         views=info.rows,
         quarantined=info.quarantined,
         dismissed=store.quarantine.count(info.name).dismissed,
@@ -164,7 +165,7 @@ def _deferred(checkpoint: Checkpoint) -> list[DeferredView]:
         DeferredView(
             key, one.position, one.bytes, one.cost_ms, delay_s(one.cost_ms / 1000), one.since
         )
-        for key, one in checkpoint.deferred.items()
+        for key, one in checkpoint.costly.items()
     ]
     return sorted(views, key=lambda view: view.cost_ms, reverse=True)
 

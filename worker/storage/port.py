@@ -51,16 +51,22 @@ _UNFIT_HINT: Final = (
 
 
 class Deferred(msgspec.Struct, frozen=True):
-    """A view that is behind the others of its projection, because it costs much to write: it holds
-    its events up to `position`, of those after it none.
+    """A view that is behind the others of its projection: it holds its events up to `position`, of
+    those after it none.
 
     `bytes` are those of its row, and writing it took `cost_ms` the last time. `since` is a time.
+    With a `cost_ms` of 0 it is not behind because it costs much, but its batch is being written by
+    several transactions: a moment later it is there.
     """
 
     position: int
     bytes: int
     cost_ms: int
     since: int
+
+    @property
+    def is_costly(self) -> bool:
+        return self.cost_ms > 0
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -98,6 +104,17 @@ class Checkpoint(msgspec.Struct, frozen=True):
     def replayed(self) -> "Checkpoint":
         """The same after a replay that replaces rows."""
         return msgspec.structs.replace(self, generation=self.generation + REPLAY)
+
+    @property
+    def costly(self) -> dict[str, Deferred]:
+        """Those of the views that are deferred because they cost much to write."""
+        return {key: view for key, view in self.deferred.items() if view.is_costly}
+
+    @property
+    def written(self) -> int:
+        """All views but those hold their events up to this position."""
+        behind = (view.position for view in self.deferred.values() if not view.is_costly)
+        return min(behind, default=self.position)
 
 
 class StoredProjection(msgspec.Struct, frozen=True):
