@@ -671,7 +671,7 @@ def test_who_holds_the_write_lock_before_a_daemon_is_named(folded: Database) -> 
         assert found.level == "fail"
         assert f"{pid} (python" in found.found
         assert re.search("holds (it|the write lock)", found.found)
-        assert look(folded, "daemon").level == "ok"
+        until(lambda: look(folded, "daemon").level == "ok")
 
 
 def test_a_lock_that_a_daemon_waits_for_is_said_first_and_once(folded: Database) -> None:
