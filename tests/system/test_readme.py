@@ -13,15 +13,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support import Database, daemon, projector
+from support import Database, daemon, projector, shell
 from support.node_packages import npm_install
 from support.snippets import follow, run_snippets, snippets, statements
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-STARTED, READING, WRITING, SEARCH, PROJECTIONS = (
+STARTED, READING, WRITING, SEARCH, PROJECTIONS, POSTGRESQL = (
     (ROOT / "docs" / f"{page}.md").read_text()
-    for page in ("getting-started", "reading-views", "writing-events", "search", "projections")
+    for page in (
+        *("getting-started", "reading-views", "writing-events", "search", "projections"),
+        "postgresql",
+    )
 )
 MARCH_MS = 1_772_366_400_000
 WEB_1 = (
@@ -122,6 +125,22 @@ def test_what_pages_say_in_sql_can_be_asked(database: Database, page: str) -> No
     with closing(sqlite3.connect(database.path)) as connection:
         for statement in asked:
             connection.execute(f"EXPLAIN {statement}", [None] * statement.count("?"))
+
+
+@needs_sqlite3
+def test_an_event_that_no_server_takes_is_left_out_of_a_copy_as_the_page_says(
+    database: Database,
+) -> None:
+    database.created("A-1", "one")
+    database.insert("A-1", 5)
+    projector("run", "--once", "-d", database.path)
+    block = r"```sh\n(projector copy local.db without.db\n.*?)projector copy without.db"
+    (commands,) = re.findall(block, POSTGRESQL, re.DOTALL)
+
+    done = shell(commands.replace("1041", "2"), cwd=database.path.parent)
+
+    assert done.returncode == 0, done.stderr
+    assert len(Database(database.path.with_name("without.db")).log()) == 1
 
 
 def test_the_test_of_a_projection_passes_as_the_page_shows_it() -> None:
