@@ -23,7 +23,7 @@ STYLES = {
     "33": "fill: #e3b341",
     "36": "fill: #39c5cf",
 }
-SESSIONS = 16
+SESSIONS = 24
 """As many there are before the picture is taken."""
 
 

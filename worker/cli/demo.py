@@ -22,7 +22,7 @@ from session_projector.worker.errors import UsageError, no_thread, quoted
 from session_projector.worker.storage.demo import Scratch
 from session_projector.worker.storage.open import database, hide_passwords, scratch
 
-AGENTS: Final = 3
+AGENTS: Final = 5
 LOOK_EVERY_S: Final = 0.001
 DRAW_EVERY_S: Final = 0.1
 

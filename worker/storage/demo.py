@@ -56,7 +56,7 @@ def work(insert_as_shell: Insert, insert_as_library: Insert) -> None:
             if os.getppid() != demo:  # it was killed, and could end nobody
                 os.killpg(0, signal.SIGTERM)
             insert(url, f"session:{session_id}", event)
-            time.sleep(chance.uniform(0.05, 0.2) if step == 0 else chance.uniform(0.2, 1.2))
+            time.sleep(chance.uniform(0.05, 0.2) if step == 0 else chance.uniform(0.1, 0.7))
             now = time.time_ns() // 1_000_000
 
 
