@@ -7,7 +7,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
 floors = {}
-for dependency in project["dependencies"] + project["optional-dependencies"]["postgres"]:
+extras = project["optional-dependencies"]
+for dependency in project["dependencies"] + extras["postgres"] + extras["board"]:
     found = re.match(r"([\w.-]+)(?:\[(\w+)\])?>=([\w.]+)", dependency)
     if not found:
         raise SystemExit(f"pyproject.toml: {dependency} has no lowest version")

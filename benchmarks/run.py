@@ -6,7 +6,8 @@ temporary files (TMPDIR), and half an hour. `--table FILE` prints what `--json F
 Markdown; `--plot FILE` draws it to docs/performance/ (this needs `pip install -e '.[benchmarks]'`).
 The peers (`--only peers`) are installed from the Python Package Index into their own venv.
 PostgreSQL (`--only postgres`) is measured on a server that is started for it, with its default
-durability, or on that of PROJECTOR_BENCH_POSTGRES=URL; it needs the extra `dev`.
+durability, or on that of PROJECTOR_BENCH_POSTGRES=URL; it needs the extra `dev`. So does the board
+(`--only board`), and Chromium.
 """
 
 import argparse
@@ -39,6 +40,12 @@ def on_postgres(options: Options) -> Iterator[Figure]:
     yield from postgres.compared(options)
 
 
+def in_a_browser(options: Options) -> Iterator[Figure]:
+    import board  # which imports a browser's driver, and nothing else needs that
+
+    yield from board.shown(options)
+
+
 BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "rates": throughput.rates,
     "floor": throughput.against_floor,
@@ -52,6 +59,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Iterator[Figure | Curve]]]] = {
     "peers": peers.compared,
     "growth": growth.curves,
     "postgres": on_postgres,
+    "board": in_a_browser,
 }
 """All benchmarks by name; add a new one here."""
 

@@ -5,10 +5,15 @@ import errno
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
+
+Lack = Literal["lock", "space", "limit", "database"]
+"""What is waited for: a lock that somebody else holds, disk space, what a limit of the system keeps
+back (memory, a thread, a file descriptor), or the database, for another reason."""
 
 
 class ProjectorError(Exception):
@@ -55,7 +60,12 @@ class TransientError(ProjectorError):
 
 
 class DatabaseUnavailable(TransientError):
-    """Exit code 3: the database cannot be written or read for now; a daemon waits and continues."""
+    """Exit code 3: the database cannot be written or read for now, for want of what it `lacks`; a
+    daemon waits and continues."""
+
+    def __init__(self, message: str, hint: str = "", *, lacks: Lack = "database") -> None:
+        super().__init__(message, hint)
+        self.lacks: Lack = lacks
 
 
 class InterventionRequired(ProjectorError):
@@ -89,6 +99,7 @@ def no_thread() -> Iterator[None]:
             f"no {what} can be started ({error}): a limit on tasks or memory is reached",
             "see what has so many (`ps -eLf`), or raise the limit (`ulimit -u`, `ulimit -v`;"
             " TasksMax= or MemoryMax= of a systemd unit; pids_limit of a container)",
+            lacks="limit",
         ) from error
 
 
@@ -102,6 +113,7 @@ def run_out(error: OSError) -> DatabaseUnavailable | None:
         f"no file descriptor is left ({os.strerror(error.errno)})",
         "see what is open (`lsof -p PID`), or raise the limit (`ulimit -n`; LimitNOFILE= of a"
         " systemd unit)",
+        lacks="limit",
     )
 
 
@@ -111,6 +123,7 @@ def no_memory() -> DatabaseUnavailable:
         "no memory is left",
         "see what has it (`free -m`), or raise the limit (`ulimit -v`; MemoryMax= of a systemd"
         " unit; mem_limit of a container)",
+        lacks="limit",
     )
 
 
@@ -125,6 +138,11 @@ def quoted(text: str | Path) -> str:
         return shlex.quote(name)
     escaped = _UNSAFE.sub(lambda one: _bytes_of(one[0]), name)
     return f"$'{escaped}'"
+
+
+def many(count: int, what: str) -> str:
+    """A number of things: `1 event`, `2,000 events`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def argument(text: str) -> str:
@@ -145,6 +163,16 @@ def naming(database: str, hint: str, owner: Callable[[], str] | None = None) -> 
         return f"{words} -d {quoted(name)}{dashes}{last}"
 
     return _IN_BACKTICKS.sub(lambda commands: _COMMAND.sub(named, commands[0]), hint)
+
+
+def pip_install(*what: str) -> str:
+    """The command that installs something beside this program, in backticks for a hint."""
+    return f"`{quoted(sys.executable)} -m pip install {' '.join(map(quoted, what))}`"
+
+
+def upgrade() -> str:
+    """How to get a newer version of this program, which no index has."""
+    return f"upgrade projector: {pip_install('.')} in a newer clone of it"
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from support import T0, Database, event, fill, projector
 from support.board import Board, board
 
 from session_projector.worker.clock import now_ms
+from session_projector.worker.sessions import window
+from session_projector.worker.storage import open as storage
 
 ODD_IDS = [
     "a b",
@@ -24,6 +26,7 @@ ODD_IDS = [
     "'; --",
     "x\u202ey",
     ".",
+    "ü" * 32_000,
 ]
 
 
@@ -217,10 +220,87 @@ def test_a_long_session_is_read_by_windows(database: Database, shown: Board) -> 
         )
     assert shown.api("session/message?id=long&n=7") == {
         "n": 7,
+        "time": T0,
         "message": {"role": "user", "content": "m7"},
     }
     assert shown.api("session/message?id=long&n=351", 404)["error"]
     shown.api("session/message?id=long&n=0", 400)
+
+
+def test_each_message_has_the_time_of_the_event_that_brought_it(
+    database: Database, shown: Board
+) -> None:
+    def says(*texts: str, at: int, kind: str = "session_append", **more: Any) -> None:
+        messages = [{"role": "user", "content": text} for text in texts]
+        data = {"messages": messages, **more}
+        database.insert("S" if at % 2 else "session:S", event(kind, data) | {"timestamp": at})
+
+    def times(asked: str) -> list[tuple[str, Any]]:
+        return [(one["message"]["content"], one["time"]) for one in shown.api(asked)["messages"]]
+
+    says("old", "ok", "gone", at=1, kind="session_created", project="P")
+    says("old", at=2)
+    says("ok", "ok", at=3, kind="session_updated")  # these alone are left
+    status(database, "S", "done", 4)
+    says("lost", at=5, kind="session_created", project="P")  # quarantined
+    says("ok", at=6)
+    database.insert("S", {"type": "session_append", "data": {"messages": "no list"}})
+    status(database, "S", "review", 7)
+    added = {"messages": [{"role": "user", "content": "as JSON"}]}
+    text = json.dumps({"type": "session_append", "data": added})
+    database.insert("S", text, created_at=8_000)
+    fold(database)
+
+    said = [("ok", 3), ("ok", 3), ("ok", 6), ("as JSON", 8_000_000)]
+    assert times("session?id=S") == said
+    assert times("session/messages?id=S&first=2&last=3") == said[1:3]
+    assert times("session/messages?id=S&last=1") == said[:1]
+    assert times("session/at?id=S&at=2") == [("old", 1), ("ok", 1), ("gone", 1), ("old", 2)]
+    assert times("session/at?id=S&at=6&last=2") == said[:2]
+    assert shown.api("session/message?id=S&n=3")["time"] == 6
+
+
+def test_no_time_is_told_of_a_message_that_no_event_brought(
+    database: Database, shown: Board
+) -> None:
+    database.created("S", "one", "two")
+    fold(database)
+    (row,) = database.views().values()
+    view = msgpack.unpackb(row[2])
+    view["messages"][0]["content"] = "another program's"
+    database.sql("UPDATE view SET data = ?", msgpack.packb(view))
+    assert [one["time"] for one in shown.api("session?id=S")["messages"]] == [None, T0]
+
+
+def test_one_message_is_read_without_the_view(database: Database, shown: Board) -> None:
+    database.created("S", "one")
+    database.appended("S", "two", "three")
+    fold(database)
+    database.sql(BROKEN[database.engine])
+    told = [shown.api(f"session/message?id=S&n={n}")["message"]["content"] for n in (1, 2, 3)]
+    assert told == ["one", "two", "three"]
+    shown.api("session/message?id=S&n=4", 404)
+    shown.api("session/message?id=absent&n=1", 404)
+
+
+@pytest.mark.parametrize("limit", ["MOST_BACK", "_MOST_BYTES_BACK"])
+def test_what_is_looked_at_for_the_time_of_a_message_is_bounded(
+    database: Database, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    database.created("S", "one")
+    done = json.dumps(event("session_status_update", {"status": "done"}))
+    database.insert_many((f"d{number}", "S", done, 1) for number in range(250))
+    until = database.appended("S", "two")
+
+    def found(*wanted: int) -> list[int]:
+        with storage.database(database.url).open() as store:
+            some = window.brought(store, "S", range(*wanted), total=2, until=until)
+        return [one.n for one in some]
+
+    assert found(1, 3) == [2, 1]
+    monkeypatch.setattr(window, limit, 3)
+    assert found(1, 3) == found(2, 3) == [2]
+    assert found(1, 2) == found(0) == []
 
 
 def test_what_is_long_is_cut_and_says_how_long_it_is(database: Database, shown: Board) -> None:
@@ -290,6 +370,8 @@ def test_any_id_can_be_asked_for(database: Database, shown: Board) -> None:
         events = shown.api(f"session/events?id={asked}")["events"]
         assert [one["seq"] for one in events] == [seq]
         assert shown.api(f"session/at?id={asked}&at={seq}")["fields"]["id"] == session_id
+        with shown.changes(f"since=0-{seq - 1}&session={asked}&n=0") as stream:
+            assert stream.wait_for("messages")["session"] == session_id
 
 
 def test_ids_that_are_none_are_told_so(database: Database, shown: Board) -> None:
@@ -349,7 +431,7 @@ def test_the_past_of_a_session(database: Database, shown: Board) -> None:
     then = shown.api("session/at?id=S&at=2")
     assert (then["fields"]["status"], then["total"], then["session"]) == ("in-progress", 1, None)
     assert shown.api("session/at?id=S&at=3&first=2&last=2")["messages"] == [
-        {"n": 2, "message": {"role": "assistant", "content": "two"}}
+        {"n": 2, "time": T0, "message": {"role": "assistant", "content": "two"}}
     ]
     assert shown.api("session/at?id=S&at=2099-01-01T00:00:00Z")["fields"]["project"] == "Q"
     assert "begins after that" in shown.api("session/at?id=S&at=0", 404)["error"]

@@ -7,11 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from support import Daemon, Database, daemon, event, projector
+from support import T0, Daemon, Database, daemon, event, projector
 from support.board import Board, Stream, board
 
+from session_projector.worker.board.live import News, look
 from session_projector.worker.clock import now_ms
+from session_projector.worker.sessions.timeline import SESSIONS
+from session_projector.worker.storage import open as storage
+from session_projector.worker.storage.port import Change
 
 
 @pytest.fixture
@@ -69,8 +74,8 @@ def test_the_messages_of_an_open_session_come_with_it(
             "session": "S",
             "total": 3,
             "messages": [
-                {"n": 2, "message": {"role": "assistant", "content": "two"}},
-                {"n": 3, "message": {"role": "assistant", "content": "three"}},
+                {"n": 2, "time": T0, "message": {"role": "assistant", "content": "two"}},
+                {"n": 3, "time": T0, "message": {"role": "assistant", "content": "three"}},
             ],
         }
         assert stream.wait_for_session("S")["messages"] == 3
@@ -104,7 +109,9 @@ def test_a_stream_goes_on_where_it_broke_off(
             {
                 "session": "S",
                 "total": 3,
-                "messages": [{"n": 3, "message": {"role": "assistant", "content": "three"}}],
+                "messages": [
+                    {"n": 3, "time": T0, "message": {"role": "assistant", "content": "three"}}
+                ],
             },
         )
         missed = begun(stream)
@@ -180,6 +187,33 @@ def test_a_replay_that_changes_rows_is_told(
         database.sql("UPDATE view SET updated_at = 5")
         projector("replay", "-d", database.url)
         assert stream.wait_for("reset") == {}
+
+
+def test_a_replay_of_views_is_told_though_events_came_meanwhile(
+    database: Database, shown: Board
+) -> None:
+    database.created("S", "one")
+    fold(database)
+    cursor = shown.api("sessions")["cursor"]
+    database.sql("UPDATE view SET updated_at = 5")
+    projector("replay", "-d", database.url)
+    database.appended("S", "two")
+    fold(database)
+    with shown.changes("session=S&n=1", last_event_id=cursor) as stream:
+        assert stream.next() == ("reset", {})
+
+
+def test_a_view_that_is_written_late_is_no_replay(database: Database) -> None:
+    database.created("S", "one")
+    fold(database)
+    with storage.database(database.url).open(writable=True) as store:
+        seen = look(store, None).seen
+        before = store.views.prepare(SESSIONS)
+        late = msgspec.structs.replace(before, generation=before.generation + 1)
+        store.commit([Change(SESSIONS.table, before, late)])
+        assert look(store, seen) == News(seen)
+        store.commit([Change(SESSIONS.table, late, late.replayed())])
+        assert look(store, seen).reset
 
 
 def test_only_sessions_of_a_project_are_told_and_which_are_gone(

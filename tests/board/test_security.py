@@ -227,12 +227,32 @@ def test_the_token_is_this_users_alone_and_stays(database: Database, tmp_path: P
 
 def test_a_unix_socket_is_for_this_user(database: Database, tmp_path: Path) -> None:
     path = tmp_path / "board.sock"
-    for _ in range(2):  # the second one finds what the first one left
+    for was_killed in (True, False):  # the second one finds what the first one left
         with board(database, tmp_path / "state", "--listen", f"unix:{path}") as shown:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert shown.api("sessions")["sessions"] == []
             assert shown.get("/", host="evil.example").status == 421
             assert shown.get("/", authorization=None).status == 401
+            if was_killed:
+                shown.process.kill()
+                shown.process.wait()
+            else:
+                assert shown.stop() == 0
+        assert path.exists() == was_killed
+
+
+def test_the_socket_of_another_board_stays(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "board.sock"
+    listen = ("--listen", f"unix:{path}")
+    more = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    with board(database, tmp_path / "state", *listen) as first:
+        path.unlink()
+        with board(database, tmp_path / "state", *listen) as second:
+            assert first.stop() == 0
+            assert second.api("sessions")["sessions"] == []
+            taken = projector("board", "-d", database.url, *listen, check=3, more=more).stderr
+            assert "another process may use it" in taken
+            assert second.api("sessions")["sessions"] == []
 
 
 def test_where_it_may_not_listen_it_says_so(database: Database, tmp_path: Path) -> None:
@@ -293,7 +313,7 @@ def test_without_the_extra_it_says_how_to_install_it(database: Database, tmp_pat
     (tmp_path / "starlette" / "__init__.py").write_text(hide)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     done = projector("board", "-d", database.url, check=2, env=environment)
-    assert "pip install 'session-projector[board]'" in done.stderr
+    assert "-m pip install 'starlette>=0.46' 'uvicorn>=0.34'`" in done.stderr
 
 
 def test_on_a_terminal_the_address_has_the_token(database: Database, tmp_path: Path) -> None:

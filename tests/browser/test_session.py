@@ -1,6 +1,7 @@
 """One session in a browser: its messages by windows, live; its history; and hostile contents."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -62,6 +63,37 @@ def test_what_is_new_is_followed_at_the_end_and_counted_elsewhere(world: Any) ->
     say(world.database, "S-1", *texts(1), status="done")
     expect(page.locator(".head")).to_contain_text("1 message")
     assert shown(page) == [1]
+
+
+def test_each_message_says_when_it_came(world: Any) -> None:
+    noon = int(datetime(2025, 6, 1, 12, tzinfo=UTC).timestamp() * 1000)
+
+    def appended(hours: int, *messages: Any) -> None:
+        data = {"type": "session_append", "data": {"messages": [*messages]}}
+        world.database.insert("session:S-1", data, created_at=noon + hours * 3_600_000)
+
+    say(world.database, "S-1", *texts(2), project="P", at=noon)
+    appended(1, *texts(150, first=3))
+    page = world.start().visitor(timezone_id="UTC").open("/session?id=S-1")
+    expect(page.locator("#m152 time")).to_have_text("1 Jun 2025 13:00:00")
+    page.keyboard.press("[")
+    expect(page.locator("#m2 time")).to_have_text("1 Jun 2025 12:00:00")
+    expect(page.locator("#m3 time")).to_have_attribute("datetime", "2025-06-01T13:00:00.000Z")
+    appended(2, *texts(1, first=153))
+    page.keyboard.press("e")
+    expect(page.locator("#m153 time")).to_have_text("1 Jun 2025 14:00:00")
+
+
+def test_a_session_with_the_longest_id_is_opened_and_followed(world: Any) -> None:
+    name = "ü" * 32_000
+    say(world.database, name, *texts(1), project="P")
+    page = world.start().open()
+    page.locator(".card").click()
+    expect(page.locator("#m1")).to_be_visible()
+    say(world.database, name, *texts(1, first=2))
+    expect(page.locator("#m2")).to_be_visible()
+    page.get_by_role("link", name="History").click()
+    expect(page.get_by_role("slider", name="moment")).to_be_visible()
 
 
 def test_parts_of_a_message(world: Any) -> None:

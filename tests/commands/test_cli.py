@@ -16,6 +16,8 @@ import msgpack
 import pytest
 from support import PROJECTOR, T0, Database, daemon, event, projector, shell
 
+from session_projector.projections.session_index import SessionIndex
+
 
 def run(database: Database, *arguments: str, **options: Any) -> str:
     return projector(*arguments, "-d", database.url, **options).stdout
@@ -144,8 +146,9 @@ def test_list_filters_by_project_and_status(database: Database) -> None:
     fold(database)
 
     def ids(*arguments: str) -> list[str]:
-        listed = run(database, "session", "list", "-f", "json", *arguments)
-        return [session["id"] for session in json.loads(listed)]
+        listed = run(database, "session", "list", "--json", *arguments)
+        assert run(database, "session", "list", "-f", "json", *arguments) == listed
+        return [session["session_id"] for session in json.loads(listed)]
 
     assert ids() == ["A-1", "A-2", "A-3", "B-1"]
     assert ids("-p", "A") == ["A-1", "A-2", "A-3"]
@@ -320,6 +323,7 @@ def test_status_tells_how_things_stand_with_and_without_a_daemon(database: Datab
         "running": [],
         "seen": False,
         "host": "",
+        "trouble": None,
     }
     assert status["daemon"] == nobody
     assert status["file_bytes"] > 0
@@ -360,7 +364,7 @@ def test_a_lag_is_the_age_of_the_first_event_that_has_one(database: Database, od
     beside = json.loads(run(database, "status", "--json"))["projections"][0]
 
     assert (alone["lag_events"], alone["lag_seconds"]) == (1, None)
-    assert "1 events, no valid time" in readable
+    assert "1 event, no valid time" in readable
     assert beside["lag_events"] == 2
     assert beside["lag_seconds"] > 1_000_000
 
@@ -516,10 +520,11 @@ def test_list_reads_the_index_alone(database: Database) -> None:
     fold(database)
     database.sql("DELETE FROM view")
 
-    (listed,) = json.loads(run(database, "session", "list", "-f", "json"))
+    (listed,) = json.loads(run(database, "session", "list", "--json"))
 
-    assert (listed["id"], listed["title"], listed["lastRole"]) == ("A-1", "First thing", "user")
-    assert listed["lastSeq"] == 1
+    assert [*listed] == [*SessionIndex.table.columns]
+    assert (listed["session_id"], listed["title"]) == ("A-1", "First thing")
+    assert (listed["last_role"], listed["last_seq"]) == ("user", 1)
 
 
 def test_watch_prints_a_line_for_each_change_as_it_becomes_visible(database: Database) -> None:
@@ -528,24 +533,95 @@ def test_watch_prints_a_line_for_each_change_as_it_becomes_visible(database: Dat
         running.wait_until_at(1)
         command = [*PROJECTOR, "session", "watch", "-p", "A", "-d", database.url]
         with (
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching,
+            subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as watching,
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as read_by_people,
             ExitStack() as at_last,
         ):
             at_last.callback(watching.terminate)
+            at_last.callback(read_by_people.terminate)
+            assert read_by_people.stdout is not None
             assert watching.stdout is not None
             seq = 1
             while True:  # until it watches, what is written goes by unseen
                 seq = database.created(f"A-{seq}", project="A")
                 running.wait_until_at(seq)
-                if select.select([watching.stdout], [], [], 0.2)[0]:
+                outputs = [watching.stdout, read_by_people.stdout]
+                if len(select.select(outputs, [], [], 0.2)[0]) == 2:
                     break
             first = json.loads(watching.stdout.readline())
             database.created("B-2", project="B")
-            database.appended(first["id"], "more")
-            last = json.loads(watching.stdout.readline())
+            database.appended(first["session_id"], "more")
+            lines = iter(watching.stdout.readline, "")
+            last = next(one for one in map(json.loads, lines) if one["message_count"])
+            said = next(line for line in read_by_people.stdout if "1 message" in line)
 
     assert first["project"] == "A"
-    assert (last["id"], last["messages"]) == (first["id"], 1)
+    assert last["session_id"] == first["session_id"]
+    assert re.fullmatch(rf"\S+  ready  {first['session_id']}  A  1 message\n", said)
+
+
+JSON_OF = {
+    "session_id": ("session list", "session why A-1", "session diff A-1 1 2"),
+    "id": ("session view A-1", "session history A-1", "quarantine list", "quarantine show 2"),
+    "reason": ("quarantine list --summary",),
+    "projection": ("verify", "replay --dry-run"),
+    "name": ("projection list", "db status"),
+    "check": ("doctor",),
+    "newest": ("status",),
+    "healthy": ("health",),
+    "results": ("search one",),
+}
+"""Commands by a field that their JSON has."""
+
+
+@pytest.mark.once
+def test_each_command_prints_json_under_one_option_and_names_in_snake_case(
+    database: Database,
+) -> None:
+    database.created("A-1", "one")
+    database.insert("A-1", b"\xc1")
+    run(database, "run", "--once", "--with", "search")
+
+    for name, commands in JSON_OF.items():
+        for words in commands:
+            printed = run(database, *words.split(), "--json", check=None)
+            lines = words.startswith(("verify", "replay"))
+            found = [*map(json.loads, printed.splitlines())] if lines else json.loads(printed)
+            for one in found if isinstance(found, list) else [found]:
+                assert name in one, words
+                camel = {key for key in one if not re.fullmatch("[a-z]+(_[a-z]+)*", key)}
+                assert camel == (
+                    {"createdAt", "updatedAt"} if words == "session view A-1" else set()
+                )
+
+
+@pytest.mark.once
+def test_health_says_the_same_in_json(database: Database) -> None:
+    ill = json.loads(run(database, "health", "--json", check=1))
+    with daemon(database.url) as running:
+        running.wait_for("started")
+        well = json.loads(run(database, "health", "--json"))
+
+    assert (ill["healthy"], ill["message"]) == (False, "no daemon is alive")
+    assert ill["hint"] == f"start one: `projector run -d {database.named}`"
+    assert (well["healthy"], well["hint"]) == (True, "")
+
+
+def test_a_quarantined_event_is_told_in_json(database: Database) -> None:
+    database.created("A-1")
+    text, binary = '{"type": 5}', b"\x81\xa4type\xc1"
+    database.insert("A-1", text, id="text")
+    database.insert("A-1", binary, id="binary")
+    database.appended("A-1", "folded")
+    fold(database)
+    run(database, "quarantine", "dismiss", "3", "--note", "a test")
+
+    first, second = (json.loads(run(database, "quarantine", "show", n, "--json")) for n in "23")
+
+    assert (first["seq"], first["id"], first["data"]) == (2, "text", text)
+    assert first["reasons"]["sessions"].startswith("type is")
+    assert (first["dismissed"], second["dismissed"]) == (None, "a test")
+    assert (second["data"], second["decoded"]) == ("gaR0eXBlwQ==", {"type": "…"})
 
 
 def test_projection_list_and_drop(database: Database) -> None:
@@ -567,7 +643,7 @@ def test_projection_list_and_drop(database: Database) -> None:
         ("session_index", 1, 2),
     ]
     for text in (unsure.stdout, said):
-        assert "drops 1 rows of session_index, 1 of quarantine, and the checkpoint" in text
+        assert "drops 1 row of session_index, 1 of quarantine, and the checkpoint" in text
     assert [database.sql("SELECT * FROM view"), database.log()] == kept
     assert database.sql("SELECT DISTINCT projection FROM quarantine") == [("sessions",)]
     fold(database)
@@ -663,7 +739,8 @@ def test_the_command_that_shows_why_a_projection_does_not_load_runs_nothing_else
     command = ["run", "--once", *options, "-d", database.url]
 
     said = projector(*command, check=2 if named else 0, **surroundings).stderr
-    (hint,) = set(re.findall("`(.* -c .*)`", said))
+    hints = [json.loads(line)["hint"] for line in said.splitlines()]
+    (hint,) = {found for hint in hints for found in re.findall("`(.* -c .*)`", hint)}
     done = subprocess.run(["bash", "-c", hint], capture_output=True, text=True, **surroundings)
 
     assert "working folder" not in done.stderr

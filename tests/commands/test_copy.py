@@ -271,8 +271,8 @@ def test_what_a_transaction_holds_back_is_left_and_who_does_it_is_told(
 
         done = projector("copy", server, tmp_path / "back.db")
 
-    assert "copied 1 events" in done.stdout
-    assert "1 events came since" in done.stdout
+    assert "copied 1 event" in done.stdout
+    assert "1 event came since" in done.stdout
     assert "forgotten" in done.stdout
     assert "pg_terminate_backend" in done.stdout
     assert summary(server, tmp_path / "back.db")["events"] == 2
@@ -287,7 +287,7 @@ def test_what_a_transaction_holds_back_is_left_and_who_does_it_is_told(
         ("INSERT INTO event_log VALUES (1, 'e1', 'A-0', 'other', 5)", "event 1 is not the same"),
         ("INSERT INTO event_log VALUES (1, 'x', 'A-0', '', 5)", "event 1 is not the same"),
         ("INSERT INTO event_log VALUES (9000, 'x', 'A-0', '', 5)", "it has event 9000"),
-        ("INSERT INTO event_log VALUES (4000, 'x', 'A-0', '', 5)", "it has 1 events up to 4000"),
+        ("INSERT INTO event_log VALUES (4000, 'x', 'A-0', '', 5)", "it has 1 event up to 4000"),
     ],
 )
 def test_a_target_with_other_events_is_left_as_it_is(

@@ -397,7 +397,7 @@ def test_diff_says_what_changed_by_field_and_message_number(session: Database) -
 @pytest.mark.once
 def test_diff_in_json_names_the_events_and_keeps_values(session: Database) -> None:
     assert run_json(session, "diff", "A-1", "2", "2023-11-14T22:13:29Z") == {
-        "session": "A-1",
+        "session_id": "A-1",
         "from": 2,
         "to": 4,
         "fields": [
@@ -477,7 +477,7 @@ def test_why_names_the_event_that_last_set_each_field(session: Database) -> None
         "createdAt": (T0, 1),
         "updatedAt": (T0 + 10_000, 5),
     }
-    assert list(found) == ["session", "fields", "messages"]
+    assert list(found) == ["session_id", "fields", "messages"]
     by = {"seq": 5, "time": T0 + 10_000, "type": "session_updated", "id": "e5"}
     assert found["fields"][3] == {"field": "status", "value": "done", **by}
 

@@ -11,6 +11,7 @@ from support.folding import catch_up, differences, examine, repair, target
 
 from session_projector.projections import BUILT_IN, SEARCH
 from session_projector.projections.search import Search, key_of
+from session_projector.worker.sessions import search as searching
 from session_projector.worker.sessions.search import Found, Result, SearchUnavailable, search
 
 WITH_SEARCH = (*BUILT_IN, SEARCH)
@@ -53,6 +54,20 @@ def talk(database: Database) -> Database:
     return database
 
 
+@pytest.mark.sqlite  # a server begins with the project's sessions
+def test_what_is_looked_at_is_bounded_and_that_is_said(
+    talk: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not found(talk, "login", project="web").partly
+    monkeypatch.setattr(searching, "MOST_ROWS", 1)
+    assert places(talk, "login", project="web") == []
+    assert found(talk, "login", project="web").partly
+    assert places(talk, "login", project="api") == [("A-2", 2)]
+    assert not found(talk, "login").partly
+    assert len(places(talk, "login")) == 4
+    assert not found(talk, "thanks", project="web").partly
+
+
 # Switched on and off
 
 
@@ -72,7 +87,7 @@ def test_it_is_off_until_it_is_asked_for_and_goes_on_then(database: Database) ->
     assert "projection_without_code" not in left.stderr
     behind = run(database, "word")
     assert behind.stdout.count("**word**") == 1
-    assert "1 events are not searched yet" in behind.stderr
+    assert "not searched yet: 1 event;" in behind.stderr
 
     projector("run", "--once", "-d", database.url)
     assert run(database, "word").stdout.count("**word**") == 2
@@ -237,10 +252,10 @@ def test_the_command_prints_a_table_or_json(talk: Database) -> None:
     assert line.startswith("A-1")
     assert line.endswith("the **login** is fixed")
     (result,) = as_json.pop("results")
-    assert as_json == {"more": False, "behind": 0}
+    assert as_json == {"more": False, "behind": 0, "partly": False}
     assert result["snippet"][0] == {"text": "login", "mark": True}
     assert {*result} == {
-        *("session", "project", "title", "n", "seq", "role", "time", "snippet"),
+        *("session_id", "project", "title", "n", "seq", "role", "time", "snippet"),
     }
 
 

@@ -2,13 +2,16 @@
 
 import signal
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from support.laws import elsewhere, said, tell
 
-from session_projector.worker.storage.port import Database, Leader
+from session_projector.worker.errors import Lack
+from session_projector.worker.storage.port import Database, Leader, Trouble
 
 LEAD = """
+from session_projector.worker.storage.port import Trouble
 leadership = database.leadership({"sessions": 3, "counted": 1})
 say(leadership.acquire())
 while command := input():
@@ -55,6 +58,28 @@ def test_who_leads_and_what_it_runs_is_seen_by_others(database: Database, url: s
         assert said(daemon) == "None"
         assert database.leadership().leader() is None
     assert nobody is None
+
+
+@pytest.mark.parametrize("lacks", get_args(Lack))
+def test_what_the_leader_waits_for_is_seen_until_it_goes_on(
+    database: Database, url: str, lacks: Lack
+) -> None:
+    with elsewhere(url, LEAD) as daemon:
+        said(daemon)
+        tell(daemon, f"leadership.tell(Trouble({lacks!r}, 1_764_339_000_000))")
+        said(daemon)
+        waiting = database.leadership().leader()
+        taken = database.leadership().acquire()
+        tell(daemon, "leadership.tell(None)")
+        said(daemon)
+        going_on = database.leadership().leader()
+
+    assert waiting is not None
+    assert going_on is not None
+    assert waiting.trouble == Trouble(lacks, 1_764_339_000_000)
+    assert waiting.running == going_on.running == {"sessions": 3, "counted": 1}
+    assert going_on.trouble is None
+    assert not taken
 
 
 def test_a_leader_that_does_not_say_may_run_anything(database: Database) -> None:

@@ -188,6 +188,8 @@ def test_a_page_ends_with_the_event_that_passes_the_limit_of_bytes(
     assert seqs(store.log.page(start=positions[0], events=6)) == positions[:4]
     assert seqs(store.log.of(["session:A"], after=0, until=positions[-1])) == positions[:3]
     assert seqs(store.log.by_session(after=None, until=positions[-1])) == positions[:3]
+    latest = store.log.latest(["session:A"], until=positions[-1], events=6)
+    assert seqs(latest) == positions[:2:-1]
 
 
 def test_however_large_events_are_each_page_goes_on(store: Store) -> None:
@@ -238,11 +240,14 @@ def test_of_an_event_beyond_the_limit_no_more_is_read_than_shows_that_it_is(
             append(store, f"e{size}", data=one * size)
         rows = everything(store)
         by_key = store.log.of(["session:A"], after=0, until=rows[-1].seq)
+        back = store.log.latest(["session:A"], until=rows[-1].seq, events=len(rows))
         by_session = store.log.by_session(after=None, until=rows[-1].seq)
         whole = store.log.event(rows[-1].seq, whole=True)
 
         assert [len(row.data) for row in rows] == [*sizes[:2], MAX_EVENT_BYTES + 1]
-        assert rows == by_key == by_session == [store.log.event(row.seq) for row in rows]
+        assert (
+            rows == by_key == back[::-1] == by_session == [store.log.event(row.seq) for row in rows]
+        )
         assert whole is not None
         assert len(whole.data) == sizes[-1]
         assert [store.log.size(row.seq) for row in rows] == sizes
@@ -258,6 +263,19 @@ def test_events_of_some_keys_come_in_the_order_of_the_log(store: Store) -> None:
     assert seqs(store.log.of(["C", "A"], after=wanted[0], until=wanted[2])) == wanted[1:3]
     assert store.log.of(["D"], after=0, until=newest) == []
     assert store.log.of([], after=0, until=newest) == []
+
+
+def test_the_last_events_of_some_keys_come_newest_first(store: Store) -> None:
+    written = [(append(store, f"e{n}", key=key)[0], key) for n, key in enumerate("ABCABCAB")]
+    wanted = [seq for seq, key in reversed(written) if key in "AC"]
+    newest = written[-1][0]
+
+    assert seqs(store.log.latest(["C", "A"], until=newest, events=2)) == wanted[:2]
+    assert seqs(store.log.latest(["C", "A"], until=newest, events=99)) == wanted[:4]  # a page
+    assert seqs(store.log.latest(["C", "A"], until=wanted[2] - 1, events=99)) == wanted[3:]
+    assert store.log.latest(["A"], until=newest, events=1) == [store.log.event(wanted[0])]
+    assert store.log.latest(["D"], until=newest, events=9) == []
+    assert store.log.latest([], until=newest, events=9) == []
 
 
 def by_session(store: Store, until: int) -> Iterator[LogRow]:

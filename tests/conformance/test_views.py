@@ -373,10 +373,11 @@ def test_keys_come_in_order_page_by_page(store: Store) -> None:
 
 def test_rows_are_counted_also_where_their_table_is_gone(store: Store, outside: Outsider) -> None:
     keep(store, COUNTED, *ROWS)
-    counted = store.views.count(COUNTED.table)
+    counted, exists = store.views.count(COUNTED.table), store.views.exists(COUNTED.table)
     outside.sql("DROP TABLE counted")
 
-    assert (counted, store.views.count(COUNTED.table)) == (4, 0)
+    assert (counted, exists) == (4, True)
+    assert (store.views.count(COUNTED.table), store.views.exists(COUNTED.table)) == (0, False)
 
 
 def test_a_dropped_projection_leaves_nothing(store: Store, outside: Outsider) -> None:

@@ -141,6 +141,17 @@ def test_a_page_goes_on_below_a_position(store: Store) -> None:
         found += page
 
     assert found == [*range(200, 0, -1)]
+    assert find(store, "word", start=199) == [200, 199]
+
+
+def test_how_far_back_the_newest_rows_with_some_words_reach(store: Store, engine: Engine) -> None:
+    rows = [row(seq, "word" if seq % 2 else "other") for seq in range(1, 12)]
+    keep(store, SEARCH, *rows)
+
+    asked = [Phrase("word")]
+    wanted = {"sqlite": [11, 9, 1, 0], "postgresql": [0, 0, 0, 0]}  # which begins with a project
+    assert [store.words.reach(asked, rows) for rows in (1, 2, 6, 7)] == wanted[engine.name]
+    assert store.words.reach([*asked, Phrase("other")], 1) == 0
 
 
 def test_what_else_is_asked_of_a_row_and_its_session(store: Store) -> None:

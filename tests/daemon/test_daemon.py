@@ -1,14 +1,17 @@
 """`projector run` as its own process, beside writers that know nothing of it."""
 
 import itertools
+import json
 import os
 import platform
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -289,6 +292,56 @@ def test_log_level_and_format(database: Database) -> None:
     assert quiet == ""
     assert "batch_committed" in readable
     assert not readable.startswith("{")
+
+
+def test_the_first_line_says_what_runs_where(database: Database) -> None:
+    with daemon(database.url) as running:
+        said = running.wait_for("started")
+
+    assert (said["pid"], said["host"]) == (running.process.pid, socket.gethostname())
+    assert said["version"] == version("session-projector")
+    (engine,) = {"sqlite", "postgresql"} & said.keys()
+    assert said[engine][0].isdigit()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("arguments", "code", "why", "hint"),
+    [
+        (["--bogus"], 2, "No such option: --bogus", "`projector run --help"),
+        (["--verify-every", "nan"], 2, "--verify-every nan is not", "give one, such as 1"),
+        (["-d", "/no/such.db"], 4, "there is no database at /no/such.db", "projector db setup -d"),
+        (["--once", "-d", "/no/such.db"], 4, "there is no database at", "projector db setup -d"),
+    ],
+)
+def test_what_ends_it_is_a_line_of_its_log(
+    database: Database, arguments: list[str], code: int, why: str, hint: str
+) -> None:
+    environment = {**os.environ, "PROJECTOR_DATABASE": database.url}
+    done = projector("run", *arguments, env=environment, check=code)
+    command = [*PROJECTOR, "run", *arguments]
+    leader, follower = os.openpty()
+    subprocess.run(command, stderr=follower, env=environment, check=False)
+    os.close(follower)
+    shown = os.read(leader, 4096).decode()
+    os.close(leader)
+
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (line["event"], line["level"], line["exit_code"]) == ("run_failed", "critical", code)
+    assert why in line["why"]
+    assert hint in line["hint"]
+    assert why in shown
+    assert "{" not in shown
+
+
+@pytest.mark.once
+def test_what_a_retry_may_cure_is_no_critical_line(database: Database) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = projector("run", "--http", address, "-d", database.url, check=3)
+
+    line = json.loads(done.stderr.splitlines()[-1])
+    assert (line["event"], line["level"], line["exit_code"]) == ("run_failed", "error", 3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

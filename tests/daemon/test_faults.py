@@ -5,7 +5,9 @@ has ended and said why.
 """
 
 import asyncio
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -13,9 +15,11 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -81,6 +85,17 @@ def fill_up(folder: Path) -> Path:
             return path
 
 
+def trouble(database: Database) -> Any:
+    """What the daemon says that it waits for."""
+    found = json.loads(projector("status", "--json", "-d", database.path).stdout)
+    return found["daemon"]["trouble"]
+
+
+def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
 @needs_root
 def test_a_disk_that_fills_up_is_waited_out_and_nothing_is_lost(small_disk: Database) -> None:
     with daemon(small_disk.path) as running:
@@ -93,13 +108,27 @@ def test_a_disk_that_fills_up_is_waited_out_and_nothing_is_lost(small_disk: Data
         running.process.send_signal(signal.SIGCONT)
         said = running.wait_for("database_unavailable")
         refused = projector("run", "--once", "-d", small_disk.path, check=3)
+        until(lambda: trouble(small_disk))
+        status, waits = projector("status", "-d", small_disk.path).stdout, trouble(small_disk)
+        health = projector("health", "-d", small_disk.path, check=1).stdout
+        doctor = projector("doctor", "-d", small_disk.path, check=1).stdout
         filler.unlink()
         running.wait_for("database_available_again")
+        until(lambda: not trouble(small_disk))
         small_disk.appended("A-1", "after")
         running.wait_until_at(3)
 
         assert "disk is full" in said["why"]
         assert "disk is full" in refused.stderr
+        assert "projector doctor" in status
+        assert status.splitlines()[1].split()[:4] == ["trouble", "waits", "for", "disk"]
+        assert waits["lacks"] == "space"
+        who = f"process {running.process.pid}"
+        assert health.startswith(f"the daemon ({who}) waits for disk space, for ")
+        assert re.match(f"FAIL  daemon +{who} waits for disk space, for ", doctor)
+        assert doctor.count("FAIL") == 1
+        assert f"`df {small_disk.path.parent}; du -xh " in doctor.splitlines()[1]
+        assert "kill" not in doctor
         assert is_exact(small_disk)
         assert running.stop(signal.SIGTERM) == 0
 

@@ -152,6 +152,24 @@ def test_health_and_readiness(database: Database) -> None:
     assert taken_over == (200, "ok\n")
 
 
+def test_a_daemon_that_waits_for_a_lock_says_so_first_and_is_not_ready(database: Database) -> None:
+    with daemon(database.url, options=HTTP) as running:
+        url = address(running)
+        running.wait_until_at(database.created("A-1"))
+        running.suspend()
+        newest = database.created("A-2")
+        with database.locked():
+            running.process.send_signal(signal.SIGCONT)
+            running.wait_for("database_unavailable")
+            waiting = get(f"{url}/readyz"), get(f"{url}/healthz")
+        running.wait_until_at(newest)
+        after = get(f"{url}/readyz")
+
+    assert waiting[0][0] == 503
+    assert waiting[0][1].startswith("the daemon waits for a lock, for ")
+    assert waiting[1] == after == (200, "ok\n")
+
+
 def test_a_projection_that_fails_is_behind_and_not_ready(database: Database) -> None:
     database.created("A-1")
     options = [*HTTP, "--projection", "support.extensions:Broken"]

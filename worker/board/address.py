@@ -6,7 +6,8 @@ import os
 import re
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import msgspec
@@ -54,9 +55,22 @@ def parsed(text: str) -> Address:
     return Address(match[1] or match[2], int(match[3]))
 
 
-def bound(address: Address) -> tuple[socket.socket, Address]:
-    """A socket that listens there, and the address with its port; raises `UsageError` and
-    `TransientError`."""
+@contextmanager
+def listening(address: Address) -> Iterator[tuple[socket.socket, Address]]:
+    """A socket that listens there, and the address with its port, for as long as the block takes;
+    raises `UsageError` and `TransientError`."""
+    opened, address = _bound(address)
+    file = os.lstat(address.path) if address.path else None
+    with opened:
+        try:
+            yield opened, address
+        finally:
+            with suppress(FileNotFoundError):
+                if address.path and file and os.path.samestat(file, os.lstat(address.path)):
+                    os.unlink(address.path)
+
+
+def _bound(address: Address) -> tuple[socket.socket, Address]:
     try:
         if address.path is not None:
             return _bound_to_path(address.path), address

@@ -17,11 +17,10 @@ import structlog
 from session_projector.projections.session_index import Entry
 from session_projector.worker.board import sessions as api
 from session_projector.worker.board.answers import told
-from session_projector.worker.board.values import shown, to_json
+from session_projector.worker.board.values import exact, shown, to_json
 from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import ProjectorError
 from session_projector.worker.sessions import overview, read, window
-from session_projector.worker.sessions.timeline import SESSIONS
 from session_projector.worker.storage.port import Among, Database, Store, Thread, Wakeup
 
 QUEUE: Final = 64
@@ -48,9 +47,6 @@ class Seen(msgspec.Struct, frozen=True):
 
     generation: int
     seq: int
-    views: tuple[int, tuple[int, dict[str, int]]] | None = None
-    """The generation of the views, and how far they are, each of those that are behind too: what
-    raises the one and leaves the others as they are was a replay, and no late write of a view."""
 
     @property
     def cursor(self) -> str:
@@ -70,10 +66,10 @@ class News(msgspec.Struct, frozen=True):
 def look(store: Store, before: Seen | None, watched: Iterable[str] = ()) -> News:
     """What changed since `before`, all of one moment."""
     with store.snapshot():
-        seen = _seen(store)
+        seen = Seen(api.generation(store), api.seq(store))
         if before is None:
             return News(seen)
-        if _is_replayed(before, seen):
+        if before.generation != seen.generation or before.seq > seen.seq:
             return News(seen, reset=True)
         above = Among(above={"last_seq": before.seq})
         rows = store.views.latest(read.INDEX, above, order=("last_seq",), limit=MOST_CHANGES + 1)
@@ -89,22 +85,6 @@ def look(store: Store, before: Seen | None, watched: Iterable[str] = ()) -> News
         return News(seen, entries, messages)
 
 
-def _seen(store: Store) -> Seen:
-    views = store.checkpoints.get(SESSIONS.name)
-    behind = {key: one.position for key, one in views.deferred.items()} if views else {}
-    at = (views.generation, (views.position, behind)) if views else None
-    return Seen(api.generation(store), api.seq(store), at)
-
-
-def _is_replayed(before: Seen, seen: Seen) -> bool:
-    """Whether rows may be others than the events since then have made."""
-    if before.generation != seen.generation or before.seq > seen.seq:
-        return True
-    if before.views is None or seen.views is None:
-        return False
-    return before.views[0] != seen.views[0] and before.views[1] == seen.views[1]
-
-
 def grown(store: Store, entry: Entry, *, after: int, known: int | None = None) -> bytes:
     """The frame with a session's messages after a position, and after its first `known`; where all
     of them may be others, or those are too many, it says to fetch them again."""
@@ -118,18 +98,19 @@ def grown(store: Store, entry: Entry, *, after: int, known: int | None = None) -
 def _added(
     store: Store, entry: Entry, after: int, known: int | None
 ) -> list[dict[str, Any]] | None:
-    found = window.grown(store, entry.session_id, after=after, until=entry.last_seq)
+    session_id, total = entry.session_id, entry.message_count
+    found = window.grown(store, session_id, after=after, until=entry.last_seq, total=total)
     if found is None or len(found) > api.MOST_MESSAGES:
         return None
-    first = entry.message_count - len(found) + 1
-    if first < 1 or (known is not None and not first - 1 <= known <= entry.message_count):
+    if known is not None and not total - len(found) <= known <= total:
         return None
-    numbered = [(n, data) for n, data in enumerate(found, first) if n > (known or 0)]
-    texts = [shown(window.message(store, entry.session_id, data)) for _, data in numbered]
+    news = [one for one in found if one.n > (known or 0)]
+    texts = [shown(window.message(store, session_id, one.data)) for one in news]
     if sum(map(len, texts)) > api.PAGE_BYTES:
         return None
     return [
-        {"n": n, "message": msgspec.Raw(text)} for (n, _), text in zip(numbered, texts, strict=True)
+        {"n": one.n, "time": exact(one.time), "message": msgspec.Raw(text)}
+        for one, text in zip(news, texts, strict=True)
     ]
 
 

@@ -45,18 +45,18 @@ def events(store: Store, request: Request) -> dict[str, Any]:
 def at(store: Store, request: Request) -> dict[str, Any]:
     session_id = query.required(request, "id")
     point = time_travel.point(query.required(request, "at"))
-    (data,) = time_travel.data_at(store, session_id, [point])
-    assert data is not None
-    view = window.opened(data)
-    return {"cursor": sessions.cursor(store), **sessions.opened(store, request, view, None)}
+    (moment,) = time_travel.moments_at(store, session_id, [point])
+    assert moment is not None
+    found = window.opened(time_travel.data_of(moment)), moment.event.seq
+    return {"cursor": sessions.cursor(store), **sessions.opened(store, request, *found, None)}
 
 
 def diff(store: Store, request: Request) -> dict[str, Any]:
     session_id = query.required(request, "id")
     points = [time_travel.point(query.required(request, name)) for name in ("from", "to")]
     before, after = (
-        None if data is None else window.opened(data)
-        for data in time_travel.data_at(store, session_id, points)
+        None if moment is None else window.opened(time_travel.data_of(moment))
+        for moment in time_travel.moments_at(store, session_id, points)
     )
     one, other = ({} if v is None else sessions.fields(v) for v in (before, after))
     olds, news = ([] if v is None else v.messages for v in (before, after))

@@ -9,6 +9,7 @@ from typing import ClassVar, Final
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from session_projector.projections.event import MAX_NAME_BYTES
 from session_projector.worker.board.address import Address
 from session_projector.worker.board.app import Board, application
 
@@ -16,7 +17,8 @@ NICE: Final = 10
 _MOST_CONNECTIONS: Final = 400
 _MOST_IDLE: Final = 100
 _HEAD_WITHIN_S: Final = 10
-_HEAD_BYTES: Final = 32 * 1024
+_HEAD_BYTES: Final = 4 * MAX_NAME_BYTES
+"""Three times the longest id of a session is that in an address. `_MOST_IDLE` may have so much."""
 _END_WITHIN_S: Final = 5
 
 

@@ -11,10 +11,10 @@ from session_projector.projections.session_index import Entry
 from session_projector.worker.board import query
 from session_projector.worker.board.values import exact, short, shown, whole
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import CheckFailed
+from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.sessions import overview, window
 from session_projector.worker.sessions.read import INDEX, entry_of
-from session_projector.worker.sessions.timeline import SESSIONS
+from session_projector.worker.sessions.timeline import SESSIONS, no_session
 from session_projector.worker.storage.port import Store
 
 MOST_MESSAGES: Final = 100
@@ -36,8 +36,10 @@ def cursor(store: Store) -> str:
 
 
 def generation(store: Store) -> int:
-    checkpoint = store.checkpoints.get(INDEX.name)
-    return checkpoint.generation if checkpoint else 0
+    """Another number once rows may be others than the events since then have made. Rows of the
+    index are never written late."""
+    index, views = (store.checkpoints.get(one.name) for one in (INDEX, SESSIONS))
+    return (index.generation if index else 0) + (views.replays if views else 0)
 
 
 def seq(store: Store) -> int:
@@ -116,13 +118,13 @@ def projects(store: Store) -> dict[str, Any]:
 def session(store: Store, request: Request) -> dict[str, Any]:
     session_id = query.required(request, "id")
     with store.snapshot():
-        at, view = cursor(store), window.stored(store, session_id)
+        at, (view, until) = cursor(store), window.stored(store, session_id)
         row = store.views.row(INDEX, session_id)
         entry = entry_of(store, row) if row else None
         return {
             "cursor": at,
             "quarantined": quarantined(store, session_id),
-            **opened(store, request, view, entry),
+            **opened(store, request, view, until, entry),
         }
 
 
@@ -135,26 +137,40 @@ def quarantined(store: Store, session_id: str) -> list[Any]:
 
 
 def messages(store: Store, request: Request) -> dict[str, Any]:
-    return page(store, request, window.stored(store, query.required(request, "id")))
+    return page(store, request, *window.stored(store, query.required(request, "id")))
 
 
 def message(store: Store, request: Request) -> dict[str, Any]:
-    view = window.stored(store, query.required(request, "id"))
+    """From the log: the view may be of 256 MiB."""
+    session_id = query.required(request, "id")
     number = query.number(request, "n", low=1)
-    if number > len(view.messages):
-        raise CheckFailed(f"the session has {len(view.messages)} messages", "give one of those")
-    found = window.message(store, view.id, view.messages[number - 1])
-    return {"n": number, "message": whole(found)}
+    with store.snapshot():
+        if (row := store.views.row(INDEX, session_id)) is None:
+            raise no_session(store, session_id)
+        entry = entry_of(store, row)
+        total, until = entry.message_count, entry.last_seq
+        if number > total:
+            raise CheckFailed(f"the session has {total} messages", "give one of those")
+        wanted = range(number, number + 1)
+        found = window.brought(store, session_id, wanted, total=total, until=until)
+    if not found:
+        raise CheckFailed(
+            f"message {number} is too far from the end of the session to be shown whole",
+            f"`projector session view {argument(session_id)}`",
+        )
+    (one,) = found
+    told = whole(window.message(store, session_id, one.data))
+    return {"n": number, "time": exact(one.time), "message": told}
 
 
 def opened(
-    store: Store, request: Request, view: window.View, entry: Entry | None
+    store: Store, request: Request, view: window.View, until: int, entry: Entry | None
 ) -> dict[str, Any]:
-    """A session with some of its messages."""
+    """A session with some of its messages; `until` is the position of the last event in it."""
     return {
         "session": entry and summary(entry, now_ms()),
         "fields": fields(view),
-        **page(store, request, view),
+        **page(store, request, view, until),
     }
 
 
@@ -165,21 +181,26 @@ def fields(view: window.View) -> dict[str, Any]:
     }
 
 
-def page(store: Store, request: Request, view: window.View) -> dict[str, Any]:
+def page(store: Store, request: Request, view: window.View, until: int) -> dict[str, Any]:
     """The messages from `first` on, up to `last`, or as many of these as a page has; with `last`
-    alone, or neither, the newest up to there."""
+    alone, or neither, the newest up to there. Each has the time of the event that brought it, which
+    is looked for in the log, up to the position of the last event in the view."""
     total, budget = len(view.messages), Budget(store, view.id)
     last = min(query.number(request, "last", total), total)
     if first := query.number(request, "first", 0):
         found = budget.numbered(view.messages, range(first - 1, last)[:MOST_MESSAGES])
     else:
         found = budget.numbered(view.messages, range(last)[-1 : -MOST_MESSAGES - 1 : -1])[::-1]
-    return {
-        "total": total,
-        "first": found[0]["n"] if found else 0,
-        "last": found[-1]["n"] if found else 0,
-        "messages": found,
+    first, last = (found[0]["n"], found[-1]["n"]) if found else (0, 0)
+    wanted = range(first, last + 1) if found else range(0)
+    times = {
+        one.n: exact(one.time)
+        for one in window.brought(store, view.id, wanted, total=total, until=until)
+        if one.data == bytes(view.messages[one.n - 1])  # the view may be another program's
     }
+    for entry in found:
+        entry["time"] = times.get(entry["n"])
+    return {"total": total, "first": first, "last": last, "messages": found}
 
 
 class Budget:

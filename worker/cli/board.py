@@ -11,7 +11,7 @@ import typer
 from session_projector.worker import linux
 from session_projector.worker.cli.options import Database
 from session_projector.worker.doctor.examine import examine
-from session_projector.worker.errors import UsageError, quoted
+from session_projector.worker.errors import UsageError, pip_install, quoted
 from session_projector.worker.storage import open as storage
 
 
@@ -46,7 +46,7 @@ def board(
             raise
         raise UsageError(
             f"the board needs {error.name}, which is not installed",
-            "install it: `pip install 'session-projector[board]'`",
+            f"install it: {pip_install('starlette>=0.46', 'uvicorn>=0.34')}",
         ) from None
     address = addresses.parsed(listen)
     if no_token and not address.is_loopback:
@@ -64,8 +64,7 @@ def board(
             f" -d {quoted(owner)}`",
         )
     token, file = (None, None) if no_token else kept(_state_folder())
-    opened, address = addresses.bound(address)
-    with opened:
+    with addresses.listening(address) as (opened, address):
         _tell(address.url, token, file)
         if not address.is_loopback:
             print(

@@ -6,11 +6,19 @@ import sys
 from typing import Final, Literal, TextIO
 
 When = Literal["auto", "always", "never"]
-_CODES: Final = {"green": 32, "yellow": 33, "red": 31, "cyan": 36}
-_COLORS: Final = {
+Style = Literal["bold", "dim", "green", "yellow", "red", "cyan"]
+_CODES: Final[dict[Style, int]] = {
+    "bold": 1,
+    "dim": 2,
+    "red": 31,
+    "green": 32,
+    "yellow": 33,
+    "cyan": 36,
+}
+_COLORS: Final[dict[str, Style]] = {
     **dict.fromkeys(("ok", "done", "applied", "alive", "ready"), "green"),
     **dict.fromkeys(("warn", "pending", "suspended", "review"), "yellow"),
-    **dict.fromkeys(("FAIL", "failed", "none is alive", "outdated"), "red"),
+    **dict.fromkeys(("FAIL", "failed", "waits", "none is alive", "outdated"), "red"),
     **dict.fromkeys(("in-progress", "being rebuilt"), "cyan"),
 }
 _STATE: Final = re.compile(f"(?:{'|'.join(_COLORS)})(?![\\w-])")
@@ -37,9 +45,12 @@ def wanted(stream: TextIO) -> bool:
 def painted(text: str) -> str:
     """A text in the colour of the level or state that it begins with, if it is one that we know."""
     found = _STATE.match(text)
-    if not _shown or found is None:
-        return text
-    return f"{_MARK}{_CODES[_COLORS[found[0]]]};{text}{_MARK}0;"
+    return styled(text, _COLORS[found[0]]) if found else text
+
+
+def styled(text: str, style: Style) -> str:
+    """A text that is shown in a style."""
+    return f"{_MARK}{_CODES[style]};{text}{_MARK}0;" if _shown else text
 
 
 def shown(text: str) -> str:

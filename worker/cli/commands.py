@@ -80,6 +80,17 @@ class Commands(TyperGroup):
         heed_interrupts()
         return name, found, rest
 
+    def invoke(self, ctx: Any) -> Any:
+        from session_projector.worker.cli import logging
+
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if logging.ends_in_json() and hasattr(error, "format_message"):  # of a wrong option
+                hint = "see which options there are: `projector run --help`"
+                raise UsageError(error.format_message(), hint) from None
+            raise
+
     def _main_shell_completion(self, *arguments: Any, **named: Any) -> None:
         try:
             super()._main_shell_completion(*arguments, **named)

@@ -11,11 +11,11 @@ from msgspec.structs import asdict
 from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import output
-from session_projector.worker.cli.options import Json, heed, heed_other, hints_about
+from session_projector.worker.cli.options import JsonLines, heed, heed_other, hints_about
 from session_projector.worker.cli.progress import Progress
 from session_projector.worker.cli.replay import Report
 from session_projector.worker.daemon.supervisor import run_once
-from session_projector.worker.errors import CheckFailed, InterventionRequired, quoted
+from session_projector.worker.errors import CheckFailed, InterventionRequired, many, quoted
 from session_projector.worker.operations import copy as copying
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import side_by_side
@@ -39,7 +39,7 @@ def copy(
             help="Fold and compare a projection that is not installed, too; may be repeated.",
         ),
     ] = None,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Copy a log into another database, on any engine, fold it there and compare the views."""
     one, other = storage.database(source), storage.database(target)
@@ -70,7 +70,7 @@ def copy(
         held = [asdict(holder) for holder in left.held_back_by]
         print(output.to_json({**done, **counts, "held_back_by": held}, indent=None))
     elif left.events:
-        print(f"{left.events:,} events came since: stop the writers, and run it again")
+        print(f"{many(left.events, 'event')} came since: stop the writers, and run it again")
         for holder in left.held_back_by:
             print(f"{holder.who} holds events back; end it where it was forgotten: {holder.cure}")
     if differing:
@@ -100,7 +100,8 @@ def _said(copied: copying.Copied, name: str) -> str:
     if not copied.events and not copied.notes:
         return f"nothing to copy: {name} has every event up to {copied.position}"
     notes = f", with notes of operators: {copied.notes:,}" if copied.notes else ""
-    return f"copied {copied.events:,} events{notes}; {name} has every event up to {copied.position}"
+    events = many(copied.events, "event")
+    return f"copied {events}{notes}; {name} has every event up to {copied.position}"
 
 
 async def _compare(

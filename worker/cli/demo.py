@@ -1,26 +1,30 @@
 """`projector demo`: the real daemon and a few agents on a scratch database."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from tempfile import TemporaryFile
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from session_projector.projections.session_index import Entry
+from session_projector.worker.cli import demo_picture as picture
 from session_projector.worker.cli import output
+from session_projector.worker.cli.demo_scene import Scene
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.errors import TransientError, UsageError, no_thread, quoted
-from session_projector.worker.operations.status import status
-from session_projector.worker.sessions.read import sessions
+from session_projector.worker.errors import UsageError, no_thread, quoted
+from session_projector.worker.storage.demo import Scratch
 from session_projector.worker.storage.open import database, hide_passwords, scratch
-from session_projector.worker.storage.port import Database
 
 AGENTS: Final = 3
+LOOK_EVERY_S: Final = 0.001
+DRAW_EVERY_S: Final = 0.1
 
 
 def demo(
@@ -47,121 +51,127 @@ def demo(
         target = database(made.url)
         target.setup()
         try:
-            with ExitStack() as stack:
-                quiet = ("--log-level", "warning")
-                daemon = stack.enter_context(
-                    _python("session_projector", "run", "-d", made.url, *quiet)
-                )
+            with _processes() as start, target.open() as store:
+                projector = partial(_projector, start, made.url)
+                scene = Scene(target.name, store, projector)
                 for number in range(AGENTS):
-                    of = (made.url, str(number), str(AGENTS), str(daemon.pid))
-                    stack.enter_context(_python(made.agent, *of))
-                address = stack.enter_context(_board(made.url)) if board else ""
-                _show(target, daemon, seconds, address)
+                    start(made.agent, made.url, str(number), str(AGENTS))
+                if board:
+                    scene.where = _board(projector) or scene.where
+                until_s = None if seconds is None else time.monotonic() + seconds
+                (_draw if picture.is_drawable() else _print)(scene, until_s)
         except KeyboardInterrupt:
             pass
-    name = printable(quoted(target.name))
+    _tell_what_is_left(made, printable(quoted(target.name)))
+
+
+def _draw(scene: Scene, until_s: float | None) -> None:
+    """Show it as a picture that is drawn over and over, and do what is asked for by keys."""
+    drawn_s = 0.0
+    with picture.screen():
+        for _ in scene.looks(until_s):
+            if time.monotonic() >= drawn_s + DRAW_EVERY_S:
+                picture.draw(scene)
+                drawn_s = time.monotonic()
+            typed = picture.keys(LOOK_EVERY_S)
+            if "q" in typed:
+                return
+            if "v" in typed:
+                scene.verify()
+            if "k" in typed:
+                scene.kill()
+
+
+def _print(scene: Scene, until_s: float | None) -> None:
+    """Show it as lines, one for each change of a session, and what is said of the daemon."""
+    said = scene.killed
+    for changed in scene.looks(until_s):
+        for entry in changed:
+            line = f"{entry.session_id} {entry.status}, {entry.message_count} messages"
+            print(output.one_line(f"{line}, lag {scene.lag} events"), flush=True)
+        if said != scene.killed:
+            said = scene.killed
+            print(said[0], flush=True)
+        time.sleep(LOOK_EVERY_S)
+
+
+def _tell_what_is_left(made: Scratch, name: str) -> None:
     if not made.shell:
         print("\nThe daemon and the agents have stopped, and the server with its database is gone.")
         return
     print(f"\nThe daemon and the agents have stopped; the database is {name}. Try:\n")
-    look = "SELECT seq, key, substr(data, 1, 60) FROM event_log LIMIT 5"
-    for command in (
-        f"projector session list -d {name}",
-        f"projector session view web-1 -d {name}",
-        f"projector status -d {name}",
-        f"{made.shell} {quoted(look)}",
-        f"projector run -d {name}",
-    ):
-        print(f"  {command}")
+    commands = ("session list", "session view web-1", "status", "verify")
+    lines = [f"{_program()} {command} -d {name}" for command in commands]
+    if shutil.which(made.shell.partition(" ")[0]):
+        look = "SELECT seq, key, substr(data, 1, 60) FROM event_log LIMIT 5"
+        lines.append(f"{made.shell} {quoted(look)}")
+    for line in (*lines, f"{_program()} run -d {name}"):
+        print(f"  {line}")
+
+
+def _program() -> str:
+    """What the shell that started this program calls it."""
+    called, found = sys.argv[0], shutil.which("projector")
+    if os.path.basename(called) != "projector" or (found and os.path.samefile(called, found)):
+        return "projector"
+    return printable(quoted(called))
+
+
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @contextmanager
-def _board(url: str) -> Iterator[str]:
-    """Run the board, in a browser if somebody looks; where it is."""
-    listen = ("--listen", "127.0.0.1:0")
-    with _python("session_projector", "board", "-d", url, *listen, stdout=subprocess.PIPE) as run:
-        assert run.stdout
-        with run.stdout:
-            printed = run.stdout.readline().decode().strip()
-            if not printed:
-                raise UsageError("the board did not start", "its message is above")
-            if not sys.stdout.isatty():
-                print(f"the board is at {printed}", flush=True)
-                yield ""
-                return
-            import webbrowser
+def _processes() -> Iterator[Start]:
+    """What starts processes that end with the block: a group, which the terminal's Ctrl-C does not
+    reach, and which an agent ends where this process was killed."""
+    running: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as stack:
+        # Where there is a picture, what they say is said after it.
+        log = stack.enter_context(TemporaryFile()) if picture.is_drawable() else None
 
-            from session_projector.worker.cli.board import logins
+        def start(module: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+            # -P: not a `session_projector` in the working folder.
+            command = [sys.executable, "-P", "-m", module, *arguments]
+            options = {"stdin": subprocess.DEVNULL, "stderr": log, **options}
+            group = running[0].pid if running else 0
+            with no_thread():
+                running.append(subprocess.Popen(command, process_group=group, **options))
+            return running[-1]
 
-            address, once = logins(printed.split()[0])
-            webbrowser.open(once)
-            yield address
-
-
-@contextmanager
-def _python(module: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that ignores the terminal's Ctrl-C and ends with the block."""
-    # -P: not a `session_projector` in the working folder.
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    with no_thread():
-        process = subprocess.Popen(command, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            yield start
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+            if log:
+                log.seek(0)
+                print(log.read().decode(errors="replace"), end="", file=sys.stderr)
 
 
-def _show(
-    target: Database, daemon: subprocess.Popen[bytes], seconds: float | None, board: str
-) -> None:
-    terminal = sys.stdout.isatty()
-    deadline = None if seconds is None else time.monotonic() + seconds
-    seen: dict[str, Entry] = {}
-    while deadline is None or time.monotonic() < deadline:
-        if daemon.poll() is not None:
-            raise TransientError("the daemon of the demo has ended", "its last log lines are above")
-        with target.open() as store:
-            entries = list(sessions(store))
-        now = status(target)
-        lag = now.projections[0].lag_events
-        if terminal:
-            head = f"{now.newest} events, {len(entries)} sessions, lag {lag} events"
-            _draw(head, board or target.name, entries)
-        else:
-            for entry in entries:
-                if entry != seen.get(entry.session_id):
-                    line = f"{entry.session_id} {entry.status}, {entry.message_count} messages"
-                    print(output.one_line(f"{line}, lag {lag} events"), flush=True)
-        seen = {entry.session_id: entry for entry in entries}
-        time.sleep(0.2)
+def _projector(
+    start: Start, url: str, command: str, *options: str, **how: Any
+) -> subprocess.Popen[bytes]:
+    """Run a command of this program on the database."""
+    return start("session_projector", command, "-d", url, *options, **how)
 
 
-def _draw(head: str, where: str, entries: list[Entry]) -> None:
-    """Draw the picture over the last one, cut to the size of the terminal."""
-    columns, height = shutil.get_terminal_size()
-    newest = sorted(entries, key=lambda entry: entry.last_seq)[-max(height - 8, 1) :]
-    now = time.time() * 1000
-    rows = [
-        (
-            entry.session_id,
-            entry.status,
-            entry.message_count,
-            f"{max(now - entry.updated_at, 0) / 1000:.1f} s ago",
-            entry.title or "",
-        )
-        for entry in sorted(newest, key=lambda entry: (entry.project, entry.created_at))
-    ]
-    lines = [
-        "projector demo: agents INSERT events, a daemon folds them, this reads the views",
-        output.one_line(where),
-        "",
-        head,
-        "",
-        *output.table(("session", "status", "messages", "changed", "title"), rows).split("\n"),
-        "",
-        "Ctrl-C stops it",
-    ]
-    picture = "".join(f"{line[:columns]}\x1b[K\n" for line in lines[: height - 1])
-    # To the terminal itself, as the commands' own standard output takes no escape sequences.
-    print(f"\x1b[H{picture}\x1b[J", end="", flush=True, file=sys.__stdout__)
+def _board(projector: Start) -> str:
+    """Run the board, in a browser if somebody looks; where it is, '' where that was printed."""
+    run = projector("board", "--listen", "127.0.0.1:0", stdout=subprocess.PIPE)
+    assert run.stdout
+    with run.stdout:
+        printed = run.stdout.readline().decode().strip()
+    if not printed:
+        raise UsageError("the board did not start", "its message is above")
+    if not picture.is_drawable():
+        print(f"the board is at {printed}", flush=True)
+        return ""
+    import webbrowser
+
+    from session_projector.worker.cli.board import logins
+
+    address, once = logins(printed.split()[0])
+    webbrowser.open(once)
+    return address

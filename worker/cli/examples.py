@@ -28,11 +28,11 @@ EXAMPLES: Final = {
     ),
     "session list": (
         "projector session list -d local.db --project web",
-        "projector session list -d local.db --status ready,in-progress -f json",
+        "projector session list -d local.db --status ready,in-progress --json",
     ),
     "session view": (
         "projector session view web-1 -d local.db",
-        "projector session view web-1 -d local.db --at 2026-03-01T12:00 -f json",
+        "projector session view web-1 -d local.db --at 2026-03-01T12:00 --json",
     ),
     "session append": (
         """projector session append web-1 -m '[{"role": "user", "content": "Go on"}]'""",

@@ -2,17 +2,23 @@
 
 import typer
 
-from session_projector.worker.cli.options import Database, pasteable
-from session_projector.worker.cli.output import one_line
+from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.cli.output import one_line, to_json
 from session_projector.worker.errors import ProjectorError
 from session_projector.worker.operations.health import check
 from session_projector.worker.storage import open as storage
 
 
-def health(database: Database = "local.db") -> None:
+def health(database: Database = "local.db", json: Json = False) -> None:
     """Check that a daemon keeps up, in one line; exit 1 if not."""
+    healthy, hint = True, ""
     try:
-        print(one_line(check(storage.database(database))))
+        said = check(storage.database(database))
     except ProjectorError as error:  # any error: container engines know only exit codes 0 and 1
-        print(one_line(pasteable(f"{error}: {error.hint}" if error.hint else str(error))))
-        raise typer.Exit(1) from None
+        healthy, said, hint = False, str(error), pasteable(error.hint)
+    if json:
+        print(to_json({"healthy": healthy, "message": said, "hint": hint}))
+    else:
+        print(one_line(f"{said}: {hint}" if hint else said))
+    if not healthy:
+        raise typer.Exit(1)

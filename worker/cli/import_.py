@@ -13,9 +13,9 @@ import typer
 from session_projector.worker.cli import output
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.cli.options import Database, JsonLines, pasteable
 from session_projector.worker.cli.progress import Progress
-from session_projector.worker.errors import CheckFailed, UsageError
+from session_projector.worker.errors import CheckFailed, UsageError, many
 from session_projector.worker.importing.importer import (
     POLL_S,
     TOOLS,
@@ -43,7 +43,10 @@ Follow = Annotated[
 
 @import_.command("claude-code")
 def import_claude_code(
-    path: Place = None, database: Database = "local.db", follow: Follow = False, json: Json = False
+    path: Place = None,
+    database: Database = "local.db",
+    follow: Follow = False,
+    json: JsonLines = False,
 ) -> None:
     """Import the sessions of Claude Code, found by CLAUDE_CONFIG_DIR or in ~/.claude.
 
@@ -53,7 +56,10 @@ def import_claude_code(
 
 @import_.command("codex")
 def import_codex(
-    path: Place = None, database: Database = "local.db", follow: Follow = False, json: Json = False
+    path: Place = None,
+    database: Database = "local.db",
+    follow: Follow = False,
+    json: JsonLines = False,
 ) -> None:
     """Import the sessions of Codex, found by CODEX_HOME or in ~/.codex.
 
@@ -120,28 +126,24 @@ def _print(report: Report, json: bool) -> None:
         return
     new = sum(report.new.values())
     print(
-        f"{_many(len(report.sessions), 'session')}, {_many(report.messages, 'message')} in"
-        f" {_many(report.files, 'file')}: {_many(new, 'new event')} in"
-        f" {_many(len(report.new), 'session')}",
+        f"{many(len(report.sessions), 'session')}, {many(report.messages, 'message')} in"
+        f" {many(report.files, 'file')}: {many(new, 'new event')} in"
+        f" {many(len(report.new), 'session')}",
         flush=True,
     )
     if report.unknown:
         kinds = ", ".join(f"{kind}: {count:,}" for kind, count in report.unknown.most_common())
-        _tell(f"{_many(report.unknown.total(), 'line')} of unknown types, kept as is", [kinds])
+        _tell(f"{many(report.unknown.total(), 'line')} of unknown types, kept as is", [kinds])
     _tell_each("not JSON, left out", "line", report.invalid)
     _tell_each("too large or odd for one event, kept in pieces", "line", report.shortened)
     _tell_each("without a conversation, left for later", "file", report.waiting)
     _tell_each("with an unfinished last line, left for later", "file", report.unfinished)
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
 def _tell_each(what: str, of: str, named: Sequence[object]) -> None:
     if named:
         more = [f"… {len(named) - MOST_NAMED:,} more"] * (len(named) > MOST_NAMED)
-        _tell(f"{_many(len(named), of)} {what}", [*map(str, named[:MOST_NAMED]), *more])
+        _tell(f"{many(len(named), of)} {what}", [*map(str, named[:MOST_NAMED]), *more])
 
 
 def _tell(what: str, named: list[str]) -> None:

@@ -10,6 +10,7 @@ from session_projector.worker.cli import color
 from session_projector.worker.cli.inert import InertStream, printable
 from session_projector.worker.cli.options import pasteable
 from session_projector.worker.cli.output import LONGEST_LINE
+from session_projector.worker.errors import InterventionRequired, ProjectorError, UsageError
 
 # structlog imports rich, a dependency of typer, to draw tracebacks if it is there. We log none, and
 # the import would add 70 ms to every start.
@@ -27,8 +28,16 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 
 
-def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None:
+_ends_in_json = False
+"""Whether what ends this command is a line of the log."""
+
+
+def configure(
+    level: LogLevel, form: LogFormat, *, queued: bool = False, of_daemon: bool = False
+) -> None:
     """Log JSON lines or readable ones; `auto` is readable if stderr is a terminal.
+
+    `of_daemon`: where they are JSON, what ends the command is one of them.
 
     `queued`: what is written to stderr or stdout from here on goes to stderr by a thread, see
     `log_queue`.
@@ -43,6 +52,8 @@ def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None
         sys.stderr = cast(TextIO, LogQueue(sys.stderr, *limit))
         sys.stdout = cast(TextIO, InertStream(sys.stderr))  # what projections print
     readable = form == "console" or (form == "auto" and terminal)
+    global _ends_in_json
+    _ends_in_json = of_daemon and not readable
     renderer: Any = structlog.processors.JSONRenderer()
     if readable:
         renderer = structlog.dev.ConsoleRenderer(colors=color.wanted(sys.stderr))
@@ -56,6 +67,20 @@ def configure(level: LogLevel, form: LogFormat, *, queued: bool = False) -> None
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Lenient())),
+    )
+
+
+def ends_in_json() -> bool:
+    """Whether what ends this command is to be told by `tell_end`, so that the log is all JSON."""
+    return _ends_in_json
+
+
+def tell_end(error: ProjectorError) -> None:
+    """Log what ends this command: critical where it would end each time that it is started."""
+    log = structlog.get_logger()
+    permanent = isinstance(error, UsageError | InterventionRequired)
+    (log.critical if permanent else log.error)(
+        "run_failed", why=str(error), hint=error.hint, exit_code=error.exit_code
     )
 
 

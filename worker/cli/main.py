@@ -69,9 +69,13 @@ def _fill_closed_streams() -> None:
 
 
 def _fail(error: ProjectorError) -> NoReturn:
+    from session_projector.worker.cli import logging
     from session_projector.worker.cli.options import pasteable
     from session_projector.worker.cli.output import one_line
 
+    if logging.ends_in_json():
+        logging.tell_end(error)
+        sys.exit(error.exit_code)
     print(f"projector: {one_line(error)}", file=sys.stderr)
     if error.hint:
         print(f"  {one_line(pasteable(error.hint))}", file=sys.stderr)
@@ -88,6 +92,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _app(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -99,4 +104,5 @@ def _app(
     from session_projector.worker.cli import logging
 
     color.choose(colors)
-    logging.configure("warning", "auto")  # `run` logs more
+    of_daemon = context.invoked_subcommand == "run"  # which logs more
+    logging.configure("warning", "auto", of_daemon=of_daemon)

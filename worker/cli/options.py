@@ -56,6 +56,7 @@ Database = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
 def pasteable(text: str) -> str:

@@ -25,6 +25,15 @@ def one_line(value: object, width: int = LONGEST_LINE) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def fitted(value: object, width: int) -> str:
+    """Printable text on one line that takes exactly `width` columns of a terminal."""
+    width = max(width, 0)
+    text = one_line(value, width) if width else ""
+    while _width(text) > width:
+        text = text[:-1]
+    return text + " " * (width - _width(text))
+
+
 def to_json(value: Any, *, indent: int | None = 2) -> str:
     """JSON of any value that MessagePack can hold; what JSON cannot hold is converted."""
     return printable(json.dumps(plain(value), ensure_ascii=False, indent=indent))
@@ -33,7 +42,7 @@ def to_json(value: Any, *, indent: int | None = 2) -> str:
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table with columns aligned by spaces; one called `status` has states in colour."""
     states = headers.index("status") if "status" in headers else None
-    cells = [list(headers), *([_cell(cell) for cell in row] for row in rows)]
+    cells = [list(headers), *([cell(value) for value in row] for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = (
         "  ".join(
@@ -51,7 +60,7 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
     return "\n".join("| " + " | ".join(map(_markdown, line)) + " |" for line in lines)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
     """The exact value on one line, so that an id can be copied, but no more than a cell shows;
     empty for None."""
     text = "" if value is None else printable(str(value)[: LONGEST_CELL + 1])
@@ -61,7 +70,7 @@ def _cell(value: object) -> str:
 
 def _markdown(value: object) -> str:
     """A value that stays the text that it is where markdown is rendered: no link, no HTML."""
-    return _MARKDOWN.sub(r"\\\g<0>", _cell(value))
+    return _MARKDOWN.sub(r"\\\g<0>", cell(value))
 
 
 def session_markdown(view: Mapping[str, Any]) -> str:
@@ -114,7 +123,7 @@ def _point(seq: int | None, began: int) -> str:
 def _field(name: str, value: Any) -> str:
     if value is None:
         return "(none)"
-    return when(value) if name.endswith("At") else _cell(value)
+    return when(value) if name.endswith("At") else cell(value)
 
 
 def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.cli.output import one_line, table, to_json
-from session_projector.worker.errors import CheckFailed
+from session_projector.worker.errors import CheckFailed, many
 from session_projector.worker.operations import projections
 from session_projector.worker.storage import open as storage
 
@@ -69,7 +69,7 @@ def projection_drop(
         if listed.version is None and listed.code_version:
             raise CheckFailed(f"{one_line(name)} never ran here: there is nothing to drop")
         kept_in = one_line(listed.kept_in, 200)
-        rows = f"{listed.rows:,} rows of {kept_in}, "
+        rows = f"{many(listed.rows, 'row')} of {kept_in}, "
         if not store.views.owns(name):
             rows = ""
             if kept_in:

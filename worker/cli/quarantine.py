@@ -12,7 +12,7 @@ from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, read_stdin
 from session_projector.worker.cli.progress import Progress
-from session_projector.worker.errors import CheckFailed, UsageError
+from session_projector.worker.errors import CheckFailed, UsageError, many
 from session_projector.worker.operations import quarantine as events
 from session_projector.worker.sessions import time_travel
 from session_projector.worker.storage import open as storage
@@ -124,15 +124,19 @@ def _each(seqs: Sequence[int], work: Callable[[int], str], verb: str) -> None:
         progress.clear()
         print(said)
     if failed:
-        raise CheckFailed(f"{failed:,} of {len(seqs):,} events could not be {verb}", hint)
+        raise CheckFailed(f"{failed:,} of {many(len(seqs), 'event')} could not be {verb}", hint)
 
 
 @quarantine.command("show")
-def quarantine_show(seq: Seq, database: Database = "local.db") -> None:
+def quarantine_show(seq: Seq, database: Database = "local.db", json: Json = False) -> None:
     """Print why an event is quarantined, and its contents."""
     with storage.database(database).open() as store:
         shown = events.show(store, seq)
     row = shown.row
+    if json:
+        rest = {name: value for name, value in asdict(shown).items() if name not in ("row", "note")}
+        print(output.to_json({**asdict(row), **rest, "dismissed": shown.note}))
+        return
     for name, reason in shown.reasons.items():
         print(f"{name}: {output.one_line(reason)}")
     if shown.note is not None:

@@ -11,10 +11,10 @@ from msgspec.structs import asdict
 from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.cli import output
-from session_projector.worker.cli.options import Database, Json, pasteable
+from session_projector.worker.cli.options import Database, JsonLines, pasteable
 from session_projector.worker.cli.progress import Progress
 from session_projector.worker.daemon.supervisor import run_once
-from session_projector.worker.errors import UsageError, quoted
+from session_projector.worker.errors import UsageError, many, quoted
 from session_projector.worker.operations import projections as catalog
 from session_projector.worker.replay import verify as verification
 from session_projector.worker.replay import walkers
@@ -58,7 +58,7 @@ def verify(
     session: Session = None,
     name: Named = None,
     jobs: Jobs = None,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Fold the log again and report where views differ; changes nothing."""
     report = Report(json, "differ")
@@ -76,7 +76,7 @@ def replay(
         bool, typer.Option("--dry-run", help="Report what would change, and change nothing.")
     ] = False,
     jobs: Jobs = None,
-    json: Json = False,
+    json: JsonLines = False,
 ) -> None:
     """Fold the log again and fix what differs, while everything else keeps running."""
     if dry_run:
@@ -199,9 +199,9 @@ class Report:
         others = [f"{count:,} {what}" for what, count in kinds.items()]
         if tally.is_first and tally.rows:
             would = "would be " if self._verb == "would change" else ""
-            said = f"{tally.projection}: {would}built from scratch: {views:,} rows"
+            said = f"{tally.projection}: {would}built from scratch: {many(views, 'row')}"
             quarantined = tally.rows["quarantine", MISSING]
-            others = [f"{quarantined:,} events in quarantine"] if quarantined else []
+            others = [f"{many(quarantined, 'event')} in quarantine"] if quarantined else []
         print(said + (f" ({', '.join(others)})" if others else ""))
         if tally.rows["view", NONDETERMINISTIC]:
             print(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Annotated, Literal, TextIO
 
 import anyio
+import structlog
 import typer
 
 from session_projector.projections import SEARCH
@@ -29,6 +30,7 @@ from session_projector.worker.storage.port import Database as Target
 from session_projector.worker.telemetry.state import DaemonState
 from session_projector.worker.telemetry.systemd import Notifier
 
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 _NUMBER = re.compile("[1-9][0-9]{0,17}")
 
 
@@ -96,6 +98,9 @@ def run(
     ] = "auto",
 ) -> None:
     """Run the daemon: catch up, then follow the log."""
+    shows = once and sys.stderr.isatty()
+    level: LogLevel = log_level or ("warning" if shows else "info")
+    logging.configure(level, log_format, of_daemon=True)
     if verify_every is not None and not math.isfinite(verify_every):
         raise UsageError(
             f"--verify-every {verify_every} is not a number of seconds", "give one, such as 1"
@@ -106,12 +111,11 @@ def run(
     if not sys.stderr.isatty():  # a terminal that is closed ends what runs in it
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     target, out = storage.database(database), sys.stdout
-    shows = once and sys.stderr.isatty()
-    logging.configure(log_level or ("warning" if shows else "info"), log_format, queued=not shows)
+    logging.configure(level, log_format, queued=not shows, of_daemon=True)
 
     def known() -> list[Projection]:
-        if create and not target.exists():
-            target.setup()
+        if create and not target.exists() and (folder := target.setup().folder):
+            log.warning("folder_created", folder=folder)
         with target.open(writable=True) as store:
             found = registry.known(projection or (), store, search=search)
             catalog.warn_of_unknown(store, [*found, SEARCH])

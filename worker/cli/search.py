@@ -10,6 +10,7 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.clock import when
+from session_projector.worker.errors import many
 from session_projector.worker.sessions import search as searching
 from session_projector.worker.sessions import time_travel
 from session_projector.worker.storage import open as storage
@@ -54,13 +55,20 @@ def search(
     print(output.table(headers, rows))
     if found.more:
         print(f"… the newest {len(rows)}; add a word to see fewer")
+    if found.partly:
+        said = f"only the newest {searching.MOST_ROWS:,} events with these words were looked at"
+        print(f"{said}: add a word", file=sys.stderr)
     if found.behind:
-        said = f"{found.behind:,} events are not searched yet: `projector status` tells why"
+        events = many(found.behind, "event")
+        said = f"not searched yet: {events}; `projector status` tells why"
         print(printable(said), file=sys.stderr)
 
 
 def _plain(result: searching.Result) -> dict[str, object]:
-    return asdict(result) | {"snippet": [asdict(piece) for piece in result.snippet]}
+    named = {
+        "session_id" if name == "session" else name: value for name, value in asdict(result).items()
+    }
+    return named | {"snippet": [asdict(piece) for piece in result.snippet]}
 
 
 def _marked(piece: searching.Piece) -> str:

@@ -1,22 +1,24 @@
 """`projector session …`, in the verbs that Kanbatte's users know."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import typer
-from msgspec.structs import asdict, astuple
+from msgspec.structs import asdict
 
 from session_projector.projections import BUILT_IN
 from session_projector.projections.session_index import Entry
 from session_projector.worker.cli import output
+from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.cli.options import Database, Json, read_stdin
+from session_projector.worker.cli.options import Database, Json, JsonLines, read_stdin
 from session_projector.worker.clock import when
 from session_projector.worker.errors import (
     CheckFailed,
     InterventionRequired,
     ProjectorError,
     UsageError,
+    many,
 )
 from session_projector.worker.operations.wait import wait as wait_for
 from session_projector.worker.sessions import read, time_travel, timeline, write
@@ -37,17 +39,13 @@ def _utf8(text: str | None) -> str | None:
 session = typer.Typer(help=HELP["session"], **SETTINGS)
 
 _POINT: Final = "a seq, or an ISO 8601 time (UTC without an offset)"
-_KEYS: Final = (
-    *("id", "project", "status", "title", "messages", "lastRole"),
-    *("createdAt", "updatedAt", "lastEventId", "lastSeq"),
-)
-"""The fields of `Entry` as JSON names them."""
 Id = Annotated[str, typer.Argument(metavar="ID", help="The session's id.", callback=_utf8)]
 Only = Annotated[str | None, typer.Option("-p", "--project", help="Only sessions of this project.")]
 Form = Annotated[
     Literal["table", "json", "markdown"],
-    typer.Option("-f", "--format", help="How it is printed."),
+    typer.Option("-f", "--format", metavar="table|markdown", help="How it is printed."),
 ]
+"""`json` is what `--json` was called before, and is understood as that."""
 EventId = Annotated[
     str | None,
     typer.Option(
@@ -143,13 +141,14 @@ def session_list(
         typer.Option("-s", "--status", help="Only these statuses, such as ready,in-progress."),
     ] = None,
     form: Form = "table",
+    json: Json = False,
 ) -> None:
     """List sessions, oldest first."""
     wanted = None if statuses is None else statuses.split(",")
     with storage.database(database).open() as store:
         found = list(read.sessions(store, project=project, statuses=wanted))
-    if form == "json":
-        print(output.to_json([_summary(entry) for entry in found]))
+    if json or form == "json":
+        print(output.to_json([*map(asdict, found)]))
         return
     headers = ("id", "project", "status", "messages", "updated", "title")
     rows = [
@@ -160,11 +159,14 @@ def session_list(
 
 
 @session.command("watch")
-def session_watch(database: Database = "local.db", project: Only = None) -> None:
-    """Print a JSON line for each change of a session, as it happens."""
+def session_watch(
+    database: Database = "local.db", project: Only = None, json: JsonLines = False
+) -> None:
+    """Print a line for each change of a session, as it happens."""
     with storage.database(database).open() as store:
         for entry in read.watch(store, project):
-            print(output.to_json(_summary(entry), indent=None), flush=True)
+            line = output.to_json(asdict(entry), indent=None) if json else _changed(entry)
+            print(line, flush=True)
 
 
 @session.command("view")
@@ -175,6 +177,7 @@ def session_view(
     at: Annotated[
         str | None, typer.Option(metavar="SEQ|TIME", help=f"The session at this point: {_POINT}.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Print a session with all its messages."""
     point = None if at is None else time_travel.point(at)
@@ -183,7 +186,7 @@ def session_view(
             view = read.session(store, session_id)
         else:
             view = time_travel.view_at(store, session_id, point)
-    if form == "json":
+    if json or form == "json":
         print(output.to_json(view))
     else:
         print(output.session_table(view) if form == "table" else output.session_markdown(view))
@@ -226,7 +229,7 @@ def session_diff(
     with storage.database(database).open() as store:
         found = time_travel.diff(store, session_id, *points)
     changed = {
-        "session": found.session,
+        "session_id": found.session,
         "from": found.start,
         "to": found.end,
         "fields": found.fields,
@@ -243,7 +246,7 @@ def session_why(session_id: Id, database: Database = "local.db", json: Json = Fa
     if json:
         fields = [{"field": f, "value": v, **asdict(o)} for f, v, o in found.fields]
         runs = [{"first": a, "last": b, **asdict(o)} for a, b, o in found.messages]
-        print(output.to_json({"session": session_id, "fields": fields, "messages": runs}))
+        print(output.to_json({"session_id": session_id, "fields": fields, "messages": runs}))
         return
     found_in = [
         (name, when(value) if name.endswith("At") else value, origin)
@@ -270,5 +273,9 @@ def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) ->
             raise kind(f"event {seq} is written, but {error}", error.hint) from None
 
 
-def _summary(entry: Entry) -> dict[str, Any]:
-    return dict(zip(_KEYS, astuple(entry), strict=True))
+def _changed(entry: Entry) -> str:
+    """How a session stands now, in one line."""
+    count = many(entry.message_count, "message")
+    cells = map(output.cell, (entry.session_id, entry.project, count, entry.title))
+    state = painted(output.cell(entry.status))
+    return "  ".join((when(entry.updated_at), state, *cells)).rstrip()

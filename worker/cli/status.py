@@ -11,13 +11,13 @@ from session_projector.worker.cli import output
 from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
-from session_projector.worker.errors import quoted
+from session_projector.worker.errors import many, quoted
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import FOLD_AGAIN, ProjectionStatus
 
-_STATES: Final = ("daemon", "  state")
+_STATES: Final = ("trouble", "daemon", "  state")
 
 
 def status(database: Database = "local.db", json: Json = False) -> None:
@@ -38,6 +38,12 @@ def status(database: Database = "local.db", json: Json = False) -> None:
 def _lines(found: Status) -> Iterator[tuple[str, object]]:
     daemon = found.daemon
     yield "database", quoted(found.database)
+    for each in found.daemons:
+        if each.trouble and not each.suspended:
+            yield "trouble", each.trouble
+    for one in found.projections:
+        if isinstance(one.state, ProjectionStatus) and one.state.state == "failed":
+            yield "trouble", f"failed: {one.name}, see below"
     if not found.daemons:
         yield "daemon", "none is alive"
     for each in found.daemons:
@@ -60,12 +66,13 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
             yield "  state", doing
         yield "  position", one.position
         behind = "no valid time" if one.lag_seconds is None else f"{one.lag_seconds:.1f} s"
-        yield "  lag", f"{one.lag_events:,} events, {behind}"
+        yield "  lag", f"{many(one.lag_events, 'event')}, {behind}"
         yield "  views", f"{one.views:,}"
         if one.deferred:
             yield "  deferred", _deferred(one.deferred)
-        yield "  skipped", f"{one.skipped:,} events"
-        yield "  quarantined", f"{one.quarantined:,} events, {one.dismissed:,} of them dismissed"
+        yield "  skipped", many(one.skipped, "event")
+        quarantined = many(one.quarantined, "event")
+        yield "  quarantined", f"{quarantined}, {one.dismissed:,} of them dismissed"
 
 
 def _doing(one: Progress, daemon: DaemonStatus) -> str:
@@ -84,7 +91,7 @@ def _doing(one: Progress, daemon: DaemonStatus) -> str:
     share = min(100 * report.events // max(report.total, 1), 100)
     return (
         f"being rebuilt as version {report.version}: {share} %, {report.events:,} of"
-        f" about {report.total:,} events, for {since_s:,.0f} s; rows not reached yet"
+        f" about {many(report.total, 'event')}, for {since_s:,.0f} s; rows not reached yet"
         " are unchanged"
     )
 
@@ -98,6 +105,8 @@ def _deferred(views: list[DeferredView]) -> str:
 
 
 def _advice(found: Status) -> Iterator[str]:
+    if any(each.trouble and not each.suspended for each in found.daemons):
+        yield "see what keeps the daemon back: `projector doctor`"
     if unfit := [f"{one.name}@{one.position}" for one in found.projections if not one.fits_log]:
         which = (
             f"checkpoint {unfit[0]} does"

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Any
 
@@ -104,10 +104,12 @@ async def fold_batch(
     page: Page,
     deferral: Deferral,
     *,
+    most_views: int | None,
     brief: bool,
     share: bool,
 ) -> Batch:
-    """Fold the events of a page; of the first only, if all touch more views than may be loaded.
+    """Fold the events of a page; of the first only, if all touch more views than may be loaded, or
+    more than `most_views` of a projection.
 
     Those of views that cost much to write are left for `fold_deferred`. `brief`: a projection whose
     views need the whole log to be folded again fails instead. `share`: as of `fold_in_slices`.
@@ -118,7 +120,7 @@ async def fold_batch(
     for member in members:
         with faults_of(member.projection):
             here, _ = _parted(member, runs, deferral)
-            touched.append(await _load(thread, member, events, here))
+            touched.append(await _load(thread, member, events, here, most_views))
         if touched[-1].events < len(events):
             events = events[: touched[-1].events]
             runs = folding.runs_of(events)
@@ -145,27 +147,32 @@ async def fold_batch(
     return Batch(events, parts)
 
 
-async def fold_deferred(thread: Thread, member: Member, key: str, *, share: bool) -> Part:
-    """Fold onto a view that is deferred what it lacks of its events, up to the checkpoint."""
+async def fold_deferred(
+    thread: Thread, member: Member, keys: Sequence[str], *, share: bool
+) -> Part:
+    """Fold onto some views that are deferred as of one position what they lack of their events, up
+    to the checkpoint; onto the first of them only, if all are more than may be loaded."""
     projection, before = member.projection, member.checkpoint
-    deferred = {**before.deferred}
-    at = deferred.pop(key).position
+    at = before.deferred[keys[0]].position
     behind = msgspec.structs.replace(before, position=at)
     with faults_of(projection):
-        cached = member.cache.take([key])
-        rows = {}
-        if not cached:
-            rows = (await thread.run(lambda store: store.views.load(projection, [key]))).rows
-        found = _Touched(0, {key: at}, cached, rows)
+        cached = member.cache.take(keys)
+        cold, rows = [key for key in keys if key not in cached], {}
+        if cold:
+            loaded = await thread.run(lambda store: store.views.load(projection, cold))
+            rows, cold = loaded.rows, cold[: loaded.covered]
+        written = {*cached, *cold}
+        found = _Touched(0, dict.fromkeys(written, at), cached, rows)
         as_of = msgspec.structs.replace(member, checkpoint=behind)
         views, repaired = await _views(thread, as_of, found, at, brief=False, share=share)
         since = await refold(
-            *(thread, projection, [key]),
+            *(thread, projection, written),
             until=before.position,
             after=at,
             onto={key: view for key, view in views.items() if view is not None},
             share=share,
         )
+        deferred = {key: view for key, view in before.deferred.items() if key not in written}
         after = msgspec.structs.replace(before, generation=before.generation + 1, deferred=deferred)
         folded = Folded(since.views, since.quarantined, [])
         return _part(member, found, after, folded, repaired, since.types)
@@ -202,10 +209,19 @@ def _deferred(
 
 
 async def _load(
-    thread: Thread, member: Member, events: Sequence[Event | Rejected], runs: Runs
+    thread: Thread,
+    member: Member,
+    events: Sequence[Event | Rejected],
+    runs: Runs,
+    most_views: int | None,
 ) -> _Touched:
-    """What events touch; of the first events only, if that is more than may be loaded."""
+    """What events touch; of the first events only, if that is more than may be loaded, or more than
+    `most_views`."""
     first = folding.touched(member.projection, events, runs)
+    if most_views is not None and len(first) > most_views:
+        *some, beyond = islice(first, most_views + 1)
+        events = events[: bisect_left(events, first[beyond], key=attrgetter("seq"))]
+        first = {key: first[key] for key in some}
     cached = member.cache.take(first)
     cold = [key for key in first if key not in cached]
     if not cold or member.projection.per_event:

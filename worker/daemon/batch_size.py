@@ -17,21 +17,24 @@ LONG_BATCH_S: Final = 1.0
 
 class BatchSize:
     """The size of the next batch by how long those before took; `built_in` says of a batch whether
-    all of its projections are ours."""
+    all of its projections are ours, so that it may be written by several transactions."""
 
     def __init__(self, pacing: WritePacing) -> None:
         self._most = FIRST_EVENTS
         self._pacing = pacing
 
-    @property
-    def events(self) -> int:
-        return min(self._most, self._pacing.most_events) if self._pacing else self._most
+    def events(self, *, built_in: bool) -> int:
+        if self._pacing and not built_in:
+            return min(self._most, self._pacing.most_events)
+        return self._most
 
     def grow(self, took_s: float, *, built_in: bool) -> None:
         """A batch of this size was read and folded, and there is more."""
         growth = min(SHORT_BATCH_S / took_s, MOST_GROWTH)
         growth = max(growth, LEAST_GROWTH if built_in else 0)
-        self._most = min(max(self._most, int(self.events * growth)), BATCH_EVENTS)
+        self._most = min(
+            max(self._most, int(self.events(built_in=built_in) * growth)), BATCH_EVENTS
+        )
 
     def shrink(self, took_s: float, *, built_in: bool) -> None:
         """A batch was committed."""

@@ -34,7 +34,7 @@ class Outage:
 
     async def wait_out(self, error: DatabaseUnavailable, stop: anyio.Event) -> None:
         """Wait until another attempt is due."""
-        self.state.waited_for_database(self._projection)
+        self.state.waited_for_database(error.lacks, self._projection)
         if not self._failures:
             log.warning("database_unavailable", why=str(error), hint=error.hint, **self._fields)
         self._failures += 1

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -77,6 +78,7 @@ class _Daemon:
         self._outage = Outage(state)
         self._projections: Sequence[Projection] = ()
         self._leadership = database.leadership()
+        self._waits = anyio.CancelScope()
 
     async def run(
         self, projections: Sequence[Projection] | Callable[[], Sequence[Projection]]
@@ -92,6 +94,7 @@ class _Daemon:
         self._outage.over()
         self._projections = projections
         self._state.expect(projections, KINDS)
+        self._state.troubled = lambda: self._waits.cancel()
         self._leadership = self._database.leadership({p.name: p.version for p in projections})
         try:
             while led := await self._take_over():
@@ -139,14 +142,21 @@ class _Daemon:
     async def _watch(
         self, led: Sequence[Projection], supervisor: Supervisor, end: anyio.Event
     ) -> None:
-        """Take over what other daemons lead when these end; tell when what is led is lost."""
-        ours = list(led)
+        """Take over what other daemons lead when these end; tell when what is led is lost, and let
+        others see what is waited for."""
+        ours, told = list(led), None
         while True:
+            while told != (trouble := self._state.trouble):
+                told = trouble
+                with suppress(DatabaseUnavailable), no_thread():
+                    await anyio.to_thread.run_sync(self._leadership.tell, trouble)
             some = len(ours) < len(self._projections)
-            with anyio.move_on_after(STANDBY_POLL_S if some else math.inf) as waited:
+            with anyio.move_on_after(STANDBY_POLL_S if some else math.inf) as self._waits:
                 await self._leadership.lost()
+            if self._waits.cancelled_caught and not some:
+                continue  # there is something to tell
             try:
-                now = await self._acquire() if waited.cancelled_caught else []
+                now = await self._acquire() if self._waits.cancelled_caught else []
             except DatabaseUnavailable:
                 now = []
             if any(projection not in now for projection in ours):

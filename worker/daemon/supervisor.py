@@ -1,8 +1,11 @@
 """The projections of one database: who leads, who catches up alone, and who is rebuilt by whom."""
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import Final
 
@@ -69,7 +72,16 @@ class Supervisor:
     async def _run(self, wakeup: Wakeup) -> None:
         async with self._database.open_thread() as thread, anyio.create_task_group() as tasks:
             names = [projection.name for projection in self._projections]
-            log.info("started", database=self._database.name, projections=names)
+            engine = await thread.run(lambda _: self._database.engine)
+            log.info(
+                "started",
+                database=self._database.name,
+                projections=names,
+                version=_version(),
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                **dict([engine]),
+            )
             lead = Tail(thread, [], self._outage, wakeup=wakeup, deferral=Deferral())
             unplaced = list(self._projections)
 
@@ -88,10 +100,10 @@ class Supervisor:
                     for projection in alone:
                         tasks.start_soon(self._alone, projection, lead)
                     await lead.run(self._stop)
+                    unplaced = lead.give_up()
                 except LostRace:
                     log.info("checkpoint_moved_by_another")
-                    unplaced = [member.projection for member in lead.members]
-                    lead.members = []
+                    unplaced = lead.give_up()
                 except ProjectionFailed as error:
                     failed = [m for m in lead.members if m.projection.name == error.projection]
                     lead.members = [m for m in lead.members if m not in failed]
@@ -156,7 +168,7 @@ class Supervisor:
                     log.info("caught_up", projection=projection.name)
             projections = rest
         except (LostRace, ProjectionFailed, DatabaseUnavailable):
-            pass
+            self._state.database_available()  # as far as this task knows: it waits no more
         for projection in projections:
             tasks.start_soon(self._alone, projection, lead)
 
@@ -328,6 +340,13 @@ async def _calls_for_full_scan(thread: Thread, member: Member) -> bool:
     return await thread.run(
         lambda store: calls_for_full_scan(store, member.projection, member.checkpoint)
     )
+
+
+def _version() -> str:
+    try:
+        return version("session-projector")
+    except PackageNotFoundError:  # it runs from a clone
+        return "unknown"
 
 
 @contextmanager

@@ -2,16 +2,20 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from itertools import islice
+from typing import Final
 
 import anyio
 import msgspec
 import structlog
 
-from session_projector.worker.daemon.batch import Batch, fold_batch, fold_deferred
+from session_projector.projections.projection import Projection
+from session_projector.worker.daemon.batch import Batch, Part, fold_batch, fold_deferred
+from session_projector.worker.daemon.batch_log import BatchLog
 from session_projector.worker.daemon.batch_size import BatchSize
+from session_projector.worker.daemon.chunks import CHUNKED_VIEWS, split
 from session_projector.worker.daemon.member import Member
 from session_projector.worker.daemon.outage import HeldBack, Outage
 from session_projector.worker.daemon.page import Page, read_page
@@ -20,7 +24,15 @@ from session_projector.worker.folding.cooperative import read_in_slices
 from session_projector.worker.folding.deferral import Deferral, delay_s
 from session_projector.worker.folding.pacing import WritePacing
 from session_projector.worker.folding.tally import outcomes
-from session_projector.worker.storage.port import CommitStats, Store, Thread, Wakeup, size_of
+from session_projector.worker.storage.limits import BATCH_EVENTS
+from session_projector.worker.storage.port import (
+    Checkpoint,
+    CommitStats,
+    Store,
+    Thread,
+    Wakeup,
+    size_of,
+)
 from session_projector.worker.telemetry.state import Batch as BatchStats
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -29,6 +41,11 @@ VAIN_WAITS: Final = 8
 """So many in a row, each of which asked at its end whether others committed, and a read is due."""
 PATIENCE_S: Final = 0.008
 """inotify speaks when a commit is written, which can be seen once the disk has it."""
+
+FAR_EVENTS: Final = 4 * BATCH_EVENTS
+"""A tail that had caught up and is so far behind gives way: a full scan may be quicker."""
+Then = Callable[[Store, CommitStats, Sequence[Checkpoint]], None]
+"""Called in the store's thread after a commit, with the checkpoints that the members have then."""
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 COUNT_EVERY_S: Final = 10.0
@@ -48,9 +65,11 @@ class Tail:
         share: bool = False,
         wakeup: Wakeup | None = None,
         deferral: Deferral | None = None,
+        pacing: WritePacing | None = None,
     ) -> None:
         """`wakeup`: the others join it; `share`: it leaves the others as much time as it takes.
-        `deferral` has views that cost much written less often than their events come."""
+        `deferral` has views that cost much written less often than their events come, `pacing` much
+        written in short transactions while others write."""
         self.members = list(members)
         self.lock = anyio.Lock()
         """Held for an iteration; whoever holds it may add a member that stands where these do."""
@@ -63,11 +82,13 @@ class Tail:
         """What follows these members' position, where it is read already."""
         self._wakeup = wakeup
         self._deferral = Deferral(costly_s=math.inf) if deferral is None else deferral
-        self._pacing = WritePacing()
+        self._pacing = WritePacing() if pacing is None else pacing
         self._size = BatchSize(self._pacing)
         self._newest = 0
+        self._had_caught_up = False
         self._counts_at = 0.0
         self._held_back = HeldBack()
+        self._batch_log = BatchLog()
         self._took_memory = False
         self._woken: float | None = None
         """When something was found to be new, until it is committed."""
@@ -76,13 +97,25 @@ class Tail:
     def position(self) -> int:
         return self.members[0].checkpoint.position if self.members else 0
 
+    def give_up(self) -> list[Projection]:
+        """Have no members any more; returns their projections, to be placed again."""
+        projections, self.members = [member.projection for member in self.members], []
+        return projections
+
     async def run(self, stop: anyio.Event, *, until: int | None = None) -> None:
         """Fold events as they come until `stop`; without a `Wakeup` only those that are there, with
-        `until` only up to that position. Then no view is deferred any more.
+        `until` only up to that position. Then no view is deferred any more. With a `Wakeup` it also
+        returns where it has fallen far behind, as when the log was written to in its absence.
 
         Waits out an `Outage` if it was given one. Raises `LostRace` where somebody else moved a
         checkpoint.
         """
+        try:
+            await self._run(stop, until)
+        finally:
+            self._batch_log.say()
+
+    async def _run(self, stop: anyio.Event, until: int | None) -> None:
         while not stop.is_set():
             try:
                 async with self.lock:
@@ -96,6 +129,8 @@ class Tail:
             if self._outage:
                 self._outage.over()
             if self._wakeup:
+                if self._fell_behind():
+                    return
                 more = bool(self.members) and self._newest > self.position
                 await self._held_back.look(self._thread, waiting=more and not moved)
                 await self._count_quarantined(caught_up=not more)
@@ -104,16 +139,25 @@ class Tail:
             elif not moved:
                 return
         try:
-            while deferred := self._deferred():
+            while late := self._late(due=False):
                 async with self.lock:
-                    await self._write_deferred(*deferred[0])
+                    await self._write_deferred(*late)
         except (DatabaseUnavailable, ProjectionFailed):  # it takes longer than a stop may
-            log.warning("views_left_deferred", views=len(deferred))
+            left = sum(len(member.checkpoint.deferred) for member in self.members)
+            log.warning("views_left_deferred", views=left)
+
+    def _fell_behind(self) -> bool:
+        behind = self._newest - self.position
+        if behind > FAR_EVENTS and self._had_caught_up:
+            self._had_caught_up = False  # once each time
+            return True
+        self._had_caught_up = bool(self.members) and (self._had_caught_up or behind <= 0)
+        return False
 
     async def _wait(self, wakeup: Wakeup, stop: anyio.Event, *, found: bool) -> None:
         """Wait until there may be something new, or a read is due all the same."""
         for _ in range(VAIN_WAITS):
-            if self._due():
+            if self._late():
                 return
             if await wakeup.wait(self._changed, found=found):
                 if not found:
@@ -130,12 +174,11 @@ class Tail:
             self._iterated()
 
     async def iterate(self, until: int | None = None) -> bool:
-        """Fold one batch, and a deferred view that is due; returns whether there was either."""
+        """Fold one batch, and deferred views that are due; returns whether there was either."""
         moved = await self._fold_page(until)
-        due = self._due()
-        if due:
-            await self._write_deferred(*due[0])
-        return moved or bool(due)
+        if late := self._late():
+            await self._write_deferred(*late)
+        return moved or late is not None
 
     async def _fold_page(self, until: int | None) -> bool:
         started = time.perf_counter()
@@ -144,12 +187,14 @@ class Tail:
             return False
         brief = self._leading and len(self.members) > 1  # so as not to hold up the others
         batch = await fold_batch(
-            self._thread, self.members, page, self._deferral, brief=brief, share=self._share
+            *(self._thread, self.members, page, self._deferral),
+            most_views=CHUNKED_VIEWS if self._in_chunks else None,
+            brief=brief,
+            share=self._share,
         )
         if page.more:
             self._size.grow(time.perf_counter() - started, built_in=batch.built_in)
-        committed = await self._commit(batch, page)
-        self._note_costs(batch, committed)
+        committed = await self._commit_batch(batch, page)
         self._report(batch, page, committed, started)
         await self._learn(batch, page, committed, started)
         return True
@@ -162,7 +207,7 @@ class Tail:
             until = max(until, self.position)
         page, self._ahead = self._ahead, None  # what fails from here on is read again
         if page is None or (page.checkpoints, page.until) != (checkpoints, until):
-            most = self._size.events if self.members else 1
+            most = self._size.events(built_in=self._built_in) if self.members else 1
             patience_s = 0 if self._woken is None else PATIENCE_S
             page = await self._thread.run(
                 lambda store: read_page(store, checkpoints, until, most, patience_s)
@@ -175,70 +220,118 @@ class Tail:
         events = await read_in_slices(page.rows, projections, share=self._share)
         return msgspec.structs.replace(page, events=events)
 
-    async def _commit(self, batch: Batch, page: Page) -> CommitStats:
-        """Commit a batch, and move the members on. In the same hop what follows is read ahead,
-        unless it is the rest of this page."""
-        after, done = [change.after for change in batch.changes], len(batch.events)
-        much = batch.size > MUCH_BYTES
-        self._took_memory = self._took_memory or much
-        changes, bulk, most = batch.changes, much and not self._pacing, self._size.events
-        rest = msgspec.structs.replace(
-            page, checkpoints=after, rows=page.rows[done:], events=page.events[done:]
-        )
+    @property
+    def _built_in(self) -> bool:
+        return all(member.projection.built_in for member in self.members)
 
-        def work(store: Store) -> tuple[CommitStats, Page]:
-            committed = store.commit(changes, bulk=bulk)
-            if page.more and not rest.rows:
+    @property
+    def _in_chunks(self) -> bool:
+        """Whether a batch is written by several transactions."""
+        return bool(self._pacing) and self._built_in
+
+    async def _commit_batch(self, batch: Batch, page: Page) -> CommitStats:
+        """Commit a batch. In the hop of the last transaction what follows is read ahead, unless it
+        is the rest of this page."""
+        done, most = len(batch.events), self._size.events(built_in=batch.built_in)
+        ahead = page
+
+        def read_ahead(store: Store, _: CommitStats, after: Sequence[Checkpoint]) -> None:
+            nonlocal ahead
+            ahead = msgspec.structs.replace(
+                page, checkpoints=after, rows=page.rows[done:], events=page.events[done:]
+            )
+            if page.more and not ahead.rows:
                 with suppress(DatabaseUnavailable, LostRace):  # the next read meets it again
-                    return committed, read_page(store, after, page.until, most)
-            return committed, rest
+                    ahead = read_page(store, after, page.until, most)
 
-        committed, ahead = await self._thread.run(work)
-        self.members = [part.committed() for part in batch.parts]
+        committed = await self._write(batch.parts, read_ahead)
         self._ahead = ahead if ahead.rows else None
         return committed
 
-    def _note_costs(self, batch: Batch, committed: CommitStats) -> None:
+    async def _write(self, parts: Sequence[Part], then: Then | None = None) -> CommitStats:
+        """Commit some parts: in one transaction, or while others write in several short ones, the
+        lock left to them in between for as long as it was held. `then` is called in the hop of the
+        last one. What fails on the way leaves views deferred.
+
+        Returns how long all of them waited, and how long one held the lock at most.
+        """
+        left, waited_s, held_s = parts, 0.0, 0.0
+        while True:
+            some, left = split(left, self._pacing.most_bytes) if self._in_chunks else (left, [])
+            committed = await self._commit(some, _leave_room if left else then)
+            waited_s, held_s = waited_s + committed.waited_s, max(held_s, committed.held_s)
+            if not left:
+                return msgspec.structs.replace(committed, waited_s=waited_s, held_s=held_s)
+            self._pacing.wrote_bytes(
+                committed.held_s, (row for part in some for row in part.change.rows)
+            )
+            self._pacing.wrote(others=committed.others_wrote)
+            self._iterated()
+
+    async def _commit(self, parts: Sequence[Part], then: Then | None) -> CommitStats:
+        """Commit some parts in one transaction, and move their members on."""
+        changes = [part.change for part in parts]
+        after = {change.after.name: change.after for change in changes}
+        checkpoints = [after.get(m.projection.name, m.checkpoint) for m in self.members]
+        much = sum(size_of(row) for change in changes for row in change.rows) > MUCH_BYTES
+        self._took_memory = self._took_memory or much
+        bulk = much and not self._pacing
+
+        def work(store: Store) -> CommitStats:
+            committed = store.commit(changes, bulk=bulk)
+            if then:
+                then(store, committed, checkpoints)
+            return committed
+
+        committed = await self._thread.run(work)
+        moved = {part.change.after.name: part.committed() for part in parts}
+        self.members = [moved.get(m.projection.name, m) for m in self.members]
+        self._note_costs(parts, committed)
+        return committed
+
+    def _note_costs(self, parts: Sequence[Part], committed: CommitStats) -> None:
         """Which views took much of the time that a commit took, by the size of their rows."""
         if committed.held_s <= self._deferral.costly_s:
             return
-        all_bytes = max(batch.size, 1)
-        for part in (p for p in batch.parts if p.member.projection.built_in):
+        all_bytes = max(sum(size_of(row) for part in parts for row in part.change.rows), 1)
+        for part in (p for p in parts if p.member.projection.built_in):
             for key, row in zip(part.views, part.change.rows, strict=True):
                 cost_s = committed.held_s * size_of(row) / all_bytes
                 self._deferral.wrote(part.change.after.name, key, size_of(row), cost_s, alone=False)
 
-    def _deferred(self) -> list[tuple[Member, str]]:
-        """The views that are deferred, those of one projection by how long they have been."""
-        return [(member, key) for member in self.members for key in member.checkpoint.deferred]
+    def _late(self, *, due: bool = True) -> tuple[Member, list[str]] | None:
+        """Deferred views to be written next, of those that are due, or of all: one that costs much,
+        or some that are as of one position."""
+        for member in self.members:
+            name, deferred = member.projection.name, member.checkpoint.deferred
+            keys = [key for key in deferred if not due or self._deferral.is_due(name, key)]
+            if keys and deferred[keys[0]].is_costly:
+                return member, keys[:1]
+            if keys:
+                at = deferred[keys[0]].position
+                alike = (
+                    k for k in keys if not deferred[k].is_costly and deferred[k].position == at
+                )
+                return member, [*islice(alike, CHUNKED_VIEWS)]
+        return None
 
-    def _due(self) -> list[tuple[Member, str]]:
-        """Those of them that may be written now."""
-        return [
-            (member, key)
-            for member, key in self._deferred()
-            if self._deferral.is_due(member.projection.name, key)
-        ]
-
-    async def _write_deferred(self, member: Member, key: str) -> None:
-        """Bring a view that is deferred to where the others are, by a commit of its own."""
+    async def _write_deferred(self, member: Member, keys: Sequence[str]) -> None:
+        """Bring views that are deferred to where the others are."""
         started = time.perf_counter()
-        part = await fold_deferred(self._thread, member, key, share=self._share)
-        size = sum(map(size_of, part.change.rows))
-        much = size > MUCH_BYTES
-        self._took_memory = self._took_memory or much
-        committed = await self._thread.run(lambda store: store.commit([part.change], bulk=much))
-        self.members[self.members.index(member)] = part.committed()
-        cost_s = time.perf_counter() - started - committed.waited_s
-        self._deferral.wrote(member.projection.name, key, size, cost_s, alone=True)
-        if self._deferral.is_costly(member.projection.name, key):
-            member.cache.pin(key)
+        part = await fold_deferred(self._thread, member, keys, share=self._share)
+        committed = await self._write([part])
+        if member.checkpoint.deferred[keys[0]].is_costly:
+            name, size = member.projection.name, sum(map(size_of, part.change.rows))
+            cost_s = time.perf_counter() - started - committed.waited_s
+            self._deferral.wrote(name, keys[0], size, cost_s, alone=True)
+            if self._deferral.is_costly(name, keys[0]):
+                member.cache.pin(keys[0])
         self._state.refolded(outcomes(member.projection, part.types, part.folded))
         self._tell_deferred()
 
     def _tell_deferred(self) -> None:
         for member in self.members:
-            views = member.checkpoint.deferred.values()
+            views = member.checkpoint.costly.values()
             delays_s = [delay_s(view.cost_ms / 1000) for view in views]
             self._state.defers(member.projection.name, delays_s)
 
@@ -249,8 +342,9 @@ class Tail:
         self._size.shrink(time.perf_counter() - started, built_in=batch.built_in)
         self._pacing.wrote(others=committed.exclusive and page.touched and page.more)
         if self._pacing and page.more:
-            rows = sum(len(change.rows) for change in batch.changes)
-            self._pacing.held(committed.held_s, rows=rows, projections=len(batch.parts))
+            if not batch.built_in:
+                rows = sum(len(change.rows) for change in batch.changes)
+                self._pacing.held(committed.held_s, rows=rows, projections=len(batch.parts))
             await anyio.sleep(committed.held_s)
 
     def _report(self, batch: Batch, page: Page, committed: CommitStats, started: float) -> None:
@@ -269,18 +363,12 @@ class Tail:
         self._state.committed(stats, self._positions())
         if self._deferral.any_costly:
             self._tell_deferred()
-        changes = batch.changes
-        fields: dict[str, Any] = {
-            "position": self.position,
-            "lag_events": max(page.newest - self.position, 0),
-            "views": {change.after.name: len(change.rows) for change in changes},
-            "skipped": {c.after.name: c.after.skipped - c.before.skipped for c in changes},
-            "duration_ms": round((time.perf_counter() - started) * 1000, 2),
-        }
-        quarantined = sorted({event.seq for change in changes for event in change.quarantined})
-        if quarantined:
-            fields |= {"quarantined": quarantined[:10], "quarantined_count": len(quarantined)}
-        (log.warning if quarantined else log.info)("batch_committed", **fields)
+        self._batch_log.committed(
+            batch.changes,
+            position=self.position,
+            lag=max(page.newest - self.position, 0),
+            duration_s=time.perf_counter() - started,
+        )
 
     async def _count_quarantined(self, *, caught_up: bool) -> None:
         """Tell now and then how many events are in quarantine; operators dismiss some."""
@@ -304,3 +392,9 @@ class Tail:
 
     def _positions(self) -> dict[str, int]:
         return {member.projection.name: self.position for member in self.members}
+
+
+def _leave_room(_store: Store, committed: CommitStats, _after: Sequence[Checkpoint]) -> None:
+    """Leave the lock to others for as long as it was held: here, as timers of the event loop are
+    whole milliseconds, and another hop is spared."""
+    time.sleep(committed.held_s)

@@ -1,11 +1,14 @@
 """Checks of the daemon (alive, stuck, standing by or absent) and of its projections."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
+from session_projector.projections import SEARCH
 from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
+from session_projector.worker.errors import Lack, ProjectorError, argument, many
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
 from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
 from session_projector.worker.storage.port import (
@@ -24,17 +27,57 @@ OVERDUE_S: Final = LONGEST_DELAY_S + 120
 """Since when a view has been deferred that the daemon should have written by now."""
 
 
+def troubled(database: Database) -> list[tuple[Leader, Lack]]:
+    """The daemons that say that they wait for something, and for what; none where that cannot be
+    seen."""
+    with suppress(ProjectorError, OSError, ValueError):  # `/` can have no file beside it
+        leaders = database.leadership().leaders()
+        return [(one, one.trouble.lacks) for one in leaders if one.trouble and not one.suspended]
+    return []
+
+
+def trouble(database: Database, leader: Leader) -> Iterator[Check]:
+    """The finding of what a daemon says it waits for, and who or what keeps it back."""
+    assert leader.trouble
+    said, lacks = f"{leader} {leader.trouble}", leader.trouble.lacks
+    if lacks == "lock":
+        holders = database.locked_by(but=leader.local_pid)
+        who = database.who_locks_it(but=leader.local_pid) if not holders else ""
+        fix = f"see who: {who or '`projector doctor`'}, and let that end its transaction"
+        if holders:
+            said, fix = f"{said}: {holders[0].who} holds it", holders[0].cure
+    elif lacks == "limit":
+        look = f"`prlimit --pid {leader.pid}`, " if leader.local_pid else ""
+        fix = f"see what is used up, and raise that limit: {look}`free -m`, `ps -eLf`"
+    elif lacks == "space" and database.file:
+        said, fix = f"{said}: {host.free(database.file)}", host.make_room(database.file)
+    else:
+        fix = "see why, as this meets the same and says it: `projector run --once`"
+    yield Check("daemon", "fail", said, f"{fix}. The daemon goes on by itself then")
+
+
 def daemon(database: Database) -> Iterator[Check]:
     leadership = database.leadership()
     leaders = leadership.leaders()
     if not leaders:
         said = "none is alive: nothing is folded until one runs"
         yield Check("daemon", "warn", said, "`projector run`")
-        return
-    waiting = leadership.standing_by()
+    waiting = leadership.standing_by() if leaders else []
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
-    for leader in leaders:
-        yield from _alive(database, leader, standing_by)
+    found = [one for leader in leaders for one in _alive(database, leader, standing_by)]
+    yield from found
+    if all(one.level == "ok" for one in found):  # else it is the daemon's finding
+        yield from _write_lock(database, leaders)
+
+
+def _write_lock(database: Database, leaders: Sequence[Leader]) -> Iterator[Check]:
+    """Check that writers can write."""
+    holders = database.locked_by(but=max((one.local_pid for one in leaders), default=0))
+    for holder in holders:
+        said = f"{holder.who} has held the write lock for some time: nobody else can write"
+        yield Check("write lock", "warn", said, holder.cure)
+    if not holders:
+        yield Check("write lock", "ok", "nobody keeps others from writing")
 
 
 def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Check]:
@@ -43,6 +86,8 @@ def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Che
         resume = linux.ending([leader.pid], "-CONT", seen=leader.seen)
         fix = f"resume it, as no other takes over from it: {resume}"
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
+    elif leader.trouble:
+        yield from trouble(database, leader)
     elif (stuck := _stuck(database, leader)) and (holders := _holders(database)):
         said = f"{leader}, {stuck}{standing_by}: they wait for {holders[0].who}"
         yield Check("daemon", "warn", said, f"end it where it was forgotten: {holders[0].cure}")
@@ -54,12 +99,10 @@ def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Che
 
 def _held_up(database: Database, leader: Leader, said: str) -> Check:
     """The finding for a daemon that is stuck, or kept from writing by another process."""
-    holders = database.lock_holders()
-    if others := holders.keys() - {leader.pid}:
-        said = f"{said}: {linux.named(others)} holds the write lock"
-        end = linux.ending(others, seen=all(holders[pid] for pid in others))
-        fix = f"end that transaction, or the process: {end}"
-    elif leader.pid not in holders and (who := database.who_locks_it()):
+    if holders := database.locked_by(but=leader.local_pid):
+        said = f"{said}: {holders[0].who} holds the write lock"
+        fix = holders[0].cure
+    elif who := database.who_locks_it(but=leader.local_pid):
         said = f"{said}: it waits for the write lock, which another process holds"
         fix = f"see which processes have it open, and end that transaction: {who}"
     elif full := _full(database):
@@ -70,8 +113,11 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
         fix = f"restart it where it runs, on {leader.host}; nothing is lost"
     elif leader.pid:
         said = f"{said}: it is stuck"
-        end = linux.ending([leader.pid], "-KILL", seen=leader.seen)
-        fix = f"restart it, nothing is lost: {end}, then `projector run`"
+        end = linux.ending([leader.pid], seen=leader.seen)
+        fix = (
+            f"see the end of its log; then restart it, nothing is lost: {end} (with -KILL where it"
+            " is still there after 30 s), then `projector run`"
+        )
     else:
         said = f"{said}: it is stuck, or no daemon"
         fix = (
@@ -103,7 +149,10 @@ def _stuck(database: Database, leader: Leader) -> str:
             time.sleep(WATCH_POLL_S)
             if _tailing(store, leader.running)[0] != before:
                 return ""
-    return f"{waiting:,} events wait, and none was folded in {WATCH_S:g} s" if waiting > 0 else ""
+    if waiting <= 0:
+        return ""
+    wait = "waits" if waiting == 1 else "wait"
+    return f"{many(waiting, 'event')} {wait}, and none was folded in {WATCH_S:g} s"
 
 
 def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint], int]:
@@ -127,23 +176,42 @@ def projections(database: Database) -> Iterator[Check]:
     alive, running = leader is not None, leader.running if leader else ()
     with database.open() as store:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
+        infos = listing(store)
         wrong = [
             _without_code(one, owns=store.views.owns(one.name))
-            for one in listing(store)
+            for one in infos
             if one.code_version is None and one.name not in running
         ]
+        wrong += [
+            _dropped(one)
+            for one in infos
+            if one.position and one.name in checkpoints
+            if not store.views.exists(checkpoints[one.name].table)
+        ]
+    wrong += [
+        _not_run(one, leader)
+        for one in infos
+        if leader and one.code_version is not None and not leader.runs(one.name)
+        if one.name != SEARCH.name  # which is left out where an operator says so
+    ]
     wrong += [
         _behind(key, view, alive=alive)
         for stored in checkpoints.values()
-        for key, view in stored.checkpoint.deferred.items()
-        if not alive or time.time() - view.since / 1000 > OVERDUE_S
+        for key, view in stored.checkpoint.costly.items()
+        if not alive or _is_overdue(view)
     ]
+    for name, stored in checkpoints.items():
+        late = [view for view in stored.checkpoint.deferred.values() if not view.is_costly]
+        if late and (not alive or any(map(_is_overdue, late))):
+            wrong.append(_cut_off(name, len(late), stored.checkpoint.written, alive=alive))
     for name, report in reports.items():
         if report.state == "failed":
             said = f"{name} failed: {report.why}"
             fix = "fix that; the daemon tries again by itself"
-        elif alive:
-            at = f"{report.events:,} of {report.total:,} events"
+            wrong.append(Check("projections", "fail", said, fix))
+            continue
+        if alive:
+            at = f"{report.events:,} of {many(report.total, 'event')}"
             said = f"{name} is being rebuilt as version {report.version}: {at}"
             fix = "wait; see how far it is: `projector status`"
         else:
@@ -180,12 +248,47 @@ def search(database: Database) -> Iterator[Check]:
 
 def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
     """The finding for what is left of a projection whose package was uninstalled, say."""
-    rows = f", {one.rows:,} rows of {one.kept_in}" if owns else ""
+    rows = f", {many(one.rows, 'row')} of {one.kept_in}" if owns else ""
     said = (
         f"{one.name} has no code here, and what it left stays as it is: its checkpoint at"
-        f" {one.position:,}{rows} and {one.quarantined:,} events in quarantine"
+        f" {one.position:,}{rows} and {many(one.quarantined, 'event')} in quarantine"
     )
     return Check("projections", "warn", said, without_code(one.name))
+
+
+def _dropped(one: ProjectionInfo) -> Check:
+    """The finding for a table that is gone, though its checkpoint says that it was filled."""
+    said = (
+        f"the table {one.kept_in} of {one.name} is gone, though its checkpoint is at"
+        f" {one.position:,}: somebody dropped it"
+    )
+    name = argument(one.name) if one.code_version is not None else "MODULE:NAME"
+    fix = f"build it again: `projector replay --projection {name}`"
+    return Check("projections", "fail", said, fix)
+
+
+def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
+    """The finding for a projection that was installed after the daemon started, say."""
+    said = f"{one.name} is installed here, and the daemon ({leader}) does not run it"
+    fix = "restart it where it runs"
+    if leader.local_pid:
+        end = linux.ending([leader.pid], seen=leader.seen)
+        fix = f"restart it: {end}, then `projector run`, unless systemd does that"
+    return Check("projections", "warn", said, fix)
+
+
+def _is_overdue(view: Deferred) -> bool:
+    return time.time() - view.since / 1000 > OVERDUE_S
+
+
+def _cut_off(name: str, views: int, position: int, *, alive: bool) -> Check:
+    """The finding for a batch of which only some views were written, and nobody has written the
+    others since."""
+    said = f"{name}: {views:,} views of its last batch are not written yet, and as of {position}"
+    if not alive:
+        fix = "the next daemon writes them as soon as it starts: `projector run`"
+        return Check("projections", "ok", f"{said}; no daemon is alive to do so", fix)
+    return Check("projections", "warn", said, "restart the daemon, and it writes them first")
 
 
 def _behind(key: str, view: Deferred, *, alive: bool) -> Check:

@@ -3,17 +3,29 @@
 Checks only read; one that cannot read says so, and the others go on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 from session_projector.worker import registry
 from session_projector.worker.clock import now_ms
 from session_projector.worker.doctor import daemon, host
-from session_projector.worker.errors import ProjectorError, quoted
+from session_projector.worker.errors import DatabaseUnavailable, ProjectorError, quoted
 from session_projector.worker.storage.port import Check, Database
 
 
-def examine(database: Database) -> Iterator[Check]:
-    """Make every check, in the order in which an operator would."""
+def examine(database: Database) -> list[Check]:
+    """What every check found: first what fails, of that what a daemon says it waits for, as it may
+    be the cause of all else; then in the order in which an operator would look."""
+    levels = ["fail", "warn", "ok"]
+    return sorted(_checks(database), key=lambda one: levels.index(one.level))
+
+
+def _checks(database: Database) -> Iterator[Check]:
+    """Make every check; one cause is found once."""
+    told: set[str] = set()
+    for leader, lacks in daemon.troubled(database):
+        yield from _attempt("daemon", database, partial(daemon.trouble, database, leader), ())
+        told.add(lacks)
     versions = {projection.name: projection.version for projection in registry.known(search=True)}
     with database.checks(versions) as (inside, around):
         if clock := inside.get("clock"):  # where that of this machine can be right
@@ -21,29 +33,33 @@ def examine(database: Database) -> Iterator[Check]:
         inside["projections"] = lambda: daemon.projections(database)
         inside["quarantine"] = lambda: daemon.quarantine(database)
         inside["search"] = lambda: daemon.search(database)
-        inside["daemon"] = lambda: daemon.daemon(database)
+        if not told:
+            inside["daemon"] = lambda: daemon.daemon(database)
         if file := database.file:
             around["filesystem"] = lambda: host.filesystem(file)
-            around["space"] = lambda: host.space(file)
+            if "space" not in told:
+                around["space"] = lambda: host.space(file)
             around["litestream"] = lambda: host.litestream(file)
         for name, check in inside.items():
-            found = [*_attempt(name, database, check)]
+            found = [*_attempt(name, database, check, told)]
             yield from found
-            if name in ("database", "schema") and any(one.level != "ok" for one in found):
+            if name in ("database", "schema") and {one.level for one in found} != {"ok"}:
                 if name == "database" and database.is_served:
                     return  # every check would say the same
                 break  # what comes next asks its tables
         for name, check in around.items():
-            yield from _attempt(name, database, check)
+            yield from _attempt(name, database, check, told)
 
 
 def _attempt(
-    name: str, database: Database, check: Callable[[], Iterator[Check]]
+    name: str, database: Database, check: Callable[[], Iterator[Check]], told: Collection[str]
 ) -> Iterator[Check]:
-    """Make a check; an error that it raises is what it found."""
+    """Make a check; an error that it raises is what it found, unless it lacks what was `told`."""
     try:
         yield from check()
     except ProjectorError as error:
+        if isinstance(error, DatabaseUnavailable) and error.lacks in told:
+            return
         yield Check(name, "fail", str(error), error.hint)
     except OSError as error:
         said = f"{error.filename or database.name}: {error.strerror}"

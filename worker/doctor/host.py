@@ -53,18 +53,39 @@ def filesystem(path: Path, mounts: Path = linux.MOUNTS) -> Iterator[Check]:
 
 
 def space(path: Path) -> Iterator[Check]:
-    folder = next((place for place in path.parents if os.path.isdir(place)), Path("/"))
-    room = os.statvfs(folder)
-    free = room.f_bavail * room.f_frsize
-    size = path.stat().st_size if os.path.isfile(path) else 0
-    found = f"{free / MIB:,.0f} MiB are free for a database of {size / MIB:,.1f} MiB"
-    fix = f"make room: `df {quoted(folder)}; du -xh {quoted(folder)} | sort -h | tail`"
-    if free < NO_ROOM_BYTES:
+    room, size = _room(path)
+    found, fix = free(path), make_room(path)
+    if room < NO_ROOM_BYTES:
         yield Check("space", "fail", f"{found}: soon nothing can be written", fix)
-    elif free < max(LITTLE_ROOM_BYTES, size):
+    elif room < max(LITTLE_ROOM_BYTES, size):
         yield Check("space", "warn", f"{found}: too little for a backup or a VACUUM", fix)
     else:
         yield Check("space", "ok", found)
+
+
+def free(path: Path) -> str:
+    """How much room a database has, in words."""
+    room, size = _room(path)
+    return f"{room / MIB:,.0f} MiB are free for a database of {size / MIB:,.1f} MiB"
+
+
+def make_room(path: Path) -> str:
+    """The commands that show what takes the room; another disk's where a database has enough."""
+    folder = quoted(_folder(path))
+    look = f"make room: `df {folder}; du -xh {folder} | sort -h | tail`"
+    if _room(path)[0] < NO_ROOM_BYTES:
+        return look
+    return f"{look}, and where SQLite has temporary files: `df /var/tmp /tmp`"
+
+
+def _room(path: Path) -> tuple[int, int]:
+    """Bytes that are free for a database, and those of its file."""
+    room = os.statvfs(_folder(path))
+    return room.f_bavail * room.f_frsize, path.stat().st_size if os.path.isfile(path) else 0
+
+
+def _folder(path: Path) -> Path:
+    return next((place for place in path.parents if os.path.isdir(place)), Path("/"))
 
 
 def litestream(path: Path) -> Iterator[Check]:

@@ -1,7 +1,7 @@
 """Whether a checkpoint matches the log, the code and the views."""
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, upgrade
 from session_projector.worker.storage.port import FOLD_AGAIN, Checkpoint, Store, digest
 
 
@@ -27,7 +27,7 @@ def refuse_newer(projection: Projection, version: int) -> None:
         raise InterventionRequired(
             f"the views of {projection.name} were made by version {abs(version)} of the"
             f" projection; this projector has version {projection.version}",
-            "upgrade projector (pip install -U session-projector), or the projection's own package",
+            f"{upgrade()}, or the projection's own package",
         )
 
 

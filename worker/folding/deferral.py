@@ -78,7 +78,7 @@ class Deferral:
     def defer(self, name: str, key: str, position: int) -> Deferred:
         """Leave a costly view as of a position; says so once, until it is quiet for a while."""
         view = self._costly[name, key]
-        cost_ms, quiet = round(view.cost_s * 1000), self.is_due(name, key)
+        cost_ms, quiet = max(round(view.cost_s * 1000), 1), self.is_due(name, key)
         if not (quiet or view.told):
             log.warning(
                 "view_deferred",

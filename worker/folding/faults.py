@@ -84,7 +84,7 @@ def decoding() -> Iterator[None]:
     try:
         yield
     except OutOfMemory as error:
-        raise DatabaseUnavailable(str(error), MORE_MEMORY) from None
+        raise DatabaseUnavailable(str(error), MORE_MEMORY, lacks="limit") from None
 
 
 MORE_MEMORY: Final = (

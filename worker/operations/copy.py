@@ -6,7 +6,13 @@ from typing import Final
 import msgspec
 
 from session_projector.projections.event import MAX_EVENT_BYTES, LogRow, is_too_long
-from session_projector.worker.errors import InterventionRequired, LostRace, UsageError, about
+from session_projector.worker.errors import (
+    InterventionRequired,
+    LostRace,
+    UsageError,
+    about,
+    many,
+)
 from session_projector.worker.storage.port import Database, Holder, Store, not_restored
 
 COMPARED: Final = 100
@@ -81,7 +87,7 @@ def _common(source: Store, target: Store, until: int) -> int:
     there = source.log.count() - source.log.count(after=newest)
     if there != events:
         raise _other_log(
-            source, target, f"it has {events:,} events up to {newest}, and that one {there:,}"
+            source, target, f"it has {many(events, 'event')} up to {newest}, and that one {there:,}"
         )
     some = range(newest, 0, -max(newest // COMPARED, 1))
     for row in (row for start in some for row in source.log.page(start=start, events=1)[:1]):

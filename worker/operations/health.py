@@ -31,6 +31,9 @@ def check(database: Database) -> str:
                 "resume it, as no other takes over from it:"
                 f" {linux.ending([leader.pid], '-CONT', seen=leader.seen)}",
             )
+        if leader.trouble:
+            hint = "see what keeps it back: `projector doctor`"
+            raise CheckFailed(f"the daemon ({leader}) {leader.trouble}", hint)
     with database.open() as store:
         for name, stored in store.checkpoints.all().items():
             if not fits_log(store, stored.checkpoint):

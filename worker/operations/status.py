@@ -19,6 +19,7 @@ from session_projector.worker.storage.port import (
     Leader,
     ProjectionStatus,
     Store,
+    Trouble,
     together,
 )
 
@@ -30,7 +31,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     """A leading daemon; `pid` is None if there is none, 0 if its process cannot be seen.
 
     `seen` is whether that process is seen to hold the lock (`Leader`). `host` is where it runs, ''
-    for this machine.
+    for this machine. `trouble` is what it waits for, None where it goes on.
     """
 
     alive: bool
@@ -39,6 +40,7 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     running: list[str]
     seen: bool
     host: str = ""
+    trouble: Trouble | None = None
 
     def __str__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -66,7 +68,8 @@ class Progress(msgspec.Struct, frozen=True):
     """How far a projection is; `lag_seconds` is None if no event has a valid time.
 
     `position` is that of `checkpoint`: all views hold their events up to there. All but those that
-    are `deferred`, the costliest first, hold them up to `read_position`.
+    are `deferred` because they cost much to write, the costliest first, hold them up to
+    `read_position`.
     """
 
     name: str
@@ -131,7 +134,9 @@ def _daemon(leader: Leader | None) -> DaemonStatus:
     if leader is None:
         return DaemonStatus(False, None, False, [], False)
     names = [*leader.running]
-    return DaemonStatus(True, leader.pid, leader.suspended, names, leader.seen, leader.host)
+    return DaemonStatus(
+        True, leader.pid, leader.suspended, names, leader.seen, leader.host, leader.trouble
+    )
 
 
 def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | None) -> Progress:
@@ -143,10 +148,10 @@ def _progress(store: Store, info: ProjectionInfo, report: ProjectionStatus | Non
         code_version=info.code_version,
         state=report or TailingStatus("old" if older else "tailing"),
         position=checkpoint.complete,
-        read_position=checkpoint.position,
+        read_position=checkpoint.written,
         deferred=_deferred(checkpoint),
-        lag_events=store.log.count(after=checkpoint.position),
-        lag_seconds=_lag_seconds(store, checkpoint.position),
+        lag_events=store.log.count(after=checkpoint.written),
+        lag_seconds=_lag_seconds(store, checkpoint.written),
         views=info.rows,
         quarantined=info.quarantined,
         dismissed=store.quarantine.count(info.name).dismissed,
@@ -160,7 +165,7 @@ def _deferred(checkpoint: Checkpoint) -> list[DeferredView]:
         DeferredView(
             key, one.position, one.bytes, one.cost_ms, delay_s(one.cost_ms / 1000), one.since
         )
-        for key, one in checkpoint.deferred.items()
+        for key, one in checkpoint.costly.items()
     ]
     return sorted(views, key=lambda view: view.cost_ms, reverse=True)
 

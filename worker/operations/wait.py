@@ -106,7 +106,7 @@ def _too_late(
     reports = store.checkpoints.reports()
     why = {name: report.why for name, report in reports.items() if report.state == "failed"}
     for name, stored in store.checkpoints.all().items():
-        for key, view in stored.checkpoint.deferred.items():
+        for key, view in stored.checkpoint.costly.items():
             if view.position < seq:
                 why.setdefault(name, f"{key[:KEY_SHOWN]} is deferred, as it costs much to write")
     behind = [

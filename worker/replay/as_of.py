@@ -32,7 +32,7 @@ class AsOf(msgspec.Struct, frozen=True):
         """The checkpoint before and after a fix of rows that were read together with one."""
         if not self.follows:
             return self.checkpoint, self.checkpoint
-        return now, msgspec.structs.replace(now, generation=now.generation + 1)
+        return now, now.replayed()
 
 
 def as_of_checkpoint(checkpoint: Checkpoint) -> AsOf:

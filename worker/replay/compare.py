@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from session_projector.projections import fold as folding
@@ -63,7 +64,7 @@ class Comparison:
                 )
                 folded = folded | found_since.views
                 position = now
-            views = folded | await self._deferred(part, loaded.checkpoint)
+            views = await self._as_stored(part, folded, loaded.checkpoint)
             rows = {k: self._projection.to_row(views[k]) for k in part if k in views}
             done = differing = [k for k in part if rows.get(k) != loaded.rows.get(k)]
             if differing:
@@ -148,14 +149,17 @@ class Comparison:
                 break
         return [of_skipped(self._projection.name, stored, expected)]
 
-    async def _deferred(self, keys: Sequence[str], now: Checkpoint) -> dict[str, Any]:
-        """Those of some views that are behind, as they are to be meanwhile."""
-        found: dict[str, Any] = {}
+    async def _as_stored(
+        self, keys: Sequence[str], folded: dict[str, Any], now: Checkpoint
+    ) -> dict[str, Any]:
+        """Some views, those of them that are behind as they are to be meanwhile."""
         behind = self.as_of.deferred(now)
-        for key in behind.keys() & {*keys}:
-            until = behind[key].position
-            found |= (await refold(self._thread, self._projection, [key], until=until)).views
-        return found
+        late = [key for key in keys if key in behind]
+        views = {key: view for key, view in folded.items() if key not in late} if late else folded
+        late.sort(key=lambda key: behind[key].position)
+        for until, some in groupby(late, key=lambda key: behind[key].position):
+            views |= (await refold(self._thread, self._projection, {*some}, until=until)).views
+        return views
 
     def _not_yet(self, store: Store, seqs: Collection[int]) -> set[int]:
         """Those of some events that are only folded when their view is written again."""

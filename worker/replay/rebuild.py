@@ -124,9 +124,7 @@ async def rebuild(
     """
     pages = pages or Pages(thread, [projection])
     until = await pages.newest()
-    claimed = msgspec.structs.replace(
-        checkpoint, version=-projection.version, generation=checkpoint.generation + 1
-    )
+    claimed = msgspec.structs.replace(checkpoint.replayed(), version=-projection.version)
 
     def claim(store: Store) -> LogRow | None:
         last = store.log.event(until)

@@ -19,6 +19,9 @@ from session_projector.worker.storage.port import ANY_POSITION, Match, Phrase, S
 LIMIT: Final = 50
 BEST_OF: Final = 1000
 """The newest messages, of which the best are found."""
+MOST_ROWS: Final = 100_000
+"""Where not all that was said with some words is asked for: the newest events that have them, among
+which is looked."""
 MOST_PHRASES: Final = 32
 MOST_CHARACTERS: Final = 2000
 """What follows in a question does not count."""
@@ -58,11 +61,13 @@ class Result(msgspec.Struct, frozen=True):
 
 class Found(msgspec.Struct, frozen=True):
     """What was found; `more`: there is more of it. So many events at the end of the log are not
-    searched yet: `behind`."""
+    searched yet: `behind`. `partly`: there are more than `MOST_ROWS` events with these words, and
+    only the newest were looked at."""
 
     results: list[Result]
     more: bool
     behind: int
+    partly: bool = False
 
 
 class SearchUnavailable(CheckFailed):
@@ -88,11 +93,16 @@ def search(
     behind = _require(store)
     asked = phrases(words) if project is None or is_utf8(project) else []
     patterns = [_pattern(phrase) for phrase in asked]
-    said = _said(store, asked, patterns, project=project, role=role, since_ms=since_ms)
+    some = asked and (project is not None or role is not None or since_ms is not None)
+    left_out = store.words.reach(asked, MOST_ROWS + 1) if some else 0
+    said = _said(
+        store, asked, patterns, left_out + 1, project=project, role=role, since_ms=since_ms
+    )
     if order == "best":
         said = iter(sorted(islice(said, BEST_OF), key=lambda one: one.score, reverse=True))
     results = [*islice(_results(store, said), limit + 1)]
-    return Found(results[:limit], len(results) > limit, behind)
+    more = len(results) > limit
+    return Found(results[:limit], more, behind, partly=left_out > 0 and not more)
 
 
 def phrases(words: str) -> list[Phrase]:
@@ -143,6 +153,7 @@ def _said(
     store: Store,
     asked: Sequence[Phrase],
     patterns: Sequence[re.Pattern[str]],
+    start: int,
     *,
     project: str | None,
     role: str | None,
@@ -155,6 +166,7 @@ def _said(
         page = store.words.find(
             asked,
             below=below,
+            start=start,
             project=project,
             roles=roles,
             since_ms=since_ms,

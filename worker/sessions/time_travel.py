@@ -103,19 +103,25 @@ def point(text: str) -> Point:
 
 def view_at(store: Store, session_id: str, at: Point) -> dict[str, Any]:
     """The view of a session at a point; raises `CheckFailed` if it had not begun."""
-    (data,) = data_at(store, session_id, [at])
-    assert data is not None
-    view: dict[str, Any] = decode_exact(data)
+    (moment,) = moments_at(store, session_id, [at])
+    assert moment is not None
+    view: dict[str, Any] = decode_exact(data_of(moment))
     return view
 
 
-def data_at(store: Store, session_id: str, points: Sequence[Point]) -> list[bytes | None]:
-    """The view of a session at some points as `view.data` has it, None where it had not begun;
-    raises `CheckFailed` if it had not at any."""
+def moments_at(store: Store, session_id: str, points: Sequence[Point]) -> list[Moment | None]:
+    """A session at some points, None where it had not begun; raises `CheckFailed` if it had not at
+    any."""
     begin, found = _at(store, session_id, points)
     if not any(found):
         raise _not_begun(session_id, begin)
-    return [SESSIONS.to_row(moment.view)[2] if moment else None for moment in found]
+    return found
+
+
+def data_of(moment: Moment) -> bytes:
+    """The view after an event as `view.data` has it."""
+    data: bytes = SESSIONS.to_row(moment.view)[2]
+    return data
 
 
 def diff(store: Store, session_id: str, start: Point, end: Point) -> Changes:

@@ -1,6 +1,6 @@
 """An agent of `projector demo`: a process that writes events and uses nothing of projector.
 
-python -m session_projector.worker.storage.ENGINE.demo_agent DATABASE AGENT AGENTS DAEMON
+python -m session_projector.worker.storage.ENGINE.demo_agent DATABASE AGENT AGENTS
 """
 
 import os
@@ -10,7 +10,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 _TASKS: Final = (
@@ -44,7 +43,7 @@ Insert = Callable[[str, str, dict[str, Any]], None]
 
 def work(insert_as_shell: Insert, insert_as_library: Insert) -> None:
     """Work on one task after the other, as long as the demo lives; the first agent is a script."""
-    url, agent, agents, daemon = sys.argv[1], *map(int, sys.argv[2:])
+    url, agent, agents = sys.argv[1], *map(int, sys.argv[2:])
     demo = os.getppid()
     chance = random.Random(agent)
     insert = insert_as_shell if agent == 0 else insert_as_library
@@ -55,9 +54,7 @@ def work(insert_as_shell: Insert, insert_as_library: Insert) -> None:
         for step, (kind, data) in enumerate(_work(project, task, chance)):
             event = {"type": kind, "sessionId": session_id, "data": data, "timestamp": now}
             if os.getppid() != demo:  # it was killed, and could end nobody
-                with suppress(ProcessLookupError):
-                    os.kill(daemon, signal.SIGTERM)
-                return
+                os.killpg(0, signal.SIGTERM)
             insert(url, f"session:{session_id}", event)
             time.sleep(chance.uniform(0.05, 0.2) if step == 0 else chance.uniform(0.2, 1.2))
             now = time.time_ns() // 1_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_projector.worker import linux
-from session_projector.worker.errors import InterventionRequired, UsageError
+from session_projector.worker.errors import InterventionRequired, UsageError, pip_install
 
 if TYPE_CHECKING:  # the command line imports this module, and its help needs no engine
     from session_projector.projections.projection import Table
@@ -42,7 +42,7 @@ def _require_psycopg() -> None:
     except ImportError as error:
         raise UsageError(
             f"a PostgreSQL database needs psycopg, which cannot be imported ({error})",
-            "install it: `pip install 'session-projector[postgres]'`",
+            f"install it: {pip_install('psycopg[binary]>=3.2.2')}",
         ) from None
 
 

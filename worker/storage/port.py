@@ -17,6 +17,8 @@ other.
 """
 
 import hashlib
+import re
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
@@ -27,10 +29,12 @@ import msgspec
 from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, Lack
 
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
+REPLAY: Final = 1 << 20
+"""What a replay raises a generation by, so that it is told from late writes."""
 T = TypeVar("T")
 FOLD_AGAIN: Final = (
     "if events were lost, restore a backup of the log first, as what follows makes the views what"
@@ -47,16 +51,22 @@ _UNFIT_HINT: Final = (
 
 
 class Deferred(msgspec.Struct, frozen=True):
-    """A view that is behind the others of its projection, because it costs much to write: it holds
-    its events up to `position`, of those after it none.
+    """A view that is behind the others of its projection: it holds its events up to `position`, of
+    those after it none.
 
     `bytes` are those of its row, and writing it took `cost_ms` the last time. `since` is a time.
+    With a `cost_ms` of 0 it is not behind because it costs much, but its batch is being written by
+    several transactions: a moment later it is there.
     """
 
     position: int
     bytes: int
     cost_ms: int
     since: int
+
+    @property
+    def is_costly(self) -> bool:
+        return self.cost_ms > 0
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -67,9 +77,9 @@ class Checkpoint(msgspec.Struct, frozen=True):
     position or raises the generation. Other programs see `complete` as the position.
 
     `version` made the views. Below 0, that version is rebuilding them, and some are still of
-    another version. `generation` is raised by every replay that replaces rows, and by every late
-    write of a view that was deferred; `skipped` counts the events up to `position` that are of no
-    concern.
+    another version. `generation` is raised by every replay that replaces rows, by `REPLAY`, and by
+    every late write of a view that was deferred, by 1; `skipped` counts the events up to `position`
+    that are of no concern.
     """
 
     name: str
@@ -84,6 +94,27 @@ class Checkpoint(msgspec.Struct, frozen=True):
     def complete(self) -> int:
         """All views hold their events up to this position."""
         return min((view.position for view in self.deferred.values()), default=self.position)
+
+    @property
+    def replays(self) -> int:
+        """Another number after each replay that replaced rows. It stays as it is where events are
+        folded, however late, but for one time in a million."""
+        return self.generation // REPLAY
+
+    def replayed(self) -> "Checkpoint":
+        """The same after a replay that replaces rows."""
+        return msgspec.structs.replace(self, generation=self.generation + REPLAY)
+
+    @property
+    def costly(self) -> dict[str, Deferred]:
+        """Those of the views that are deferred because they cost much to write."""
+        return {key: view for key, view in self.deferred.items() if view.is_costly}
+
+    @property
+    def written(self) -> int:
+        """All views but those hold their events up to this position."""
+        behind = (view.position for view in self.deferred.values() if not view.is_costly)
+        return min(behind, default=self.position)
 
 
 class StoredProjection(msgspec.Struct, frozen=True):
@@ -158,7 +189,8 @@ class BatchReach(msgspec.Struct, frozen=True):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds back events that are written: `who` in words, and the command that ends it."""
+    """Who holds others up, back from events that are written or by a lock: `who` in words, and the
+    command that ends it."""
 
     who: str
     cure: str
@@ -233,6 +265,37 @@ class Sizes(msgspec.Struct, frozen=True):
     wal_readers: list[int]
 
 
+_LACKED: Final[dict[Lack, str]] = {
+    "lock": "a lock",
+    "space": "disk space",
+    "limit": "memory, a thread or a file descriptor",
+    "database": "the database",
+}
+_MARKS: Final[dict[str, Lack]] = {lack.upper(): lack for lack in _LACKED}
+_MARK: Final = re.compile(f"WAITING_FOR_({'|'.join(_MARKS)})=([0-9]{{1,10}})")
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """What a daemon waits for, so that it can go on, and since when: a time."""
+
+    lacks: Lack
+    since: int
+
+    def __str__(self) -> str:
+        return f"waits for {_LACKED[self.lacks]}, for {time.time() - self.since / 1000:,.0f} s"
+
+    @property
+    def mark(self) -> str:
+        """The same as a word, by which whoever looks at the leader finds it, see `marked`."""
+        return f"WAITING_FOR_{self.lacks.upper()}={self.since // 1000}"
+
+
+def marked(text: str) -> Trouble | None:
+    """The trouble whose `mark` is in a text, None where there is none."""
+    found = _MARK.search(text)
+    return Trouble(_MARKS[found[1]], int(found[2]) * 1000) if found else None
+
+
 UNSEEN: Final = "a process that cannot be seen from here"
 
 
@@ -243,7 +306,8 @@ class Leader(msgspec.Struct, frozen=True):
     something else holds its lock. Nobody must be told to kill the process of that number, nor one
     that is not `seen` to hold the lock, as that of another user is not: it may be a stranger.
     `running` are its projections and their versions, empty where it does not say. `host` is where
-    that process is, '' for this machine: a number on another one is no process here.
+    that process is, '' for this machine: a number on another one is no process here. `trouble` is
+    what keeps it from its work, as far as it could say so.
     """
 
     pid: int
@@ -251,6 +315,7 @@ class Leader(msgspec.Struct, frozen=True):
     suspended: bool
     seen: bool
     host: str = ""
+    trouble: Trouble | None = None
     others: tuple["Leader", ...] = ()
     """Where several share the projections, which `running` all has then, the rest of these."""
 
@@ -271,10 +336,13 @@ class Leader(msgspec.Struct, frozen=True):
 
 
 def together(leaders: Sequence[Leader]) -> Leader | None:
-    """All that lead as one, first who is suspended, then who is of this machine; None for none."""
+    """All that lead as one, first who is suspended or in trouble, then who is of this machine; None
+    for none."""
     if len(leaders) <= 1:
         return leaders[0] if leaders else None
-    first, *others = sorted(leaders, key=lambda one: (not one.suspended, one.host != ""))
+    first, *others = sorted(
+        leaders, key=lambda one: (not one.suspended, one.trouble is None, one.host != "")
+    )
     names = (
         {}
         if not all(one.running for one in leaders)
@@ -334,6 +402,10 @@ class Log(Protocol):
     def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
         """The next events under some log keys, above `after` and up to `until`: a page, by
         position."""
+
+    def latest(self, keys: Sequence[Any], *, until: int, events: int) -> list[LogRow]:
+        """The last events under some log keys, so many of those up to `until`, newest first: a page
+        of them."""
 
     def by_session(
         self, *, after: LogRow | None, until: int, end: LogRow | None = None
@@ -459,6 +531,9 @@ class Views(Protocol):
         """How many rows a projection keeps, 0 where its table is gone. Of the table its name, key
         and prefix are enough."""
 
+    def exists(self, table: Table) -> bool:
+        """Whether a projection's table is there. Of the table its name is enough."""
+
     def owns(self, name: str) -> bool:
         """Whether what a checkpoint says of its table can be true: anybody may write one that names
         the log, or another program's table."""
@@ -562,17 +637,24 @@ class Words(Protocol):
         phrases: Sequence[Phrase],
         *,
         below: int,
+        start: int = 0,
         project: str | None = None,
         roles: Sequence[str] = (),
         since_ms: int | None = None,
         unless_quarantined: str,
     ) -> list[Match]:
-        """The rows that have all of some phrases, newest first: a page of those below a position.
+        """The rows that have all of some phrases, newest first: a page of those below a position,
+        and not below `start`.
 
         Phrases without any word do not count; none at all finds nothing. `roles`: one of these is
         part of what the row says of its messages' roles. Not those of events in the quarantine of
         a projection.
         """
+        ...
+
+    def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
+        """The position of the last of so many rows that have all of some phrases, newest first; 0
+        where there are fewer, or where `find` looks only at those of the project."""
         ...
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
@@ -711,6 +793,10 @@ class Leadership(Protocol):
         """Lead those that nobody else leads; returns the names of all that this one leads now. An
         engine may know only all or none."""
 
+    def tell(self, trouble: Trouble | None) -> None:
+        """Let others see what keeps this process, which leads, from its work; None: nothing does.
+        It may not get through."""
+
     async def lost(self) -> None:
         """Return once another daemon may lead what this one led, as its connection has ended; never
         where leading ends with the process alone. Nothing else is called meanwhile."""
@@ -842,12 +928,13 @@ class Database(Protocol):
         `code_versions` are those of the projections that are installed here.
         """
 
-    def who_locks_it(self) -> str:
-        """The command that shows who holds the write lock; '' where it can be had now."""
+    def locked_by(self, *, but: int = 0) -> list[Holder]:
+        """Who keeps all others from writing, or a daemon from it, all the time: it looks for two
+        seconds where there is somebody. Not the process `but`, which is a daemon here."""
 
-    def lock_holders(self) -> dict[int, bool]:
-        """The processes that hold the write lock now, by number, this one aside, and whether each
-        is seen to have the database open; that cannot be seen of another user's."""
+    def who_locks_it(self, *, but: int = 0) -> str:
+        """The command that shows who may hold the write lock; '' where it can be had now, or the
+        process `but` has it."""
 
 
 def not_restored(name: object, row: LogRow, why: str) -> InterventionRequired:

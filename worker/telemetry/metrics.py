@@ -31,7 +31,7 @@ _HELP: Final = {
     "batch_events": "Events per committed batch.",
     "batch_duration_seconds": "Duration of a batch, from read to commit.",
     "lock_wait_seconds": "Time a batch waited for the write lock.",
-    "lock_held_seconds": "Time a batch held the write lock.",
+    "lock_held_seconds": "Longest time that a batch held the write lock.",
     "wakeup_to_commit_seconds": "From noticing events in a quiet log to their commit.",
     "newest_event": "Position of the newest event in the log; absent until the first poll.",
     "last_turn_timestamp_seconds": "When the tail last polled the log; when idle, every second.",

@@ -63,16 +63,20 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
     """Why the views are not ready to be read, or ''."""
     if state.standing_by:
         return "standing by for another daemon"
+    trouble = state.trouble
+    reasons = [f"the daemon {trouble}"] if trouble else []
     try:
         newest = newest_event()
     except ProjectorError as error:
-        return f"the log cannot be read: {error}"
+        return ", ".join([*reasons, f"the log cannot be read: {error}"])
     with state.lock:
-        return ", ".join(_unready(state, newest)) if state.polls else "nothing is folded yet"
+        reasons += _unready(state, newest) if state.polls else ["nothing is folded yet"]
+    return ", ".join(reasons)
 
 
 def _unready(state: DaemonState, newest: int) -> Iterator[str]:
-    for name, at in sorted(state.progress.items()):
+    progress = sorted(state.progress.items(), key=lambda one: (not one[1].failing, one[0]))
+    for name, at in progress:
         if at.failing:
             yield f"{name} is failing"
         elif at.rebuild:

@@ -11,8 +11,10 @@ from typing import Final
 import msgspec
 
 from session_projector.projections.projection import Projection
+from session_projector.worker.clock import now_ms
+from session_projector.worker.errors import Lack
 from session_projector.worker.folding.tally import Outcomes, none_yet
-from session_projector.worker.storage.port import QuarantineCount
+from session_projector.worker.storage.port import QuarantineCount, Trouble
 
 _SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -121,6 +123,10 @@ class DaemonState:
         self.progress: defaultdict[str, ProjectionProgress] = defaultdict(ProjectionProgress)
         self.unavailable = 0
         self.unavailable_now = False
+        self.troubles: dict[str, Trouble] = {}
+        """What is waited for now, by the projection that catches up separately; '': the others."""
+        self.troubled: Callable[[], object] = lambda: None
+        """Called when that changes."""
         self.outcomes = Outcomes()
         self.findings: Counter[tuple[str, str]] = Counter()
         """Differences that --verify-every found, by projection and kind."""
@@ -171,25 +177,37 @@ class DaemonState:
         if leading:
             self._show_life()
 
-    def waited_for_database(self, projection: str = "") -> None:
-        """Record that a tail waits for a lock or for disk space.
+    @property
+    def trouble(self) -> Trouble | None:
+        """What has been waited for the longest. It takes the lock."""
+        with self.lock:
+            return min(self.troubles.values(), key=lambda one: one.since, default=None)
+
+    def waited_for_database(self, lacks: Lack, projection: str = "") -> None:
+        """Record that a tail waits for a lock or for disk space, say.
 
         With `projection` it is a tail that catches up separately, and this is no sign of life.
         """
         with self.lock:
             self.unavailable += 1
+            before = self.troubles.get(projection)
+            if before is None or before.lacks != lacks:
+                self.troubles[projection] = Trouble(lacks, now_ms())
             if projection:
                 self.progress[projection].locked_out = True
             else:
                 self.unavailable_now = True
+        self.troubled()
         if not projection:
             self._show_life()
 
     def database_available(self, projection: str = "") -> None:
-        """Record the end of a wait; that of the leading tail ends with its next iteration."""
-        if projection:
-            with self.lock:
+        """Record the end of a wait; `unavailable_now` ends with the next iteration."""
+        with self.lock:
+            self.troubles.pop(projection, None)
+            if projection:
                 self.progress[projection].locked_out = False
+        self.troubled()
 
     def stands_by(self) -> None:
         """Record that the daemon waits for another one to end."""
@@ -201,6 +219,7 @@ class DaemonState:
         """Record that the daemon leads some projections, and no others; without names all."""
         with self.lock:
             self.standing_by = False
+            self.troubles.clear()
             for name in self.progress.keys() - names if names else ():
                 del self.progress[name]
             for name in names or self.progress:

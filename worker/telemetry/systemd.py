@@ -64,6 +64,7 @@ def _status(state: DaemonState) -> str:
     progress = sorted(state.progress.items())
     position = min((at.position for _, at in progress), default=0)
     lag = max(state.newest - position, 0)
-    doing = [f"{name} is being rebuilt" for name, at in progress if at.rebuild]
+    doing = [str(state.trouble)] if state.trouble else []
+    doing += [f"{name} is being rebuilt" for name, at in progress if at.rebuild]
     doing += [f"{name} is failing" for name, at in progress if at.failing]
     return "; ".join([f"position {position}, lag {lag} events", *doing])

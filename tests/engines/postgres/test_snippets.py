@@ -9,14 +9,15 @@ import msgpack
 import psycopg
 import pytest
 from support import projector
+from support.node_packages import npm_install
 from support.postgres import Server
-from support.snippets import NODE, run_snippets
+from support.snippets import run_snippets, statements
 
 from session_projector.worker.storage import open as storage
 
-WRITING = (Path(__file__).parents[3] / "docs" / "writing-events.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+WRITING = (DOCS / "writing-events.md").read_text()
 WRITERS = {"psql": "deploy-42", "psycopg": "review-7", "pg": "triage-3"}
-NPM = NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 FIRST_ID = {
     "psql": "deploy-42-start",
     "psycopg": "review-7-start",
@@ -57,10 +58,7 @@ def log(postgres: Server, tmp_path: Path) -> Iterator[Log]:
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `npm install pg` makes."""
     folder = tmp_path_factory.mktemp("npm")
-    install = [NODE, NPM, "install", "--no-audit", "--no-fund", "--ignore-scripts", "pg@8"]
-    done = subprocess.run(install, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"pg cannot be had from the npm registry: {done.stderr}")
+    npm_install(folder, "pg@8")
     return folder / "node_modules"
 
 
@@ -82,6 +80,15 @@ def with_ids_of_its_own(page: str) -> str:
         assert told in page
         page = page.replace(told, first)
     return page
+
+
+@pytest.mark.parametrize("page", ["postgresql.md", "reading-views.md"])
+def test_what_pages_ask_in_sql_is_answered(log: Log, page: str) -> None:
+    asked = [one for one in statements((DOCS / page).read_text()) if one.startswith("SELECT")]
+
+    assert asked
+    for statement in asked:
+        log.sql(statement)
 
 
 def test_each_writes_a_session_that_folds(log: Log, name: str) -> None:

@@ -114,4 +114,4 @@ def test_without_psycopg_it_is_said_how_to_install_it(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 2, done.stderr
-    assert "pip install 'session-projector[postgres]'" in done.stderr
+    assert "-m pip install 'psycopg[binary]>=3.2.2'`" in done.stderr

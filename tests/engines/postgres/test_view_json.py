@@ -1,4 +1,4 @@
-"""`view_json`: what SQL sees of a view is what `session view -f json` prints."""
+"""`view_json`: what SQL sees of a view is what `session view --json` prints."""
 
 import json
 from collections.abc import Iterator
@@ -134,7 +134,7 @@ def test_a_view_is_read_in_sql_as_the_command_prints_it(url: str, connection: Pl
     connection.execute(insert, (msgpack.packb(created),))
     anyio.run(supervisor.run_once, storage.database(url), BUILT_IN)
 
-    printed = projector("session", "view", "s", "-f", "json", "-d", url).stdout
+    printed = projector("session", "view", "s", "--json", "-d", url).stdout
     ((found,),) = connection.execute(
         "SELECT view_json(data)::text FROM view WHERE key = 'session:s'"
     ).fetchall()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import Database
 
+from session_projector.worker.storage.port import Trouble
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
 
 
@@ -31,3 +32,19 @@ def test_the_file_holds_nothing_of_whoever_led_before(database: Database, lock_f
         lock.release()
 
         assert told == [f"{name}={version}" for name, version in running.items()]
+
+
+def test_what_is_waited_for_is_written_where_the_file_has_its_room_already(
+    database: Database, lock_file: Path
+) -> None:
+    """A full disk takes no new blocks, but new contents of those that are there."""
+    lock = DaemonLock(database.path, {f"projection_{n}": n for n in range(300)})
+    lock.acquire()
+    before = lock_file.stat()
+    lock.tell(Trouble("space", 1_764_339_000_000))
+    after, said = lock_file.stat(), lock_file.read_text()
+    lock.release()
+
+    assert said.endswith(" ")
+    assert said.split()[-1] == "WAITING_FOR_SPACE=1764339000"
+    assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from support import Database, event, projector, started
+from support import Database, event, projector, shell, started
 
 from session_projector import migrations
 from session_projector.worker.errors import InterventionRequired
@@ -244,6 +244,17 @@ def test_a_folder_is_not_made_silently(tmp_path: Path) -> None:
 
     assert said.startswith(f"created the folder {tmp_path / 'data'}\n")
     assert "created" not in projector("db", "setup", "-d", tmp_path / "data" / "b.db").stdout
+    ran = projector("run", "--once", "--create", "-d", tmp_path / "other" / "a.db").stderr
+    assert '"event": "folder_created"' in ran
+
+
+def test_more_than_one_folder_is_not_made_at_all(tmp_path: Path) -> None:
+    refused = projector("db", "setup", "-d", tmp_path / "a" / "b" / "x.db", check=4).stderr
+
+    assert f"there is no folder {tmp_path / 'a' / 'b'}\n" in refused
+    (fix,) = re.findall("`(.*)`", refused)
+    assert shell(fix).returncode == 0
+    assert (tmp_path / "a" / "b" / "x.db").exists()
 
 
 @pytest.mark.parametrize(
@@ -283,7 +294,7 @@ def test_a_database_in_utf_16_is_refused_untouched_and_its_copy_as_printed_is_ad
     for command in (["db", "setup"], ["run"], ["status"]):
         refused = projector(*command, "-d", other.path, check=4)
         assert f"keeps its texts as {encoding}; only a database in UTF-8" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 2
+        assert len(refused.stderr.splitlines()) == (1 if command == ["run"] else 2)
     assert other.path.read_bytes() == before
 
     (fix,) = re.findall("`(.*)`", refused.stderr)

@@ -27,7 +27,7 @@ function Search() {
   const [asked, setAsked] = useState(fromAddress);
   const [limit, setLimit] = useState(PAGE);
   const [projects, setProjects] = useState(/** @type {string[]} */ ([]));
-  const [found, setFound] = useState(/** @type {{results: Result[], more: boolean, behind?: number} | null} */ (null));
+  const [found, setFound] = useState(/** @type {{results: Result[], more: boolean, behind?: number, partly?: boolean} | null} */ (null));
   const [error, setError] = useState(/** @type {unknown} */ (null));
   const [busy, setBusy] = useState(false);
 
@@ -82,6 +82,7 @@ function Search() {
     ${!found && !error && !isOff && html`<p class="empty">${busy ? "Searching…" : "Search in what people and agents said, in all sessions. All words must be in one message."}</p>`}
     <p class="unseen" role="status">${found && !busy && `${found.results.length} results`}</p>
     ${found?.behind ? html`<p class="cut">${counted(found.behind, "newest event")} ${found.behind === 1 ? "is" : "are"} not searched yet.</p>` : null}
+    ${found?.partly && html`<p class="cut">Only the newest 100,000 events with these words were looked at. Add a word to look further back.</p>`}
     ${found && !found.results.length && html`<p class="empty">Nothing was found. <code>word*</code> finds what begins so; messages that were replaced later are not searched.</p>`}
     ${found && html`<ol class="results">${found.results.map((one) => html`<li key=${`${one.session} ${one.seq} ${one.n}`}><${Hit} found=${one} /></li>`)}</ol>
       ${found.more && html`<p class="more">${limit < MOST ? html`<button type="button" onClick=${() => setLimit(MOST)}>More</button>` : html`There are more than ${count(MOST)}: add a word.`}</p>`}`}

@@ -6,7 +6,7 @@ from typing import Any, Final
 from msgspec.structs import astuple
 
 from session_projector.projections.event import MAX_NAME_BYTES
-from session_projector.worker.storage.port import Change, size_of
+from session_projector.worker.storage.port import Change, Checkpoint, size_of
 from session_projector.worker.storage.postgres.checkpoints import forget
 from session_projector.worker.storage.postgres.connection import Connection, Values
 from session_projector.worker.storage.postgres.sql import arrays, column, owned, upsert
@@ -63,14 +63,7 @@ def rest(connection: Connection, change: Change) -> Iterator[Statement]:
     """What follows it in the transaction."""
     before, after, table, p = change.before, change.after, change.table, connection.prefix
     if before.deferred or after.deferred:
-        yield f"DELETE FROM {p}deferred WHERE projection = %s", (before.name,)
-        for key, view in after.deferred.items():
-            yield (
-                f"INSERT INTO {p}deferred"
-                " (projection, key, folded_position, read_position, bytes, cost_ms, since)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                (after.name, escaped(key), view.position, after.position, *astuple(view)[1:]),
-            )
+        yield from _defer(p, before, after)
     if (after.version, after.position) != (before.version, before.position):
         yield forget(connection, before.name)
     sql = upsert(connection, table) if change.rows else ""
@@ -101,6 +94,31 @@ def rest(connection: Connection, change: Change) -> Iterator[Statement]:
             f"DELETE FROM {p}quarantine WHERE projection = %s AND seq = ANY(%b::bigint[])",
             (before.name, [*change.cleared]),
         )
+
+
+def _defer(p: str, before: Checkpoint, after: Checkpoint) -> Iterator[Statement]:
+    """Only what changed, as there may be many."""
+    if gone := before.deferred.keys() - after.deferred.keys():
+        yield (
+            f"DELETE FROM {p}deferred WHERE projection = %s AND key = ANY(%s::text[])",
+            (after.name, [*map(escaped, gone)]),
+        )
+    if after.position != before.position and len(gone) < len(before.deferred):
+        yield (
+            f"UPDATE {p}deferred SET read_position = %s WHERE projection = %s",
+            (after.position, after.name),
+        )
+    for key, view in after.deferred.items():
+        if before.deferred.get(key) != view:
+            yield (
+                f"INSERT INTO {p}deferred"
+                " (projection, key, folded_position, read_position, bytes, cost_ms, since)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (projection, key) DO UPDATE SET"
+                " folded_position = excluded.folded_position, bytes = excluded.bytes,"
+                " read_position = excluded.read_position, cost_ms = excluded.cost_ms,"
+                " since = excluded.since",
+                (after.name, escaped(key), view.position, after.position, *astuple(view)[1:]),
+            )
 
 
 def _shown(name: str) -> str:

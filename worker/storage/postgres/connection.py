@@ -21,7 +21,10 @@ from session_projector.worker.storage.postgres.target import Target
 
 OLDEST: Final = 14
 CONNECT_TIMEOUT_S: Final = "5"
+_PROGRAM: Final = "projector@"
 _HOST_BYTES: Final = 40
+_NAME_BYTES: Final = 63
+"""Of what is longer the server leaves out the end."""
 # A host that is gone without a word is given up after 5 + 3 * 2 s, by either end.
 KEEPALIVES: Final = {
     "keepalives_idle": "5",
@@ -60,10 +63,13 @@ logging.getLogger("psycopg").addHandler(_DriverLog())
 logging.getLogger("psycopg").propagate = False
 
 
-def application_name() -> str:
-    """How the server lists this process: who leads is told by it."""
-    host = socket.gethostname().encode()[:_HOST_BYTES].decode(errors="ignore")
-    return f"projector@{host}:{os.getpid()}"
+def application_name(said: str = "") -> str:
+    """How the server lists this process, and what is `said` of it, for which the host's name has to
+    make room."""
+    end = f":{os.getpid()}{said and ' '}{said}"
+    most = min(_NAME_BYTES - len(_PROGRAM + end), _HOST_BYTES)
+    host = socket.gethostname().encode()[:most].decode(errors="ignore")
+    return f"{_PROGRAM}{host}{end}"
 
 
 def connect(

@@ -8,6 +8,7 @@ from session_projector.worker.errors import ProjectorError, UsageError
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Checks,
+    Holder,
     Leadership,
     Setup,
     Sizes,
@@ -120,8 +121,13 @@ class PostgresDatabase:
 
         return checks.checks(self._target, code_versions)
 
-    def who_locks_it(self) -> str:
-        return ""  # writers do not wait for each other
+    def locked_by(self, *, but: int = 0) -> list[Holder]:
+        from session_projector.worker.storage.postgres.doctor import checks
 
-    def lock_holders(self) -> dict[int, bool]:
-        return {}
+        del but
+        with opened(self._target, writable=False) as connection:
+            return checks.blocking(connection)
+
+    def who_locks_it(self, *, but: int = 0) -> str:
+        del but
+        return ""  # the server names all who do

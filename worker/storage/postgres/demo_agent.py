@@ -30,7 +30,7 @@ def insert_as_shell(url: str, key: str, event: dict[str, Any]) -> None:
     sql = f"INSERT INTO {parse(url).prefix}event_log (id, key, data, created_at) VALUES ({quoted})"
     if shell := shutil.which("psql"):
         # It may be in the middle of one when the demo ends, and its server.
-        command = [shell, "-qX", without_schema(url), "-c", sql]
+        command = [shell, "-qXw", without_schema(url), "-c", sql]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         return
     with psycopg.connect(without_schema(url)) as connection:

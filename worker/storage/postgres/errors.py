@@ -130,7 +130,9 @@ def _translate(name: str, error: psycopg.Error, projection: str | None) -> Proje
     match code:
         case "55P03":
             return DatabaseUnavailable(
-                f"{name}: another session holds a lock for too long ({said})", _see_locks(name)
+                f"{name}: another session holds a lock for too long ({said})",
+                _see_locks(name),
+                lacks="lock",
             )
         case "40001" | "40P01" | "25P02":
             return DatabaseUnavailable(f"{name}: {said}", "try again")
@@ -147,6 +149,7 @@ def _translate(name: str, error: psycopg.Error, projection: str | None) -> Proje
             return DatabaseUnavailable(
                 f"{name}: the server is short of something ({said})",
                 "make room on its disk, or give it more memory or connections, then try again",
+                lacks="space" if code == "53100" else "database",
             )
         case _ if code.startswith(("58", "F0")):
             return DatabaseUnavailable(f"{name}: {said}", "see the server's log, then try again")

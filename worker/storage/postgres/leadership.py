@@ -16,8 +16,12 @@ import psycopg
 
 from session_projector.worker import linux
 from session_projector.worker.errors import InterventionRequired, ProjectorError
-from session_projector.worker.storage.port import Leader, together
-from session_projector.worker.storage.postgres.connection import Connection, opened
+from session_projector.worker.storage.port import Leader, Trouble, marked, together
+from session_projector.worker.storage.postgres.connection import (
+    Connection,
+    application_name,
+    opened,
+)
 from session_projector.worker.storage.postgres.errors import psql
 from session_projector.worker.storage.postgres.locks import LEAD_CLASS
 from session_projector.worker.storage.postgres.target import Target
@@ -59,6 +63,7 @@ _HOLDERS: Final = f"""
     WHERE l.locktype = 'advisory' AND l.classid = {LEAD_CLASS} AND l.objsubid = 2 AND l.granted
     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+_TELL: Final = "SELECT pg_catalog.set_config('application_name', %s, false)"
 _LOOK: Final = f"""
     SELECT a.pid, usename, application_name, client_addr, backend_start FROM pg_stat_activity AS a
     JOIN pg_locks AS l ON l.pid = a.pid WHERE classid = {LEAD_CLASS} AND mode = 'ExclusiveLock'
@@ -109,6 +114,18 @@ class PostgresLeadership:
             raise
         if not (self._led or stand_by):
             self._disconnect()
+
+    def tell(self, trouble: Trouble | None) -> None:
+        """By the name of the session, which needs no room on the server's disk, and ends with it.
+        Not of a session that is made for it: that would lead nothing."""
+        if self._connection is None or not self._led:
+            return
+        raw = self._connection.raw
+        try:
+            raw.execute(_TELL, (application_name(trouble.mark if trouble else ""),))
+        except psycopg.Error:
+            if raw.closed:  # or `lost` would make another
+                self._disconnect()
 
     async def lost(self) -> None:
         import anyio  # commands do not need it
@@ -214,19 +231,23 @@ def _leaders(connection: Connection) -> dict[int, Leader]:
     log = _log(connection)
     if log is None:
         return {}
-    held = {(session, key) for session, key, exclusive, _ in connection.rows(_HOLDERS) if exclusive}
+    holders = connection.rows(_HOLDERS)
+    held = {(session, key) for session, key, exclusive, _ in holders if exclusive}
+    names = {session: name for session, _, _, name in holders}
     found: dict[int, Leader] = {}
     if not held:
         return found
-    for session, name, version, *who in connection.rows(_SAID.format(connection.prefix)):
+    for session, name, version, host, pid, machine in connection.rows(
+        _SAID.format(connection.prefix)
+    ):
         if (session, _key(log, name)) in held:
-            leader = found.setdefault(session, _leader(*who))
+            leader = found.setdefault(session, _leader(host, pid, machine, marked(names[session])))
             if name != ALL:
                 leader.running[name] = version
     return found
 
 
-def _leader(host: str, pid: int, machine: str) -> Leader:
+def _leader(host: str, pid: int, machine: str, trouble: Trouble | None) -> Leader:
     if machine != linux.machine():
-        return Leader(pid, {}, suspended=False, seen=False, host=host)
-    return Leader(pid, {}, suspended=linux.is_stopped(pid), seen=True)
+        return Leader(pid, {}, suspended=False, seen=False, host=host, trouble=trouble)
+    return Leader(pid, {}, suspended=linux.is_stopped(pid), seen=True, trouble=trouble)

@@ -212,6 +212,11 @@ class PostgresLog:
         values = {"keys": _possible(keys), "position": after, "until": until}
         return self._page(where, "seq", values, self._limits.page_events)
 
+    def latest(self, keys: Sequence[Any], *, until: int, events: int) -> list[LogRow]:
+        where = ["key = ANY(%(keys)s::text[]) AND seq <= %(until)s"]
+        values = {"keys": _possible(keys), "position": 0, "until": until}
+        return self._page(where, "seq DESC", values, min(events, self._limits.page_events))
+
     def by_session(
         self, *, after: LogRow | None, until: int, end: LogRow | None = None
     ) -> list[LogRow]:
@@ -307,6 +312,8 @@ class PostgresLog:
         return None
 
     def position_of(self, event_id: str) -> int | None:
+        if not _possible([event_id]):
+            return None
         known = f"SELECT seq FROM {self._table} WHERE id = %s"
         found = self._connection.value(known, (event_id,))
         return None if found is None else int(found)

@@ -9,7 +9,7 @@ import msgspec
 
 from session_projector import migrations
 from session_projector.projections import BUILT_IN
-from session_projector.worker.errors import InterventionRequired
+from session_projector.worker.errors import InterventionRequired, upgrade
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.postgres import roles, sequence
 from session_projector.worker.storage.postgres import tables as shapes
@@ -120,7 +120,7 @@ def check(connection: Connection) -> None:
     if newer := sorted(applied - known):
         raise InterventionRequired(
             f"{name} has a newer schema than this projector ({', '.join(newer)})",
-            "upgrade projector: `pip install -U session-projector`; where no newer one ever ran"
+            f"{upgrade()}; where no newer one ever ran"
             f" here, somebody wrote that: delete it from {connection.prefix}umzug_meta",
         )
     if missing := sorted(known - applied):

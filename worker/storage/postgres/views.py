@@ -196,6 +196,9 @@ class PostgresViews:
                 self._connection.rows(*statement)
             self._connection.rows(f"DELETE FROM {self._p}checkpoint WHERE name = %s", (name,))
 
+    def exists(self, table: Table) -> bool:
+        return bool(tables.columns_of(self._connection, table.name))
+
     def owns(self, name: str) -> bool:
         stored = self._checkpoints.all().get(name)
         if stored is None:

@@ -10,7 +10,7 @@ from msgspec.structs import astuple
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Table
 from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed, quoted
-from session_projector.worker.storage.port import Change, size_of
+from session_projector.worker.storage.port import Change, Checkpoint, size_of
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS
 from session_projector.worker.storage.sqlite.connection import (
     Connection,
@@ -20,7 +20,6 @@ from session_projector.worker.storage.sqlite.connection import (
 )
 from session_projector.worker.storage.sqlite.errors import see_triggers
 from session_projector.worker.storage.sqlite.sql import (
-    FORGET_DEFERRED,
     bound,
     owned,
     raw,
@@ -40,10 +39,12 @@ _UNMOVED: Final = (
     " WHERE name = ? AND version = ? AND position = ? AND generation = ? AND digest = ?"
 )
 _DEFER: Final = (
-    "INSERT INTO deferred"
+    "INSERT OR REPLACE INTO deferred"
     " (projection, key, folded_position, read_position, bytes, cost_ms, since)"
     " VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?)"
 )
+_READ_ON: Final = "UPDATE deferred SET read_position = ? WHERE projection = ?"
+_WRITTEN: Final = "DELETE FROM deferred WHERE projection = ? AND key = CAST(? AS TEXT)"
 _QUARANTINE: Final = (
     "INSERT INTO quarantine (projection, seq, id, key, reason)"
     f" SELECT :name, seq, {shown('id')}, {shown('key')}, :reason FROM {{}} WHERE seq = :seq"
@@ -76,14 +77,7 @@ def apply(connection: Connection, change: Change) -> None:
     if (after.version, after.position) != (before.version, before.position):
         execute(FORGET_STATUS, (before.name,))
     if before.deferred or after.deferred:
-        execute(FORGET_DEFERRED, (before.name,))
-        connection.raw.executemany(
-            _DEFER,
-            [
-                (after.name, raw(key), view.position, after.position, *astuple(view)[1:])
-                for key, view in after.deferred.items()
-            ],
-        )
+        _defer(connection.raw, before, after)
     with connection.errors(before.name):
         if change.rows:
             _write(connection, before.name, table, change.rows)
@@ -100,6 +94,22 @@ def apply(connection: Connection, change: Change) -> None:
             f"DELETE FROM quarantine WHERE projection = ? AND seq = {bound('?', seq)}",
             (before.name, raw(seq)),
         )
+
+
+def _defer(connection: sqlite3.Connection, before: Checkpoint, after: Checkpoint) -> None:
+    """Only what changed, as there may be many."""
+    gone = before.deferred.keys() - after.deferred.keys()
+    connection.executemany(_WRITTEN, [(after.name, raw(key)) for key in gone])
+    if after.position != before.position and len(gone) < len(before.deferred):
+        connection.execute(_READ_ON, (after.position, after.name))
+    connection.executemany(
+        _DEFER,
+        [
+            (after.name, raw(key), view.position, after.position, *astuple(view)[1:])
+            for key, view in after.deferred.items()
+            if before.deferred.get(key) != view
+        ],
+    )
 
 
 def _reject(connection: sqlite3.Connection, name: str, rejected: Rejected) -> None:

@@ -22,6 +22,8 @@ _READ_BYTES: Final = {"id": MAX_NAME_BYTES, "key": MAX_NAME_BYTES, "data": MAX_E
 """How much is read of a value that is longer, and one byte more, which shows that it is."""
 OLDEST: Final = (3, 32)
 """The first SQLite that has `iif`; the JSON functions, which a build may lack, are not used."""
+_FIRST_POLL_S, _LAST_POLL_S = 0.0002, 0.005
+"""Between two attempts to get the write lock, which take 10 µs each."""
 _PATTERN_BYTES: Final = 1000
 """The longest pattern of LIKE and GLOB: a comparison is one step, which nothing can interrupt, and
 that of another program's trigger could take hours. Our own patterns have a few characters."""
@@ -186,6 +188,7 @@ class Connection:
         self.raw = raw
         self.path = path
         self.identity = identity
+        self._busy_timeout_ms = int(self.value("PRAGMA busy_timeout"))
 
     def rows(
         self, sql: str, values: Values = (), *, projection: str | None = None
@@ -214,7 +217,7 @@ class Connection:
     def writing(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
         """One transaction, its lock taken at once; nothing of it stays where the block fails."""
         with translated(self.path):
-            self.raw.execute(begin)
+            self._begin(begin)
             try:
                 yield
                 self.identity.check()  # what goes into a removed file must not be copied back
@@ -222,6 +225,25 @@ class Connection:
             except BaseException:
                 self.raw.rollback()
                 raise
+
+    def _begin(self, begin: str) -> None:
+        """Begin a transaction once its lock can be had. SQLite itself would ask ever more seldom,
+        at last every 0.1 s, and miss the moments in which busy writers leave it free."""
+        started = time.monotonic()
+        self.raw.execute("PRAGMA busy_timeout = 0").close()
+        try:
+            while True:
+                try:
+                    self.raw.execute(begin)
+                    return
+                except sqlite3.OperationalError as error:
+                    waited_s = time.monotonic() - started
+                    is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                    if not is_busy or waited_s * 1000 >= self._busy_timeout_ms:
+                        raise
+                time.sleep(min(max(waited_s / 100, _FIRST_POLL_S), _LAST_POLL_S))
+        finally:
+            self.raw.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}").close()
 
     @contextmanager
     def reading(self) -> Iterator[None]:

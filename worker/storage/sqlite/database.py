@@ -11,6 +11,7 @@ from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     Check,
     Checks,
+    Holder,
     Leadership,
     Setup,
     Sizes,
@@ -158,15 +159,15 @@ class SqliteDatabase:
         }
         return nullcontext((inside, around))
 
-    def who_locks_it(self) -> str:
+    def locked_by(self, *, but: int = 0) -> list[Holder]:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        return beside.who_locks_it(self._path)
+        return beside.locked_by(self._path, but=but)
 
-    def lock_holders(self) -> dict[int, bool]:
+    def who_locks_it(self, *, but: int = 0) -> str:
         from session_projector.worker.storage.sqlite.doctor import beside
 
-        return beside.lock_holders(self._path)
+        return beside.who_locks_it(self._path, but=but)
 
 
 def _bytes(file: Path) -> int:

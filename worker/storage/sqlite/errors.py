@@ -17,12 +17,14 @@ from session_projector.worker.errors import (
     quoted,
     run_out,
 )
+from session_projector.worker.storage.sqlite import locked
 
 REMOUNT: Final = (
     "see why with `dmesg | tail` (a failing disk is mounted read-only), then mount it again:"
     " `mount -o remount,rw` on the mount that `findmnt -T` names; in a systemd unit, name its"
     " folder with ReadWritePaths="
 )
+_NO_SPACE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _FILES: Final = 4
 """A database, its write-ahead log, the shared memory and a temporary file."""
 _LONG_PATTERN: Final = "LIKE or GLOB pattern too complex"
@@ -106,17 +108,14 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
     match code & 0xFF:
         # SQLITE_PROTOCOL: for 10 s another process held the locks on the shared memory.
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
-            return DatabaseUnavailable(
-                f"{path} is locked by another process ({error})",
-                f"see who holds it with `fuser -v {quoted(path)} {quoted(f'{path}-shm')}`, then try"
-                " again",
-            )
+            return _locked(path, error)
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return DatabaseUnavailable(
                 f"{path} cannot be written or read ({error})",
                 f"make room on its disk (`df {quoted(path.parent)}`) and where SQLite has temporary"
                 " files ($SQLITE_TMPDIR, else $TMPDIR, /var/tmp or /tmp), or lift a file-size limit"
                 " (`ulimit -f`), then try again",
+                lacks="space" if code in _NO_SPACE else "database",
             )
         case sqlite3.SQLITE_CANTOPEN if told := _no_descriptor():
             return told
@@ -138,6 +137,16 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
     if str(error).startswith(_GONE):
         hint = "create what is gone again: `projector db setup`"
     return InterventionRequired(f"{path}: SQLite says: {error}", hint)
+
+
+def _locked(path: Path, error: sqlite3.Error) -> DatabaseUnavailable:
+    """The error of a lock that somebody else holds, who may have let go of it by now."""
+    said = f"{path} is locked by another process ({error})"
+    hint = f"see who has it open: `fuser -v {quoted(path)} {quoted(f'{path}-shm')}`"
+    if found := locked.holders(path):
+        holder = locked.holder(found)
+        said, hint = f"{said}: {holder.who} holds the write lock", holder.cure
+    return DatabaseUnavailable(said, f"{hint}; then try again", lacks="lock")
 
 
 def _no_descriptor() -> DatabaseUnavailable | None:

@@ -11,13 +11,15 @@ from typing import Final
 
 from session_projector.worker import linux
 from session_projector.worker.errors import InterventionRequired, quoted, run_out
-from session_projector.worker.storage.port import Leader
+from session_projector.worker.storage.port import Leader, Trouble, marked
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import require
 from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
 
 LOCK_SUFFIX: Final = "-projector.lock"
 _LOCK_BYTES: Final = 64 * 1024
+_BLOCK_BYTES: Final = 4096
+_TROUBLE_BYTES: Final = 64
 _PID: Final = re.compile("[0-9]{1,10}")
 _RUNNING: Final = re.compile("([A-Za-z0-9_]+)=([0-9]{1,10})")
 _CONTENT: Final = re.compile(rb"([0-9]{1,10}(\n[A-Za-z0-9_]+=[0-9]{1,10})*)?\s*")
@@ -61,13 +63,23 @@ class DaemonLock:
             return False
         self._descriptor = descriptor
         self._await(None)
-        with suppress(OSError):  # on a full disk the lock holds without our number in it
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, "\n".join([str(os.getpid()), *self._running]).encode(), 0)
+        self.tell(None)
         return True
 
     def acquire_some(self, *, stand_by: bool = False) -> set[str]:
         return {*self._versions} if self.acquire(stand_by=stand_by) else set()
+
+    def tell(self, trouble: Trouble | None) -> None:
+        """Write who we are, and what we wait for, into whole blocks: on a full disk what has its
+        blocks already can be written again."""
+        if self._descriptor is None:
+            return
+        said = "\n".join([str(os.getpid()), *self._running])
+        blocks = -(-(len(said) + _TROUBLE_BYTES) // _BLOCK_BYTES)
+        said += f"\n{trouble.mark}" if trouble else ""
+        with suppress(OSError):  # without room for the first block the lock holds all the same
+            os.pwrite(self._descriptor, said.ljust(blocks * _BLOCK_BYTES).encode(), 0)
+            os.ftruncate(self._descriptor, blocks * _BLOCK_BYTES)
 
     async def lost(self) -> None:
         import anyio  # commands do not need it
@@ -101,8 +113,10 @@ class DaemonLock:
         if not is_seen and linux.is_there() and not linux.may_write(pid, self._database):
             pid = 0
         found = map(_RUNNING.fullmatch, said[1:])
-        running = {match[1]: int(match[2]) for match in found if match}
-        return Leader(pid, running, pid > 0 and linux.is_stopped(pid), is_seen)
+        running = {match[1]: int(match[2]) for match in found if match and not marked(match[0])}
+        is_suspended = pid > 0 and linux.is_stopped(pid)
+        trouble = next(filter(None, map(marked, said[1:])), None)
+        return Leader(pid, running, is_suspended, is_seen, trouble=trouble)
 
     def standing_by(self) -> list[str]:
         """The other processes that have the lock file open: they wait for it."""

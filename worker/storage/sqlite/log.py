@@ -56,6 +56,13 @@ _UNFOUND: Final = (
 """How many events of a page there are, the last one, and the last that the index lacks."""
 
 
+def _asked(keys: Sequence[Any]) -> tuple[str, dict[str, Any]]:
+    """Some log keys in SQL, and the values in it."""
+    named = {f"key{index}": key for index, key in enumerate(keys)}
+    asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
+    return asked, {name: raw(key) for name, key in named.items()}
+
+
 def _above(after: LogRow | None) -> str:
     """The events whose key is after that of one, which is at `position`."""
     if after is None or after.key is None:
@@ -101,12 +108,20 @@ class SqliteLog:
         return size or 0
 
     def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
-        named = {f"key{index}": key for index, key in enumerate(keys)}
-        asked = ", ".join(bound(f":{name}", key) for name, key in named.items())
+        asked, values = _asked(keys)
         of = f"key IN ({asked}) AND seq > :position AND seq <= :until ORDER BY seq"
         select = f"{self._select_by_key()}{of}"
-        values = {name: raw(key) for name, key in named.items()}
         return self._page([select], {**values, "position": after, "until": until})
+
+    def latest(self, keys: Sequence[Any], *, until: int, events: int) -> list[LogRow]:
+        asked, values = _asked(keys)
+        most = min(events, self._limits.page_events)
+        # The positions first, from the index alone: in this order SQLite sorts what it selects.
+        which = self._select_by_key().replace(EVENT_COLUMNS, "seq", 1)
+        which += f"key IN ({asked}) AND seq <= :until ORDER BY seq DESC LIMIT {most}"
+        select = f"{_SELECT}seq IN ({which}) ORDER BY seq DESC"
+        values |= {"position": 0, "until": until}
+        return [*starmap(LogRow, self.rows([select], values, most))]
 
     def by_session(
         self, *, after: LogRow | None, until: int, end: LogRow | None = None
@@ -324,6 +339,7 @@ class SqliteLog:
                     f"{self._connection.path}: too little memory to read the events from position"
                     f" {values['position']} on",
                     "give the process more memory",
+                    lacks="limit",
                 ) from None
             finally:
                 connection.text_factory = lossless_text

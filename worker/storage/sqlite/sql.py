@@ -51,7 +51,7 @@ _IS_CHECKPOINT: Final = " AND ".join(
 )
 MOST_DEFERRED: Final = 4096
 """Views of a projection that may be behind. One is so for 60 s at most, after a write of 20 ms: a
-daemon leaves 3,000 of them. Each commit writes all of these rows again."""
+daemon leaves 3,000 of them, and those of one batch (`CHUNKED_VIEWS`)."""
 IS_SOUND: Final = (
     f"{_IS_CHECKPOINT} AND (SELECT count(*) FROM deferred WHERE projection = name)"
     f" <= {MOST_DEFERRED} AND NOT EXISTS"

@@ -196,6 +196,9 @@ class SqliteViews:
             for statement in (*_FORGET, _DELETE_CHECKPOINT):
                 execute(statement, (name,))
 
+    def exists(self, table: Table) -> bool:
+        return bool(self._columns(table))
+
     def owns(self, name: str) -> bool:
         stored = self._checkpoints.all().get(name)
         if stored is None:

@@ -17,6 +17,7 @@ from session_projector.worker.storage.sqlite.tables import index_of_words
 _SAMPLE: Final = 100
 """The newest rows that are looked for by a word of theirs."""
 _TABLE: Final = Search.table
+_WORDS: Final = f"{_TABLE.name}_words"
 _KEY: Final = "char(96 + length({0})) || {0}"
 """The key of the row of a position, as `search.key_of` makes it."""
 
@@ -105,6 +106,7 @@ class SqliteWords:
         phrases: Sequence[Phrase],
         *,
         below: int,
+        start: int = 0,
         project: str | None = None,
         roles: Sequence[str] = (),
         since_ms: int | None = None,
@@ -112,16 +114,17 @@ class SqliteWords:
     ) -> list[Match]:
         if not phrases:
             return []
-        name, words = _TABLE.name, f"{_TABLE.name}_words"
+        name = _TABLE.name
         values: dict[str, Any] = {
             "asked": " ".join(map(_asked, phrases)),
             "below": below,
+            "start": start,
             "project": project,
             "since": since_ms,
             "name": unless_quarantined,
             "page": self._limits.page_matches,
         }
-        conditions = [f"{words} MATCH :asked", "w.rowid < :below"]
+        conditions = [f"{_WORDS} MATCH :asked", "w.rowid < :below", "w.rowid >= :start"]
         if project is not None:
             conditions.append("i.project = :project")
         if since_ms is not None:
@@ -136,7 +139,7 @@ class SqliteWords:
         columns = ", ".join(f"CAST(coalesce(s.{c}, '') AS {kind})" for c, kind in kinds.items())
         rows = self._connection.rows(
             f"SELECT w.rowid, {columns}, CAST(i.project AS TEXT), CAST(i.title AS TEXT)"
-            f" FROM {words} AS w CROSS JOIN {name} AS s ON s.event_key = {_KEY.format('w.rowid')}"
+            f" FROM {_WORDS} AS w CROSS JOIN {name} AS s ON s.event_key = {_KEY.format('w.rowid')}"
             " LEFT JOIN session_index AS i ON i.session_id = s.session_id"
             f" WHERE {' AND '.join(conditions)} AND NOT EXISTS"
             " (SELECT 1 FROM quarantine WHERE projection = :name AND seq = s.seq)"
@@ -144,6 +147,15 @@ class SqliteWords:
             values,
         )
         return [Match(*row) for row in rows]
+
+    def reach(self, phrases: Sequence[Phrase], rows: int) -> int:
+        self._require()
+        found = self._connection.row(
+            f"SELECT rowid FROM {_WORDS} WHERE {_WORDS} MATCH ? ORDER BY rowid DESC"
+            " LIMIT 1 OFFSET ?",
+            (" ".join(map(_asked, phrases)), rows - 1),
+        )
+        return int(found[0]) if found else 0
 
     def counts(self, session: str, *, unless_quarantined: str) -> list[tuple[int, int, bool]]:
         rows = self._connection.rows(

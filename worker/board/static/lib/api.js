@@ -4,7 +4,8 @@ import { key } from "./key.js";
 /** @typedef {{id: string, project: string, status: string, title: string, messages: number,
  *   last_role: string | null, created_at: number, updated_at: number, last_seq: number,
  *   waiting: boolean}} Session */
-/** @typedef {{n: number, message: Record<string, any>}} Message */
+/** @typedef {{n: number, time?: number | null, message: Record<string, any>}} Message when it came:
+ *   null where that is too far back, and none in a difference */
 /** @typedef {{cursor: string, counts: Record<string, number>, other: number, waiting: number,
  *   projects: string[], project_count: number, sessions: Session[], next: string | null}} Sessions */
 /** @typedef {{cursor: string, session: Session, fields: Record<string, any>, total: number,

@@ -1,7 +1,7 @@
 // One message of a conversation.
 import { Component, html, useState } from "../vendor/preact.js";
 import { ApiError } from "./api.js";
-import { bytes, count } from "./format.js";
+import { bytes, count, iso, moment } from "./format.js";
 import { hasCut, pretty } from "./json.js";
 import { Code, markdown } from "./markdown.js";
 import { brief, oneLine, parts, rest, role } from "./parts.js";
@@ -19,7 +19,7 @@ const SPOKEN = new Set(["user", "assistant"]); // whose text is markdown
  *   note?: string, anchored?: boolean}} props `whole` gets the parts that were cut
  */
 export function Message({ entry, whole, chosen = false, note, anchored = true }) {
-  const { n, message } = entry;
+  const { n, time, message } = entry;
   const who = said(message);
   const tone = SPOKEN.has(who) || who === "tool" ? who : "other";
   return html`<article class="message ${tone} ${chosen ? "chosen" : ""}" id=${anchored ? `m${n}` : null} tabindex="-1" data-item
@@ -27,6 +27,7 @@ export function Message({ entry, whole, chosen = false, note, anchored = true })
     <header>
       <span class="who">${shown(oneLine(who))}</span>
       ${note && html`<span class=${`note ${note}`}>${note}</span>`}
+      ${typeof time === "number" && html`<time datetime=${iso(time)}>${moment(time)}</time>`}
       <a class="number" href=${`#m${n}`} aria-label=${`link to message ${n}`}>${count(n)}</a>
     </header>
     <${Boundary} value=${message}>

@@ -14,6 +14,7 @@ import { key } from "./key.js";
 /** @typedef {{id: string, n: number}} Open a session that a tab shows, and its messages so far */
 
 const MOST_SESSIONS = 16; // that the server follows for one stream
+const MOST_LETTERS = 200_000; // of their ids in an address
 const SLOWEST = 5000; // milliseconds between two tries
 
 const me = Math.random().toString(36).slice(2);
@@ -142,7 +143,9 @@ function wanted(said) {
 function open() {
   clearTimeout(timer);
   source?.close();
-  const sessions = /** @type {Open[]} */ ([...tabs.values()].filter(Boolean)).slice(-MOST_SESSIONS);
+  let room = MOST_LETTERS;
+  const sessions = /** @type {Open[]} */ ([...tabs.values()].filter(Boolean)).slice(-MOST_SESSIONS).reverse()
+    .filter(({ id }) => (room -= encodeURIComponent(id).length) > 0);
   followed = new Map(sessions.map(({ id, n }) => [id, followed.get(id) ?? n]));
   const asked = new URLSearchParams({ since: cursor, key: key() });
   for (const [id, n] of followed) {

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from session_projector import migrations
-from session_projector.worker.errors import InterventionRequired, argument
+from session_projector.worker.errors import InterventionRequired, argument, upgrade
 from session_projector.worker.storage.event_times import AHEAD_MS, ahead
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import FOLD_AGAIN, Check, Checks, digest
+from session_projector.worker.storage.port import FOLD_AGAIN, Check, Checks, Holder, digest
 from session_projector.worker.storage.postgres import migrate, sequence
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints
 from session_projector.worker.storage.postgres.connection import (
@@ -38,6 +38,8 @@ MIB: Final = 1024 * 1024
 CLOCK_EVENTS: Final = 300
 LONG_S: Final = 3600
 """A transaction that is older keeps VACUUM from clearing away what was replaced meanwhile."""
+LOCKED_S: Final = 2.0
+"""Whoever holds a lock for longer is no writer at work."""
 _GONE_AFTER_S: Final = 60
 _SETUP: Final = "`projector db setup`"
 
@@ -203,7 +205,7 @@ def checkpoint(connection: Connection, code_versions: Mapping[str, int]) -> Iter
         elif version > code:
             said = f"the views of {name} are of version {version}, the code here of {code}"
             fix = (
-                "upgrade projector: `pip install -U session-projector`, or its package;"
+                f"{upgrade()}, or its package;"
                 " where no newer one ever ran here, somebody wrote that: let the next run build"
                 f" them again: `projector projection drop {argument(name)}`"
             )
@@ -219,6 +221,28 @@ def held_back(connection: Connection) -> Iterator[Check]:
         yield Check("held back", "warn", said, f"end it where it was forgotten: {holder.cure}")
     if not found:
         yield Check("held back", "ok", "no transaction keeps events from being read")
+
+
+def blocking(connection: Connection) -> list[Holder]:
+    """Who holds a lock that a daemon waits for, in a transaction that is no longer young."""
+    rows = connection.rows(
+        "SELECT DISTINCT b.pid, b.usename::text, coalesce(nullif(b.application_name, ''), '?')"
+        " FROM pg_catalog.pg_stat_activity AS w"
+        " CROSS JOIN LATERAL unnest(pg_catalog.pg_blocking_pids(w.pid)) AS blocking (pid)"
+        " JOIN pg_catalog.pg_stat_activity AS b ON b.pid = blocking.pid"
+        " WHERE w.datname = current_database() AND w.application_name LIKE 'projector@%%'"
+        " AND b.application_name NOT LIKE 'projector@%%'"
+        " AND coalesce(clock_timestamp() - b.xact_start >= make_interval(secs => %s), true)",
+        (LOCKED_S,),
+    )
+    return [
+        Holder(
+            f"the transaction of {application} ({role}, process {pid} of the server)",
+            "end it where it was forgotten:"
+            f" `{psql(ender_name(connection, role), f'SELECT pg_terminate_backend({pid})')}`",
+        )
+        for pid, role, application in rows
+    ]
 
 
 def server(connection: Connection) -> Iterator[Check]:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from session_projector.worker import linux
 from session_projector.worker.errors import quoted
-from session_projector.worker.storage.port import Check, T
+from session_projector.worker.storage.port import Check, Holder, T
+from session_projector.worker.storage.sqlite import locked
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
 
@@ -19,9 +20,12 @@ MIB: Final = 1024 * 1024
 WATCH_S: Final = 0.4
 LOCK_TIMEOUT_S: Final = 1.0
 LOOKS: Final = 8
-# What SQLite locks, by its file format ("WAL-mode file locks"): bytes of the -shm file, and of the
-# database what each connection in WAL mode holds for as long as it lives.
-_LOCKED: Final = {"WRITE": (120,), "READ": range(123, 128)}
+HELD_S: Final = 2.0
+"""A lock that is held for so long is no writer's at work."""
+HELD_LOOKS: Final = 40
+# What SQLite locks to read, by its file format ("WAL-mode file locks"): bytes of the -shm file, and
+# of the database what each connection in WAL mode holds for as long as it lives.
+_READ_AT: Final = range(123, 128)
 _KINDS: Final = ("POSIX", "OFDLCK")
 _OPEN_AT: Final = 0x40000002
 _SHM_HEAD: Final = struct.Struct("=16x I 76x I")
@@ -77,11 +81,15 @@ def _strangers(path: Path) -> set[int]:
     return _all_the_time(now)
 
 
-def _all_the_time(look: Callable[[], set[T]]) -> set[T]:
+def _all_the_time(
+    look: Callable[[], set[T]], watch_s: float = WATCH_S, looks: int = LOOKS
+) -> set[T]:
     """What is found at each of several looks."""
     found = look()
-    for _ in range(LOOKS if found else 0):
-        time.sleep(WATCH_S / LOOKS)
+    for _ in range(looks):
+        if not found:
+            break
+        time.sleep(watch_s / looks)
         found &= look()
     return found
 
@@ -127,13 +135,32 @@ def _copied(shm: Path) -> float | None:
 def pinned_by(path: Path) -> set[int]:
     """The other processes that hold one snapshot open all the time; one that reads again and again
     lets go in between."""
-    return {pid for pid, _ in _all_the_time(lambda: _locks_of(path, "READ"))}
+    shm = _shm(path)
+
+    def now() -> set[tuple[int, int]]:
+        return {
+            (pid, at)
+            for pid, of, at in linux.locks(shm)
+            if of == "READ" and at in _READ_AT and pid != os.getpid()
+            if linux.has_open(pid, shm) is not False
+        }
+
+    return {pid for pid, _ in _all_the_time(now)}
 
 
-def who_locks_it(path: Path) -> str:
-    """The command that shows who holds the write lock; '' where it can be had now."""
+def locked_by(path: Path, *, but: int) -> list[Holder]:
+    """As `worker.storage.port.Database.locked_by`."""
+    held = _all_the_time(lambda: locked.holders(path).keys() - {but}, HELD_S, HELD_LOOKS)
+    found = {pid: is_open for pid, is_open in locked.holders(path).items() if pid in held}
+    return [locked.holder(found)] if found else []
+
+
+def who_locks_it(path: Path, *, but: int) -> str:
+    """As `worker.storage.port.Database.who_locks_it`."""
+    if but in locked.holders(path):
+        return ""
     is_locked = any(
-        at in _LOCKED["WRITE"] for kind in _KINDS for *_, at in linux.locks(_shm(path), kind)
+        at == locked.WRITE_AT for kind in _KINDS for *_, at in linux.locks(_shm(path), kind)
     )
     if os.access(path, os.W_OK):  # else it would begin to read, and take no lock
         try:
@@ -144,22 +171,6 @@ def who_locks_it(path: Path) -> str:
         except sqlite3.Error as error:
             is_locked = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
     return f"`fuser -v {quoted(path)} {quoted(_shm(path))}`" if is_locked else ""
-
-
-def lock_holders(path: Path) -> dict[int, bool]:
-    """The other processes that hold the write lock now, and whether each is seen to."""
-    shm = _shm(path)
-    return {pid: bool(linux.has_open(pid, shm)) for pid, _ in sorted(_locks_of(path, "WRITE"))}
-
-
-def _locks_of(path: Path, kind: Literal["READ", "WRITE"]) -> set[tuple[int, int]]:
-    shm = _shm(path)
-    return {
-        (pid, at)
-        for pid, of, at in linux.locks(shm)
-        if (of == kind or kind == "WRITE") and at in _LOCKED[kind] and pid != os.getpid()
-        if linux.has_open(pid, shm) is not False
-    }
 
 
 def _shm(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Final
 
 from session_projector import migrations
 from session_projector.projections.event import LogRow
-from session_projector.worker.errors import argument, quoted
+from session_projector.worker.errors import argument, many, quoted, upgrade
 from session_projector.worker.storage.event_times import ahead
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, digest
 from session_projector.worker.storage.sqlite import connection
@@ -214,13 +214,13 @@ def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
             elif version > here:
                 said = f"the views of {name} are of version {version}, the code here of {here}"
                 fix = (
-                    "upgrade projector: `pip install -U session-projector`, or its package;"
+                    f"{upgrade()}, or its package;"
                     " where no newer one ever ran here, somebody wrote that: let the next run build"
                     f" them again: `projector projection drop {argument(name)}`"
                 )
                 wrong.append(Check("checkpoint", "fail", said, fix))
         if stray := objects.stray_checkpoints(db):
-            said = f"{stray:,} rows of checkpoint are no projection's, by their names"
+            said = f"{many(stray, 'row')} of checkpoint: no projection has such a name"
             wrong.append(Check("checkpoint", "warn", said, _SETUP))
     yield from wrong or [Check("checkpoint", "ok", "fits the log")]
 

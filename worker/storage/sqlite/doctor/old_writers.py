@@ -10,6 +10,7 @@ from session_projector.projections.fold import read
 from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
 from session_projector.projections.sessions import Sessions
+from session_projector.worker.errors import many
 from session_projector.worker.storage.port import Check
 from session_projector.worker.storage.sqlite.doctor.checks import event, fits_log, reading
 from session_projector.worker.storage.sqlite.sql import READ_POSITION
@@ -41,7 +42,7 @@ def old_writers(path: Path) -> Iterator[Check]:
             looked += 1
             if said := _fault(db, row, deferred.get(row[1], position)):
                 wrong.append(f"{row[1]}: {said}")
-    what = f"the {looked} newest session rows of view"
+    what = f"the newest {many(looked, 'session row')} of view"
     if wrong:
         yield Check(
             "old writers",

@@ -87,9 +87,10 @@ def _barred(file: Path, path: Path, uid: int) -> str:
         return ""
     if found.st_uid == uid:
         return f"`chmod {'u+rwx' if file.is_dir() else 'u+rw'} {quoted(file)}`"
+    if file.name.endswith(LOCK_SUFFIX):
+        by = "" if folder.st_uid == uid else f", as {user(folder.st_uid)}"
+        return f"{_LOCK_ASIDE}{sidecars.aside(file)}{by}"
     if file.is_file() and found.st_uid == 0 and folder.st_uid == uid:  # which root can do without
-        if file.name.endswith(LOCK_SUFFIX):
-            return _LOCK_ASIDE + sidecars.aside(file)
         own = _given(file, found.st_uid, like=path.parent, mode=folder.st_mode & 0o666)
         return f"give it the owner and mode of its folder, as root: {own}"
     if file.name.endswith(("-wal", "-shm")) and folder.st_uid == uid:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from session_projector import migrations
-from session_projector.worker.errors import InterventionRequired, TransientError, quoted
+from session_projector.worker.errors import InterventionRequired, TransientError, quoted, upgrade
 from session_projector.worker.storage.port import Setup
 from session_projector.worker.storage.sqlite.connection import Connection, connect
 from session_projector.worker.storage.sqlite.errors import translated
@@ -46,7 +46,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         forget = f"DELETE FROM umzug_meta WHERE instr(name, '{_OURS}') AND name NOT IN ({known})"
         raise InterventionRequired(
             f"{path} has a newer schema than this projector ({', '.join(newer)})",
-            "upgrade projector: `pip install -U session-projector`; where no newer one ever ran"
+            f"{upgrade()}; where no newer one ever ran"
             f" here, somebody wrote that: `sqlite3 -safe {quoted(path)} {quoted(forget)}`",
         )
     if missing := [name for name in migrations.load() if name not in applied]:
@@ -82,9 +82,13 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
     gid = None if group is None else group_id(group)
     if gid is not None:
         check_folder(path, gid)
+    folder = path.parent
     with os_errors(path):
-        made = not path.parent.exists()
-        path.parent.mkdir(exist_ok=True)
+        if not folder.parent.exists():
+            fix = f"make it: `mkdir -p {quoted(folder)} && projector db setup`, or correct the path"
+            raise InterventionRequired(f"there is no folder {folder}", fix)
+        made = not folder.exists()
+        folder.mkdir(exist_ok=True)
     with closing(connect(path, mode="rwc")) as connection, translated(path):
         done = _upgrade(Connection(connection, path, FileIdentity(path)))
         try:
@@ -92,7 +96,7 @@ def setup(path: Path, *, group: str | None = None) -> Setup:
         finally:  # last, so that nobody else puts anything there before
             if gid is not None:
                 share(path, gid)
-    return msgspec.structs.replace(done, folder=str(path.parent)) if made else done
+    return msgspec.structs.replace(done, folder=str(folder)) if made else done
 
 
 def _upgrade(opened: Connection) -> Setup:
