@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import msgpack
+import msgspec
 import pytest
 from support import PROJECTOR, T0, Database, event, fill, projector
 from support.extensions import CreatedPerDay
@@ -19,9 +20,13 @@ from support.folding import Heard, catch_up, target
 
 from session_projector.projections import BUILT_IN, SEARCH
 from session_projector.worker.errors import ProjectionFailed, ProjectorError, TransientError
+from session_projector.worker.folding.checkpoints import checkpoint_of
 from session_projector.worker.replay import verify
+from session_projector.worker.replay.as_of import as_of_checkpoint
+from session_projector.worker.replay.compare import Comparison
 from session_projector.worker.replay.difference import Difference
-from session_projector.worker.replay.walk import WalkProgress
+from session_projector.worker.replay.here import Here
+from session_projector.worker.replay.walk import Pages, Walk, WalkProgress
 from session_projector.worker.replay.walkers import WORTH_EVENTS, worth
 from session_projector.worker.storage.limits import Limits
 
@@ -154,6 +159,28 @@ def test_what_is_folded_since_the_scan_began_is_no_difference(database: Database
     assert {difference.key for difference in found} <= damaged
     replayed(database, 2)
     assert compared(database, 1)[0] == []
+
+
+def test_what_is_sent_to_be_compared_again_is_as_of_the_beginning(database: Database) -> None:
+    """Whoever compares it again folds what came since, by then, and once."""
+    database.created("A-1", "one")
+    catch_up(database)
+    until = database.position()
+    database.appended("A-1", "two")
+    catch_up(database)
+    database.sql("UPDATE view SET data = x'80'")
+
+    async def sifted() -> list[int]:
+        with target(database.url).open() as store:
+            here, sessions = Here(store), BUILT_IN[0]
+            now = checkpoint_of(store, sessions)
+            then = as_of_checkpoint(msgspec.structs.replace(now, position=until))
+            comparison = Comparison(here, sessions, then)
+            walk = Walk(here, sessions, comparison, Pages(here, [sessions]))
+            found = [page.views async for page in walk.sifted((None, None))]
+            return [view.count for views in found for view in views.values()]
+
+    assert anyio.run(sifted) == [1]
 
 
 def failure(database: Database, jobs: int) -> tuple[type[ProjectorError], str, str]:

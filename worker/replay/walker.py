@@ -5,7 +5,7 @@ import pickle
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any, BinaryIO, Final
 
@@ -17,9 +17,9 @@ from session_projector.worker.folding.faults import faults_of
 from session_projector.worker.replay.as_of import AsOf
 from session_projector.worker.replay.compare import Comparison
 from session_projector.worker.replay.here import Here
-from session_projector.worker.replay.walk import Pages, Range, Walk
+from session_projector.worker.replay.walk import FoldedPage, Pages, Walk
 from session_projector.worker.replay.walkers import Found
-from session_projector.worker.storage.port import Database, Store
+from session_projector.worker.storage.port import Database
 
 MOST_BYTES: Final = 16 * 1024 * 1024
 """Where more wait to be sent, nothing more is folded."""
@@ -89,56 +89,43 @@ async def _work(
     number: int,
     jobs: int,
 ) -> None:
-    """Of every `jobs` ranges, the one with a number."""
+    """Send the pages of the range with a number, of every `jobs` of them."""
+    left = [*projections]
     try:
         with database.open() as store:
-            await _ranges(store, [*projections], as_of, number, jobs, outbox)
+            here = Here(store)
+            pages = Pages(here, projections)
+            async for of in pages.ranges(as_of.until):
+                if number % jobs == 0:
+                    scans = {
+                        one: Walk(
+                            here, one, Comparison(here, one, as_of, brief=True), pages
+                        ).sifted(of)
+                        for one in left
+                    }
+                    while found := await _page(scans, left):
+                        outbox.put(found)
+                    outbox.put({})
+                number -= 1
     except (ProjectorError, LostRace) as error:
         outbox.put({projection.name: error for projection in projections})
 
 
-async def _ranges(
-    store: Store,
-    left: list[Projection],
-    as_of: AsOf,
-    number: int,
-    jobs: int,
-    outbox: Outbox,
-) -> None:
-    pages = Pages(Here(store), left)
-    async for of in pages.ranges(as_of.until):
-        if number % jobs == 0:
-            await _range(store, pages, left, as_of, of, outbox)
-            outbox.put({})
-        number -= 1
-
-
-async def _range(
-    store: Store,
-    pages: Pages,
-    left: list[Projection],
-    as_of: AsOf,
-    of: Range,
-    outbox: Outbox,
-) -> None:
-    """Send the pages of a range; a projection whose fold fails is `left` no more."""
-    here = Here(store)
-    scans: dict[Projection, Any] = {
-        one: Walk(here, one, Comparison(here, one, as_of, brief=True), pages).sifted(of)
-        for one in left
-    }
-    while scans:
-        found: Found = {}
-        for projection, scan in [*scans.items()]:
-            try:
-                with faults_of(projection):
-                    page = await anext(scan, None)
-            except (ProjectorError, LostRace) as error:
-                page = error
-                left.remove(projection)
-            if page is not None:
-                found[projection.name] = page
-            if page is None or isinstance(page, Exception):
-                del scans[projection]
-        if found:
-            outbox.put(found)
+async def _page(
+    scans: dict[Projection, AsyncGenerator[FoldedPage, None]], left: list[Projection]
+) -> Found:
+    """The next page of each scan that has one; a projection that fails is `left` no more."""
+    found: Found = {}
+    for projection, scan in [*scans.items()]:
+        page: FoldedPage | ProjectorError | LostRace | None
+        try:
+            with faults_of(projection):
+                page = await anext(scan, None)
+        except (ProjectorError, LostRace) as error:
+            page = error
+            left.remove(projection)
+        if not isinstance(page, FoldedPage):
+            del scans[projection]
+        if page is not None:
+            found[projection.name] = page
+    return found
