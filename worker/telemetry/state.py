@@ -32,7 +32,8 @@ class Histogram:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A committed batch; durations in seconds, `last_ms` is the time of its last event."""
+    """A committed batch; durations in seconds, `last_ms` is the time of its last event. Where it was
+    written by several transactions, `held_s` is that of the longest."""
 
     events: int
     outcomes: Outcomes
