@@ -24,6 +24,7 @@ from support.folding import (
 )
 
 from session_projector.projections import BUILT_IN
+from session_projector.worker.daemon import tail
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import CheckFailed, DatabaseUnavailable, LostRace
@@ -116,8 +117,8 @@ async def fold(
     database: Database, after: Callable[[int], Awaitable[object]], *, beside: bool = True
 ) -> int:
     """Fold all there is; returns how many commits that took."""
-    async with tailing(database, after, beside=beside) as (tail, pausing):
-        while await tail.iterate():
+    async with tailing(database, after, beside=beside) as (one, pausing):
+        while await one.iterate():
             pass
     return pausing.commits
 
@@ -152,6 +153,22 @@ def test_beside_others_a_batch_is_written_row_by_row_and_without_them_at_once(
     assert anyio.run(partial(fold, twin, nothing, beside=False)) == 1
     assert behind.everything() == twin.everything() == refolded(behind).everything()
     assert deferred(behind) == []
+
+
+def test_no_more_views_are_deferred_at_once_than_are_soon_listed(
+    behind: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "CHUNKED_VIEWS", 3)
+    most = 0
+
+    async def count(_: int) -> None:
+        nonlocal most
+        most = max(most, len(deferred(behind)))
+
+    anyio.run(fold, behind, count)
+
+    assert most == 2 * 3 - 1
+    assert behind.everything() == refolded(behind).everything()
 
 
 def test_no_reader_is_told_of_a_view_that_is_not_written_yet(behind: Database) -> None:
@@ -276,12 +293,12 @@ def test_where_another_takes_the_lock_in_between_what_is_left_is_folded_again(
                 other.execute("BEGIN IMMEDIATE")
 
         async def work() -> None:
-            async with tailing(behind, lock) as (tail, _):
+            async with tailing(behind, lock) as (one, _):
                 with pytest.raises(DatabaseUnavailable):
-                    await tail.iterate()
+                    await one.iterate()
                 other.execute("ROLLBACK")
                 behind.appended(OLD[-1], "later")
-                while await tail.iterate():
+                while await one.iterate():
                     pass
 
         anyio.run(work)

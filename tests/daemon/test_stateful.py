@@ -148,6 +148,7 @@ class Machine(RuleBasedStateMachine):
         self.patch.setattr(plan, "BATCH_COST_BYTES", 0)  # small as views are, they are tailed
         self.patch.setattr(fix, "CHUNK_CHANGES", page)
         self.patch.setattr(pacing, "FIRST_BYTES", 1)
+        self.patch.setattr("session_projector.worker.daemon.tail.CHUNKED_VIEWS", page)
         self.beside = beside
         self.write(first)
 

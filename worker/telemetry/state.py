@@ -34,7 +34,8 @@ class Histogram:
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A committed batch; durations in seconds, `last_ms` is the time of its last event."""
+    """A committed batch; durations in seconds, `last_ms` is the time of its last event. Of several
+    transactions that wrote it, `held_s` is the longest time."""
 
     events: int
     outcomes: Outcomes
