@@ -98,6 +98,11 @@ def test_how_the_daemon_is_stands_above_each_page(world: Any) -> None:
     notices = page.locator(".notices")
     expect(page.get_by_role("region", name="projections")).to_contain_text("up to date")
     expect(notices).to_have_text("")
+    lock = world.database.path.with_name("local.db-projector.lock")
+    with lock.open("r+b") as told:  # as a daemon does
+        told.seek(len(told.read().rstrip()))
+        told.write(f"\nWAITING_FOR_SPACE={time.time():.0f}".encode())
+    expect(notices).to_contain_text("The daemon has waited for disk space since")
     world.daemon.suspend()
     say(world.database, "S-1", *texts(1))
     expect(notices).to_contain_text("The daemon is suspended")

@@ -182,6 +182,8 @@ export function notices(status, error, connection) {
     found.push({ key: "none", tone: "warn", text: html`No daemon is running: what is shown is as of event ${count(position(status))}${
       status.newest > position(status) ? html` of ${count(status.newest)}` : ""}. Start one:`, command: `projector run -d ${database}` });
   else if (status.daemon.stopped) found.push({ key: "stopped", tone: "warn", text: "The daemon is suspended.", command: status.daemon.pid ? `kill -CONT ${status.daemon.pid}` : null });
+  else if (status.daemon.trouble)
+    found.push({ key: "trouble", tone: "warn", text: `The daemon has waited for ${LACKED[status.daemon.trouble.lacks] ?? "something"} since ${moment(status.daemon.trouble.since)}. See why:`, command: `projector doctor -d ${database}` });
   for (const one of status.projections ?? []) {
     const state = one.state?.state;
     if (!one.fits_log)
@@ -197,6 +199,9 @@ export function notices(status, error, connection) {
     found.push({ key: `held ${one.who}`, tone: "warn", text: shown(`Events are held back by ${one.who}.`), command: one.cure });
   return found;
 }
+
+/** @type {Record<string, string>} what a daemon may wait for */
+const LACKED = { lock: "a lock", space: "disk space", limit: "memory, a thread or a file descriptor", database: "the database" };
 
 /** @param {any} status */
 const position = (status) => status.projections?.find((/** @type {any} */ one) => one.name === "session_index")?.position ?? 0;
