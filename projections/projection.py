@@ -74,6 +74,9 @@ class Projection(Generic[View]):
     built_in: ClassVar[bool] = False
     """For projections of projector's own: one view for each session, and keys and rows that need
     not be checked after each event."""
+    followed: ClassVar[bool] = False
+    """For those of projector's own whose readers remember how far they have read: no row comes
+    into sight after one with a later event."""
     per_event: ClassVar[bool] = False
     """For those of projector's own that have a view for each event: no event is about a view that
     is there already."""

@@ -50,6 +50,7 @@ class SessionIndex(PerSession[Entry]):
     name = "session_index"
     version = 3
     built_in = True
+    followed = True
     table = Table(
         name="session_index",
         columns={

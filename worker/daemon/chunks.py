@@ -11,7 +11,7 @@ from session_projector.worker.daemon.batch import Part
 from session_projector.worker.folding.pacing import cost_of
 from session_projector.worker.storage.port import Change, Deferred, size_of
 
-CHUNKED_VIEWS: Final = 1000
+CHUNKED_VIEWS: Final = 256
 """The most views of a projection that such a batch touches, as its first transaction lists them."""
 
 
@@ -19,14 +19,18 @@ def split(parts: Sequence[Part], most_bytes: float) -> tuple[list[Part], list[Pa
     """What the next transaction writes of a batch, rows of about so many bytes by `cost_of` and at
     least one, and what is left for those after it.
 
-    The first transaction moves the checkpoints, and defers the views that are left.
+    The first transaction moves the checkpoints, writes all rows of a projection that is `followed`,
+    and defers the views that are left.
     """
     now: list[Part] = []
     left: list[Part] = []
-    for part in parts:
+    for part in sorted(parts, key=lambda part: not part.member.projection.followed):
         rows = part.change.rows
-        costs = [*takewhile(lambda cost: cost <= most_bytes, accumulate(map(cost_of, rows)))]
-        count = min(max(len(costs), not now), len(rows))
+        if part.member.projection.followed:
+            count = len(rows)
+        else:
+            costs = takewhile(lambda cost: cost <= most_bytes, accumulate(map(cost_of, rows)))
+            count = min(max(len([*costs]), not now), len(rows))
         most_bytes -= sum(map(cost_of, rows[:count]))
         if count == len(rows):
             now.append(part)
