@@ -131,6 +131,7 @@ def test_any_number_of_processes_finds_and_repairs_the_same(database: Database) 
     assert {one.row for one in alone[0]} == {"view", "quarantine", "checkpoint"}
 
 
+@pytest.mark.timeout(300)
 def test_several_processes_build_views_from_nothing(database: Database) -> None:
     database.insert_many(odd_log(random.Random(3)))
     copies = [database.copied() for _ in range(2)]
