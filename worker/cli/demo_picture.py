@@ -50,7 +50,8 @@ def screen() -> Iterator[None]:
 
 def draw(scene: Scene) -> None:
     """Draw a frame that fills the screen."""
-    lines = frame(scene, *shutil.get_terminal_size())
+    size = os.get_terminal_size()  # of now: COLUMNS and LINES stay when a window changes
+    lines = frame(scene, *(size if all(size) else shutil.get_terminal_size()))
     text = "\x1b[K\n".join(shown(printable(line)) for line in lines)
     _write(f"\x1b[H{text}\x1b[J")
 

@@ -151,7 +151,7 @@ def test_rows_under_names_that_no_projection_has_are_nobodys(folded: Database) -
 
     assert "projection drop" not in done.stderr
     (found,) = doctor(folded, "checkpoint")
-    assert "10 rows of checkpoint are no projection's" in found["found"]
+    assert "10 rows of checkpoint: no projection has such a name" in found["found"]
     fix(found)
     assert folded.sql("SELECT count(*) FROM checkpoint") == [(2,)]
 
