@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 from msgspec.structs import asdict
 
+from session_projector.projections import SEARCH
 from session_projector.worker.cli.commands import HELP, SETTINGS
-from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.cli.output import one_line, table, to_json
 from session_projector.worker.errors import CheckFailed, many
 from session_projector.worker.operations import projections
@@ -81,4 +82,7 @@ def projection_drop(
         if not yes:
             typer.confirm("Drop it?", abort=True)
         store.views.drop(name)
-    print("dropped" + ("; the next run rebuilds it" if listed.code_version else ""))
+    rebuilds = "; the next run rebuilds it" if listed.code_version else ""
+    if name == SEARCH.name:
+        rebuilds = "; search is off now, until `projector run --with search`"
+    print(pasteable(f"dropped{rebuilds}"))

@@ -131,13 +131,13 @@ def _chosen(
     """The projections, and how many of some processes are worth their start."""
     with storage.database(database).open() as store:
         found = registry.chosen(name, store)
+        if name is None:
+            catalog.warn_of_unknown(store, found)
         if session is not None:
             readers.require_known(store, session)
             found = [p for p in found if p.view_of("session:x") is not None]
             if not found:
                 raise UsageError(f"{name} has no view for each session", "leave out --session")
-        if name is None:
-            catalog.warn_of_unknown(store, found)
         return found, walkers.worth(jobs or walkers.cores(), store.log.newest())
 
 

@@ -10,6 +10,7 @@ from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
 from session_projector.worker.errors import Lack, ProjectorError, argument, many
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
+from session_projector.worker.operations.health import restart
 from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
 from session_projector.worker.storage.port import (
     Check,
@@ -270,11 +271,11 @@ def _dropped(one: ProjectionInfo) -> Check:
 def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
     """The finding for a projection that was installed after the daemon started, say."""
     said = f"{one.name} is installed here, and the daemon ({leader}) does not run it"
-    fix = "restart it where it runs"
-    if leader.local_pid:
-        end = linux.ending([leader.pid], seen=leader.seen)
-        fix = f"restart it: {end}, then `projector run`, unless systemd does that"
-    return Check("projections", "warn", said, fix)
+    return Check("projections", "warn", said, _restart(leader))
+
+
+def _restart(leader: Leader) -> str:
+    return f"restart it: {restart(leader)}, unless systemd does that"
 
 
 def _is_overdue(view: Deferred) -> bool:

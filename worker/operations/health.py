@@ -47,6 +47,14 @@ def check(database: Database) -> str:
         return "; ".join(_check(store, leader) for leader in leaders)
 
 
+def restart(leader: Leader, options: str = "") -> str:
+    """How to end a daemon and start one with some options in its place."""
+    end = "end it where it runs"
+    if leader.local_pid:
+        end = linux.ending([leader.pid], seen=leader.seen)
+    return f"{end}, then `projector run{options}`"
+
+
 def _check(store: Store, leader: Leader) -> str:
     for report in _reports(store, leader, "failed").values():
         hint = "see all projections: `projector status`"
