@@ -171,17 +171,19 @@ def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint
 
 
 def projections(database: Database) -> Iterator[Check]:
-    """Check for projections that failed, are being rebuilt or lost their code, and for views that
-    stay behind."""
+    """Check for projections that failed, are being rebuilt, lost their code or cannot be loaded,
+    and for views that stay behind."""
     leader = database.leadership().leader()
     alive, running = leader is not None, leader.running if leader else ()
     with database.open() as store:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
-        infos = listing(store)
-        wrong = [
+        infos, unusable = listing(store), registry.unusable(store)
+        wrong = [*map(_unusable, unusable)]
+        wrong += [
             _without_code(one, owns=store.views.owns(one.name))
             for one in infos
             if one.code_version is None and one.name not in running
+            if one.name not in {broken.name for broken in unusable}
         ]
         wrong += [
             _dropped(one)
@@ -255,6 +257,13 @@ def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
         f" {one.position:,}{rows} and {many(one.quarantined, 'event')} in quarantine"
     )
     return Check("projections", "warn", said, without_code(one.name))
+
+
+def _unusable(one: registry.Unusable) -> Check:
+    """The finding for an installed projection that cannot be loaded, or not be used."""
+    said = f"{one.why}: no daemon that starts runs it (package {one.package or 'unknown'})"
+    fix = f"{one.hint}; mend it or uninstall the package, then restart the daemon"
+    return Check("projections", "warn", said, fix)
 
 
 def _dropped(one: ProjectionInfo) -> Check:

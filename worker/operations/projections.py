@@ -71,7 +71,9 @@ def find(store: Store, name: str) -> ProjectionInfo:
 def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
     """Log which projections of the database have no code here."""
     known = {projection.name for projection in projections}
-    for name in store.checkpoints.all():
+    if unknown := [name for name in store.checkpoints.all() if name not in known]:
+        known |= {one.name for one in registry.unusable(store)}  # of which that is logged
+    for name in unknown:
         if name not in known:
             log.warning("projection_without_code", projection=name, hint=without_code(name))
 
