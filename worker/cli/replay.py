@@ -129,8 +129,10 @@ def _chosen(
     database: str, name: str | None, session: str | None, jobs: int | None
 ) -> tuple[list[Projection], int]:
     """The projections, and how many of some processes are worth their start."""
-    with storage.database(database).open() as store:
+    target = storage.database(database)
+    with target.open() as store:
         found = registry.chosen(name, store)
+        catalog.warn_of_outdated(target, found)
         if name is None:
             catalog.warn_of_unknown(store, found)
         if session is not None:

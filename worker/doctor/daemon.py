@@ -10,8 +10,13 @@ from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
 from session_projector.worker.errors import Lack, ProjectorError, argument, many
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
-from session_projector.worker.operations.health import restart
-from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
+from session_projector.worker.operations.health import restart_same
+from session_projector.worker.operations.projections import (
+    ProjectionInfo,
+    listing,
+    outdated,
+    without_code,
+)
 from session_projector.worker.storage.port import (
     Check,
     Checkpoint,
@@ -20,6 +25,7 @@ from session_projector.worker.storage.port import (
     Holder,
     Leader,
     Store,
+    together,
 )
 
 WATCH_S: Final = 2.0
@@ -173,11 +179,13 @@ def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint
 def projections(database: Database) -> Iterator[Check]:
     """Check for projections that failed, are being rebuilt, lost their code or cannot be loaded,
     and for views that stay behind."""
-    leader = database.leadership().leader()
+    leaders = database.leadership().leaders()
+    leader = together(leaders)
     alive, running = leader is not None, leader.running if leader else ()
     with database.open() as store:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
         infos, unusable = listing(store), registry.unusable(store)
+        installed = registry.known(store=store)
         wrong = [*map(_unusable, unusable)]
         wrong += [
             _without_code(one, owns=store.views.owns(one.name))
@@ -197,6 +205,7 @@ def projections(database: Database) -> Iterator[Check]:
         if leader and one.code_version is not None and not leader.runs(one.name)
         if one.name != SEARCH.name  # which is left out where an operator says so
     ]
+    wrong += [Check("projections", "warn", *told) for told in outdated(leaders, installed)]
     wrong += [
         _behind(key, view, alive=alive)
         for stored in checkpoints.values()
@@ -280,11 +289,7 @@ def _dropped(one: ProjectionInfo) -> Check:
 def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
     """The finding for a projection that was installed after the daemon started, say."""
     said = f"{one.name} is installed here, and the daemon ({leader}) does not run it"
-    return Check("projections", "warn", said, _restart(leader))
-
-
-def _restart(leader: Leader) -> str:
-    return f"restart it: {restart(leader)}, unless systemd does that"
+    return Check("projections", "warn", said, restart_same(leader))
 
 
 def _is_overdue(view: Deferred) -> bool:

@@ -55,6 +55,11 @@ def restart(leader: Leader, options: str = "") -> str:
     return f"{end}, then `projector run{options}`"
 
 
+def restart_same(leader: Leader) -> str:
+    """How to restart a daemon, which may run in a terminal or as a service."""
+    return f"restart it: {restart(leader)} (with the options it had), unless systemd does that"
+
+
 def _check(store: Store, leader: Leader) -> str:
     for report in _reports(store, leader, "failed").values():
         hint = "see all projections: `projector status`"
