@@ -1,5 +1,7 @@
 """`projector projection …`: begin one, list those of a database, or drop one."""
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +11,7 @@ from session_projector.projections import SEARCH
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.cli.output import one_line, table, to_json
-from session_projector.worker.errors import CheckFailed, many
+from session_projector.worker.errors import CheckFailed, many, pip_install, quoted
 from session_projector.worker.operations import projections
 from session_projector.worker.storage import open as storage
 
@@ -23,11 +25,15 @@ def projection_new(
     """Write a small package with a projection and its test into the folder NAME."""
     from session_projector.worker.cli import new_projection
 
+    target = storage.database(os.environ.get("PROJECTOR_DATABASE") or "local.db")
+    where = target.file.absolute() if target.file else target.name
     folder, spec = new_projection.write(name)
+    python = quoted(sys.executable)
     print(f"wrote {folder}/: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    print(f"test it, with pytest: `cd {folder} && python -m pytest`")
-    print(f"fold with it, there: `projector run --once --projection {spec}`")
-    print(f"install it, beside projector: `pip install ./{folder}`")
+    print(f"test it, with pytest: `(cd {folder} && {python} -m pytest)`")
+    run = f"projector run --once --projection {spec} -d {quoted(where)}"
+    print(f"fold with it: `(cd {folder} && {run})`")
+    print(f"install it, beside projector: {pip_install(f'./{folder}')}")
 
 
 @projection.command("list")
