@@ -8,6 +8,7 @@ import typer
 from msgspec.structs import asdict
 
 from session_projector.projections import SEARCH
+from session_projector.worker import linux
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.cli.output import one_line, table, to_json
@@ -69,9 +70,10 @@ def projection_drop(
         listed = projections.find(store, name)
         leader = target.leadership().leader()
         if leader and (name in leader.running or (listed.code_version and leader.runs(name))):
+            pid, hint = leader.local_pid, "stop the daemon first"
             raise CheckFailed(
                 f"a daemon ({leader}) runs {name} and would rebuild it at once",
-                "stop the daemon first",
+                f"{hint}: {linux.ending([pid], seen=leader.seen)}" if pid else hint,
             )
         if listed.version is None and listed.code_version:
             raise CheckFailed(f"{one_line(name)} never ran here: there is nothing to drop")

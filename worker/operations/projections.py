@@ -85,8 +85,8 @@ def warn_of_unknown(store: Store, projections: Iterable[Projection]) -> None:
 def outdated(
     leaders: Iterable[Leader], projections: Iterable[Projection]
 ) -> Iterator[tuple[str, str]]:
-    """The daemons of this machine that go on with the code that a projection which is not built in had
-    before its module was changed: what is wrong, and what to do."""
+    """The daemons of this machine that go on with the code that a projection (none that is built
+    in) had before its module was changed: what is wrong, and what to do."""
     for projection in projections:
         changed_s = 0.0 if projection.built_in else _changed_s(projection)
         for leader in leaders if changed_s else ():
