@@ -4,6 +4,7 @@ import os
 import pwd
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -83,6 +84,15 @@ def name(pid: int) -> str:
     with suppress(OSError):
         return (PROC / str(pid) / "comm").read_text(errors="replace").strip()
     return "?"
+
+
+def started_s(pid: int) -> float | None:
+    """When a process started, in Unix time; None if it has ended."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        uptime = float((PROC / "uptime").read_text().split()[0])
+        return time.time() - uptime + int(fields[19]) / os.sysconf("SC_CLK_TCK")  # see proc(5)
+    return None
 
 
 def is_stopped(pid: int) -> bool:

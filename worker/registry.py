@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from session_projector.projections import BUILT_IN, SEARCH
@@ -22,7 +23,18 @@ _NAME: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,199}")
 _INDEX: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*(, [A-Za-z_][A-Za-z0-9_]*)*")
 _KINDS: Final = {"TEXT", "INTEGER", "REAL", "BLOB"}
 
+_logged: Final = set["Unusable"]()
+
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+class Unusable(msgspec.Struct, frozen=True):
+    """An installed projection that cannot be used; `name` is that of its entry point."""
+
+    name: str
+    package: str | None
+    why: str
+    hint: str
 
 
 def known(
@@ -32,24 +44,31 @@ def known(
 
     Among the first is `search`, if that is asked for, or, where nothing is said of it, if it ran in
     the database of `store` before.
-    An installed projection that cannot be used is logged and left out, so that it does not stop the
-    others. A named one raises `UsageError`.
+    An installed projection that cannot be used is logged, once, and left out, so that it does not
+    stop the others. A named one raises `UsageError`.
     """
-    found = [*BUILT_IN]
-    if search or (search is None and store and searches(store)):
-        found.append(SEARCH)
+    found = _built_in(store, search)
     # Loaded first, so that an installed package of the same name does not shadow them.
     own = [_named(spec) for spec in named]
-    for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
-        try:
-            module, _, name = point.value.partition(" ")[0].partition(":")
-            _add(found, _load(module, name))
-        except UsageError as error:
-            package = point.dist.name if point.dist else None
-            log.error("projection_not_loaded", package=package, why=str(error), hint=error.hint)
+    for one in _add_installed(found):
+        if one not in _logged:
+            _logged.add(one)
+            log.error("projection_not_loaded", package=one.package, why=one.why, hint=one.hint)
     for projection in own:
         _add(found, projection)
     return found
+
+
+def unusable(store: Store) -> list[Unusable]:
+    """The installed projections that cannot be used in a database."""
+    return _add_installed(_built_in(store))
+
+
+def require_usable(name: str, store: Store) -> None:
+    """Raise `UsageError` for an installed projection that cannot be used."""
+    for one in unusable(store):
+        if one.name == name:
+            raise UsageError(one.why, one.hint)
 
 
 def searches(store: Store) -> bool:
@@ -71,11 +90,30 @@ def chosen(name: str | None, store: Store) -> list[Projection]:
     for projection in projections:
         if projection.name == name:
             return [projection]
+    require_usable(name, store)
     raise UsageError(
         f"there is no projection {name}",
         f"there are {', '.join(p.name for p in projections)}; give one that is not installed as"
         " module:Name",
     )
+
+
+def _built_in(store: Store | None, search: bool | None = None) -> list[Projection]:
+    is_searched = search or (search is None and store is not None and searches(store))
+    return [*BUILT_IN, SEARCH] if is_searched else [*BUILT_IN]
+
+
+def _add_installed(found: list[Projection]) -> list[Unusable]:
+    """Add the installed projections; returns those that cannot be used."""
+    unusable = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.value):
+        try:
+            module, _, name = point.value.partition(" ")[0].partition(":")
+            _add(found, _load(module, name))
+        except UsageError as error:
+            package = point.dist.name if point.dist else None
+            unusable.append(Unusable(point.name, package, str(error), error.hint))
+    return unusable
 
 
 def _named(spec: str) -> Any:

@@ -667,7 +667,7 @@ def test_dropping_what_is_not_there_or_in_use_is_refused(database: Database) -> 
         running.wait_for("started")
         database.created("A-1")
         running.wait_until_at(1)
-        assert "stop the daemon first" in refused(
+        assert f"stop the daemon first: `kill {running.process.pid}`" in refused(
             database, "projection", "drop", "sessions", "--yes", code=1
         )
 

@@ -864,6 +864,36 @@ def test_a_projection_that_was_installed_since_the_daemon_started_is_told(
     assert "does not run it" not in after.stdout
 
 
+def test_a_daemon_that_goes_on_with_code_that_was_changed_since_is_told(
+    folded: Database, tmp_path: Path
+) -> None:
+    module = tmp_path / "changing.py"
+    module.write_text("from support.extensions import PerProject\nclass Ours(PerProject): pass\n")
+    os.utime(module, (T0 / 1000, T0 / 1000))
+    package = tmp_path / "changing-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: changing\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[projector.projections]\nx = changing:Ours\n")
+    path = f"{tmp_path}:{extensions.TESTS}:{extensions.TESTS.parent}"
+    ours = {"env": {**os.environ, "PYTHONPATH": path}}
+    program = ["/usr/bin/env", f"PYTHONPATH={path}", *PROJECTOR]
+    of_it = ("--projection", "per_project", "-d", folded.path)
+    with daemon(folded.path, program=program) as running:
+        running.wait_for("caught_up", projection="per_project")
+        before = projector("verify", *of_it, **ours).stderr
+        healthy = projector("doctor", "-d", folded.path, **ours, check=None).stdout
+        os.utime(module)
+        found = projector("doctor", "-d", folded.path, **ours, check=None).stdout
+        logged = [projector(command, *of_it, **ours).stderr for command in ("verify", "replay")]
+
+    pid = running.process.pid
+    said = f"the daemon (process {pid}) started before the code of per_project was changed"
+    assert f"warn  projections   {said}" in found
+    assert f"restart it: `kill {pid}`, then `projector run -d {folded.path}`" in found
+    assert said not in before + healthy
+    assert all(said in one for one in logged)
+
+
 # Around it
 
 

@@ -92,11 +92,39 @@ def test_it_is_off_until_it_is_asked_for_and_goes_on_then(database: Database) ->
     projector("run", "--once", "-d", database.url)
     assert run(database, "word").stdout.count("**word**") == 2
 
-    projector("projection", "drop", "search", "--yes", "-d", database.url)
+    for command in ("verify", "replay"):
+        said = projector(command, "--session", "A-1", "-d", database.url)
+        assert said.stderr == ""
+    dropped = projector("projection", "drop", "search", "--yes", "-d", database.url)
+    assert f"search is off now, until `projector run --with search -d {database.named}`" in (
+        dropped.stdout
+    )
     projector("run", "--once", "-d", database.url)
     assert "switched off" in run(database, "word", code=1).stderr
     listed = projector("projection", "list", "--json", "-d", database.url).stdout
     assert [one["name"] for one in json.loads(listed)] == ["sessions", "session_index"]
+
+
+@pytest.mark.sqlite  # on a server one that runs with it leads it beside the other
+def test_beside_a_daemon_without_it_the_hint_ends_that_first(database: Database) -> None:
+    database.created("A-1", "one word")
+    options = ("--with", "search")
+    with daemon(database.url) as running:
+        running.wait_until_at(1)
+        off = run(database, "word", code=1).stderr
+        with daemon(database.url, options=options) as second:
+            assert "--with" in second.wait_for("standing_by")["hint"]
+        still_off = run(database, "word", code=1).stderr
+        projector("run", "--once", *options, "-d", database.url)
+        on = run(database, "word").stdout
+
+    end = f"`kill {running.process.pid}`, then `projector run --with search -d {database.named}`"
+    assert end in off
+    assert off == still_off
+    assert "**word**" in on
+    with daemon(database.url) as running:
+        running.wait_until_at(database.appended("A-1", "another word"))
+        assert len(places(database, "word")) == 2
 
 
 def test_both_at_once_are_refused(database: Database) -> None:

@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
-from support import PROJECTOR, Daemon, Database, daemon, fill, oracle, projector
+from support import PROJECTOR, Daemon, Database, daemon, fill, oracle, projector, shell
 from support.extensions import HOLD, PROGRAM, PerProject
 from support.folding import catch_up, checkpoint, opened, repair, run_once, target
 from support.served import HTTP, address, scraped
@@ -64,7 +64,7 @@ def waits(tailing: Daemon, pause_s: float = 0.005) -> None:
     time.sleep(pause_s)
 
 
-def once(database: Database, name: str, *, check: int = 0) -> str:
+def once(database: Database, name: str, *, check: int | None = 0) -> str:
     options = ("--projection", f"support.extensions:{name}", "-d", database.url)
     return projector("run", "--once", *options, check=check).stderr
 
@@ -171,6 +171,10 @@ def test_a_table_that_does_not_fit_is_left_as_it_is(
     assert "raise the version" in said
     assert per_project(database) == [("P", 1)]
     assert len(database.views()) == 2
+    *_, drop = re.findall("`(projector projection drop [^`]+)`", said)
+    assert shell(f"{drop} <<< y").returncode == 0
+    once(database, name, check=None)
+    assert database.sql("SELECT position FROM checkpoint WHERE name = 'per_project'") == [(2,)]
 
 
 def test_a_version_may_keep_its_views_in_another_table(database: Database) -> None:

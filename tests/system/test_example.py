@@ -188,8 +188,30 @@ def test_without_its_package_the_others_go_on_and_say_so(
     assert len(database.views()) == 1
     (installed.site / "projector_tokens.py").write_text("raise OSError('broken')")
     said = projector("run", "--once", "-d", database.path, env=installed.environment).stderr
-    assert "projection_not_loaded" in said
+    assert said.count("projection_not_loaded") == 1
     assert "projector-tokens" in said
+    assert "projection_without_code" not in said
+
+
+def test_one_that_cannot_be_loaded_is_told_with_the_reason(
+    database: Database, installed: Installed
+) -> None:
+    projector("run", "--once", "-d", database.path)
+    (installed.site / "projector_tokens.py").write_text("raise OSError('broken')")
+    options = ("-d", database.path)
+
+    looked = projector("doctor", *options, env=installed.environment)
+    for command in ("verify", "replay", "wait"):
+        named = ("--projection", "tokens_per_day", *options)
+        refused = projector(command, *named, env=installed.environment, check=2).stderr
+        assert "cannot be loaded: OSError: broken" in refused.splitlines()[-2]
+        assert "there is no projection" not in refused
+
+    (finding,) = [line for line in looked.stdout.splitlines() if "cannot be loaded" in line]
+    assert finding.startswith("warn  projections")
+    assert "OSError: broken" in finding
+    assert "(package projector-tokens)" in finding
+    assert looked.stderr.count("projection_not_loaded") == 1
 
 
 @pytest.mark.parametrize("value", ["my-mod:X", "projector_tokens:", "", "projector_tokens:_day"])

@@ -1,13 +1,12 @@
 """What `projector projection new` writes works as it stands; docs/projections.md begins with it."""
 
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from support import Database, projector
+from support import Database, projector, shell
 
 PAGE = Path(__file__).parents[2] / "docs" / "projections.md"
 
@@ -16,18 +15,19 @@ def test_it_folds_passes_its_test_and_is_announced(database: Database, tmp_path:
     database.created("A-1", "x")
     database.appended("A-1", "y")
 
-    said = projector("projection", "new", "per_day", cwd=tmp_path).stdout
+    said = projector(
+        "projection", "new", "per_day", cwd=tmp_path, more={"PROJECTOR_DATABASE": database.url}
+    ).stdout
 
     package, options = tmp_path / "per_day", ("--projection", "per_day:PerDay", "-d", database.path)
-    projector("run", "--once", *options, cwd=package)
-    projector("verify", *options, cwd=package)
+    test, fold, install = re.findall("`(.+)`", said)
+    done = shell(f"{test}\n{fold}", cwd=tmp_path)  # one after the other, in the same folder
+    assert "1 passed" in done.stdout, done
     assert database.sql("SELECT * FROM per_day") == [("2023-11-14", 2)]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tested = subprocess.run(command, cwd=package, capture_output=True, text=True)
-    assert "1 passed" in tested.stdout, tested.stdout + tested.stderr
+    assert install == f"{sys.executable} -m pip install ./per_day"
+    projector("verify", *options, cwd=package)
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     assert project["entry-points"] == {"projector.projections": {"per_day": "per_day:PerDay"}}
-    assert "--projection per_day:PerDay" in said
     assert "`per_day`" in (package / "README.md").read_text()
 
 

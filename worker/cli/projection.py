@@ -1,14 +1,18 @@
 """`projector projection …`: begin one, list those of a database, or drop one."""
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 from msgspec.structs import asdict
 
+from session_projector.projections import SEARCH
+from session_projector.worker import linux
 from session_projector.worker.cli.commands import HELP, SETTINGS
-from session_projector.worker.cli.options import Database, Json
+from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.cli.output import one_line, table, to_json
-from session_projector.worker.errors import CheckFailed, many
+from session_projector.worker.errors import CheckFailed, many, pip_install, quoted
 from session_projector.worker.operations import projections
 from session_projector.worker.storage import open as storage
 
@@ -22,11 +26,15 @@ def projection_new(
     """Write a small package with a projection and its test into the folder NAME."""
     from session_projector.worker.cli import new_projection
 
+    target = storage.database(os.environ.get("PROJECTOR_DATABASE") or "local.db")
+    where = target.file.absolute() if target.file else target.name
     folder, spec = new_projection.write(name)
+    python = quoted(sys.executable)
     print(f"wrote {folder}/: {', '.join(sorted(file.name for file in folder.iterdir()))}")
-    print(f"test it, with pytest: `cd {folder} && python -m pytest`")
-    print(f"fold with it, there: `projector run --once --projection {spec}`")
-    print(f"install it, beside projector: `pip install ./{folder}`")
+    print(f"test it, with pytest: `(cd {folder} && {python} -m pytest)`")
+    run = f"projector run --once --projection {spec} -d {quoted(where)}"
+    print(f"fold with it: `(cd {folder} && {run})`")
+    print(f"install it, beside projector: {pip_install(f'./{folder}')}")
 
 
 @projection.command("list")
@@ -62,9 +70,10 @@ def projection_drop(
         listed = projections.find(store, name)
         leader = target.leadership().leader()
         if leader and (name in leader.running or (listed.code_version and leader.runs(name))):
+            pid, hint = leader.local_pid, "stop the daemon first"
             raise CheckFailed(
                 f"a daemon ({leader}) runs {name} and would rebuild it at once",
-                "stop the daemon first",
+                f"{hint}: {linux.ending([pid], seen=leader.seen)}" if pid else hint,
             )
         if listed.version is None and listed.code_version:
             raise CheckFailed(f"{one_line(name)} never ran here: there is nothing to drop")
@@ -81,4 +90,7 @@ def projection_drop(
         if not yes:
             typer.confirm("Drop it?", abort=True)
         store.views.drop(name)
-    print("dropped" + ("; the next run rebuilds it" if listed.code_version else ""))
+    rebuilds = "; the next run rebuilds it" if listed.code_version else ""
+    if name == SEARCH.name:
+        rebuilds = "; search is off now, until `projector run --with search`"
+    print(pasteable(f"dropped{rebuilds}"))

@@ -129,15 +129,17 @@ def _chosen(
     database: str, name: str | None, session: str | None, jobs: int | None
 ) -> tuple[list[Projection], int]:
     """The projections, and how many of some processes are worth their start."""
-    with storage.database(database).open() as store:
+    target = storage.database(database)
+    with target.open() as store:
         found = registry.chosen(name, store)
+        catalog.warn_of_outdated(target, found)
+        if name is None:
+            catalog.warn_of_unknown(store, found)
         if session is not None:
             readers.require_known(store, session)
             found = [p for p in found if p.view_of("session:x") is not None]
             if not found:
                 raise UsageError(f"{name} has no view for each session", "leave out --session")
-        if name is None:
-            catalog.warn_of_unknown(store, found)
         return found, walkers.worth(jobs or walkers.cores(), store.log.newest())
 
 

@@ -11,9 +11,11 @@ from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json
 from session_projector.worker.clock import when
 from session_projector.worker.errors import many
+from session_projector.worker.operations.health import restart
 from session_projector.worker.sessions import search as searching
 from session_projector.worker.sessions import time_travel
 from session_projector.worker.storage import open as storage
+from session_projector.worker.storage.port import Database as Target
 
 
 def search(
@@ -36,14 +38,19 @@ def search(
 ) -> None:
     """Find messages by their words, newest first."""
     since_ms = time_travel.time_ms(since)
-    with storage.database(database).open() as store:
-        found = searching.search(
-            store,
-            " ".join(words),
-            project=project,
-            role=role,
-            since_ms=since_ms,
-        )
+    target = storage.database(database)
+    with target.open() as store:
+        try:
+            found = searching.search(
+                store,
+                " ".join(words),
+                project=project,
+                role=role,
+                since_ms=since_ms,
+            )
+        except searching.SearchOff as error:
+            error.hint = _switch_on(target)
+            raise
     if json:
         print(output.to_json(asdict(found) | {"results": [*map(_plain, found.results)]}))
         return
@@ -62,6 +69,18 @@ def search(
         events = many(found.behind, "event")
         said = f"not searched yet: {events}; `projector status` tells why"
         print(printable(said), file=sys.stderr)
+
+
+def _switch_on(target: Target) -> str:
+    """How to switch search on, where a daemon runs without it, too; on a server one with it works
+    beside that."""
+    leader = None if target.is_served else target.leadership().leader()
+    if leader is None:
+        return "switch it on: `projector run --with search`, and later `projector run` alone"
+    return (
+        f"switch it on: {restart(leader, ' --with search')}, and later `projector run` alone; or,"
+        " where systemd runs it, `projector run --once --with search` beside it, then restart it"
+    )
 
 
 def _plain(result: searching.Result) -> dict[str, object]:

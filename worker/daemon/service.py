@@ -182,7 +182,9 @@ class _Daemon:
             hint = f"no daemon that is seen from here; see who: {self._leadership.who_holds_it}"
             log.warning("lock_held", hint=hint)
         where = {"daemon_host": leader.host} if leader and leader.host else {}
-        log.info("standing_by", daemon_pid=leader.pid if leader else None, **where)
+        hint = "options of this one, such as --with, count only once it takes over"
+        pid = leader.pid if leader else None
+        log.info("standing_by", daemon_pid=pid, **where, hint=hint)
 
     async def _wait_out(self, error: DatabaseUnavailable) -> None:
         """A server may come back; a file that cannot be had at the start is told of."""

@@ -10,7 +10,13 @@ from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
 from session_projector.worker.errors import Lack, ProjectorError, argument, many
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
-from session_projector.worker.operations.projections import ProjectionInfo, listing, without_code
+from session_projector.worker.operations.health import restart_same
+from session_projector.worker.operations.projections import (
+    ProjectionInfo,
+    listing,
+    outdated,
+    without_code,
+)
 from session_projector.worker.storage.port import (
     Check,
     Checkpoint,
@@ -19,6 +25,7 @@ from session_projector.worker.storage.port import (
     Holder,
     Leader,
     Store,
+    together,
 )
 
 WATCH_S: Final = 2.0
@@ -170,17 +177,21 @@ def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint
 
 
 def projections(database: Database) -> Iterator[Check]:
-    """Check for projections that failed, are being rebuilt or lost their code, and for views that
-    stay behind."""
-    leader = database.leadership().leader()
+    """Check for projections that failed, are being rebuilt, lost their code or cannot be loaded,
+    and for views that stay behind."""
+    leaders = database.leadership().leaders()
+    leader = together(leaders)
     alive, running = leader is not None, leader.running if leader else ()
     with database.open() as store:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
-        infos = listing(store)
-        wrong = [
+        infos, unusable = listing(store), registry.unusable(store)
+        installed = registry.known(store=store)
+        wrong = [*map(_unusable, unusable)]
+        wrong += [
             _without_code(one, owns=store.views.owns(one.name))
             for one in infos
             if one.code_version is None and one.name not in running
+            if one.name not in {broken.name for broken in unusable}
         ]
         wrong += [
             _dropped(one)
@@ -194,6 +205,7 @@ def projections(database: Database) -> Iterator[Check]:
         if leader and one.code_version is not None and not leader.runs(one.name)
         if one.name != SEARCH.name  # which is left out where an operator says so
     ]
+    wrong += [Check("projections", "warn", *told) for told in outdated(leaders, installed)]
     wrong += [
         _behind(key, view, alive=alive)
         for stored in checkpoints.values()
@@ -256,6 +268,13 @@ def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
     return Check("projections", "warn", said, without_code(one.name))
 
 
+def _unusable(one: registry.Unusable) -> Check:
+    """The finding for an installed projection that cannot be loaded, or not be used."""
+    said = f"{one.why}: no daemon that starts runs it (package {one.package or 'unknown'})"
+    fix = f"{one.hint}; mend it or uninstall the package, then restart the daemon"
+    return Check("projections", "warn", said, fix)
+
+
 def _dropped(one: ProjectionInfo) -> Check:
     """The finding for a table that is gone, though its checkpoint says that it was filled."""
     said = (
@@ -270,11 +289,7 @@ def _dropped(one: ProjectionInfo) -> Check:
 def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
     """The finding for a projection that was installed after the daemon started, say."""
     said = f"{one.name} is installed here, and the daemon ({leader}) does not run it"
-    fix = "restart it where it runs"
-    if leader.local_pid:
-        end = linux.ending([leader.pid], seen=leader.seen)
-        fix = f"restart it: {end}, then `projector run`, unless systemd does that"
-    return Check("projections", "warn", said, fix)
+    return Check("projections", "warn", said, restart_same(leader))
 
 
 def _is_overdue(view: Deferred) -> bool:

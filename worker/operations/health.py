@@ -47,6 +47,19 @@ def check(database: Database) -> str:
         return "; ".join(_check(store, leader) for leader in leaders)
 
 
+def restart(leader: Leader, options: str = "") -> str:
+    """How to end a daemon and start one with some options in its place."""
+    end = "end it where it runs"
+    if leader.local_pid:
+        end = linux.ending([leader.pid], seen=leader.seen)
+    return f"{end}, then `projector run{options}`"
+
+
+def restart_same(leader: Leader) -> str:
+    """How to restart a daemon, which may run in a terminal or as a service."""
+    return f"restart it: {restart(leader)} (with the options it had), unless systemd does that"
+
+
 def _check(store: Store, leader: Leader) -> str:
     for report in _reports(store, leader, "failed").values():
         hint = "see all projections: `projector status`"

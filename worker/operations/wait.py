@@ -65,6 +65,7 @@ def require_known(store: Store, name: str) -> None:
     """Raise `UsageError` for a projection that never ran and is not known here either."""
     names = [*(p.name for p in registry.known()), *store.checkpoints.all()]
     if name not in names:
+        registry.require_usable(name, store)
         raise UsageError(
             f"there is no projection {name}", f"there are {', '.join(dict.fromkeys(names))}"
         )

@@ -74,6 +74,10 @@ class SearchUnavailable(CheckFailed):
     """Search is switched off in this database, or is being built."""
 
 
+class SearchOff(SearchUnavailable):
+    """Search is switched off in this database."""
+
+
 def search(
     store: Store,
     words: str,
@@ -122,9 +126,10 @@ def _require(store: Store) -> int:
     """How many events are not searched yet; raises `SearchUnavailable`."""
     stored = store.checkpoints.get(SEARCH.name)
     if stored is None or not registry.searches(store):
-        raise SearchUnavailable(
+        raise SearchOff(
             f"search is switched off in {store.name}",
-            "switch it on: `projector run --with search`, and later `projector run` alone",
+            "switch it on: end the daemon, where one is alive, and start `projector run --with"
+            " search`; later `projector run` alone",
         )
     if stored.version != SEARCH.version or SEARCH.name in store.checkpoints.reports():
         raise SearchUnavailable(

@@ -29,7 +29,7 @@ import msgspec
 from session_projector.projections.event import LogRow, beginning
 from session_projector.projections.fold import Rejected
 from session_projector.projections.projection import Projection, Table
-from session_projector.worker.errors import InterventionRequired, Lack
+from session_projector.worker.errors import InterventionRequired, Lack, argument
 
 ANY_POSITION: Final = 2**63 - 1
 """No event is above it."""
@@ -288,6 +288,21 @@ class Trouble(msgspec.Struct, frozen=True):
     def mark(self) -> str:
         """The same as a word, by which whoever looks at the leader finds it, see `marked`."""
         return f"WAITING_FOR_{self.lacks.upper()}={self.since // 1000}"
+
+
+def other_table(name: str, *, folded: bool) -> str:
+    """The cures for a table that does not fit its projection, least harm first; `folded`: what is
+    in it was folded there."""
+    cures = (
+        "raise the version where columns are added; where they change otherwise, also give the"
+        " table another name"
+    )
+    if folded:
+        cures += (
+            "; while you develop it, you may drop its rows instead, and the next run folds all of"
+            f" them again from the log: `projector projection drop {argument(name)}`"
+        )
+    return cures
 
 
 def marked(text: str) -> Trouble | None:

@@ -78,7 +78,7 @@ function Search() {
       <select aria-label="order" onChange=${chosen("order")}>${["newest", "best"].map((one) => html`<option value=${one} selected=${one === asked.order}>${one} first</option>`)}</select>
     </form>
     ${error && html`<${Failure} error=${error} />`}
-    ${isOff && !error && html`<div class="empty"><p>Search is off in this database. A daemon that runs with it fills its index:</p><${Command} text=${`projector run -d ${quoted(status.database)} --with search`} /></div>`}
+    ${isOff && !error && html`<div class="empty"><p>Search is off in this database. A daemon that runs with it fills its index; end one that runs without it first:</p><${Command} text=${`projector run -d ${quoted(status.database)} --with search`} /></div>`}
     ${!found && !error && !isOff && html`<p class="empty">${busy ? "Searching…" : "Search in what people and agents said, in all sessions. All words must be in one message."}</p>`}
     <p class="unseen" role="status">${found && !busy && `${found.results.length} results`}</p>
     ${found?.behind ? html`<p class="cut">${counted(found.behind, "newest event")} ${found.behind === 1 ? "is" : "are"} not searched yet.</p>` : null}

@@ -10,7 +10,7 @@ from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import InterventionRequired, LostRace, ProjectionFailed
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Among, Checkpoint, LoadedViews
+from session_projector.worker.storage.port import Among, Checkpoint, LoadedViews, other_table
 from session_projector.worker.storage.postgres import roles, tables
 from session_projector.worker.storage.postgres.checkpoints import PostgresCheckpoints, forget
 from session_projector.worker.storage.postgres.commit import Statement
@@ -256,8 +256,7 @@ class PostgresViews:
                 f" {error}"
                 if present
                 else f"the table {table.name} cannot be made: {error}",
-                "raise the version where columns are added; where they change otherwise, also give"
-                " the table another name",
+                other_table(name, folded=bool(present and row and row[1] == table.name)),
             ) from None
         if present and not projection.built_in:
             self._require_own(projection, known=row is not None)

@@ -9,7 +9,13 @@ from session_projector.projections.event import LogRow
 from session_projector.projections.projection import Projection, Table
 from session_projector.worker.errors import LostRace, ProjectionFailed, quoted
 from session_projector.worker.storage.limits import Limits
-from session_projector.worker.storage.port import Among, Checkpoint, LoadedViews, size_of
+from session_projector.worker.storage.port import (
+    Among,
+    Checkpoint,
+    LoadedViews,
+    other_table,
+    size_of,
+)
 from session_projector.worker.storage.sqlite import tables, words
 from session_projector.worker.storage.sqlite.checkpoints import FORGET_STATUS, SqliteCheckpoints
 from session_projector.worker.storage.sqlite.connection import EVENT_COLUMNS, Connection
@@ -258,8 +264,7 @@ class SqliteViews:
                 name,
                 f"the table {table.name} exists and does not fit version {projection.version}:"
                 f" {error}",
-                "raise the version where columns are added; where they change otherwise, also give"
-                " the table another name",
+                other_table(name, folded=bool(present and row and row[1] == table.name)),
             ) from None
         if present and not projection.built_in:
             self._require_own(projection, known=row is not None)
