@@ -81,6 +81,8 @@ def test_it_is_off_until_it_is_asked_for_and_goes_on_then(database: Database) ->
 
     projector("run", "--once", "--with", "search", "-d", database.url)
     assert "**word**" in run(database, "word").stdout
+    none = run(database, "absent")
+    assert (none.stdout, none.stderr) == ("", "no message matches\n")
 
     database.appended("A-1", "another word")
     left = projector("run", "--once", "--without", "search", "-d", database.url)
