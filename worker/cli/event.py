@@ -42,7 +42,7 @@ def event_check(
 
 @event.command("types")
 def event_types(database: Database = "local.db", json: Json = False) -> None:
-    """Count the newest 200,000 events by type, and say who folds them."""
+    """Count the newest 100,000 events by type, and say who folds them."""
     with storage.database(database).open() as store:
         found = types(store)
     if json:

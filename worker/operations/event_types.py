@@ -12,7 +12,7 @@ from session_projector.projections.projection import Projection
 from session_projector.worker import registry
 from session_projector.worker.storage.port import Store
 
-MOST_POSITIONS: Final = 200_000
+MOST_POSITIONS: Final = 100_000
 """So many positions of the log are looked at, the newest: a few seconds' work."""
 MOST_CHARACTERS: Final = 256 * 1024 * 1024
 """So much data is looked at, and some more."""
