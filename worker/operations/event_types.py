@@ -82,8 +82,9 @@ def meant(kind: str, projections: Iterable[Projection]) -> str | None:
 def _newest(store: Store, positions: int, characters: int) -> Iterator[list[LogRow]]:
     """The newest events, a few at a time and from the newest backwards."""
     newest = store.log.newest()
-    for until in range(newest, max(newest - positions, 0), -_AT_ONCE):
-        start = max(until - _AT_ONCE, 0) + 1
+    oldest = max(newest - positions, 0)
+    for until in range(newest, oldest, -_AT_ONCE):
+        start = max(until - _AT_ONCE, oldest) + 1
         while rows := store.log.page(start=start, until=until):
             yield rows
             characters -= sum(len(row.data) for row in rows if isinstance(row.data, str | bytes))
