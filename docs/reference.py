@@ -118,7 +118,7 @@ def _about(name: str, does: Callable[..., Any]) -> str:
 
 def _value(parameter: inspect.Parameter, kind: Any, info: Any) -> str:
     if info.metavar:
-        return str(info.metavar).strip("[]")
+        return str(info.metavar).removeprefix("[").replace("]", "")
     if not isinstance(info, OptionInfo):
         return parameter.name.upper()
     if get_origin(kind) is Literal:

@@ -114,19 +114,19 @@ def _from_json(text: str) -> bytes:
     try:
         value = read(text)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise Unfoldable(_NOT_JSON) from None
+        raise Unfoldable(NOT_JSON) from None
     try:
         encoded = msgspec.msgpack.encode(value)
     except OverflowError:
         encoded = b""
     if (not encoded or any(number in encoded for number in _INFINITE)) and _has_infinity(value):
-        raise Unfoldable(_NOT_JSON)
+        raise Unfoldable(NOT_JSON)
     if not encoded:
         raise Unfoldable("JSON with an integer beyond 64 bits, which MessagePack cannot hold")
     return encoded
 
 
-_NOT_JSON: Final = (
+NOT_JSON: Final = (
     "not JSON (RFC 8259: UTF-8, no byte-order mark, no NaN, no lone surrogate, no number beyond"
     " float64)"
 )

@@ -27,6 +27,8 @@ else:
 
 FAULT: Final = "a fault in the code of the projection: "
 """How the reason begins where an event is quarantined for no fault of its own."""
+NEVER_CREATED: Final = "for a session that was never created"
+"""How the reason ends where only an earlier `session_created` is missing."""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -154,7 +156,7 @@ class PerSession(Projection[View]):
                 raise Unfoldable("the session is there already: session_created came twice")
             return self.created(event, event.body)
         if view is None:
-            raise Unfoldable(f"{event.type} for a session that was never created")
+            raise Unfoldable(f"{event.type} {NEVER_CREATED}")
         return self.changed(view, event)
 
     def fold_all(self, view: Any, events: Sequence[Event]) -> Any:

@@ -494,6 +494,7 @@ def test_the_quarantine_by_reason_and_by_pages(database: Database, shown: Board)
     one = shown.api("quarantine/event?seq=6")
     assert (one["id"], one["key"], one["hex"], one["bytes"]) == ("odd <id>", "session:S", "c1", 1)
     assert one["fault"]
+    assert one["detail"] is None
     assert one["commands"]["dismiss"].startswith("projector quarantine dismiss 6 --note")
     assert shown.api("quarantine/event?seq=7", 404)["error"].startswith("there is no event 7")
     database.created("S")

@@ -15,8 +15,10 @@ from typing import Any
 import msgpack
 import pytest
 from support import PROJECTOR, T0, Database, daemon, event, projector, shell
+from support.folding import examine, target
 
 from session_projector.projections.session_index import SessionIndex
+from session_projector.worker.operations.event_types import types
 
 
 def run(database: Database, *arguments: str, **options: Any) -> str:
@@ -46,6 +48,39 @@ def test_queue_append_and_status_without_waiting_for_a_fold(database: Database) 
     assert [message["content"] for message in view["messages"]] == ["Fix it", "Fixed"]
     assert (view["project"], view["status"]) == ("web", "review")
     assert run(database, "session", "status", "web-1") == "review\n"
+
+
+def test_queue_takes_the_id_of_a_session_that_is_not_there_yet(database: Database) -> None:
+    database.appended("mine", "too early")
+    said = '[{"role": "user", "content": "Go on"}]'
+    advised = refused(database, "session", "append", "mine", "-m", said, code=1)
+    assert "`projector session queue --session mine -p PROJECT MESSAGE -d" in advised
+
+    queue = ("session", "queue", "--session", "mine", "-p", "P", "Fix it")
+    assert run(database, *queue, "--id", "q") == run(database, *queue, "--id", "q") == "mine\n"
+
+    assert "session mine is there already" in refused(database, *queue, code=1)
+    refused(database, "session", "queue", "--session", "other", *queue[4:], "--id", "q", code=2)
+    refused(database, "session", "queue", "--session", "", *queue[4:], code=2)
+    fold(database)
+    assert database.contents("mine") == ["Fix it"]
+    assert len(database.log()) == 2
+
+
+def test_a_message_that_is_wrong_is_counted_from_1(database: Database) -> None:
+    database.created("A-1")
+    said = '[{"role": "user", "content": "x"}, {"content": "x"}]'
+
+    wrong = refused(database, "session", "append", "A-1", "-m", said, code=2)
+
+    assert "message 2 has no role" in wrong
+
+
+def test_a_list_without_sessions_says_so(database: Database) -> None:
+    done = projector("session", "list", "-d", database.url)
+
+    assert (done.stdout, done.stderr) == ("", "no session matches\n")
+    assert run(database, "session", "list", "--json") == "[]\n"
 
 
 def test_append_reads_standard_input_and_stop_sets_ready(database: Database) -> None:
@@ -274,8 +309,9 @@ def test_quarantine_list_says_which_and_why(database: Database) -> None:
         (event("session_created", {"project": "A"}, sessionId="A-1"), 1, "came twice"),
         (event("session_append", {"messages": []}, sessionId="A-1"), 1, "messages is empty"),
         (event("task_created", {}), 0, "would be skipped"),
+        (event("session-apend", {}), 1, "did you mean session_append?"),
         ("", 1, "not JSON"),
-        ("[1", 1, "not JSON"),
+        ("[1", 1, "line 1, column 3: it ends before the event does, near: [1"),
         (b"\x81", 1, "not MessagePack"),
         (b"\xff", 1, "not a map"),
     ],
@@ -294,6 +330,49 @@ def test_event_check_says_whether_and_why_not(
         projector("event", "check", file, "-d", database.url, check=code),
     ):
         assert words in done.stdout + done.stderr
+
+
+def test_event_check_prints_json(database: Database) -> None:
+    said = projector("event", "check", "--json", "-d", database.url, stdin="{oops", check=1).stdout
+
+    found = json.loads(said)
+    assert found["session_id"] is found["did_you_mean"] is None
+    assert "not JSON" in found["projections"]["sessions"]
+    assert found["detail"] == "line 1, column 2: object keys must be strings, near: {oops"
+
+
+def test_event_types_tells_who_folds_them_and_what_was_meant(database: Database) -> None:
+    assert projector("event", "types", "-d", database.url).stderr == "there is no event yet\n"
+    for kind in ("session_apend", "task_created", "session_apend"):
+        database.insert("A-1", event(kind, {}))
+    database.created("A-1")
+
+    said = projector("event", "types", "-d", database.url)
+    found = json.loads(projector("event", "types", "--json", "-d", database.url).stdout)
+
+    assert "none, skipped: did you mean session_append?" in said.stdout
+    assert said.stderr == ""
+    assert (found["events"], found["looked_at"]) == (4, 4)
+    assert [tuple(one.values()) for one in found["types"]] == [
+        ("session_apend", 2, 1, 3, [], "session_append"),
+        ("session_created", 1, 4, 4, ["sessions", "session_index"], None),
+        ("task_created", 1, 2, 2, [], None),
+    ]
+    warned = [one for one in examine(database.url) if one.check == "event types"]
+    assert [(one.level, "did you mean session_append?" in one.found) for one in warned] == [
+        ("warn", True)
+    ]
+
+
+def test_event_types_looks_at_the_newest_events_only(database: Database) -> None:
+    for _ in range(101):
+        database.appended("A-1", "x")
+    with target(database.url).open() as store:
+        few = types(store, positions=3)
+        little = types(store, characters=1)
+
+    assert (few.events, few.looked_at, few.types[0].first) == (101, 3, 99)
+    assert (little.looked_at, little.types[0].first) == (100, 2)
 
 
 def test_event_check_works_without_a_database(tmp_path: Path) -> None:

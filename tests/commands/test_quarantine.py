@@ -46,6 +46,21 @@ def test_show_says_how_much_is_left_over(database: Database) -> None:
 
 
 @pytest.mark.once
+def test_show_says_more_closely_what_is_wrong_with_the_encoding(database: Database) -> None:
+    text = '{"type": "session_append",\n "data": {},}'
+    database.insert("A-1", text.replace(",}", "}").encode())
+    database.insert("A-1", text)
+    projector("run", "--once", "-d", database.url, check=1)
+
+    shown = [projector("quarantine", "show", seq, "-d", database.url).stdout for seq in "12"]
+    refused = projector("quarantine", "resubmit", "2", "-d", database.url, check=1).stderr
+
+    assert "in detail: these bytes are JSON: bind it as TEXT" in shown[0]
+    assert "in detail: line 2, column 13: trailing comma in object, near: " in shown[1]
+    assert "line 2, column 13: trailing comma" in refused
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(
     "data",
     [
@@ -86,6 +101,45 @@ def test_resubmit_takes_a_mended_event(quarantined: Database) -> None:
     projector("run", "--once", "-d", quarantined.url)
 
     assert quarantined.contents("A-1") == ["mended", "mended"]
+
+
+def test_an_event_of_a_session_that_was_never_created_says_how_to_create_it(
+    database: Database,
+) -> None:
+    database.appended("mine", "early")
+    projector("run", "--once", "-d", database.url, check=1)
+    command = ["quarantine", "resubmit", "1", "-d", database.url]
+
+    advised = projector(*command, check=1).stderr
+    projector("session", "queue", "--session", "mine", "-p", "P", "first", "-d", database.url)
+    projector(*command)
+
+    assert "`projector session queue --session mine -p PROJECT MESSAGE -d" in advised
+    assert "then `projector quarantine resubmit 1 -d" in advised
+    projector("run", "--once", "-d", database.url)
+    assert database.contents("mine") == ["first", "early"]
+
+
+def test_the_session_id_of_the_fixed_event_moves_it_to_another_session(database: Database) -> None:
+    database.created("right")
+    database.appended("wrong", "x")
+    projector("run", "--once", "-d", database.url)
+    fixed = event("session_append", {"messages": [{"content": "x"}]}, sessionId="right")
+
+    projector("quarantine", "resubmit", "2", "-m", json.dumps(fixed), "-d", database.url)
+
+    projector("run", "--once", "-d", database.url)
+    assert database.contents("right") == ["x"]
+
+
+def test_a_mended_event_of_nearly_our_type_says_what_was_meant(quarantined: Database) -> None:
+    typo = json.dumps(event("session_apend", {"messages": [{"content": "x"}]}))
+
+    refused = projector(
+        "quarantine", "resubmit", "1", "-m", typo, "-d", quarantined.url, check=1
+    ).stderr
+
+    assert "did you mean session_append?" in refused
 
 
 def test_resubmit_refuses_what_would_not_fold_and_writes_nothing(quarantined: Database) -> None:
@@ -151,6 +205,14 @@ def test_the_list_is_of_what_is_asked_for(many: Database) -> None:
         "is no time"
         in projector("quarantine", "list", "--since", "3", "-d", many.url, check=2).stderr
     )
+
+
+def test_an_event_has_one_line_where_all_projections_say_the_same(many: Database) -> None:
+    table = projector("quarantine", "list", "-d", many.url).stdout.splitlines()
+    summary = projector("quarantine", "list", "--summary", "-d", many.url).stdout.splitlines()
+
+    assert (len(table), len(summary)) == (1 + 6, 1 + 3)
+    assert all("session_index, sessions" in line for line in [*table[1:], *summary[1:]])
 
 
 def test_a_summary_has_a_line_for_each_reason(many: Database) -> None:

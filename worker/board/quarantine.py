@@ -8,6 +8,7 @@ import msgspec
 from starlette.requests import Request
 
 from session_projector.projections.event import LogRow, beginning
+from session_projector.projections.explain import detail
 from session_projector.projections.fold import read
 from session_projector.worker import registry
 from session_projector.worker.board import query
@@ -122,6 +123,7 @@ def event(store: Store, request: Request) -> dict[str, Any]:
         "event": _bounded(decoded),
         "text": _text(row, decoded, found.fault),
         "fault": found.fault,
+        "detail": found.detail,
         "hex": data[:HEX_BYTES].hex() if isinstance(data, bytes) else "",
         "bytes": len(data) if isinstance(data, bytes) else 0,
         "commands": {
@@ -140,7 +142,13 @@ def check(store: Store, asked: Check) -> dict[str, Any]:
         data = event_check.as_data(_given(asked.event) or b"")
         key = event_check.stated_key(data)
         row = LogRow(0, "checked", row.key if key is None else key, data, now_ms())
-    return {"verdicts": event_check.verdicts(store, row, registry.known())}
+    more = detail(row.data)
+    verdicts = event_check.verdicts(store, row, registry.known())
+    return {
+        "verdicts": {
+            name: f"{why}; {more}" if why and more else why for name, why in verdicts.items()
+        }
+    }
 
 
 def resubmit(store: Store, asked: Resubmit) -> dict[str, Any]:

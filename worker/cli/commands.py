@@ -32,7 +32,7 @@ SECTIONS: Final = {
     "Sessions and events": {
         "session": "Read sessions and write events about them.",
         "search": "Find messages by their words, newest first.",
-        "event": "Check an event before it is written.",
+        "event": "Check an event before it is written, or count the written ones by type.",
         "import": "Import the sessions that Claude Code or Codex keeps.",
     },
     "In the browser": {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from msgspec.structs import asdict
@@ -78,7 +78,9 @@ def quarantine_list(
     summary: Annotated[
         bool, typer.Option("--summary", help="How many, by reason, with an example of each.")
     ] = False,
-    json: Json = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, an object for each projection of an event.")
+    ] = False,
 ) -> None:
     """List the events that could not be folded, and why."""
     since_ms = time_travel.time_ms(since)
@@ -95,7 +97,17 @@ def quarantine_list(
         headers = ("seq", "projection", "id", "key", "reason", "dismissed")
         if summary:
             headers = ("projection", "events", "dismissed", "first", "last", "reason")
-        print(output.table(headers, [[row[h] for h in headers] for row in found]))
+        print(output.table(headers, [[row[h] for h in headers] for row in _joined(found)]))
+
+
+def _joined(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of which only the projection differs as one."""
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        same = repr({name: value for name, value in row.items() if name != "projection"})
+        one = found.setdefault(same, {**row, "projection": []})
+        one["projection"].append(row["projection"])
+    return [{**row, "projection": ", ".join(row["projection"])} for row in found.values()]
 
 
 def _chosen(
@@ -139,6 +151,8 @@ def quarantine_show(seq: Seq, database: Database = "local.db", json: Json = Fals
         return
     for name, reason in shown.reasons.items():
         print(f"{name}: {output.one_line(reason)}")
+    if shown.detail is not None:
+        print(f"in detail: {output.one_line(shown.detail)}")
     if shown.note is not None:
         print(f"dismissed: {output.one_line(shown.note)}")
     print(f"\nseq         {row.seq}")

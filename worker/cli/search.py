@@ -59,7 +59,10 @@ def search(
         (one.session, one.n, one.role, when(one.time), "".join(map(_marked, one.snippet)))
         for one in found.results
     ]
-    print(output.table(headers, rows))
+    if rows:
+        print(output.table(headers, rows))
+    elif not found.partly:
+        print("no message matches", file=sys.stderr)
     if found.more:
         print(f"… the newest {len(rows)}; add a word to see fewer")
     if found.partly:

@@ -1,5 +1,6 @@
 """`projector session …`, in the verbs that Kanbatte's users know."""
 
+import sys
 from typing import Annotated, Final, Literal
 
 import typer
@@ -51,7 +52,8 @@ EventId = Annotated[
     typer.Option(
         "--id",
         metavar="TEXT",
-        help="The event's id, of your choice: the same command again finds it and writes nothing.",
+        help="The event's id (not the session's), of your choice: the same command again finds it"
+        " and writes nothing.",
         callback=_utf8,
     ),
 ]
@@ -69,6 +71,15 @@ def session_queue(
     project: Annotated[
         str, typer.Option("-p", "--project", help="The project's name.", callback=_utf8)
     ],
+    session_id: Annotated[
+        str | None,
+        typer.Option(
+            "--session",
+            metavar="ID",
+            help="The session's id; without it, the project's name and its next free number.",
+            callback=_utf8,
+        ),
+    ] = None,
     event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
@@ -76,8 +87,8 @@ def session_queue(
     """Start a session with its first message; print its id."""
     target = storage.database(database)
     with target.open(writable=True) as store:
-        session_id, seq = write.queue(store, project, message, event_id)
-        print(printable(session_id), flush=True)
+        started, seq = write.queue(store, project, message, event_id, session_id)
+        print(printable(started), flush=True)
         _wait(target, store, seq, wait)
 
 
@@ -149,6 +160,9 @@ def session_list(
         found = list(read.sessions(store, project=project, statuses=wanted))
     if json or form == "json":
         print(output.to_json([*map(asdict, found)]))
+        return
+    if not found:
+        print("no session matches", file=sys.stderr)
         return
     headers = ("id", "project", "status", "messages", "updated", "title")
     rows = [

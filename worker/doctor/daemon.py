@@ -10,6 +10,7 @@ from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
 from session_projector.worker.errors import Lack, ProjectorError, argument, many
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
+from session_projector.worker.operations import event_types
 from session_projector.worker.operations.health import restart_same
 from session_projector.worker.operations.projections import (
     ProjectionInfo,
@@ -30,6 +31,9 @@ from session_projector.worker.storage.port import (
 
 WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
+NEWEST: Final = 10_000
+NEWEST_CHARACTERS: Final = 16 * 1024 * 1024
+"""How many of the newest events are looked at for their types, and how much data."""
 OVERDUE_S: Final = LONGEST_DELAY_S + 120
 """Since when a view has been deferred that the daemon should have written by now."""
 
@@ -248,6 +252,25 @@ def quarantine(database: Database) -> Iterator[Check]:
         yield Check("quarantine", "warn", said, fix)
     else:
         yield Check("quarantine", "ok", "nothing that nobody has dismissed")
+
+
+def types(database: Database) -> Iterator[Check]:
+    """Check the newest events for types that are nearly ones of ours: those are skipped."""
+    with database.open() as store:
+        found = event_types.types(store, positions=NEWEST, characters=NEWEST_CHARACTERS)
+    for one in found.types:
+        if one.did_you_mean:
+            said = (
+                f"{many(one.events, 'event')} of type {one.type} (the last is {one.last}): no"
+                f" projection here folds that; did you mean {one.did_you_mean}?"
+            )
+            fix = "correct the writer; see all types: `projector event types`"
+            yield Check("event types", "warn", said, fix)
+    if not any(one.did_you_mean for one in found.types):
+        said = (
+            f"none of the newest {many(found.looked_at, 'event')} is of a type that is nearly ours"
+        )
+        yield Check("event types", "ok", said)
 
 
 def search(database: Database) -> Iterator[Check]:

@@ -32,6 +32,7 @@ def _checks(database: Database) -> Iterator[Check]:
             inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
         inside["projections"] = lambda: daemon.projections(database)
         inside["quarantine"] = lambda: daemon.quarantine(database)
+        inside["event types"] = lambda: daemon.types(database)
         inside["search"] = lambda: daemon.search(database)
         if not told:
             inside["daemon"] = lambda: daemon.daemon(database)

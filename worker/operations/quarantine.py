@@ -10,6 +10,7 @@ import msgspec
 
 from session_projector.projections.decode import created_ms
 from session_projector.projections.event import LogRow, Unfoldable, keys_of, session_of
+from session_projector.projections.explain import detail
 from session_projector.projections.fold import key_of, read
 from session_projector.projections.messagepack import decode_partly
 from session_projector.worker import registry
@@ -17,6 +18,7 @@ from session_projector.worker.clock import now_ms
 from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.operations import event_check
 from session_projector.worker.operations.event_check import as_data, stated_key
+from session_projector.worker.sessions.write import creating
 from session_projector.worker.storage.port import QuarantineEntry, Store
 
 _AGAIN: Final = "resubmitted as seq "
@@ -75,12 +77,14 @@ def _fitting(store: Store, entries: list[QuarantineEntry], wanted: Wanted) -> li
 class QuarantinedEvent(msgspec.Struct, frozen=True):
     """A quarantined event: its row, what decodes of it, and by projection the reasons.
 
-    `fault` says why decoding stopped; `note` is that of a dismissal.
+    `fault` says why decoding stopped, `detail` what is wrong with how it is encoded; `note` is that
+    of a dismissal.
     """
 
     row: LogRow
     decoded: Any
     fault: str | None
+    detail: str | None
     reasons: dict[str, str]
     note: str | None
 
@@ -111,7 +115,7 @@ def show(store: Store, seq: int) -> QuarantinedEvent:
     row, entries = _row(store, seq), require_quarantined(store, seq)
     decoded, fault = decode_partly(row.data) if isinstance(row.data, bytes) else (None, None)
     reasons = {entry.projection: entry.reason for entry in entries}
-    return QuarantinedEvent(row, decoded, fault, reasons, entries[0].dismissed)
+    return QuarantinedEvent(row, decoded, fault, detail(row.data), reasons, entries[0].dismissed)
 
 
 def resubmit(store: Store, seq: int, fixed: bytes | None) -> int:
@@ -181,7 +185,9 @@ def _require_foldable(store: Store, old: LogRow, projections: list[str], new: Lo
             "fix the code, raise its version and restart the daemon, or run `projector replay`",
         )
     hint = "nothing was written; give the whole event, fixed: -m EVENT, or -m - for stdin"
+    create = creating(session_of(str(new.key)))
+    create = f"nothing was written; {create}, then `projector quarantine resubmit {old.seq}`"
     found = event_check.verdicts(store, new, known)
-    event_check.require_foldable(found, hint)
+    event_check.require_foldable(found, detail(new.data), hint, create)
     if not found:
-        raise CheckFailed(f"would be skipped: {event_check.NO_PROJECTION}", hint)
+        raise CheckFailed(event_check.skipped(event_check.nearly(new, known)), hint)

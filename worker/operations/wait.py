@@ -116,10 +116,14 @@ def _too_late(
         if at < seq
     ]
     leader, newest = database.leadership().leader(), store.log.newest()
-    ahead = f"; the newest event is {newest}" if newest < seq else ""
+    if newest < seq:
+        raise CheckFailed(
+            f"there is no event {seq} in {store.name} yet, after {timeout_s:g} s: the newest is"
+            f" {newest}",
+            "wait for that one: `projector wait`",
+        )
     alive = f"a daemon is alive, {leader}" if leader else "no daemon is alive"
     return CheckFailed(
-        f"position {seq} was not reached within {timeout_s:g} s: {', '.join(behind)}{ahead};"
-        f" {alive}",
+        f"position {seq} was not reached within {timeout_s:g} s: {', '.join(behind)}; {alive}",
         "see why: `projector doctor`" if leader else "start one: `projector run`",
     )

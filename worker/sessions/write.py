@@ -10,7 +10,7 @@ import msgspec
 from session_projector.projections.decode import decode
 from session_projector.projections.event import PREFIX, LogRow, Unfoldable, keys_of, session_of
 from session_projector.worker.clock import now_ms
-from session_projector.worker.errors import CheckFailed, UsageError
+from session_projector.worker.errors import CheckFailed, UsageError, argument, quoted
 from session_projector.worker.sessions.timeline import exists
 from session_projector.worker.storage.port import Store
 
@@ -19,10 +19,17 @@ from session_projector.worker.storage.port import Store
 # (`created_at` counts), as it would be another each time.
 
 
-def queue(store: Store, project: str, message: str, event_id: str | None = None) -> tuple[str, int]:
+def queue(
+    store: Store,
+    project: str,
+    message: str,
+    event_id: str | None = None,
+    session_id: str | None = None,
+) -> tuple[str, int]:
     """Start a session with its first message; returns its id and the position of the event.
 
-    The session's id is the project's name and its next free number.
+    Without a `session_id` it is the project's name and its next free number; raises `CheckFailed`
+    if a session has the one that is given.
     """
     if not project or not project.isprintable():
         raise UsageError(
@@ -31,17 +38,22 @@ def queue(store: Store, project: str, message: str, event_id: str | None = None)
     # Read outside the write lock: only the number to start trying from.
     guess = store.log.highest_number(f"{project}-") + 1
     with store.transaction():
-        numbers = itertools.count(guess)
-        session_id = next(
-            f"{project}-{n}" for n in numbers if not store.log.present(keys_of(f"{project}-{n}"))
-        )
+        known = None if event_id is None else store.log.position_of(event_id)
+        if session_id is None:
+            numbers = (f"{project}-{n}" for n in itertools.count(guess))
+            session_id = next(name for name in numbers if not store.log.present(keys_of(name)))
+            if known and (event := store.log.event(known)):
+                session_id = session_of(str(event.key))
+        elif not known and exists(store, session_id):
+            raise CheckFailed(
+                f"session {session_id} is there already in {store.name}",
+                f"add to it: `projector session append -m MESSAGES {argument(session_id)}`",
+            )
         first: dict[str, Any] = {"role": "user", "content": message}
         data: dict[str, Any] = {"project": project, "messages": [first], "status": "ready"}
         if event_id is None:
             now = now_ms()
             first["timestamp"] = data["createdAt"] = now
-        elif (known := store.log.position_of(event_id)) and (event := store.log.event(known)):
-            session_id = session_of(str(event.key))
         seq = _append(store, session_id, "session_created", data, event_id)
     return session_id, seq
 
@@ -119,7 +131,7 @@ def _parse_messages(data: bytes) -> list[Any]:
         raise UsageError(f"the messages are not {wanted}: {error}") from None
     if not isinstance(messages, list) or not messages:
         raise UsageError(f"the messages are not {wanted}")
-    for number, message in enumerate(messages):
+    for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise UsageError(f"message {number} has no role", f"give {wanted}")
         if message.get("content") is None:
@@ -133,5 +145,11 @@ def _require_session(store: Store, session_id: str) -> None:
     if not session_id or not exists(store, session_id):
         raise CheckFailed(
             f"there is no session {session_id} in {store.name}",
-            "queue one with `projector session queue -p PROJECT MESSAGE`",
+            creating(session_id),
         )
+
+
+def creating(session_id: str) -> str:
+    """The hint to create a session of this id."""
+    named = f" --session {quoted(session_id)}" if session_id else ""
+    return f"create it first: `projector session queue{named} -p PROJECT MESSAGE`"

@@ -282,7 +282,7 @@ function Columns({ filters, totals, more, database }) {
   const { counts } = totals;
   const isFiltered = Boolean(filters.project || filters.q || filters.waiting || filters.status.length || filters.not.length);
   if (!known.size && !isFiltered) {
-    const command = `projector session queue -d ${quoted(database ?? "local.db")} -p web -m '[{"role": "user", "content": "Fix the login form"}]'`;
+    const command = `projector session queue -d ${quoted(database ?? "local.db")} -p web 'Fix the login form'`;
     return html`<div class="empty"><p>No session yet. A writer begins one with an INSERT into event_log, or this does:</p><${Command} text=${command} /></div>`;
   }
   if (!known.size)

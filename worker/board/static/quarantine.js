@@ -186,6 +186,7 @@ function OneEvent({ seq }) {
   return html`<h1>Event ${count(value.seq)}</h1>
     <section class="panel" aria-label="why"><h2>Why it is quarantined</h2>
       <dl class="pairs">${Object.entries(value.reasons).map(([name, why]) => html`<div><dt>${shown(name)}</dt><dd>${shown(String(why))}</dd></div>`)}
+      ${value.detail !== null && html`<div><dt>in detail</dt><dd>${shown(value.detail)}</dd></div>`}
       ${value.note !== null && html`<div><dt>dismissed</dt><dd>${shown(value.note)}</dd></div>`}</dl></section>
     <section class="panel" aria-label="event"><h2>What is in it</h2>
       <dl class="pairs"><div><dt>id</dt><dd>${shown(text(value.id))}</dd></div><div><dt>key</dt><dd>${session ? html`<a href=${`/session/history${query({ id: session })}`}>${shown(text(value.key))}</a>` : shown(text(value.key))}</dd></div>
