@@ -71,7 +71,7 @@ test("the shapes of messages that programs write", () => {
   assert.deepEqual(kinds({ role: "tool", tool_call_id: "1", content: "out" }), ["result"]);
   assert.deepEqual(kinds({ type: "function_call", name: "shell", arguments: "{}" }), ["call"]);
   assert.deepEqual(kinds({ type: "function_call_output", output: "x" }), ["result"]);
-  const patch = { type: "custom_tool_call", name: "apply_patch", input: "*** Begin\n+a", call_id: "1", status: null };
+  const patch = { type: "custom_tool_call", name: "apply_patch", input: "*** Begin\n+a", call_id: "1", status: "completed" };
   assert.deepEqual([parts(patch), rest(patch), role(patch)], [[{ kind: "call", name: "apply_patch", input: patch.input }], null, "assistant"]);
   const done = { type: "custom_tool_call_output", call_id: "1", output: '{"output":"Success","metadata":{"exit_code":0}}' };
   assert.deepEqual([parts(done), role(done)], [[{ kind: "result", error: false, parts: [{ kind: "text", text: { text: "Success", cut: null } }] }], "tool"]);

@@ -57,7 +57,7 @@ def session(database: Database) -> Database:
 
 
 def test_the_beginning_of_an_id_is_enough_where_no_other_has_it(database: Database) -> None:
-    for session_id in ("0199aaaa-1", "0199aaab-1", "0199", "0299bbbb-1"):
+    for session_id in ("0199aaaa-1", "0199aaab-1", "0199", "0299bbbb-1", "0299bbbb-1.agent-7"):
         database.created(session_id, f"in {session_id}")
     anyio.run(run_once, database.url)
 

@@ -96,10 +96,11 @@ def not_ours(store: Store, session_id: str) -> InterventionRequired:
 
 def resolved(store: Store, given: str) -> str:
     """The id of the session that is meant: the one that is given, or the only one in the index that
-    begins with it; raises `CheckFailed` if several do."""
+    begins with it, but for its subagents (`ID.…`); raises `CheckFailed` if several do."""
     if len(given) < SHORTEST_PREFIX or not is_utf8(given) or _is_known(store, given):
         return given
-    found = [id_ for id_ in store.views.keys(INDEX, after=given) if id_.startswith(given)]
+    begun = [id_ for id_ in store.views.keys(INDEX, after=given) if id_.startswith(given)]
+    found = [id_ for id_ in begun if not id_.startswith(f"{begun[0]}.")]
     if len(found) > 1:
         named = ", ".join(found[:MOST_NAMED]) + ", …" * (len(found) > MOST_NAMED)
         raise CheckFailed(

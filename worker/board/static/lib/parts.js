@@ -63,7 +63,8 @@ export function parts(message) {
  * @returns {Record<string, any> | null}
  */
 export function rest(message) {
-  const left = Object.entries(message).filter(([name, value]) => value !== null && !SHOWN.has(name) && !(isItem(message) && OF_ITEMS.has(name)));
+  const left = Object.entries(message).filter(([name, value]) =>
+    value !== null && !SHOWN.has(name) && !(isItem(message) && (OF_ITEMS.has(name) || (name === "status" && value === "completed"))));
   return left.length ? Object.fromEntries(left) : null;
 }
 
