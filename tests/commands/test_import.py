@@ -452,7 +452,9 @@ def test_files_that_have_not_changed_since_a_time_are_left_out(
 
     assert {*database.index()} == {f"{SESSION}.agent-ab12"}
     assert "there is no *.jsonl that changed since 2023-11-14T22:13:21Z in" in none
-    assert "is no time" in run(database, "claude-code", old, "--since", "7", code=2).stderr
+    for wrong in ("7", "yesterday"):
+        told = run(database, "claude-code", old, "--since", wrong, code=2).stderr
+        assert f"{wrong} is no time" in told
 
 
 def test_following_waits_for_a_database_that_is_locked(database: Database, tmp_path: Path) -> None:

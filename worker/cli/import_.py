@@ -110,10 +110,12 @@ def _import(
             report = _first(importer)
             if not report.files and not follow:
                 changed = f" that changed since {since}" if since else ""
+                how = "name the folder that has the transcripts"
+                how = f"leave out --since, or {how}" if since else how
                 raise CheckFailed(
                     f"there is no {TOOLS[tool].PATTERN}{changed} in"
                     f" {' or '.join(map(str, places))}",
-                    f"name the folder that has the transcripts: `projector import {tool} PATH`",
+                    f"{how}: `projector import {tool} PATH`",
                 )
             _print(report, json)
             if not json:
