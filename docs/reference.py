@@ -51,7 +51,7 @@ def reference() -> str:
     """The page as it should be."""
     found = dict(sorted(commands()))
     contents = [
-        _item(f"[`{name}`](#{name.replace(' ', '-')})", _about(name, does))
+        _item(f"[`{name}`](#{name.replace(' ', '-')})", _about(name, does).partition("\n\n")[0])
         for name, does in found.items()
     ]
     return "\n".join(

@@ -24,6 +24,8 @@ MAX_RESULT_BYTES: Final = 4 * 1024
 """Of what a tool returned: people look for what was said."""
 MAX_EVENT_TEXT_BYTES: Final = 256 * 1024
 """Of all messages of an event: PostgreSQL indexes no text with 1 MiB of words."""
+MAX_WORDS: Final = 120
+"""Characters of the beginning of a message."""
 BETWEEN: Final = "\x1e"
 """Between the texts of two messages, and between their roles."""
 BREAK: Final = "\u200b"
@@ -98,7 +100,7 @@ def _messages(event: Event) -> Messages | None:
     return body.messages if isinstance(body, bodies) else None
 
 
-def first_words(event: Event, most: int = 120) -> str:
+def first_words(event: Event, most: int = MAX_WORDS) -> str:
     """The beginning of the first message of an event, in one line; "" where it has or says none."""
     messages = _messages(event)
     if messages is None or not messages.count:

@@ -391,6 +391,7 @@ def test_the_events_of_a_session_come_by_pages_with_the_reasons_of_the_quarantin
     database.insert("session:S", b"\xc1")
     database.appended("S", "two")
     database.insert("session:S", event("task_created", {}))
+    database.insert("S", event("session_status_update", {"status": "review"}))
     fold(database)
 
     first = shown.api("session/events?id=S&limit=2")
@@ -412,10 +413,11 @@ def test_the_events_of_a_session_come_by_pages_with_the_reasons_of_the_quarantin
     assert twice not in shown.api("session?id=S")["quarantined"]
     assert shown.api("session/events?id=S&limit=2")["events"][1]["note"] == "as it is"
     rest = shown.api("session/events?id=S&after=2")
-    assert [one["seq"] for one in rest["events"]] == [3, 4, 5]
+    assert [one["seq"] for one in rest["events"]] == [3, 4, 5, 6]
     assert rest["events"][0]["type"] is None
     assert "not MessagePack" in rest["events"][0]["reason"]
-    assert [one["reason"] for one in rest["events"][1:]] == [None, None]
+    assert [one["reason"] for one in rest["events"][1:]] == [None, None, None]
+    assert [one["says"] for one in rest["events"][1:]] == ["two", "", "review"]
     assert rest["next"] is None
     assert shown.api("session/events?id=S&after=99") == {"events": [], "next": None}
 

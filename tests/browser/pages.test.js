@@ -5,7 +5,7 @@ import { append, joined, MOST, prepend } from "../../worker/board/static/lib/con
 import { age, bytes, quoted } from "../../worker/board/static/lib/format.js";
 import { hasCut, pretty } from "../../worker/board/static/lib/json.js";
 import { markdown, safeAddress } from "../../worker/board/static/lib/markdown.js";
-import { brief, parts, rest } from "../../worker/board/static/lib/parts.js";
+import { brief, parts, rest, role } from "../../worker/board/static/lib/parts.js";
 import { inert, shown } from "../../worker/board/static/lib/text.js";
 import { columns, matches, ORDERS, waits } from "../../worker/board/static/lib/waits.js";
 
@@ -71,8 +71,17 @@ test("the shapes of messages that programs write", () => {
   assert.deepEqual(kinds({ role: "tool", tool_call_id: "1", content: "out" }), ["result"]);
   assert.deepEqual(kinds({ type: "function_call", name: "shell", arguments: "{}" }), ["call"]);
   assert.deepEqual(kinds({ type: "function_call_output", output: "x" }), ["result"]);
+  const patch = { type: "custom_tool_call", name: "apply_patch", input: "*** Begin\n+a", call_id: "1", status: "completed" };
+  assert.deepEqual([parts(patch), rest(patch), role(patch)], [[{ kind: "call", name: "apply_patch", input: patch.input }], null, "assistant"]);
+  const done = { type: "custom_tool_call_output", call_id: "1", output: '{"output":"Success","metadata":{"exit_code":0}}' };
+  assert.deepEqual([parts(done), role(done)], [[{ kind: "result", error: false, parts: [{ kind: "text", text: { text: "Success", cut: null } }] }], "tool"]);
+  const reasoning = { type: "reasoning", summary: [{ type: "summary_text", text: "Look." }], encrypted_content: "g=" };
+  assert.deepEqual([parts(reasoning), rest(reasoning)], [[{ kind: "thinking", text: { text: "Look.", cut: null } }], { encrypted_content: "g=" }]);
+  assert.equal(role(reasoning), "assistant");
+  assert.deepEqual(parts({ ...reasoning, summary: [] }), [{ kind: "thinking", text: { text: "encrypted", cut: null } }]);
+  assert.deepEqual(kinds({ role: "assistant", parts: [{ type: "tool-weather", input: {}, output: "sunny" }] }), ["call", "result"]);
   assert.deepEqual(kinds({ role: "model", parts: [{ text: "a" }, { functionCall: { name: "f", args: {} } }] }), ["text", "call"]);
-  assert.deepEqual(kinds({ role: "user", content: [{ type: "image", source: { media_type: "image/png" } }, { type: "odd" }] }), ["image", "json"]);
+  assert.deepEqual(kinds({ role: "user", content: [{ type: "image", source: { media_type: "image/png" } }, { type: "odd" }] }), ["file", "json"]);
   assert.deepEqual(kinds({ role: "user", cut: 9, text: "{" }), ["text"]);
   for (const odd of [{}, { content: 1 }, { content: [null, 1, [], [[1]]] }, { role: {}, content: { a: { b: 1 } } }, { tool_calls: [null, 1] }]) parts(odd);
   assert.deepEqual(rest({ role: "user", content: "a", model: "m" }), { model: "m" });

@@ -1,5 +1,6 @@
 """The pages' modules by themselves: their types, and their functions as Node runs them."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.node_packages import BROWSER, node_packages
 from support.snippets import NODE
+
+from session_projector.worker.sessions.content import _KINDS
 
 STATIC = Path(__file__).parents[2] / "worker" / "board" / "static"
 OWN = sorted([*STATIC.glob("*.js"), *STATIC.glob("lib/*.js")])
@@ -28,6 +31,18 @@ def test_functions() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_page_knows_each_part_of_a_message_that_the_command_line_knows() -> None:
+    known = ({"type": kind, "text": "t", "refusal": "no"} for kind in _KINDS)
+    parts = (STATIC / "lib" / "parts.js").as_uri()
+    script = f"""import {{ parts }} from {json.dumps(parts)};
+        const isUnknown = (one) => parts({{ content: [one] }})[0]?.kind === "json";
+        console.log(JSON.stringify({json.dumps([*known])}.filter(isUnknown)));"""
+    done = subprocess.run(
+        [NODE, "--no-warnings", "--input-type=module", "-e", script], capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == [], done.stderr
 
 
 @pytest.mark.parametrize("file", OWN, ids=lambda file: file.name)

@@ -56,6 +56,22 @@ def session(database: Database) -> Database:
     return database
 
 
+def test_the_beginning_of_an_id_is_enough_where_no_other_has_it(database: Database) -> None:
+    for session_id in ("0199aaaa-1", "0199aaab-1", "0199", "0299bbbb-1", "0299bbbb-1.agent-7"):
+        database.created(session_id, f"in {session_id}")
+    anyio.run(run_once, database.url)
+
+    assert "in 0299bbbb-1" in run(database, "view", "0299")
+    assert "in 0299bbbb-1" in run(database, "view", "0299", "--at", "4")
+    assert "session_created" in run(database, "history", "0299b")
+    assert "session_created" in run(database, "why", "0299b")
+    assert "seq 4" in run(database, "diff", "0299b", "1", "4")
+    assert "in 0199\n" in run(database, "view", "0199")  # its whole id
+    several = refused(database, "view", "0199aa", code=1)
+    assert "several sessions begin with 0199aa: 0199aaaa-1, 0199aaab-1" in several
+    assert "there is no session 029" in refused(database, "view", "029", code=1)
+
+
 # A view at a position, whatever the log
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Database, projector, started
+from support import PROJECTOR, Database, projector, started
 from support.folding import catch_up, target
 from support.transcripts import (
     CLAUDE_1,
@@ -218,7 +219,8 @@ def test_what_cannot_be_read_of_reasoning_takes_no_room(database: Database, tmp_
     shown = projector("session", "view", ROLLOUT, "-d", database.url).stdout
     assert "(thinking, encrypted)" in shown
     assert "encrypted_content" not in shown
-    assert "→ apply_patch *" in shown
+    assert "## assistant\n\n→ apply_patch *" in shown
+    assert "## tool\n\n← ok" in shown
 
 
 # Again, and what is odd
@@ -409,6 +411,50 @@ def test_following_goes_on_with_new_lines_and_files(database: Database, tmp_path
     catch_up(database)
 
     assert database.contents(SESSION) == ["Go", "On", "Anew"]
+
+
+def test_following_names_a_session_with_news_and_says_once_which_file_waits(
+    database: Database, tmp_path: Path
+) -> None:
+    path = written(tmp_path / f"{SESSION}.jsonl", [claude("user", 1, "Go")])
+    other = written(tmp_path / "other.jsonl", [{"type": "summary", "summary": "s"}])
+    command = [*PROJECTOR, "import", "claude-code", tmp_path, "--follow", "-d", database.url]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    with subprocess.Popen(command, **how) as process:
+        assert process.stdout
+        assert process.stderr
+        first = [process.stdout.readline() for _ in range(2)]
+        said = []
+        for second in (2, 3):
+            with path.open("ab") as file:
+                file.write(encoded([claude("user", second, "On")]))
+            said.append(process.stdout.readline())
+        process.send_signal(SIGINT)
+        errors = process.stderr.read()
+
+    assert SESSION not in first[0]
+    assert said == [f"1 session, 1 message in 1 file: 1 new event in 1 session: {SESSION}\n"] * 2
+    assert errors.count(str(other)) == 1
+
+
+def test_files_that_have_not_changed_since_a_time_are_left_out(
+    database: Database, tmp_path: Path
+) -> None:
+    old = written(tmp_path / f"{SESSION}.jsonl", CLAUDE_1)
+    written(tmp_path / "agent-ab12.jsonl", SUBAGENT)
+    os.utime(old, (1_700_000_000, 1_700_000_000))
+
+    since = ("--since", "2023-11-14T22:13:21Z")
+    run(database, "claude-code", tmp_path, *since)
+    none = run(database, "claude-code", old, *since, code=1).stderr
+    catch_up(database)
+
+    assert {*database.index()} == {f"{SESSION}.agent-ab12"}
+    assert "there is no *.jsonl that changed since 2023-11-14T22:13:21Z in" in none
+    for wrong in ("7", "yesterday"):
+        told = run(database, "claude-code", old, "--since", wrong, code=2).stderr
+        assert f"{wrong} is no time" in told
 
 
 def test_following_waits_for_a_database_that_is_locked(database: Database, tmp_path: Path) -> None:

@@ -96,6 +96,20 @@ def test_verify_names_what_differs_and_replay_fixes_it(
     assert folded.everything() == refolded(folded).everything()
 
 
+def test_a_key_of_which_all_is_in_quarantine_is_a_view_only_where_it_has_a_row(
+    folded: Database,
+) -> None:
+    folded.insert("Q-1", event("session_append", {"messages": [{"content": "never created"}]}))
+    catch_up(folded)
+
+    lines = projector("verify", "--json", "-d", folded.url).stdout.splitlines()
+    folded.sql("INSERT INTO view VALUES ('x', 'session:Q-1', x'80', 'e', 1, 1)")
+    found = projector("verify", "-d", folded.url, check=1).stdout
+
+    assert [json.loads(line)["views"] for line in lines] == [3, 3]
+    assert "sessions: 1 of 4 views differ (1 view ghost)" in found
+
+
 def test_a_difference_names_the_field_and_the_message(folded: Database) -> None:
     view = folded.view("A-1")
     view["status"] = "done"

@@ -101,7 +101,7 @@ def test_on_a_terminal_it_is_a_picture_with_keys() -> None:
         assert second
         assert first.pid != second.pid
         shown.press("v")
-        shown.shows(r"verify: session_index: 0 of \d+ views differ")
+        shown.shows(r"verify, [\d:]{8}: sessions: 0 of \d+, session_index: 0 of \d+ views differ")
         shown.press("q")
         shown.shows("projector run -d ")
         assert shown.process.wait() == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from session_projector.worker.sessions.content import said
+from session_projector.worker.sessions.content import said, speaker
 
 PICTURE = {"type": "base64", "media_type": "image/png", "data": "aGk="}
 WEATHER = {"city": "Oslo", "days": 2}
@@ -91,8 +91,29 @@ WEATHER = {"city": "Oslo", "days": 2}
         ),
         (
             {"type": "local_shell_call", "action": {"command": ["ls", "-l"]}},
-            ["→ local_shell_call command=['ls', '-l']"],
+            ['→ local_shell_call command=["ls", "-l"]'],
         ),
+        (
+            {"type": "custom_tool_call", "name": "apply_patch", "input": "*** Begin\n+a\n*** End"},
+            ["→ apply_patch *** Begin (1 of 3 lines)"],
+        ),
+        (
+            {
+                "type": "custom_tool_call_output",
+                "output": '{"output":"Success\\nM a.py","metadata":{"exit_code":0}}',
+            },
+            ["← Success (1 of 2 lines)"],
+        ),
+        (
+            {
+                "type": "reasoning",
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": "whole"}],
+                "encrypted_content": "g=",
+            },
+            ["(thinking) whole"],
+        ),
+        ({"type": "mcp_call", "name": "f", "arguments": "{}", "output": "x"}, ["→ f {}\n← x"]),
         # The AI SDK
         (
             {
@@ -165,6 +186,29 @@ def test_what_a_message_says_is_text(message: dict[str, Any], texts: list[str]) 
 
 
 @pytest.mark.parametrize(
+    ("message", "who"),
+    [
+        ({"role": "model", "parts": [{"text": "hi"}]}, "model"),
+        ({"role": "user", "content": [{"type": "tool_result", "content": "x"}]}, "tool"),
+        ({"role": "user", "content": [{"type": "tool_result"}, {"type": "text"}]}, "user"),
+        ({"type": "custom_tool_call", "name": "apply_patch"}, "assistant"),
+        ({"type": "reasoning", "summary": []}, "assistant"),
+        ({"type": "custom_tool_call_output", "output": "x"}, "tool"),
+        ({"type": "of the future"}, "of the future"),
+        ({"note": 1}, "message"),
+    ],
+)
+def test_who_says_a_message(message: dict[str, Any], who: str) -> None:
+    assert speaker(message) == who
+
+
+def test_what_is_cut_from_a_line_is_marked() -> None:
+    given = {f"k{number}": number for number in range(40)}
+    (line,) = said({"type": "tool_use", "name": "f", "input": given})
+    assert line.endswith("…")
+
+
+@pytest.mark.parametrize(
     "part", [{"type": "of the future", "x": 1}, {"type": ["odd"]}, {"x": 1}, 7, b"bytes", [1]]
 )
 def test_what_is_not_known_stays_as_it_is(part: Any) -> None:
@@ -222,5 +266,6 @@ _VALUES = st.recursive(
     st.dictionaries(st.sampled_from(["role", "content", "parts", "type", "tool_calls"]), _VALUES)
 )
 def test_whatever_its_shape_something_is_said_of_it(message: dict[str, Any]) -> None:
+    assert speaker(message)
     for part in said(message):
         str(part)

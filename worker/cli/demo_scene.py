@@ -139,8 +139,14 @@ class Scene:
         if self._verify is None or self._verify.poll() is None:
             return
         said, _ = self._verify.communicate()
-        last = "".join(said.decode(errors="replace").splitlines()[-1:])
-        self.verified = f"verify: {last}", "red" if self._verify.returncode else "green"
+        lines = said.decode(errors="replace").splitlines()
+        sums = [line for line in lines if " views differ" in line]
+        first = [line.removesuffix(" views differ") for line in sums[:-1]]
+        told = ", ".join([*first, *(sums or lines)[-1:]])
+        self.verified = (
+            f"verify, {time.strftime('%H:%M:%S')}: {told}",
+            "red" if self._verify.returncode else "green",
+        )
         self._verify = None
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.clock import when
-from session_projector.worker.sessions.content import said
+from session_projector.worker.sessions.content import said, speaker
 from session_projector.worker.sessions.plain import plain
 
 LONGEST_LINE: Final = 4000
@@ -82,7 +82,7 @@ def session_markdown(view: Mapping[str, Any]) -> str:
         f" · created {when(view['createdAt'])} · updated {when(view['updatedAt'])}",
     ]
     for message in view["messages"]:
-        lines += ["", f"## {_markdown(message.get('role', 'message'))}", "", content(message)]
+        lines += ["", f"## {_markdown(speaker(message))}", "", content(message)]
     return "\n".join(lines)
 
 
@@ -91,7 +91,7 @@ def session_table(view: Mapping[str, Any]) -> str:
     fields = [(name, value) for name, value in view.items() if name != "messages"]
     fields = [(name, when(value) if name.endswith("At") else value) for name, value in fields]
     messages = [
-        (number, message.get("role", ""), one_line(content(message), 80))
+        (number, speaker(message), one_line(content(message), 80))
         for number, message in enumerate(view["messages"], 1)
     ]
     return table(["field", "value"], fields) + "\n\n" + table(["#", "role", "content"], messages)
@@ -154,7 +154,7 @@ def _both(
 
 
 def _short(message: Mapping[Any, Any]) -> str:
-    return f"{one_line(message.get('role', 'message'), 40)}: {one_line(content(message), 80)}"
+    return f"{one_line(speaker(message), 40)}: {one_line(content(message), 80)}"
 
 
 def content(message: Mapping[Any, Any]) -> str:

@@ -41,6 +41,14 @@ session = typer.Typer(help=HELP["session"], **SETTINGS)
 
 _POINT: Final = "a seq, or an ISO 8601 time (UTC without an offset)"
 Id = Annotated[str, typer.Argument(metavar="ID", help="The session's id.", callback=_utf8)]
+Known = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help=f"The session's id, or its beginning ({read.SHORTEST_PREFIX} characters or more).",
+        callback=_utf8,
+    ),
+]
 Only = Annotated[str | None, typer.Option("-p", "--project", help="Only sessions of this project.")]
 Form = Annotated[
     Literal["table", "json", "markdown"],
@@ -185,7 +193,7 @@ def session_watch(
 
 @session.command("view")
 def session_view(
-    session_id: Id,
+    session_id: Known,
     database: Database = "local.db",
     form: Form = "markdown",
     at: Annotated[
@@ -193,9 +201,13 @@ def session_view(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print a session with all its messages."""
+    """Print a session with all its messages.
+
+    A call of a tool and what it returned are a line each, which says if there is more: --json has
+    all of it."""
     point = None if at is None else time_travel.point(at)
     with storage.database(database).open() as store:
+        session_id = read.resolved(store, session_id)
         if point is None:
             view = read.session(store, session_id)
         else:
@@ -207,9 +219,10 @@ def session_view(
 
 
 @session.command("history")
-def session_history(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
+def session_history(session_id: Known, database: Database = "local.db", json: Json = False) -> None:
     """List a session's events, and why any are quarantined."""
     with storage.database(database).open() as store:
+        session_id = read.resolved(store, session_id)
         entries = timeline.listing(store, session_id)
     headers = ("seq", "time", "type", "bytes", "id", "quarantined")
     found = [(e.seq, e.time, e.type, e.size_bytes, e.id, e.reason) for e in entries]
@@ -232,7 +245,7 @@ def session_history(session_id: Id, database: Database = "local.db", json: Json 
 
 @session.command("diff")
 def session_diff(
-    session_id: Id,
+    session_id: Known,
     start: Annotated[str, typer.Argument(metavar="A", help=f"Start: {_POINT}.")],
     end: Annotated[str, typer.Argument(metavar="B", help="End, in the same form.")],
     database: Database = "local.db",
@@ -241,6 +254,7 @@ def session_diff(
     """Show what changed in a session between two points."""
     points = time_travel.point(start), time_travel.point(end)
     with storage.database(database).open() as store:
+        session_id = read.resolved(store, session_id)
         found = time_travel.diff(store, session_id, *points)
     changed = {
         "session_id": found.session,
@@ -253,9 +267,10 @@ def session_diff(
 
 
 @session.command("why")
-def session_why(session_id: Id, database: Database = "local.db", json: Json = False) -> None:
+def session_why(session_id: Known, database: Database = "local.db", json: Json = False) -> None:
     """Show which event set each field and added each message."""
     with storage.database(database).open() as store:
+        session_id = read.resolved(store, session_id)
         found = time_travel.why(store, session_id)
     if json:
         fields = [{"field": f, "value": v, **asdict(o)} for f, v, o in found.fields]

@@ -6,9 +6,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 
-def found(places: Sequence[Path], pattern: str) -> list[Path]:
-    """The files of a name in some folders and in those below, in order; links to folders are not
-    followed. A place that is a file is one, whatever its name."""
+def found(places: Sequence[Path], pattern: str, *, since_s: float = 0) -> list[Path]:
+    """The files of a name in some folders and in those below, in order, that were changed since a
+    Unix time; links to folders are not followed. A place that is a file is one, whatever its name.
+    """
     inside = (
         Path(folder, name)
         for place in places
@@ -16,7 +17,15 @@ def found(places: Sequence[Path], pattern: str) -> list[Path]:
         for name in names
         if fnmatch(name, pattern)
     )
-    return sorted({*inside, *(place for place in places if place.is_file())})
+    every = sorted({*inside, *(place for place in places if place.is_file())})
+    return [path for path in every if not since_s or _changed_s(path) >= since_s]
+
+
+def _changed_s(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its tool deleted it
+        return 0
 
 
 class Tail:

@@ -58,10 +58,14 @@ class Report(msgspec.Struct):
 class Importer:
     """Reads what was added to the files since it was called last, beginning with all of it."""
 
-    def __init__(self, tool: str, places: Sequence[Path], *, write: "Write") -> None:
+    def __init__(
+        self, tool: str, places: Sequence[Path], *, write: "Write", since_s: float = 0
+    ) -> None:
+        """`since_s`: files that were changed last before this Unix time are left out."""
         self._tool = tool
         self._places = places
         self._write = write
+        self._since_s = since_s
         self._open: dict[Path, tuple[files.Tail, Transcript]] = {}
 
     def run(self, progress: Progress = lambda *_: None) -> Report:
@@ -70,7 +74,7 @@ class Importer:
         report = Report()
         batch: list[tuple[Draft, Line]] = []
         size = 0
-        paths = files.found(self._places, TOOLS[self._tool].PATTERN)
+        paths = files.found(self._places, TOOLS[self._tool].PATTERN, since_s=self._since_s)
         for number, path in enumerate(paths):
             for draft, line in self._drafts(path, report):
                 batch.append((draft, line))

@@ -44,8 +44,8 @@ class FoldedPage(msgspec.Struct, frozen=True):
     """What a page of events, of which there are `events`, is to be compared by: the views with some
     keys, of which `views` has those that an event made, and the quarantine of some positions.
 
-    `compared` counts the views of the page; where another process found some of them as they are
-    to be, they are not among the keys any more. `aside` is for the scratch table.
+    `compared` counts the views that an event made; where another process found some of them as they
+    are to be, they are not among the keys any more. `aside` is for the scratch table.
     """
 
     events: int = 0
@@ -204,9 +204,9 @@ class Walk:
         if page.aside:
             name = self._projection.name
             await self._thread.run(lambda store: store.scratch.add(name, page.aside))
-        return WalkProgress(
-            page.events, page.compared, await self._differences(page), page.outcomes
-        )
+        found = await self._differences(page)
+        unmade = sum(one.row == "view" and one.key not in page.views for one in found)
+        return WalkProgress(page.events, page.compared + unmade, found, page.outcomes)
 
     async def _differences(self, page: FoldedPage) -> list[Difference]:
         found = await self._comparison.quarantine(page.seqs, page.quarantined)
@@ -239,12 +239,19 @@ class Walk:
             keys = _views((open_key, *concerned))
             open_key = keys.pop() if keys and not page.closes else None
             yield FoldedPage(
-                *(len(page.seqs), len(keys), keys, views, page.seqs, folded.quarantined),
-                *(folded.skipped, outcomes(self._projection, page.types, folded), page.aside),
+                events=len(page.seqs),
+                compared=sum(key in views for key in keys),
+                keys=keys,
+                views=views,
+                seqs=page.seqs,
+                quarantined=folded.quarantined,
+                skipped=folded.skipped,
+                outcomes=outcomes(self._projection, page.types, folded),
+                aside=page.aside,
             )
             views = {key: view for key, view in views.items() if key == open_key}
         if open_key is not None:
-            yield FoldedPage(compared=1, keys=[open_key], views=views)
+            yield FoldedPage(compared=int(open_key in views), keys=[open_key], views=views)
 
     async def _pages(self) -> AsyncIterator["_ViewPage"]:
         """The log by view, as far as an index has it so; the rest is gathered for later."""

@@ -2,13 +2,15 @@
 
 Known are Anthropic's content blocks, the parts of OpenAI's Chat and Responses APIs (and so Codex's
 items), those of the AI SDK, and Gemini's. A call of a tool and what it returned are a line each.
-What is not known stays as it is.
+What is not known stays as it is. The page of the board reads the same shapes (`parts.js`).
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from session_projector.projections.event import TEXT_PARTS
+from session_projector.worker.sessions.plain import plain
 
 LINE: Final = 160
 """Characters that are shown of a call of a tool, and of what it returned."""
@@ -26,11 +28,27 @@ def said(message: Mapping[Any, Any]) -> list[Any]:
     return [rest] if rest else []
 
 
+def speaker(message: Mapping[Any, Any]) -> str:
+    """Who says a message: its role, or else, as items of the Responses API have none, `tool` for
+    what a tool returned and `assistant` for its call and for reasoning. What tools returned to
+    Anthropic's models comes in messages of the user."""
+    role, kind, content = message.get("role"), _kind(message), message.get("content")
+    if role == "user" and isinstance(content, list) and content:
+        is_result = all(_reader(part) is _result for part in content)
+        return "tool" if is_result else "user"
+    if role is not None and role != "":
+        return str(role)
+    if (read := _reader(message)) is _result:
+        return "tool"
+    return "assistant" if read in (_called, _reasoning) else kind or "message"
+
+
 def _body(message: Mapping[Any, Any]) -> Iterator[Any]:
-    if _kind(message) in _KINDS and not any(message.get(one) for one in ("content", "parts")):
-        yield from _part(message)  # the message is one item, as of the Responses API
-        return
+    is_item = _reader(message) in (_called, _result, _reasoning)  # of the Responses API
     content = message.get("content")
+    if is_item or (_kind(message) in _KINDS and not content and not message.get("parts")):
+        yield from _part(message)
+        return
     if message.get("role") == "tool" and isinstance(content, str):
         yield _returned(content)
     elif isinstance(content, list):
@@ -67,6 +85,10 @@ def _kind(part: Mapping[Any, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
+def _reader(part: Any) -> Callable[[Mapping[str, Any]], Any] | None:
+    return _KINDS.get(_kind(part)) if isinstance(part, dict) else None
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
@@ -83,9 +105,10 @@ def _thought(text: Any) -> str:
 
 
 def _reasoning(part: Mapping[str, Any]) -> Any:
-    """Of the Responses API a summary in parts, of the AI SDK a text."""
-    parts = (one.get("text") for one in _list(part.get("summary")) if isinstance(one, dict))
-    text = "\n".join(text for text in parts if isinstance(text, str))
+    """Of the Responses API a summary or the whole in parts, of the AI SDK a text."""
+    parts = [*_list(part.get("summary")), *_list(part.get("content"))]
+    texts = (one.get("text") for one in parts if isinstance(one, dict))
+    text = "\n".join(text for text in texts if isinstance(text, str))
     hidden = "(thinking, encrypted)" if part.get("encrypted_content") else ""
     return _thought(text or part.get("text") or part.get("reasoning")) or hidden
 
@@ -94,7 +117,8 @@ def _called(part: Mapping[str, Any]) -> str:
     """A call of a tool; what it is given has another name in each API."""
     names = ("input", "arguments", "args", "action", "rawInput")
     given = next((part[name] for name in names if part.get(name) is not None), None)
-    return _call(part.get("name") or part.get("toolName") or part.get("type"), given)
+    line = _call(part.get("name") or part.get("toolName") or part.get("type"), given)
+    return f"{line}\n{_returned(part['output'])}" if part.get("output") is not None else line
 
 
 def _call(name: Any, given: Any) -> str:
@@ -116,33 +140,45 @@ def _result(part: Mapping[str, Any]) -> str:
 
 
 def _returned(value: Any, *, is_error: bool = False) -> str:
+    if isinstance(value, str) and value.startswith('{"output":'):  # of Codex
+        value = _wrapped(value)
     if isinstance(value, dict) and isinstance(value.get("value"), str):  # of the AI SDK
         value = value["value"]
     if isinstance(value, list):
         texts = [part.get("text") if isinstance(part, dict) else part for part in value]
         known = [text for text in texts if isinstance(text, str)]
         value = "\n".join(known) if known and len(known) == len(value) else value
-    line = _line(value)
-    lines = value.strip().count("\n") + 1 if isinstance(value, str) else 1
-    more = f" (1 of {lines:,} lines)" if lines > 1 else ""
-    return f"← {'error: ' * is_error}{line}{more}"
+    return f"← {'error: ' * is_error}{_line(value)}"
+
+
+def _wrapped(text: str) -> str:
+    """What a tool of Codex returned, which may stand in JSON beside its exit code."""
+    try:
+        inner = json.loads(text)["output"]
+    except (ValueError, RecursionError):
+        return text
+    return inner if isinstance(inner, str) else text
 
 
 def _line(value: Any) -> str:
-    """The first line of a text, or a value in short."""
+    """The first line of a text, and of how many, or a value in short."""
     if value is None:
         return ""
+    more = ""
     if isinstance(value, str):
-        first = value.strip().partition("\n")[0]
+        first, *others = value.strip().split("\n")
+        more = f" (1 of {len(others) + 1:,} lines)" if others else ""
     elif isinstance(value, dict):
-        first = ", ".join(f"{name}={_short(given)}" for name, given in list(value.items())[:20])
+        given = [*value.items()][:LINE]  # more than are shown
+        first = ", ".join(f"{name}={_short(one)}" for name, one in given)
     else:
-        first = str(value)[: 2 * LINE]
-    return first if len(first) <= LINE else first[: LINE - 1] + "…"
+        first = _short(value)
+    return (first if len(first) <= LINE else first[: LINE - 1] + "…") + more
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)[: 2 * LINE]
+    """Some more of a value than is shown: text as it is, all else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
     return " ".join(text[: 2 * LINE].split())
 
 
@@ -164,7 +200,7 @@ def _file(part: Mapping[str, Any]) -> str:
     )
     if url.startswith("data:"):
         kind, url = kind or url[5:].partition(";")[0], ""
-    return "[" + " ".join(filter(None, (_kind(part) or "file", kind, url[:LINE]))) + "]"
+    return "[" + " ".join(filter(None, (_kind(part) or "file", kind, _line(url)))) + "]"
 
 
 def _code(code: Mapping[str, Any]) -> str:

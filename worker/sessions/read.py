@@ -10,11 +10,14 @@ from session_projector.projections.projection import CorruptRow
 from session_projector.projections.rows import restore
 from session_projector.projections.scanner import Malformed
 from session_projector.projections.session_index import Entry, SessionIndex
-from session_projector.worker.errors import InterventionRequired, quoted
+from session_projector.worker.errors import CheckFailed, InterventionRequired, quoted
 from session_projector.worker.sessions.timeline import SESSIONS, no_session
 from session_projector.worker.storage.port import Store
 
 INDEX: Final = SessionIndex()
+SHORTEST_PREFIX: Final = 4
+"""Characters of an id from which on its beginning is enough."""
+MOST_NAMED: Final = 5
 WATCH_POLL_S: Final = 0.02
 
 
@@ -91,12 +94,31 @@ def not_ours(store: Store, session_id: str) -> InterventionRequired:
     )
 
 
+def resolved(store: Store, given: str) -> str:
+    """The id of the session that is meant: the one that is given, or the only one in the index that
+    begins with it, but for its subagents (`ID.…`); raises `CheckFailed` if several do."""
+    if len(given) < SHORTEST_PREFIX or not is_utf8(given) or _is_known(store, given):
+        return given
+    begun = [id_ for id_ in store.views.keys(INDEX, after=given) if id_.startswith(given)]
+    found = [id_ for id_ in begun if not id_.startswith(f"{begun[0]}.")]
+    if len(found) > 1:
+        named = ", ".join(found[:MOST_NAMED]) + ", …" * (len(found) > MOST_NAMED)
+        raise CheckFailed(
+            f"several sessions begin with {given}: {named}",
+            "write more of the id; list the sessions: `projector session list`",
+        )
+    return found[0] if found else given
+
+
 def require_known(store: Store, session_id: str) -> None:
     """Raise `CheckFailed` if neither the log nor a view has the session."""
-    if is_utf8(session_id) and (
+    if not (is_utf8(session_id) and _is_known(store, session_id)):
+        raise no_session(store, session_id)
+
+
+def _is_known(store: Store, session_id: str) -> bool:
+    return bool(
         store.log.present(keys_of(session_id))
         or store.views.row(SESSIONS, PREFIX + session_id)
         or store.views.row(INDEX, session_id)
-    ):
-        return
-    raise no_session(store, session_id)
+    )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -78,9 +79,10 @@ def time_ms(text: str | None) -> int | None:
     """Parse an ISO 8601 time, in milliseconds; raises `UsageError`."""
     if text is None:
         return None
-    if not (found := point(text)).is_time:
-        raise UsageError(f"{text} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
-    return found.value
+    with suppress(UsageError):
+        if (found := point(text)).is_time:
+            return found.value
+    raise UsageError(f"{text} is no time", "give one such as 2025-06-01 or 2025-06-01T12:00")
 
 
 def point(text: str) -> Point:

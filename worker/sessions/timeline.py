@@ -11,6 +11,7 @@ from session_projector.projections.event import (
     PREFIX,
     Event,
     LogRow,
+    SessionUpdated,
     Unfoldable,
     is_utf8,
     keys_of,
@@ -18,7 +19,7 @@ from session_projector.projections.event import (
 from session_projector.projections.fold import Rejected, fold, read
 from session_projector.projections.messagepack import decode, decode_partly
 from session_projector.projections.scanner import Malformed
-from session_projector.projections.search import first_words
+from session_projector.projections.search import MAX_WORDS, first_words
 from session_projector.projections.sessions import Session, Sessions
 from session_projector.worker.errors import CheckFailed, argument
 from session_projector.worker.storage.port import ANY_POSITION, Store
@@ -40,7 +41,7 @@ class TimelineEntry(msgspec.Struct, frozen=True):
 
     `type` and `time` (milliseconds) are None if they cannot be read. A quarantined event has a
     `reason`, a folded one has a `moment`, and one of another program's types has neither. `says` is
-    the beginning of its first message, where a page has it.
+    the beginning of its first message, or its status, where a page has it.
     """
 
     seq: int
@@ -101,7 +102,7 @@ def page(
             *type_and_time(row, event),
             reasons.get(row.seq),
             None,
-            first_words(event) if isinstance(event, Event) else "",
+            _says(event) if isinstance(event, Event) else "",
         )
         for row, event in zip(rows, read(rows), strict=True)
     ]
@@ -109,6 +110,11 @@ def page(
         len(found) > limit or bool(store.log.of(keys, after=found[-1].seq, until=ANY_POSITION))
     )
     return entries, more
+
+
+def _says(event: Event) -> str:
+    status = event.body.status if isinstance(event.body, SessionUpdated) else None
+    return first_words(event) or " ".join((status or "").split())[:MAX_WORDS]
 
 
 def moments(store: Store, session_id: str) -> Iterator[Moment]:

@@ -140,10 +140,10 @@ function Events({ events, index, choose, from, setFrom }) {
   }, [index, first]);
   return html`<section class="panel events" aria-label="events" tabindex="0" ref=${panel}>
     ${first > 0 && html`<p class="cut">${counted(first, "earlier event")}: move the slider</p>`}
-    <table class="stack"><thead><tr><th class="figure" scope="col">seq</th><th scope="col">time</th><th scope="col">type, first words</th><th class="figure" scope="col">size</th><th scope="col">compare</th></tr></thead>
+    <table class="stack"><thead><tr><th class="figure" scope="col">seq</th><th scope="col">time</th><th scope="col">type, what it says</th><th class="figure" scope="col">size</th><th scope="col">compare</th></tr></thead>
     <tbody>${rows.map((one, n) => html`<tr key=${one.seq} aria-current=${first + n === index ? "true" : null} class=${one.reason ? "odd" : ""}>
       <td class="figure" data-label="seq"><button type="button" class="plainly" data-item onClick=${() => choose(first + n)} aria-label=${`go to event ${one.seq}`}>${count(one.seq)}</button></td>
-      <td data-label="time">${one.time === null ? "" : moment(one.time)}</td><td data-label="type" class="kind">${shown(one.type ?? "–")}${one.reason && (one.note === null ? html` <span class="badge">quarantined</span>` : html` <span class="muted">dismissed</span>`)}
+      <td data-label="time">${one.time === null ? "" : moment(one.time)}</td><td data-label="type" class="kind"><span class="type">${shown(one.type ?? "–")}</span>${one.reason && (one.note === null ? html` <span class="badge">quarantined</span>` : html` <span class="muted">dismissed</span>`)}
         ${one.says && html`<span class="says" title=${inert(one.says)}>${shown(one.says)}</span>`}</td>
       <td class="figure" data-label="size">${bytes(one.bytes)}</td>
       <td data-label="compare"><button type="button" class="plainly" aria-pressed=${String(from === one.seq)} aria-label=${`compare from here: event ${one.seq}`}

@@ -2,7 +2,7 @@
 import { Component, html, useState } from "../vendor/preact.js";
 import { ApiError } from "./api.js";
 import { bytes, count, iso, moment } from "./format.js";
-import { hasCut, pretty } from "./json.js";
+import { asText, hasCut, pretty } from "./json.js";
 import { Code, markdown } from "./markdown.js";
 import { brief, oneLine, parts, rest, role } from "./parts.js";
 import { inert, shown } from "./text.js";
@@ -25,7 +25,7 @@ export function Message({ entry, whole, chosen = false, note, anchored = true })
   return html`<article class="message ${tone} ${chosen ? "chosen" : ""}" id=${anchored ? `m${n}` : null} tabindex="-1" data-item
       aria-label=${`message ${n}, ${inert(who.slice(0, 80))}`}>
     <header>
-      <span class="who">${shown(oneLine(who))}</span>
+      <span class="who" title=${inert(oneLine(who))}>${shown(oneLine(who))}</span>
       ${note && html`<span class=${`note ${note}`}>${note}</span>`}
       ${typeof time === "number" && html`<time datetime=${iso(time)}>${moment(time)}</time>`}
       <a class="number" href=${`#m${n}`} aria-label=${`link to message ${n}`}>${count(n)}</a>
@@ -72,15 +72,24 @@ function OnePart({ part, spoken }) {
       return html`<${Fold} name="thinking" line=${oneLine(part.text.text)} body=${() => html`<${Long} text=${part.text} markup />`} />`;
     case "call":
       return html`<${Fold} name=${part.name} line=${brief(part.input)} tool
-        body=${() => html`<${Code} text=${typeof part.input === "string" ? part.input : pretty(part.input)} language="json" />`} />`;
+        body=${() => given(part.input)} />`;
     case "result":
       return html`<${Fold} name=${part.error ? "error" : "result"} line=${first(part.parts)} failed=${part.error}
         body=${() => part.parts.map((one) => html`<${OnePart} part=${one} spoken=${false} />`)} />`;
-    case "image":
-      return html`<p class="image">image: ${shown(part.name)}</p>`;
+    case "file":
+      return html`<p class="image">${shown(part.of)}: ${shown(part.name)}</p>`;
     default:
       return html`<${Code} text=${pretty(part.value)} language="json" />`;
   }
+}
+
+/**
+ * What a tool was given: text as it is, such as a patch, or JSON.
+ * @param {unknown} input
+ */
+function given(input) {
+  const text = asText(input);
+  return text ? html`<${Long} text=${text} markup=${false} />` : html`<${Code} text=${pretty(input)} language="json" />`;
 }
 
 /** @param {Part[]} inner */
