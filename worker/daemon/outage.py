@@ -51,7 +51,8 @@ class Outage:
 class HeldBack:
     """Events that are there and cannot be read, as a writer has not ended its transaction."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: DaemonState) -> None:
+        self._state = state
         self._since: float | None = None
         self._said: list[str] = []
 
@@ -60,6 +61,7 @@ class HeldBack:
         if not waiting:
             if self._said:
                 log.info("events_held_back_no_longer")
+                self._state.held_back(())
             self._since, self._said = None, []
             return
         now = time.monotonic()
@@ -71,6 +73,7 @@ class HeldBack:
             self._said = [holder.who for holder in holders]
             hint = f"end it where it was forgotten: {holders[0].cure}"
             log.warning("events_held_back", by=self._said, hint=hint)
+            self._state.held_back(self._said)
 
 
 class Failures:

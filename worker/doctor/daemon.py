@@ -16,7 +16,6 @@ from session_projector.worker.storage.port import (
     Checkpoint,
     Database,
     Deferred,
-    Holder,
     Leader,
     Store,
 )
@@ -88,9 +87,9 @@ def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Che
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
     elif leader.trouble:
         yield from trouble(database, leader)
-    elif (stuck := _stuck(database, leader)) and (holders := _holders(database)):
-        said = f"{leader}, {stuck}{standing_by}: they wait for {holders[0].who}"
-        yield Check("daemon", "warn", said, f"end it where it was forgotten: {holders[0].cure}")
+    elif (stuck := _stuck(database, leader)) and _holds_back(database):
+        said = f"alive, {leader}: {names}{standing_by}; {stuck}: see held back"
+        yield Check("daemon", "ok", said)
     elif stuck:
         yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
     else:
@@ -127,9 +126,10 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
     return Check("daemon", "fail", said, fix)
 
 
-def _holders(database: Database) -> list[Holder]:
+def _holds_back(database: Database) -> bool:
+    """Whether somebody keeps events from being read, which is a finding of its own."""
     with database.open() as store:
-        return store.log.held_back_by()
+        return bool(store.log.held_back_by())
 
 
 def _full(database: Database) -> Check | None:
@@ -142,8 +142,8 @@ def _stuck(database: Database, leader: Leader) -> str:
     """How many events wait while no position moves; '' where one moves or nothing waits."""
     with database.open() as store:
         before, newest = _tailing(store, leader.running)
-        positions = (checkpoint.position for checkpoint in before.values())
-        waiting = newest - min(positions, default=newest)
+        lowest = min((checkpoint.written for checkpoint in before.values()), default=newest)
+        waiting = store.log.count(after=lowest) if newest > lowest else 0
         deadline = time.monotonic() + WATCH_S
         while waiting > 0 and time.monotonic() < deadline:
             time.sleep(WATCH_POLL_S)

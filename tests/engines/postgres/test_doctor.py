@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from support import daemon, projector, shell
 from support.postgres import Server
+from support.served import HTTP, address, get
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.daemon import supervisor
@@ -372,6 +373,29 @@ def test_who_leaves_an_event_uncommitted_is_found_and_ended_by_the_command(
         assert wrong(url) == set()
         with suppress(psycopg.Error):
             writer.rollback()
+
+
+def test_events_that_a_writer_holds_back_make_no_daemon_stuck(url: str) -> None:
+    with (
+        daemon(url, options=HTTP) as running,
+        closing(psycopg.connect(url, application_name="agent")) as writer,
+    ):
+        http = address(running)
+        writer.execute(INSERT, ("open", "{}"))
+        run(url, INSERT, ("next", "{}"))
+        by = f"agent (postgres, process {writer.info.backend_pid} of the server)"
+        running.wait_for("events_held_back")
+        while (ready := get(f"{http}/readyz")[1]) == "ok\n":  # what is logged is said next
+            pass
+        alive = get(f"{http}/healthz")
+        told = {one.check: one for one in found(url) if one.check in ("daemon", "held back")}
+        writer.rollback()
+        running.wait_until_at(3)
+
+    assert ready.startswith(f"ok, events are held back by the transaction of {by}")
+    assert alive == (200, "ok\n")
+    assert [one.level for one in told.values()] == ["warn", "ok"]
+    assert "1 event waits, and none was folded in 2 s: see held back" in told["daemon"].found
 
 
 def test_who_holds_a_lock_that_a_daemon_waits_for_is_named_and_ended_by_the_command(
