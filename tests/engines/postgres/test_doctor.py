@@ -185,6 +185,19 @@ def test_what_is_broken_is_found_and_the_command_fixes_it(
     assert wrong(url) == set()
 
 
+def test_a_sequence_that_was_set_back_is_what_an_append_names_and_the_command_repairs(
+    url: str,
+) -> None:
+    run(url, INSERT, ("b", "{}"))
+    run(url, "SELECT setval('event_log_seq_seq', 1)")
+
+    refused = projector("session", "queue", "-p", "P", "hello", "-d", url, check=4).stderr
+
+    assert "the next position of event_log.seq is taken" in refused
+    assert shell(re.findall("`([^`]*)`", refused)[-1]).returncode == 0
+    projector("session", "queue", "-p", "P", "hello", "-d", url)
+
+
 def test_a_view_of_a_newer_version_is_found(url: str) -> None:
     run(url, "UPDATE checkpoint SET version = 99 WHERE name = 'sessions'")
 
