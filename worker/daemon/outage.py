@@ -9,6 +9,7 @@ import structlog
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import now_ms, wait
 from session_projector.worker.errors import DatabaseUnavailable, ProjectionFailed
+from session_projector.worker.folding.faults import told
 from session_projector.worker.storage.port import ProjectionStatus, Thread
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -98,7 +99,7 @@ class Failures:
         self._failures += 1
         if str(error) != self._why:
             self._why = str(error)
-            log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
+            log.error("projection_failed", projection=name, **told(error))
         why = f"{error}: {error.hint}"
         status = ProjectionStatus("failed", version, why, 0, 0, self._since_ms, now)
         await thread.run(lambda store: store.checkpoints.report(name, status))

@@ -207,8 +207,7 @@ def projections(database: Database) -> Iterator[Check]:
     for name, report in reports.items():
         if report.state == "failed":
             said = f"{name} failed: {report.why}"
-            fix = "fix that; the daemon tries again by itself"
-            wrong.append(Check("projections", "fail", said, fix))
+            wrong.append(Check("projections", "fail", said, f"fix that; {_then(leader)}"))
             continue
         if alive:
             at = f"{report.events:,} of {many(report.total, 'event')}"
@@ -270,11 +269,25 @@ def _dropped(one: ProjectionInfo) -> Check:
 def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
     """The finding for a projection that was installed after the daemon started, say."""
     said = f"{one.name} is installed here, and the daemon ({leader}) does not run it"
-    fix = "restart it where it runs"
-    if leader.local_pid:
-        end = linux.ending([leader.pid], seen=leader.seen)
-        fix = f"restart it: {end}, then `projector run`, unless systemd does that"
-    return Check("projections", "warn", said, fix)
+    return Check("projections", "warn", said, _restart(leader))
+
+
+def _then(leader: Leader | None) -> str:
+    """What is to be done after what makes a projection fail was fixed."""
+    if leader is None:
+        return "then `projector run`"
+    return (
+        "the daemon tries again by itself, with the code that it began with. If you changed the"
+        f" code, {_restart(leader)}"
+    )
+
+
+def _restart(leader: Leader) -> str:
+    """How a daemon is restarted, with the command where its process is seen."""
+    if not leader.local_pid:
+        return "restart it where it runs"
+    end = linux.ending([leader.pid], seen=leader.seen)
+    return f"restart it: {end}, then `projector run`, unless systemd does that"
 
 
 def _is_overdue(view: Deferred) -> bool:
