@@ -363,6 +363,26 @@ def test_an_owner_that_cannot_see_how_old_transactions_are_is_told_and_names_the
         run(url, f"DROP OWNED BY {role} CASCADE")
 
 
+@pytest.mark.parametrize("table", ["view", "session_index", "checkpoint", "umzug_meta"])
+def test_an_owner_from_whom_its_rights_were_revoked_is_given_them_back(
+    postgres: Server, role: str, table: str
+) -> None:
+    with postgres.database() as url:
+        run(url, f"GRANT CREATE ON SCHEMA public TO {role}; GRANT pg_read_all_stats TO {role}")
+        theirs = url.replace("postgres@", f"{role}@")
+        storage.database(theirs).setup()
+        run(url, f"REVOKE ALL ON {table} FROM {role}")
+        wrong_first = next(one for one in found(theirs) if one.level == "fail")
+        assert wrong_first.fix.endswith(f"`projector db setup -d '{theirs}'`"), wrong_first
+        refused = projector("run", "--once", "-d", theirs, check=4).stderr
+        assert f"projector db setup -d '{theirs}'" in refused
+        fix(wrong_first, postgres)
+        projector("session", "queue", "-p", "P", "hello", "-d", theirs)
+        projector("run", "--once", "-d", theirs)
+        assert wrong(theirs) == set()
+        run(url, f"DROP OWNED BY {role} CASCADE")
+
+
 def old(url: str, pid: int) -> None:
     """Wait until the transaction of a session has been there for longer than a moment."""
     age = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND now() - xact_start > '1s'"

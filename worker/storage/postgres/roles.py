@@ -1,5 +1,6 @@
 """What the roles of writers and readers may do."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import psycopg
@@ -8,6 +9,7 @@ from session_projector.worker.errors import UsageError
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.target import identifier
 
+_OF_AN_OWNER: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 _IDLE: Final = "idle_in_transaction_session_timeout"
 _IDLE_S: Final = 60
 """An event left uncommitted keeps all after it from being read: its writer is ended then."""
@@ -57,6 +59,28 @@ def check(connection: Connection, *roles: str | None) -> None:
                 " everything there",
                 "name a role of its own: CREATE ROLE NAME LOGIN PASSWORD '…'",
             )
+
+
+def revoked(connection: Connection, tables: Sequence[str]) -> list[tuple[str, str]]:
+    """The tables on which their owner lacks what an owner has by default, and who that is; those
+    that this role has the owner's rights to put right."""
+    return connection.rows(
+        "SELECT relname::text, pg_catalog.pg_get_userbyid(relowner)::text"
+        " FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p') AND relname = ANY (%s)"
+        " AND relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)"
+        " AND pg_catalog.pg_has_role(relowner, 'USAGE') AND NOT (SELECT bool_and("
+        "pg_catalog.has_table_privilege(relowner, pg_class.oid, privilege))"
+        " FROM unnest(%s::text[]) AS privilege) ORDER BY 1",
+        ([*tables], connection.target.schema, [*_OF_AN_OWNER]),
+    )
+
+
+def let_own(connection: Connection, tables: Sequence[str]) -> list[str]:
+    """Give owners back what was revoked from them; returns what that was."""
+    found = revoked(connection, tables)
+    for table, owner in found:
+        connection.rows(f"GRANT ALL ON {connection.prefix}{_named(table)} TO {_named(owner)}")
+    return [f"the rights of {owner} on {table}" for table, owner in found]
 
 
 def let_write(connection: Connection, role: str) -> None:
