@@ -104,16 +104,21 @@ def _end_when_idle(connection: Connection, role: str) -> None:
         " AND setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s)",
         (f"%{_IDLE}=%", role),
     )
-    database = connection.value("SELECT current_database()::text")
     if chosen is None:
         try:
             with connection.raw.transaction():
-                connection.raw.execute(
-                    f"ALTER ROLE {identifier(role)} IN DATABASE {identifier(database)}"
-                    f" SET {_IDLE} = '{_IDLE_S}s'".encode()
-                )
+                connection.raw.execute(end_idle(connection, role).encode())
         except psycopg.errors.InsufficientPrivilege:
             return  # doctor says so
+
+
+def end_idle(connection: Connection, role: str) -> str:
+    """The statement that lets no transaction of a role stay idle in this database."""
+    database = connection.value("SELECT current_database()::text")
+    return (
+        f"ALTER ROLE {identifier(role)} IN DATABASE {identifier(database)}"
+        f" SET {_IDLE} = '{_IDLE_S}s'"
+    )
 
 
 def let_read(connection: Connection, role: str, tables: list[str]) -> None:

@@ -13,7 +13,7 @@ from session_projector.worker.storage.postgres.doctor.asking import (
     asked,
     commands,
 )
-from session_projector.worker.storage.postgres.roles import revoked
+from session_projector.worker.storage.postgres.roles import end_idle, revoked
 from session_projector.worker.storage.postgres.target import identifier
 
 _MAY_ADD: Final = ("id", "key", "data", "packed", "created_at")
@@ -72,8 +72,9 @@ def writers(connection: Connection) -> Iterator[Check]:
     ]
     for name in sorted(names[role][0] for role in adding if role in names and not names[role][1]):
         said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
-        sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
-        wrong.append(Check("writers", "warn", said, as_superuser(connection, sets)))
+        wrong.append(
+            Check("writers", "warn", said, as_superuser(connection, end_idle(connection, name)))
+        )
     told = sorted(names[role][0] for role in adding if role in names)
     needs = [(log, column, "INSERT") for column in _MAY_ADD]
     needs += [(log, "seq", "SELECT"), (log, "id", "SELECT")]
