@@ -51,7 +51,8 @@ def trouble(database: Database, leader: Leader) -> Iterator[Check]:
     elif lacks == "space" and database.file:
         said, fix = f"{said}: {host.free(database.file)}", host.make_room(database.file)
     else:
-        fix = "see why, as this meets the same and says it: `projector run --once`"
+        limits = f", its limits by `prlimit --pid {leader.pid}`" if leader.local_pid else ""
+        fix = f"what it meets is in its log (journalctl -u projector, say){limits}"
     yield Check("daemon", "fail", said, f"{fix}. The daemon goes on by itself then")
 
 

@@ -21,7 +21,7 @@ def commands(connection: Connection, *statements: str) -> str:
 
 
 def as_superuser(connection: Connection, *statements: str) -> str:
-    """The same, of statements that no other role may run: by `postgres`, unless this role is one."""
+    """The same, of statements that no other role may run: by `postgres`, unless this one may."""
     is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
     if is_one:
         return _run_by(connection.name, statements)
