@@ -178,17 +178,18 @@ def projections(database: Database) -> Iterator[Check]:
     with database.open() as store:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
         infos = listing(store)
-        wrong = [
-            _without_code(one, owns=store.views.owns(one.name))
-            for one in infos
-            if one.code_version is None and one.name not in running
-        ]
-        wrong += [
-            _dropped(one)
+        lost = [one for one in infos if one.code_version is None and one.name not in running]
+        dropped = [
+            one
             for one in infos
             if one.position and one.name in checkpoints
             if not store.views.exists(checkpoints[one.name].table)
         ]
+        wrong = [
+            _without_code(one, owns=store.views.owns(one.name), dropped=one in dropped)
+            for one in lost
+        ]
+        wrong += [_dropped(one) for one in dropped if one not in lost]
     wrong += [
         _not_run(one, leader)
         for one in infos
@@ -246,8 +247,16 @@ def search(database: Database) -> Iterator[Check]:
             yield Check("search", "ok", "the index has the rows of its table")
 
 
-def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
+def _without_code(one: ProjectionInfo, *, owns: bool, dropped: bool) -> Check:
     """The finding for what is left of a projection whose package was uninstalled, say."""
+    if dropped:
+        said = (
+            f"{one.name} has no code here, and its table {one.kept_in} is gone; its checkpoint is"
+            f" still at {one.position:,}"
+        )
+        drop = f"`projector projection drop {argument(one.name)}`"
+        fix = f"drop the rest of it: {drop}. If you need it, install its package again after that"
+        return Check("projections", "warn", said, fix)
     rows = f", {many(one.rows, 'row')} of {one.kept_in}" if owns else ""
     said = (
         f"{one.name} has no code here, and what it left stays as it is: its checkpoint at"
