@@ -822,15 +822,19 @@ def test_a_projection_that_does_not_tail_is_told_with_the_reason(
 def test_a_projections_table_that_was_dropped_is_told_and_made_by_the_command(
     folded: Database,
 ) -> None:
-    before = folded.everything()
-    folded.sql("DROP TABLE session_index")
-    found = look(folded, "projections")
-    with daemon(folded.path) as running:  # which has nothing to do, and looks at no table
+    with daemon(folded.path) as running:
+        running.wait_until_at(folded.created("A-9", "one"))
+        before = folded.everything()
+        folded.sql("DROP TABLE session_index")  # the daemon has nothing to do, and looks at none
+        found = look(folded, "projections")
+        ill = projector("health", "-d", folded.path, check=1).stdout
         fix(found)
+        projector("health", "-d", folded.path)
         running.stop(signal.SIGTERM)
 
+    assert "the table session_index of session_index is gone: somebody dropped it" in ill
     assert found.level == "fail"
-    assert "the table session_index of session_index is gone, though its checkpoint is at 9" in (
+    assert "the table session_index of session_index is gone, though its checkpoint is at 10" in (
         found.found
     )
     assert folded.everything() == before
@@ -924,6 +928,19 @@ def test_what_an_uninstalled_projection_left_is_named_and_dropped_by_the_command
     assert look(folded, "projections").level == "ok"
     assert folded.sql("SELECT * FROM quarantine WHERE projection = 'per_project'") == []
     assert folded.sql("SELECT * FROM sqlite_master WHERE name = 'per_project'") == []
+
+
+def test_an_uninstalled_projection_without_its_table_is_one_finding(folded: Database) -> None:
+    projector("run", "--once", *EXTENSION, "-d", folded.path)
+    folded.sql("DROP TABLE per_project")
+
+    one = [check for check in examine(folded.path) if "per_project" in check.found]
+    drop = re.findall("`([^`]*)`", one[0].fix)[0]
+    paste(f"{drop} <<< y")
+
+    assert [(check.check, check.level) for check in one] == [("projections", "warn")]
+    assert "per_project has no code here, and its table per_project is gone" in one[0].found
+    assert look(folded, "projections").level == "ok"
 
 
 def test_a_writers_clock_that_is_ahead_is_told(database: Database) -> None:

@@ -187,12 +187,17 @@ def test_a_file_size_limit_is_waited_out_and_nothing_is_lost(database: Database)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (written, limits[1]))
         database.appended("A-1", "x" * 300_000)
         said = running.wait_for("database_unavailable")
+        told = projector("doctor", "-d", database.url, check=1).stdout
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
         running.wait_for("database_available_again")
         database.appended("A-1", "after")
         running.wait_until_at(3)
 
         assert f"{database.path} cannot be written or read" in said["why"]
+        assert (
+            f"is in its log (journalctl -u projector, say), its limits by `prlimit --pid {pid}`"
+            in told
+        )
         assert is_exact(database)
         assert running.stop(signal.SIGTERM) == 0
 

@@ -290,6 +290,11 @@ def test_health_goes_by_each_projection_that_tails() -> None:
     assert found.keys() == {"slow", "stuck"}
     assert found["slow"] < 10 < 99 <= found["stuck"]
 
+    state.held_back(["a writer"])
+    assert probes.health(lambda: 9, state) == ""
+    state.held_back([])
+    assert probes.health(lambda: 9, state).startswith("stuck has been stuck at 5 for 99 s")
+
 
 @pytest.mark.sqlite
 def test_a_database_that_somebody_holds_is_no_fault_of_the_daemons(database: Database) -> None:

@@ -88,8 +88,13 @@ def test_a_projection_that_fails_is_set_aside_and_the_others_go_on(database: Dat
                   "-d", database.url)  # fmt: skip
         late = projector("wait", newest, "--timeout", "0", "-d", database.url, check=1)
         shown = projector("status", "-d", database.url).stdout
+        cure = projector("doctor", "-d", database.url, check=1).stdout
+        restart = f"If you changed the code, restart it: `kill {tailing.process.pid}`, then"
 
     assert said["why"].startswith("per_project: ZeroDivisionError in ")
+    assert said["raised"] == "ZeroDivisionError: its own words"
+    assert "its own words" not in shown
+    assert restart in cure
     assert database.view("A-2")["messages"]
     assert state(database)["per_project"]["state"] == "failed"
     assert re.search("  state +failed, for", shown)

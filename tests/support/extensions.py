@@ -83,7 +83,7 @@ class Broken(PerProject):
     built_in = True
 
     def to_row(self, view: Any) -> Any:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("its own words")
 
 
 class Faulty(PerProject):

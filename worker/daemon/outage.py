@@ -9,6 +9,7 @@ import structlog
 from session_projector.projections.projection import Projection
 from session_projector.worker.clock import now_ms, wait
 from session_projector.worker.errors import DatabaseUnavailable, ProjectionFailed
+from session_projector.worker.folding.faults import told
 from session_projector.worker.storage.port import ProjectionStatus, Thread
 from session_projector.worker.telemetry.state import DaemonState
 
@@ -51,7 +52,8 @@ class Outage:
 class HeldBack:
     """Events that are there and cannot be read, as a writer has not ended its transaction."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: DaemonState) -> None:
+        self._state = state
         self._since: float | None = None
         self._said: list[str] = []
 
@@ -60,6 +62,7 @@ class HeldBack:
         if not waiting:
             if self._said:
                 log.info("events_held_back_no_longer")
+                self._state.held_back(())
             self._since, self._said = None, []
             return
         now = time.monotonic()
@@ -71,6 +74,7 @@ class HeldBack:
             self._said = [holder.who for holder in holders]
             hint = f"end it where it was forgotten: {holders[0].cure}"
             log.warning("events_held_back", by=self._said, hint=hint)
+            self._state.held_back(self._said)
 
 
 class Failures:
@@ -95,7 +99,7 @@ class Failures:
         self._failures += 1
         if str(error) != self._why:
             self._why = str(error)
-            log.error("projection_failed", projection=name, why=self._why, hint=error.hint)
+            log.error("projection_failed", projection=name, **told(error))
         why = f"{error}: {error.hint}"
         status = ProjectionStatus("failed", version, why, 0, 0, self._since_ms, now)
         await thread.run(lambda store: store.checkpoints.report(name, status))

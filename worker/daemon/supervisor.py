@@ -21,7 +21,7 @@ from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import DatabaseUnavailable, LostRace, ProjectionFailed
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.deferral import Deferral
-from session_projector.worker.folding.faults import faults_of
+from session_projector.worker.folding.faults import faults_of, told
 from session_projector.worker.replay.plan import calls_for_full_scan
 from session_projector.worker.replay.rebuild import rebuild
 from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Attempt, Scan, interleave
@@ -247,7 +247,7 @@ async def run_once(
                 except LostRace:
                     log.info("checkpoint_moved_by_another")
                 except ProjectionFailed as error:
-                    log.error("projection_failed", why=str(error), hint=error.hint)
+                    log.error("projection_failed", **told(error))
                     failed.append(error)
     finally:
         leadership.release()

@@ -87,7 +87,7 @@ class Tail:
         self._newest = 0
         self._had_caught_up = False
         self._counts_at = 0.0
-        self._held_back = HeldBack()
+        self._held_back = HeldBack(self._state)
         self._batch_log = BatchLog()
         self._took_memory = False
         self._woken: float | None = None

@@ -23,7 +23,6 @@ from session_projector.worker.storage.port import (
     Checkpoint,
     Database,
     Deferred,
-    Holder,
     Leader,
     Store,
     together,
@@ -63,7 +62,8 @@ def trouble(database: Database, leader: Leader) -> Iterator[Check]:
     elif lacks == "space" and database.file:
         said, fix = f"{said}: {host.free(database.file)}", host.make_room(database.file)
     else:
-        fix = "see why, as this meets the same and says it: `projector run --once`"
+        limits = f", its limits by `prlimit --pid {leader.pid}`" if leader.local_pid else ""
+        fix = f"what it meets is in its log (journalctl -u projector, say){limits}"
     yield Check("daemon", "fail", said, f"{fix}. The daemon goes on by itself then")
 
 
@@ -99,9 +99,9 @@ def _alive(database: Database, leader: Leader, standing_by: str) -> Iterator[Che
         yield Check("daemon", "fail", f"{leader} is suspended (SIGSTOP){standing_by}", fix)
     elif leader.trouble:
         yield from trouble(database, leader)
-    elif (stuck := _stuck(database, leader)) and (holders := _holders(database)):
-        said = f"{leader}, {stuck}{standing_by}: they wait for {holders[0].who}"
-        yield Check("daemon", "warn", said, f"end it where it was forgotten: {holders[0].cure}")
+    elif (stuck := _stuck(database, leader)) and _holds_back(database):
+        said = f"alive, {leader}: {names}{standing_by}; {stuck}: see held back"
+        yield Check("daemon", "ok", said)
     elif stuck:
         yield _held_up(database, leader, f"{leader}, {stuck}{standing_by}")
     else:
@@ -138,9 +138,10 @@ def _held_up(database: Database, leader: Leader, said: str) -> Check:
     return Check("daemon", "fail", said, fix)
 
 
-def _holders(database: Database) -> list[Holder]:
+def _holds_back(database: Database) -> bool:
+    """Whether somebody keeps events from being read, which is a finding of its own."""
     with database.open() as store:
-        return store.log.held_back_by()
+        return bool(store.log.held_back_by())
 
 
 def _full(database: Database) -> Check | None:
@@ -153,8 +154,8 @@ def _stuck(database: Database, leader: Leader) -> str:
     """How many events wait while no position moves; '' where one moves or nothing waits."""
     with database.open() as store:
         before, newest = _tailing(store, leader.running)
-        positions = (checkpoint.position for checkpoint in before.values())
-        waiting = newest - min(positions, default=newest)
+        lowest = min((checkpoint.written for checkpoint in before.values()), default=newest)
+        waiting = store.log.count(after=lowest) if newest > lowest else 0
         deadline = time.monotonic() + WATCH_S
         while waiting > 0 and time.monotonic() < deadline:
             time.sleep(WATCH_POLL_S)
@@ -190,19 +191,22 @@ def projections(database: Database) -> Iterator[Check]:
         reports, checkpoints = store.checkpoints.reports(), store.checkpoints.all()
         infos, unusable = listing(store), registry.unusable(store)
         installed = registry.known(store=store)
-        wrong = [*map(_unusable, unusable)]
-        wrong += [
-            _without_code(one, owns=store.views.owns(one.name))
-            for one in infos
-            if one.code_version is None and one.name not in running
-            if one.name not in {broken.name for broken in unusable}
+        broken = {one.name for one in unusable}
+        lost = [
+            one for one in infos if one.code_version is None and one.name not in {*running, *broken}
         ]
-        wrong += [
-            _dropped(one)
+        dropped = [
+            one
             for one in infos
             if one.position and one.name in checkpoints
             if not store.views.exists(checkpoints[one.name].table)
         ]
+        wrong = [*map(_unusable, unusable)]
+        wrong += [
+            _without_code(one, owns=store.views.owns(one.name), dropped=one in dropped)
+            for one in lost
+        ]
+        wrong += [_dropped(one) for one in dropped if one not in lost]
     wrong += [
         _not_run(one, leader)
         for one in infos
@@ -223,8 +227,7 @@ def projections(database: Database) -> Iterator[Check]:
     for name, report in reports.items():
         if report.state == "failed":
             said = f"{name} failed: {report.why}"
-            fix = "fix that; the daemon tries again by itself"
-            wrong.append(Check("projections", "fail", said, fix))
+            wrong.append(Check("projections", "fail", said, f"fix that; {_then(leader)}"))
             continue
         if alive:
             at = f"{report.events:,} of {many(report.total, 'event')}"
@@ -281,8 +284,16 @@ def search(database: Database) -> Iterator[Check]:
             yield Check("search", "ok", "the index has the rows of its table")
 
 
-def _without_code(one: ProjectionInfo, *, owns: bool) -> Check:
+def _without_code(one: ProjectionInfo, *, owns: bool, dropped: bool) -> Check:
     """The finding for what is left of a projection whose package was uninstalled, say."""
+    if dropped:
+        said = (
+            f"{one.name} has no code here, and its table {one.kept_in} is gone; its checkpoint is"
+            f" still at {one.position:,}"
+        )
+        drop = f"`projector projection drop {argument(one.name)}`"
+        fix = f"drop the rest of it: {drop}. If you need it, install its package again after that"
+        return Check("projections", "warn", said, fix)
     rows = f", {many(one.rows, 'row')} of {one.kept_in}" if owns else ""
     said = (
         f"{one.name} has no code here, and what it left stays as it is: its checkpoint at"
@@ -313,6 +324,16 @@ def _not_run(one: ProjectionInfo, leader: Leader) -> Check:
     """The finding for a projection that was installed after the daemon started, say."""
     said = f"{one.name} is installed here, and the daemon ({leader}) does not run it"
     return Check("projections", "warn", said, restart_same(leader))
+
+
+def _then(leader: Leader | None) -> str:
+    """What is to be done after what makes a projection fail was fixed."""
+    if leader is None:
+        return "then `projector run`"
+    return (
+        "the daemon tries again by itself, with the code that it began with. If you changed the"
+        f" code, {restart_same(leader)}"
+    )
 
 
 def _is_overdue(view: Deferred) -> bool:

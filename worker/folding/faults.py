@@ -71,6 +71,15 @@ def tell_of_fault(projection: Projection, seq: int, error: BaseException) -> Non
     )
 
 
+def told(error: ProjectionFailed) -> dict[str, str]:
+    """The fields of the log for a projection that fails; what its code raised is in the log alone,
+    as it may quote a message."""
+    said = {"why": str(error), "hint": error.hint}
+    if error.__cause__ is not None:
+        said["raised"] = "".join(traceback.format_exception_only(error.__cause__)).strip()
+    return said
+
+
 def _is_cancelled() -> bool:
     """Whether somebody cancels this task, as the first Ctrl-C does: else its own code raised it."""
     task = current_task()

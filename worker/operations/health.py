@@ -64,6 +64,16 @@ def _check(store: Store, leader: Leader) -> str:
     for report in _reports(store, leader, "failed").values():
         hint = "see all projections: `projector status`"
         raise CheckFailed(f"a projection is failing: {report.why}", hint)
+    for name, stored in store.checkpoints.all().items():
+        if (
+            leader.runs(name)
+            and stored.checkpoint.position
+            and not store.views.exists(stored.table)
+        ):
+            raise CheckFailed(
+                f"the table {stored.table.name} of {name} is gone: somebody dropped it",
+                "see how to build it again: `projector doctor`",
+            )
     _require_rebuilds_to_move(store, leader)
     newest = store.log.newest()
     before = _positions(store, leader)

@@ -24,7 +24,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from session_projector.worker.errors import TransientError, UsageError, no_thread
-from session_projector.worker.telemetry.probes import health, readiness
+from session_projector.worker.telemetry.probes import health, held_back, readiness
 from session_projector.worker.telemetry.state import DaemonState
 
 _ADDRESS: Final = re.compile(r"(?:\[([^][/]+)\]|([^][/]+)):([0-9]{1,5})")
@@ -213,6 +213,7 @@ def _app(state: DaemonState, newest: Callable[[], int], metrics: Collector) -> A
         return page(environ, respond)
 
     def page(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
+        well = ["ok"]
         match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
             case "GET", "/metrics":
                 found = generate_latest(registry)  # or fail, before anything is answered
@@ -222,13 +223,16 @@ def _app(state: DaemonState, newest: Callable[[], int], metrics: Collector) -> A
                 wrong = health(newest, state)
             case "GET", "/readyz":
                 wrong = health(newest, state) or readiness(newest, state)
+                well += held_back(state)
             case "GET", _:
                 return _text(respond, "404 Not Found", "there are /metrics, /healthz and /readyz")
             case _:
                 allowed = ("Allow", "GET, HEAD")
                 text = "GET and HEAD are allowed"
                 return _text(respond, "405 Method Not Allowed", text, allowed)
-        return _text(respond, "503 Service Unavailable" if wrong else "200 OK", wrong or "ok")
+        if wrong:
+            return _text(respond, "503 Service Unavailable", wrong)
+        return _text(respond, "200 OK", ", ".join(well))
 
     return app
 

@@ -71,7 +71,13 @@ def readiness(newest_event: Callable[[], int], state: DaemonState) -> str:
         return ", ".join([*reasons, f"the log cannot be read: {error}"])
     with state.lock:
         reasons += _unready(state, newest) if state.polls else ["nothing is folded yet"]
-    return ", ".join(reasons)
+    return ", ".join([*reasons, *(held_back(state) if reasons else ())])
+
+
+def held_back(state: DaemonState) -> Iterator[str]:
+    """Who keeps events from being read: a writer, so neither a restart nor another reader helps."""
+    if state.held_back_by:
+        yield f"events are held back by {', '.join(state.held_back_by)}"
 
 
 def _unready(state: DaemonState, newest: int) -> Iterator[str]:

@@ -126,6 +126,8 @@ class DaemonState:
         self.unavailable_now = False
         self.troubles: dict[str, Trouble] = {}
         """What is waited for now, by the projection that catches up separately; '': the others."""
+        self.held_back_by: Sequence[str] = ()
+        """Whose open transactions keep events from being read, in words."""
         self.troubled: Callable[[], object] = lambda: None
         """Called when that changes."""
         self.outcomes = Outcomes()
@@ -210,6 +212,12 @@ class DaemonState:
                 self.progress[projection].locked_out = False
         self.troubled()
 
+    def held_back(self, by: Sequence[str]) -> None:
+        """Record whose open transactions keep events from being read: nobody's any more, where
+        there is none."""
+        with self.lock:
+            self.held_back_by = by
+
     def stands_by(self) -> None:
         """Record that the daemon waits for another one to end."""
         with self.lock:
@@ -220,6 +228,7 @@ class DaemonState:
         """Record that the daemon leads some projections, and no others; without names all."""
         with self.lock:
             self.standing_by = False
+            self.held_back_by = ()
             self.troubles.clear()
             for name in self.progress.keys() - names if names else ():
                 del self.progress[name]
@@ -295,7 +304,10 @@ class DaemonState:
             self.progress[name].failing = False
 
     def stuck(self) -> dict[str, float]:
-        """For each tailing projection, how many seconds it has been behind without progress."""
+        """For each tailing projection, how many seconds it has been behind without progress; none
+        where the events are held back, which no restart changes."""
+        if self.held_back_by:
+            return {}
         now = time.monotonic()
         return {
             name: now - max(at.moved, at.caught_up or at.moved)

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from support import daemon, projector, shell
 from support.postgres import Server
+from support.served import HTTP, address, get
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker.daemon import supervisor
@@ -184,6 +185,19 @@ def test_what_is_broken_is_found_and_the_command_fixes_it(
     assert wrong(url) == set()
 
 
+def test_a_sequence_that_was_set_back_is_what_an_append_names_and_the_command_repairs(
+    url: str,
+) -> None:
+    run(url, INSERT, ("b", "{}"))
+    run(url, "SELECT setval('event_log_seq_seq', 1)")
+
+    refused = projector("session", "queue", "-p", "P", "hello", "-d", url, check=4).stderr
+
+    assert "the next position of event_log.seq is taken" in refused
+    assert shell(re.findall("`([^`]*)`", refused)[-1]).returncode == 0
+    projector("session", "queue", "-p", "P", "hello", "-d", url)
+
+
 def test_a_view_of_a_newer_version_is_found(url: str) -> None:
     run(url, "UPDATE checkpoint SET version = 99 WHERE name = 'sessions'")
 
@@ -311,6 +325,7 @@ def test_a_writer_whose_transactions_may_stay_idle_is_found(
     try:
         one = look(url, "writers")
         assert f"{role} may leave an event uncommitted for ever" in one.found
+        assert f'ALTER ROLE "{role}" IN DATABASE' in one.fix
         fix(one, postgres)
         assert wrong(url) == set()
     finally:
@@ -342,10 +357,28 @@ def test_an_owner_that_cannot_see_how_old_transactions_are_is_told_and_names_the
             assert f"process {writer.info.backend_pid} of the server" in one.found
             assert "postgres" in one.found
 
-        one = look(theirs, "rights")
-        as_superuser = one.fix.replace(f"{role}@", "postgres@")
-        fix(msgspec.structs.replace(one, fix=as_superuser), postgres)
+        fix(look(theirs, "rights"), postgres)
         assert look(theirs, "rights").level == "ok"
+        run(url, f"DROP OWNED BY {role} CASCADE")
+
+
+@pytest.mark.parametrize("table", ["view", "session_index", "checkpoint", "umzug_meta"])
+def test_an_owner_from_whom_its_rights_were_revoked_is_given_them_back(
+    postgres: Server, role: str, table: str
+) -> None:
+    with postgres.database() as url:
+        run(url, f"GRANT CREATE ON SCHEMA public TO {role}; GRANT pg_read_all_stats TO {role}")
+        theirs = url.replace("postgres@", f"{role}@")
+        storage.database(theirs).setup()
+        run(url, f"REVOKE ALL ON {table} FROM {role}")
+        wrong_first = next(one for one in found(theirs) if one.level == "fail")
+        assert wrong_first.fix.endswith(f"`projector db setup -d '{theirs}'`"), wrong_first
+        refused = projector("run", "--once", "-d", theirs, check=4).stderr
+        assert f"projector db setup -d '{theirs}'" in refused
+        fix(wrong_first, postgres)
+        projector("session", "queue", "-p", "P", "hello", "-d", theirs)
+        projector("run", "--once", "-d", theirs)
+        assert wrong(theirs) == set()
         run(url, f"DROP OWNED BY {role} CASCADE")
 
 
@@ -372,6 +405,29 @@ def test_who_leaves_an_event_uncommitted_is_found_and_ended_by_the_command(
         assert wrong(url) == set()
         with suppress(psycopg.Error):
             writer.rollback()
+
+
+def test_events_that_a_writer_holds_back_make_no_daemon_stuck(url: str) -> None:
+    with (
+        daemon(url, options=HTTP) as running,
+        closing(psycopg.connect(url, application_name="agent")) as writer,
+    ):
+        http = address(running)
+        writer.execute(INSERT, ("open", "{}"))
+        run(url, INSERT, ("next", "{}"))
+        by = f"agent (postgres, process {writer.info.backend_pid} of the server)"
+        running.wait_for("events_held_back")
+        while (ready := get(f"{http}/readyz")[1]) == "ok\n":  # what is logged is said next
+            pass
+        alive = get(f"{http}/healthz")
+        told = {one.check: one for one in found(url) if one.check in ("daemon", "held back")}
+        writer.rollback()
+        running.wait_until_at(3)
+
+    assert ready.startswith(f"ok, events are held back by the transaction of {by}")
+    assert alive == (200, "ok\n")
+    assert [one.level for one in told.values()] == ["warn", "ok"]
+    assert "1 event waits, and none was folded in 2 s: see held back" in told["daemon"].found
 
 
 def test_who_holds_a_lock_that_a_daemon_waits_for_is_named_and_ended_by_the_command(

@@ -157,7 +157,8 @@ def _translate(name: str, error: psycopg.Error, projection: str | None) -> Proje
             return InterventionRequired(
                 f"{name}: this role may not do that ({said})",
                 "name the role that owns the schema in the URL, or let that role give this one what"
-                " it lacks, by the options --writer and --reader of db setup",
+                " it lacks, by the options --writer and --reader of db setup; where it is the owner"
+                " itself that lacks it: `projector db setup`",
             )
         case "42P01" | "42703" | "3F000" | "42883":
             return InterventionRequired(

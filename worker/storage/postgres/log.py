@@ -16,7 +16,7 @@ from session_projector.projections.event import (
     is_utf8,
     session_of,
 )
-from session_projector.worker.errors import LostRace, UsageError
+from session_projector.worker.errors import InterventionRequired, LostRace, UsageError
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import (
     ANY_POSITION,
@@ -338,7 +338,12 @@ class PostgresLog:
         same = f"{known} AND key IS NOT DISTINCT FROM %s AND {column} IS NOT DISTINCT FROM %s"
         if (seq := self._connection.value(same, values[:3])) is not None:
             return int(seq)
-        seq = self._connection.value(known, values[:1])
+        if (seq := self._connection.value(known, values[:1])) is None:
+            raise InterventionRequired(
+                f"{self._connection.name}: the next position of event_log.seq is taken: somebody"
+                " set its sequence back; nothing was written",
+                "put it above the newest event: `projector db setup`",
+            )
         raise UsageError(
             f"the id {row.id} is that of another event: position {seq} in {self._connection.name}"
             " has another session, type or data",

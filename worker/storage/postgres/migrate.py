@@ -190,8 +190,10 @@ def setup(
     add events then, and `reader` read all."""
     with opened(target, busy_timeout_s=lock_timeout_s) as connection:
         roles.check(connection, writer, reader)
+        given = roles.let_own(connection, [*tables(), "umzug_meta"])  # which are read first
         done = _setup(connection, lock_timeout_s)
-        made = _make_built_in(connection)
+        made = [*given, *_make_built_in(connection)]
+        made += roles.let_own(connection, readable(connection))
         with connection.writing():
             if writer:
                 roles.let_write(connection, writer)

@@ -1,5 +1,6 @@
 """What the roles of writers and readers may do."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import psycopg
@@ -8,6 +9,7 @@ from session_projector.worker.errors import UsageError
 from session_projector.worker.storage.postgres.connection import Connection
 from session_projector.worker.storage.postgres.target import identifier
 
+_OF_AN_OWNER: Final = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
 _IDLE: Final = "idle_in_transaction_session_timeout"
 _IDLE_S: Final = 60
 """An event left uncommitted keeps all after it from being read: its writer is ended then."""
@@ -59,6 +61,28 @@ def check(connection: Connection, *roles: str | None) -> None:
             )
 
 
+def revoked(connection: Connection, tables: Sequence[str]) -> list[tuple[str, str]]:
+    """The tables on which their owner lacks what an owner has by default, and who that is; those
+    that this role has the owner's rights to put right."""
+    return connection.rows(
+        "SELECT relname::text, pg_catalog.pg_get_userbyid(relowner)::text"
+        " FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p') AND relname = ANY (%s)"
+        " AND relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)"
+        " AND pg_catalog.pg_has_role(relowner, 'USAGE') AND NOT (SELECT bool_and("
+        "pg_catalog.has_table_privilege(relowner, pg_class.oid, privilege))"
+        " FROM unnest(%s::text[]) AS privilege) ORDER BY 1",
+        ([*tables], connection.target.schema, [*_OF_AN_OWNER]),
+    )
+
+
+def let_own(connection: Connection, tables: Sequence[str]) -> list[str]:
+    """Give owners back what was revoked from them; returns what that was."""
+    found = revoked(connection, tables)
+    for table, owner in found:
+        connection.rows(f"GRANT ALL ON {connection.prefix}{_named(table)} TO {_named(owner)}")
+    return [f"the rights of {owner} on {table}" for table, owner in found]
+
+
 def let_write(connection: Connection, role: str) -> None:
     """Let a role add events and wait for them, and do nothing else to the log."""
     log, to = f"{connection.prefix}event_log", _named(role)
@@ -80,16 +104,21 @@ def _end_when_idle(connection: Connection, role: str) -> None:
         " AND setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s)",
         (f"%{_IDLE}=%", role),
     )
-    database = connection.value("SELECT current_database()::text")
     if chosen is None:
         try:
             with connection.raw.transaction():
-                connection.raw.execute(
-                    f"ALTER ROLE {identifier(role)} IN DATABASE {identifier(database)}"
-                    f" SET {_IDLE} = '{_IDLE_S}s'".encode()
-                )
+                connection.raw.execute(end_idle(connection, role).encode())
         except psycopg.errors.InsufficientPrivilege:
             return  # doctor says so
+
+
+def end_idle(connection: Connection, role: str) -> str:
+    """The statement that lets no transaction of a role stay idle in this database."""
+    database = connection.value("SELECT current_database()::text")
+    return (
+        f"ALTER ROLE {identifier(role)} IN DATABASE {identifier(database)}"
+        f" SET {_IDLE} = '{_IDLE_S}s'"
+    )
 
 
 def let_read(connection: Connection, role: str, tables: list[str]) -> None:

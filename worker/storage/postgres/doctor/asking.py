@@ -21,10 +21,12 @@ def commands(connection: Connection, *statements: str) -> str:
 
 
 def as_superuser(connection: Connection, *statements: str) -> str:
-    """The same, of statements that no other role may run."""
+    """The same, of statements that no other role may run: by `postgres`, unless this one may."""
     is_one = connection.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-    fix = _run_by(connection.name, statements)
-    return fix if is_one else f"with a superuser in place of the role: {fix}"
+    if is_one:
+        return _run_by(connection.name, statements)
+    fix = _run_by(connection.target.name_for("postgres"), statements)
+    return f"this role may not; with a superuser, such as postgres: {fix}"
 
 
 def _run_by(name: str, statements: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from session_projector.worker.storage.postgres.doctor.asking import (
     asked,
     commands,
 )
+from session_projector.worker.storage.postgres.roles import end_idle, revoked
 from session_projector.worker.storage.postgres.target import identifier
 
 _MAY_ADD: Final = ("id", "key", "data", "packed", "created_at")
@@ -39,6 +40,12 @@ def rights(connection: Connection) -> Iterator[Check]:
         said = f"the role {role} does not own {tables}: it cannot run a daemon or replay"
         fix = f"run those as {', '.join(owners)}; this role may read and wait"
         yield Check("rights", "warn", said, fix)
+    elif lacking := revoked(connection, migrate.readable(connection)):
+        said = (
+            f"the owner {lacking[0][1]} lacks rights on {', '.join(table for table, _ in lacking)}"
+        )
+        fix = "give it back what an owner has: `projector db setup`"
+        yield Check("rights", "fail", f"{said}: somebody revoked them", fix)
     elif not reads_all:
         said = f"the role {role} cannot see how long the transactions of other roles have been open"
         grant = f"GRANT pg_read_all_stats TO {identifier(role)}"
@@ -65,8 +72,9 @@ def writers(connection: Connection) -> Iterator[Check]:
     ]
     for name in sorted(names[role][0] for role in adding if role in names and not names[role][1]):
         said = f"{name} may leave an event uncommitted for ever, and none after it would be read"
-        sets = f"ALTER ROLE {identifier(name)} SET idle_in_transaction_session_timeout = '60s'"
-        wrong.append(Check("writers", "warn", said, as_superuser(connection, sets)))
+        wrong.append(
+            Check("writers", "warn", said, as_superuser(connection, end_idle(connection, name)))
+        )
     told = sorted(names[role][0] for role in adding if role in names)
     needs = [(log, column, "INSERT") for column in _MAY_ADD]
     needs += [(log, "seq", "SELECT"), (log, "id", "SELECT")]
