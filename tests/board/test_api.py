@@ -568,6 +568,8 @@ def test_an_event_is_given_whole_to_be_corrected_or_not_at_all(
     fold(database)
     with board(database, tmp_path / "state") as shown:
         given = [shown.api(f"quarantine/event?seq={seq}")["text"] for seq in range(1, 6)]
+        detail = shown.api("quarantine/event?seq=2")["detail"]
+    assert detail == "line 1, column 2: object keys must be strings, near: {oops"
     assert given[:2] == texts
     assert given[2] == '{"type":"session_append","n":9007199254740993}'
     assert given[3:] == [None, None]

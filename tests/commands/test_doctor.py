@@ -139,7 +139,7 @@ def test_all_is_ok_of_a_healthy_database_with_a_daemon_and_one_standing_by(
 
     found = {one["check"]: one for one in json.loads(said.stdout)}
     assert {name for name, one in found.items() if one["level"] != "ok"} <= OF_THE_MACHINE
-    assert len(found) == 21
+    assert len(found) == 22
     assert f"alive, process {running.process.pid}: sessions, session_index" in done.stdout
     assert f"standing by: {waiting.process.pid} (" in found["daemon"]["found"]
     assert f"open in: {running.process.pid} (" in found["wal"]["found"]
