@@ -9,6 +9,7 @@ import pytest
 from support.node_packages import BROWSER, node_packages
 from support.snippets import NODE
 
+from session_projector.projections.event import TEXT_PARTS
 from session_projector.worker.sessions.content import _KINDS
 
 STATIC = Path(__file__).parents[2] / "worker" / "board" / "static"
@@ -34,7 +35,8 @@ def test_functions() -> None:
 
 
 def test_the_page_knows_each_part_of_a_message_that_the_command_line_knows() -> None:
-    known = ({"type": kind, "text": "t", "refusal": "no"} for kind in _KINDS)
+    kinds = _KINDS.keys() - {*TEXT_PARTS, "summary_text", "refusal"}
+    known = ({"type": kind, "thinking": "t", "toolInvocation": {}} for kind in sorted(kinds))
     parts = (STATIC / "lib" / "parts.js").as_uri()
     script = f"""import {{ parts }} from {json.dumps(parts)};
         const isUnknown = (one) => parts({{ content: [one] }})[0]?.kind === "json";
