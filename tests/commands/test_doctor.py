@@ -728,6 +728,18 @@ def test_a_write_lock_that_nobody_waits_for_yet_is_told(folded: Database, mode: 
     assert after.level == "ok"
 
 
+def test_a_write_lock_that_an_idle_daemon_does_not_wait_for_is_no_health(folded: Database) -> None:
+    with daemon(folded.path) as running:
+        running.wait_until_at(folded.created("A-9", "one"))
+        with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
+            ill = projector("health", "-d", folded.path, check=1).stdout
+        projector("health", "-d", folded.path)
+
+    assert f"{pid} (python" in ill
+    assert "has held the write lock for some time: nobody else can write" in ill
+    assert f"`kill {pid}`" in ill
+
+
 OFD_LOCK = """
 import fcntl, struct
 shm = open(path + "-shm", "r+b")
