@@ -392,6 +392,20 @@ def test_a_checkpoint_that_does_not_fit_the_log_is_fixed(folded: Database) -> No
     assert wrong(folded) == {"daemon"}
 
 
+def test_a_log_that_was_rewound_is_said_first_and_once(folded: Database) -> None:
+    folded.sql("DROP TRIGGER event_log_no_delete")
+    folded.sql("DELETE FROM event_log WHERE seq > 8")
+
+    found = [one for one in examine(folded.path) if one.level != "ok"]
+    status = projector("status", "-d", folded.path).stdout
+
+    assert "checkpoints session_index@9, sessions@9 do not match" in found[0].found
+    assert [one.check for one in found].count("checkpoint") == 1
+    assert "triggers" in [one.check for one in found[1:]]
+    assert [one for one in found if "projector run" in one.fix] == []
+    assert status.count("none: it is ahead of the log") == 2
+
+
 def test_views_of_a_newer_version_are_told(folded: Database) -> None:
     folded.sql("UPDATE checkpoint SET version = 99 WHERE name = 'session_index'")
 
@@ -712,6 +726,18 @@ def test_a_write_lock_that_nobody_waits_for_yet_is_told(folded: Database, mode: 
     assert f"{pid} (python" in found.found
     assert f"`kill {pid}`" in found.fix
     assert after.level == "ok"
+
+
+def test_a_write_lock_that_an_idle_daemon_does_not_wait_for_is_no_health(folded: Database) -> None:
+    with daemon(folded.path) as running:
+        running.wait_until_at(folded.created("A-9", "one"))
+        with another(OPEN + "db.execute('BEGIN IMMEDIATE')", folded.path) as pid:
+            ill = projector("health", "-d", folded.path, check=1).stdout
+        projector("health", "-d", folded.path)
+
+    assert f"{pid} (python" in ill
+    assert "has held the write lock for some time: nobody else can write" in ill
+    assert f"`kill {pid}`" in ill
 
 
 OFD_LOCK = """

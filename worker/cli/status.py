@@ -12,6 +12,7 @@ from session_projector.worker.cli.color import painted
 from session_projector.worker.cli.inert import printable
 from session_projector.worker.cli.options import Database, Json, pasteable
 from session_projector.worker.errors import many, quoted
+from session_projector.worker.folding.checkpoints import rewound
 from session_projector.worker.operations import status as operations
 from session_projector.worker.operations.status import DaemonStatus, DeferredView, Progress, Status
 from session_projector.worker.storage import open as storage
@@ -66,7 +67,8 @@ def _lines(found: Status) -> Iterator[tuple[str, object]]:
             yield "  state", doing
         yield "  position", one.position
         behind = "no valid time" if one.lag_seconds is None else f"{one.lag_seconds:.1f} s"
-        yield "  lag", f"{many(one.lag_events, 'event')}, {behind}"
+        lag = f"{many(one.lag_events, 'event')}, {behind}"
+        yield "  lag", lag if one.position <= found.newest else "none: it is ahead of the log"
         yield "  views", f"{one.views:,}"
         if one.deferred:
             yield "  deferred", _deferred(one.deferred)
@@ -108,12 +110,7 @@ def _advice(found: Status) -> Iterator[str]:
     if any(each.trouble and not each.suspended for each in found.daemons):
         yield "see what keeps the daemon back: `projector doctor`"
     if unfit := [f"{one.name}@{one.position}" for one in found.projections if not one.fits_log]:
-        which = (
-            f"checkpoint {unfit[0]} does"
-            if len(unfit) == 1
-            else f"checkpoints {', '.join(unfit)} do"
-        )
-        yield f"event_log was truncated or replaced: {which} not match.\n{FOLD_AGAIN}"
+        yield f"{rewound(unfit)}.\n{FOLD_AGAIN}"
     elif not found.daemon.alive:
         yield "start one: `projector run`"
     elif found.daemon.suspended:

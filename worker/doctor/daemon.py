@@ -1,7 +1,7 @@
 """Checks of the daemon (alive, stuck, standing by or absent) and of its projections."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -9,6 +9,7 @@ from session_projector.projections import SEARCH
 from session_projector.worker import linux, registry
 from session_projector.worker.doctor import host
 from session_projector.worker.errors import Lack, ProjectorError, argument, many
+from session_projector.worker.folding.checkpoints import fits_log, rewound
 from session_projector.worker.folding.deferral import KEY_SHOWN, LONGEST_DELAY_S
 from session_projector.worker.operations import event_types
 from session_projector.worker.operations.health import restart_same
@@ -19,6 +20,7 @@ from session_projector.worker.operations.projections import (
     without_code,
 )
 from session_projector.worker.storage.port import (
+    FOLD_AGAIN,
     Check,
     Checkpoint,
     Database,
@@ -28,6 +30,7 @@ from session_projector.worker.storage.port import (
     together,
 )
 
+START: Final = "`projector run`"
 WATCH_S: Final = 2.0
 WATCH_POLL_S: Final = 0.05
 NEWEST: Final = 10_000
@@ -72,7 +75,7 @@ def daemon(database: Database) -> Iterator[Check]:
     leaders = leadership.leaders()
     if not leaders:
         said = "none is alive: nothing is folded until one runs"
-        yield Check("daemon", "warn", said, "`projector run`")
+        yield Check("daemon", "warn", said, START)
     waiting = leadership.standing_by() if leaders else []
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
     found = [one for leader in leaders for one in _alive(database, leader, standing_by)]
@@ -179,6 +182,19 @@ def _tailing(store: Store, names: Collection[str]) -> tuple[dict[str, Checkpoint
         if name not in reports and (not names or name in names)
     }
     return tailing, newest if tailing else 0
+
+
+def checkpoint(database: Database, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """What an engine's `check` of the checkpoints finds, but what does not match the log in one."""
+    with database.open() as store:
+        unfit = [
+            f"{name}@{stored.checkpoint.position}"
+            for name, stored in store.checkpoints.all().items()
+            if not fits_log(store, stored.checkpoint)
+        ]
+    if unfit:
+        yield Check("checkpoint", "fail", rewound(unfit), FOLD_AGAIN)
+    yield from (one for one in check() if one.fix != FOLD_AGAIN)
 
 
 def projections(database: Database) -> Iterator[Check]:

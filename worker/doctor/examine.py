@@ -10,14 +10,17 @@ from session_projector.worker import registry
 from session_projector.worker.clock import now_ms
 from session_projector.worker.doctor import daemon, host
 from session_projector.worker.errors import DatabaseUnavailable, ProjectorError, quoted
-from session_projector.worker.storage.port import Check, Database
+from session_projector.worker.storage.port import FOLD_AGAIN, Check, Database
 
 
 def examine(database: Database) -> list[Check]:
-    """What every check found: first what fails, of that what a daemon says it waits for, as it may
-    be the cause of all else; then in the order in which an operator would look."""
-    levels = ["fail", "warn", "ok"]
-    return sorted(_checks(database), key=lambda one: levels.index(one.level))
+    """What every check found: first what fails, of that a log that was truncated or replaced, then
+    what a daemon says it waits for, as each may be the cause of all else; then in the order in
+    which an operator would look. On such a log no daemon starts, so that none is said to."""
+    levels, found = ["fail", "warn", "ok"], [*_checks(database)]
+    if any(one.fix == FOLD_AGAIN for one in found):
+        found = [one for one in found if one.fix != daemon.START]
+    return sorted(found, key=lambda one: (levels.index(one.level), one.fix != FOLD_AGAIN))
 
 
 def _checks(database: Database) -> Iterator[Check]:
@@ -30,6 +33,8 @@ def _checks(database: Database) -> Iterator[Check]:
     with database.checks(versions) as (inside, around):
         if clock := inside.get("clock"):  # where that of this machine can be right
             inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
+        if check := inside.get("checkpoint"):
+            inside["checkpoint"] = partial(daemon.checkpoint, database, check)
         inside["projections"] = lambda: daemon.projections(database)
         inside["quarantine"] = lambda: daemon.quarantine(database)
         inside["event types"] = lambda: daemon.types(database)

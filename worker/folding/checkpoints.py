@@ -1,5 +1,7 @@
 """Whether a checkpoint matches the log, the code and the views."""
 
+from collections.abc import Sequence
+
 from session_projector.projections.projection import Projection
 from session_projector.worker.errors import InterventionRequired, upgrade
 from session_projector.worker.storage.port import FOLD_AGAIN, Checkpoint, Store, digest
@@ -49,7 +51,14 @@ def is_sound(store: Store, projection: Projection, checkpoint: Checkpoint) -> bo
 
 def does_not_fit(name: str, position: int) -> InterventionRequired:
     """The error of a log that is not the one that was folded."""
-    return InterventionRequired(
-        f"event_log was truncated or replaced: checkpoint {name}@{position} does not match",
-        FOLD_AGAIN,
+    return InterventionRequired(rewound([f"{name}@{position}"]), FOLD_AGAIN)
+
+
+def rewound(checkpoints: Sequence[str]) -> str:
+    """What is said of a log that some checkpoints, each `NAME@POSITION`, do not match."""
+    which = (
+        f"checkpoints {', '.join(checkpoints)} do"
+        if len(checkpoints) > 1
+        else f"checkpoint {checkpoints[0]} does"
     )
+    return f"event_log was truncated or replaced: {which} not match"

@@ -44,7 +44,12 @@ def check(database: Database) -> str:
                 )
         if not leaders:
             raise CheckFailed("no daemon is alive", "start one: `projector run`")
-        return "; ".join(_check(store, leader) for leader in leaders)
+        said = "; ".join(_check(store, leader) for leader in leaders)
+    # A daemon with nothing to fold waits for no lock.
+    for holder in database.locked_by(but=max(leader.local_pid for leader in leaders)):
+        what = f"{holder.who} has held the write lock for some time: nobody else can write"
+        raise CheckFailed(what, holder.cure)
+    return said
 
 
 def restart(leader: Leader, options: str = "") -> str:
