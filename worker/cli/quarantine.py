@@ -124,19 +124,24 @@ def _chosen(
     return seqs or [entries[0].seq for entries in events.found(store, wanted)]
 
 
-def _each(seqs: Sequence[int], work: Callable[[int], str], verb: str) -> None:
+def _each(seqs: Sequence[int], work: Callable[[int], str], command: str, verb: str) -> None:
     """Do something with each event, one after the other; what cannot be done is said at the end."""
-    progress, failed, hint = Progress(), 0, ""
+    progress, failed, hint = Progress(), list[int](), ""
     for done, seq in enumerate(seqs):
         progress.tell(verb, done, len(seqs))
         try:
             said = work(seq)
         except CheckFailed as error:
-            failed, hint, said = failed + 1, error.hint, f"event {seq}: {error}"
+            failed.append(seq)
+            hint, said = error.hint, f"event {seq}: {error}"
         progress.clear()
         print(said)
+    if failed and len(seqs) > 1:
+        hint = f"what helps one of them: `projector quarantine {command} {failed[0]} --dry-run`"
     if failed:
-        raise CheckFailed(f"{failed:,} of {many(len(seqs), 'event')} could not be {verb}", hint)
+        told = f"{len(failed):,} of {many(len(seqs), 'event')} could not be {verb}"
+        others = len(seqs) - len(failed)
+        raise CheckFailed(f"{told}, {others:,} could" if others else told, hint)
 
 
 @quarantine.command("show")
@@ -211,7 +216,7 @@ def quarantine_resubmit(
                 return f"would append event {seq} again"
             return f"appended event {seq} again as {events.resubmit(store, seq, None)}"
 
-        _each(chosen, resubmit, "resubmitted")
+        _each(chosen, resubmit, "resubmit", "resubmitted")
 
 
 @quarantine.command("dismiss")
@@ -245,7 +250,7 @@ def quarantine_dismiss(
             events.dismiss(store, seq, text)
             return f"dismissed event {seq}"
 
-        _each(chosen, dismiss, "dismissed")
+        _each(chosen, dismiss, "dismiss", "dismissed")
 
 
 def _hex(data: bytes) -> str:
