@@ -35,6 +35,7 @@ class FileIdentity:
         lock on the database then, under which nobody but a `rm` removes them."""
         files = (f"{self._path}-wal", f"{self._path}-shm")
         self._sidecars = {file: _found(os.lstat, file) for file in files}
+        self._last_wal = self._sidecars[str(self._wal)]
 
     def check(self) -> None:
         """Raises `TransientError` when a file was replaced or removed, and `InterventionRequired`
@@ -72,9 +73,8 @@ class FileIdentity:
             if sidecars.holds_something(self._wal):
                 return InterventionRequired(f"{said}: {sidecars.LAST_COMMITS}", sidecars.back(path))
             return TransientError(f"{said}, and no file is there now", sidecars.back(path))
-        if not sidecars.holds_something(self._wal) or (
-            _found(os.lstat, str(self._wal)) != self._last_wal
-        ):
+        is_others = self._last_wal and _found(os.lstat, str(self._wal)) != self._last_wal
+        if is_others or not sidecars.holds_something(self._wal):
             return TransientError(said, "start again, and the new file is read")
         return InterventionRequired(
             f"{said}, and its -wal is there still: SQLite would copy what it holds into the new"
