@@ -43,6 +43,17 @@ def openers(files: Iterable[Path]) -> list[int]:
     return found
 
 
+def deleted(file: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the other processes that have a deleted file open, and where each has it."""
+    for pid in _pids():
+        with suppress(OSError):  # it has ended or belongs to another user
+            folder = PROC / str(pid) / "fd"
+            for link in map(folder.joinpath, os.listdir(folder) if pid != os.getpid() else ()):
+                if os.readlink(link) == f"{file} (deleted)":
+                    yield pid, link
+                    break
+
+
 def running(called: str) -> list[int]:
     """The processes with a name."""
     return [pid for pid in _pids() if name(pid) == called]

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgpack
 import pytest
 from support import (
     INSERT,
@@ -482,6 +484,7 @@ def test_a_stopped_daemon_goes_on_by_the_command(folded: Database) -> None:
 
 HOLD_LOCK = """
 from pathlib import Path
+from typing import Any
 from session_projector.worker.storage.sqlite.lock import DaemonLock
 assert DaemonLock(Path(path), {"sessions": 1, "session_index": 1}).acquire()
 """
@@ -990,8 +993,30 @@ def test_a_time_in_microseconds_is_told_with_the_event(database: Database) -> No
 
     found = look(database, "clock")
 
-    assert found.found.startswith(f"event {seq} was written with microseconds in created_at")
+    assert found.found.startswith(f"event {seq} of session A-1 was written with microseconds in ")
     assert "set-ntp" not in found.fix
+    assert "append" in shell(re.findall("`([^`]*)`", found.fix)[0]).stdout
+
+
+@pytest.mark.parametrize("encode", [json.dumps, msgpack.packb])
+def test_each_fault_of_the_times_is_told_with_its_newest_event(
+    database: Database, encode: Callable[[Any], Any]
+) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    times = [now_ms * 1000, now_ms // 1000, now_ms + 75 * 31_557_600_000, None, float(now_ms)]
+    for number, at in enumerate(times):
+        said = {"type": "session_created", "data": {"project": "P"}, "timestamp": at}
+        database.insert(f"A-{number}", encode(said))
+    for _ in range(60):
+        database.created("A-9")
+
+    said = [one.found for one in examine(database.path) if one.check == "clock"]
+
+    assert [one.partition(", ")[0] for one in said] == [
+        "event 3 of session A-2 was written 75 years in the future",
+        "event 2 of session A-1 was written with seconds in timestamp",
+        "event 1 of session A-0 was written with microseconds in timestamp",
+    ]
 
 
 def test_a_clock_before_2024_is_told() -> None:

@@ -184,10 +184,13 @@ def test_a_lock_held_by_others_is_waited_out(database: Database) -> None:
 
 
 @pytest.mark.sqlite
-def test_a_replaced_file_ends_it_with_exit_3(database: Database, tmp_path: Path) -> None:
+def test_a_replaced_file_with_nothing_left_of_it_ends_it_with_exit_3(
+    database: Database, tmp_path: Path
+) -> None:
     projector("db", "setup", "-d", tmp_path / "new.db")
     with daemon(database.url) as running:
         running.wait_for("started")
+        database.sql("PRAGMA wal_checkpoint(TRUNCATE)")
         os.replace(tmp_path / "new.db", database.path)
 
         _, said = running.process.communicate(timeout=10)
@@ -196,7 +199,7 @@ def test_a_replaced_file_ends_it_with_exit_3(database: Database, tmp_path: Path)
 
 
 @pytest.mark.sqlite
-def test_a_deleted_file_ends_a_busy_daemon_and_one_standing_by_with_exit_3(
+def test_a_deleted_file_ends_a_busy_daemon_and_one_standing_by_with_exit_4(
     database: Database,
 ) -> None:
     with daemon(database.url) as first:
@@ -211,8 +214,8 @@ def test_a_deleted_file_ends_a_busy_daemon_and_one_standing_by_with_exit_3(
                     if first.process.poll() is not None:
                         break
 
-            assert first.process.returncode == 3
-            assert second.process.wait(timeout=10) == 3
+            assert first.process.returncode == 4
+            assert second.process.wait(timeout=10) == 4
 
 
 def test_verify_every_says_what_it_finds_in_the_background(database: Database) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from session_projector.worker import registry
-from session_projector.worker.clock import now_ms
-from session_projector.worker.doctor import daemon, host
+from session_projector.worker.doctor import daemon, event_times, host
 from session_projector.worker.errors import DatabaseUnavailable, ProjectorError, quoted
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, Database
 
@@ -31,8 +30,7 @@ def _checks(database: Database) -> Iterator[Check]:
         told.add(lacks)
     versions = {projection.name: projection.version for projection in registry.known(search=True)}
     with database.checks(versions) as (inside, around):
-        if clock := inside.get("clock"):  # where that of this machine can be right
-            inside["clock"] = lambda: iter([*host.clock(now_ms())] or clock())
+        inside["clock"] = partial(event_times.clock, database, inside.get("clock"))
         if check := inside.get("checkpoint"):
             inside["checkpoint"] = partial(daemon.checkpoint, database, check)
         inside["projections"] = lambda: daemon.projections(database)

@@ -3,9 +3,12 @@
 What has them open is another process: SQLite shares what it knows of a file within one.
 """
 
+import json
 import os
+import re
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -122,6 +125,48 @@ def test_what_stands_beside_a_file_put_in_its_place_is_not_deleted(
             assert writer.execute("SELECT count(*) FROM event_log").fetchone() == (2,)
 
     assert keys(database) == ["session:A-1", "session:A-2"]
+
+
+def test_a_file_put_in_its_place_beside_its_write_ahead_log_needs_an_operator(
+    database: Database, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup.db"
+    migrate.setup(backup)
+    content = backup.read_bytes()
+    with daemon(database.path) as running:
+        running.wait_for("started")
+        database.created("A-1")
+        backup.rename(database.path)
+        _, rest = running.process.communicate(timeout=20)
+
+    assert running.process.returncode == 4
+    assert "its -wal is there still" in rest
+    assert database.path.read_bytes() == content
+    hint = json.loads(rest.splitlines()[-1])["hint"]
+    for command in re.findall("`(mv [^`]+)`", hint):
+        subprocess.run(command, shell=True, check=True)
+    assert database.sql("PRAGMA integrity_check") == [("ok",)]
+    assert keys(database) == []
+    assert os.path.getsize(f"{database.path}-wal.aside")
+
+
+def test_a_deleted_file_can_be_had_back_and_nothing_is_made_in_its_place(
+    database: Database,
+) -> None:
+    with elsewhere(str(database.path), STORE) as process:
+        assert said(process) == "opened"
+        database.path.unlink()
+        for command in (["db", "setup"], ["run", "--once", "--create"], ["status"]):
+            refused = projector(*command, "-d", database.path, check=4)
+            assert "its last commits are in its -wal" in refused.stderr
+        assert not database.path.exists()
+
+        (rescue,) = re.findall("`(kill -STOP [^`]+)`", refused.stderr)
+        subprocess.run(rescue, shell=True, check=True)
+        process.kill()
+        process.communicate()
+    rescued = Database(Path(f"{database.path}.rescued"))
+    assert keys(rescued) == ["session:A"]
 
 
 def test_a_link_that_leads_to_another_database_ends_the_daemon(

@@ -35,6 +35,7 @@ def require(path: Path) -> None:
     """Refuse a database that does not exist: a mistyped path must not start an empty log."""
     require_file_or_nothing(path)
     if not path.exists():
+        sidecars.refuse_remnant(path)
         folder = path.parent
         make = "" if folder.parent.exists() else f"mkdir -p {quoted(folder)} && "
         raise InterventionRequired(
@@ -108,6 +109,7 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
     else:
         require(path)
     sidecars.check(path)
+    sidecars.refuse_remnant(path)
     with translated(path):
         connection = sqlite3.connect(
             uri(path, mode=mode) + ("&immutable=1" if mode == "ro" and _is_still(path) else ""),

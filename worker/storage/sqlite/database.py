@@ -148,7 +148,6 @@ class SqliteDatabase:
             "seq": lambda: checks.autoincrement(path),
             "triggers": lambda: checks.triggers(path),
             "indexes": lambda: checks.indexes(path),
-            "clock": lambda: checks.clock(path),
             "checkpoint": lambda: checks.checkpoint(path, code_versions),
             "old writers": lambda: old_writers.old_writers(path),
         }

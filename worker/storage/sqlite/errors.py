@@ -17,7 +17,7 @@ from session_projector.worker.errors import (
     quoted,
     run_out,
 )
-from session_projector.worker.storage.sqlite import locked
+from session_projector.worker.storage.sqlite import locked, sidecars
 
 REMOUNT: Final = (
     "see why with `dmesg | tail` (a failing disk is mounted read-only), then mount it again:"
@@ -205,8 +205,14 @@ def wrong_index(
 
 
 def _corrupt(path: Path, why: str) -> InterventionRequired:
+    first = ""
+    if sidecars.holds_something(path.with_name(f"{path.name}-wal")):
+        first = (
+            "if it was put in the place of another while that was open, the -wal beside it is the"
+            f" other's, and the file itself may be whole: {sidecars.without_wal(path)}. Otherwise "
+        )
     return InterventionRequired(
         f"{path} is damaged or not a SQLite database ({why})",
-        f"see what is left with `sqlite3 {quoted(path)} .recover` (where the shell has"
+        f"{first}see what is left with `sqlite3 {quoted(path)} .recover` (where the shell has"
         " it), or restore a backup",
     )

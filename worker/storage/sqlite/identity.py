@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from session_projector.worker.errors import TransientError
+from session_projector.worker.errors import InterventionRequired, ProjectorError, TransientError
+from session_projector.worker.storage.sqlite import sidecars
 
 _Found = tuple[int, int] | None
 
@@ -23,6 +24,8 @@ class FileIdentity:
         self._path = str(path)
         self._names = [self._path, *([str(given)] if given else [])]
         self._identity = _found(os.stat, self._path)
+        self._wal = Path(f"{path}-wal")
+        self._last_wal = _found(os.lstat, str(self._wal))
         self._sidecars: dict[str, _Found] = {}
         self.is_said = False
         """Whether `check` has raised."""
@@ -30,24 +33,26 @@ class FileIdentity:
     def opened(self) -> None:
         """Remember the files beside it, once a connection has them open, in WAL mode: it holds a
         lock on the database then, under which nobody but a `rm` removes them."""
-        sidecars = (f"{self._path}-wal", f"{self._path}-shm")
-        self._sidecars = {sidecar: _found(os.lstat, sidecar) for sidecar in sidecars}
+        files = (f"{self._path}-wal", f"{self._path}-shm")
+        self._sidecars = {file: _found(os.lstat, file) for file in files}
+        self._last_wal = self._sidecars[str(self._wal)]
 
     def check(self) -> None:
-        """Raises `TransientError` when a file was replaced or removed."""
+        """Raises `TransientError` when a file was replaced or removed, and `InterventionRequired`
+        when its write-ahead log lies there still, for whatever comes next."""
         try:
             self._check()
-        except TransientError:
+        except ProjectorError:
             self.is_said = True
             raise
 
     def _check(self) -> None:
         for name in self._names:
             if _found(os.stat, name) != self._identity:
+                if name == self._path:
+                    raise self._lost()
                 raise TransientError(
-                    f"{name} was replaced or deleted while it was open"
-                    if name == self._path
-                    else f"{name} led to {self._path}, and now leads elsewhere",
+                    f"{name} led to {self._path}, and now leads elsewhere",
                     "start again, and the new file is read",
                 )
         for sidecar, identity in self._sidecars.items():
@@ -58,6 +63,24 @@ class FileIdentity:
                     "start again: nothing was written into the file that others use. See who has"
                     " the removed files open: `projector doctor`",
                 )
+        self._last_wal = _found(os.lstat, str(self._wal))
+
+    def _lost(self) -> ProjectorError:
+        """The error of a file that is no longer at its path."""
+        path = Path(self._path)
+        said = f"{path} was replaced or deleted while it was open"
+        if not os.path.exists(path):
+            if sidecars.holds_something(self._wal):
+                return InterventionRequired(f"{said}: {sidecars.LAST_COMMITS}", sidecars.back(path))
+            return TransientError(f"{said}, and no file is there now", sidecars.back(path))
+        is_others = self._last_wal and _found(os.lstat, str(self._wal)) != self._last_wal
+        if is_others or not sidecars.holds_something(self._wal):
+            return TransientError(said, "start again, and the new file is read")
+        return InterventionRequired(
+            f"{said}, and its -wal is there still: SQLite would copy what it holds into the new"
+            " file, and break it",
+            sidecars.without_wal(path),
+        )
 
 
 def _found(stat: Callable[[str], os.stat_result], name: str) -> _Found:

@@ -72,6 +72,58 @@ def aside(file: Path) -> str:
     return f"`mv -T --backup=numbered {quoted(file)} {quoted(file)}.aside`"
 
 
+LAST_COMMITS: Final = "its last commits are in its -wal, which lies there still"
+
+
+def refuse_remnant(path: Path) -> None:
+    """Refuse a database that was deleted, moved or emptied, and whose write-ahead log was not:
+    SQLite would delete that, and with it what was committed last."""
+    if not holds_something(path) and holds_something(path.with_name(f"{path.name}-wal")):
+        raise InterventionRequired(
+            f"{path} was deleted, moved or emptied: {LAST_COMMITS}", back(path)
+        )
+
+
+def holds_something(file: Path) -> bool:
+    """Whether a file is there, and not empty."""
+    found = _lstat(file)
+    return found is not None and found.st_size > 0
+
+
+def back(path: Path) -> str:
+    """How to get a database back that is no longer at its path, by what is still there of it."""
+    wal, copy = path.with_name(f"{path.name}-wal"), f"{path}.rescued"
+    ways = ["if it was moved, end all that use it and move it back, and nothing is lost"]
+    for pid, file in linux.deleted(path):
+        commands = [f"kill -STOP {pid}", f"cp {file} {quoted(copy)}"]
+        if holds_something(wal):
+            commands.append(f"cp {quoted(wal)} {quoted(f'{copy}-wal')}")
+        ways.append(
+            f"process {linux.named([pid])} still has it open, as {file}: do not end it before you"
+            f" have a copy (`{' && '.join(commands)}`; then `kill -KILL {pid}`)"
+        )
+    if len(ways) == 1:
+        ways.append(
+            "if a process still has it open, that is where a copy can be made, as root:"
+            " `ls -l /proc/[0-9]*/fd 2>/dev/null | grep deleted`"
+        )
+    last = "restore a backup, and start again"
+    last = without_wal(path, last) if holds_something(wal) else last
+    last = f"where none of it is left, {last}"
+    return "; ".join([*ways, last])
+
+
+def without_wal(path: Path, then: str = "start again") -> str:
+    """How to start without the write-ahead log of the file that was at a path before."""
+    files = [path.with_name(path.name + end) for end in ("-wal", "-shm")]
+    asides = " and ".join(aside(file) for file in files if os.path.lexists(file))
+    return (
+        "end every program that has these files open"
+        f" (`fuser -v {' '.join(map(quoted, files))}`, as root), move them aside, which keeps what"
+        f" they hold: {asides}; then {then}"
+    )
+
+
 def refuse_root(path: Path) -> None:
     """Refuse root where other users can write the folder.
 

@@ -11,7 +11,7 @@ from session_projector.projections.projection import Table
 from session_projector.worker.errors import (
     DatabaseUnavailable,
     InterventionRequired,
-    TransientError,
+    ProjectorError,
 )
 from session_projector.worker.storage.limits import Limits
 from session_projector.worker.storage.port import ANY_POSITION, Change, CommitStats, Read
@@ -184,7 +184,7 @@ class SqliteStore:
         is_said = self.connection.identity.is_said
         try:
             self.check_identity()
-        except TransientError:
+        except ProjectorError:
             abandon(self.connection.raw)
             if self._writable and not is_said:
                 raise

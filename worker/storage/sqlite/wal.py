@@ -11,7 +11,7 @@ import structlog
 
 from session_projector.worker.errors import ProjectorError
 from session_projector.worker.storage.sqlite.connection import connect
-from session_projector.worker.storage.sqlite.identity import FileIdentity
+from session_projector.worker.storage.sqlite.identity import FileIdentity, abandon
 
 WARNING_BYTES: Final = 64 * 1024 * 1024
 """A write-ahead log is used again from its start at about 4 MiB, unless a reader pins it or writers
@@ -101,14 +101,25 @@ class Backfill:
         # As within a commit, an error is nobody's concern: a later commit copies the same pages.
         with (
             suppress(sqlite3.Error, OSError, ProjectorError),
-            closing(connect(self._path, mode="rw", busy_timeout_s=0)) as connection,
+            closing(self._connect()) as connection,
         ):
-            connection.execute("SELECT count(*) FROM sqlite_master").close()
-            self._identity.check()  # now that it has them open
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
             size = self._path.with_name(f"{self._path.name}-wal").stat().st_size
             if size > WARNING_BYTES and time.monotonic() >= self._empty_at:
                 self._empty(connection, size)
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection to the same files; one to others is never closed, which would copy."""
+        self._identity.check()
+        connection = connect(self._path, mode="rw", busy_timeout_s=0)
+        try:
+            with suppress(sqlite3.Error):  # which the checkpoint meets again
+                connection.execute("SELECT count(*) FROM sqlite_master").close()
+            self._identity.check()  # now that it has them open
+        except ProjectorError:
+            abandon(connection)
+            raise
+        return connection
 
     def _empty(self, connection: sqlite3.Connection, size: int) -> None:
         """Few pages are left to copy by now, under the writers' lock."""

@@ -5,7 +5,6 @@ Each takes the path, and opens the database for itself and only to read.
 
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Final
 from session_projector import migrations
 from session_projector.projections.event import LogRow
 from session_projector.worker.errors import argument, many, quoted, upgrade
-from session_projector.worker.storage.event_times import ahead
 from session_projector.worker.storage.port import FOLD_AGAIN, Check, digest
 from session_projector.worker.storage.sqlite import connection
 from session_projector.worker.storage.sqlite.connection import connect
@@ -25,7 +23,6 @@ from session_projector.worker.storage.sqlite.sql import IS_NAME, IS_SOUND, READ_
 
 MIB: Final = 1024 * 1024
 LOOK_TIMEOUT_S: Final = 1.0
-CLOCK_EVENTS: Final = 300
 _LOOK_AT_TRIGGERS: Final = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
 
 
@@ -185,17 +182,6 @@ def indexes(path: Path) -> Iterator[Check]:
         yield Check("session keys", "fail", said, fix)
     else:
         yield Check("session keys", "ok", "each session has one row at most")
-
-
-def clock(path: Path) -> Iterator[Check]:
-    """Check whether the newest events come from the future."""
-    newest = f"SELECT seq, created_at FROM event_log ORDER BY seq DESC LIMIT {CLOCK_EVENTS}"
-    with reading(path) as db:
-        wrong = ahead(db.execute(newest), time.time_ns() // 1_000_000)
-    if wrong:
-        yield Check("clock", "warn", *wrong)
-    else:
-        yield Check("clock", "ok", "no recent event is ahead of it")
 
 
 def checkpoint(path: Path, code_versions: Mapping[str, int]) -> Iterator[Check]:
