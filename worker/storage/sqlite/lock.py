@@ -14,7 +14,7 @@ from session_projector.worker.errors import InterventionRequired, ProjectorError
 from session_projector.worker.storage.port import Leader, Trouble, marked
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import require
-from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
+from session_projector.worker.storage.sqlite.errors import is_read_only, remount
 
 LOCK_SUFFIX: Final = "-projector.lock"
 LOOK_S: Final = 3.0
@@ -233,7 +233,7 @@ class DaemonLock:
 
     def _fix(self) -> str:
         if is_read_only(self._path):
-            return REMOUNT
+            return remount(self._path)
         try:
             found = self._path.lstat()
         except OSError:
