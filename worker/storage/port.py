@@ -804,6 +804,9 @@ class Leadership(Protocol):
     def release(self) -> None:
         """Let other daemons lead, and stand by no longer."""
 
+    def barred(self) -> str:
+        """Why this user can start no daemon here, as far as it is seen at once; '' for nothing."""
+
     def leaders(self) -> list[Leader]:
         """The daemons that lead, each with what it runs."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
-from support import Database
+from support import Database, projector
 
 from session_projector.worker.storage.port import Trouble
 from session_projector.worker.storage.sqlite import lock as module
@@ -77,3 +77,16 @@ async def test_a_file_that_was_removed_is_made_again_once_it_can_be(
 
     assert leader is not None
     assert (leader.pid, leader.running, leader.trouble) == (os.getpid(), {"one": 1}, trouble)
+
+
+def test_where_no_daemon_can_start_nobody_is_told_to_start_one(
+    database: Database, lock_file: Path
+) -> None:
+    lock_file.mkdir()
+    healthy = projector("health", "-d", database.path, check=1).stdout
+    status = projector("status", "-d", database.path).stdout
+
+    for said in (healthy, status):
+        assert f"none can be started by this user: {lock_file} cannot be opened" in said
+        assert "projector doctor" in said
+        assert "projector run" not in said

@@ -117,6 +117,22 @@ class DaemonLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def barred(self) -> str:
+        if is_read_only(self._path):
+            return f"{self._path.parent} is on a file system that is mounted read-only"
+        why = ""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | sidecars.SAFELY)
+            try:
+                why = self._no_lock(descriptor, os.fstat(descriptor), self._database.lstat())
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            why = f"cannot be opened ({error.strerror})"
+        return f"{self._path} {why}" if why else ""
+
     def leaders(self) -> list[Leader]:
         leader = self.leader()
         return [leader] if leader else []

@@ -169,7 +169,9 @@ def _unlike(file: Path, path: Path) -> Iterator[Check]:
             fix = _LOCK_ASIDE + sidecars.aside(file)
         elif found.st_uid in (database.st_uid, path.parent.stat().st_uid):
             fix = _given(file, found.st_uid, like=path, mode=wanted)
-        yield Check("rights", "warn", said, fix)
+        stops = is_lock and bool(DaemonLock(path).barred())
+        said = said.replace("it may lock users out", "it keeps a daemon out") if stops else said
+        yield Check("rights", "fail" if stops else "warn", said, fix)
 
 
 def _given(file: Path, uid: int, *, like: Path, mode: int) -> str:
