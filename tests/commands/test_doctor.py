@@ -1518,6 +1518,6 @@ def test_a_file_system_that_is_mounted_read_only_is_said(tmp_path: Path) -> None
 
     (found,) = [one for one in json.loads(done.stdout) if one["check"] == "rights"]
     assert "is on a file system that is mounted read-only" in found["found"]
-    assert "mount -o remount,rw" in found["mend"]
+    assert f"`mount -o remount,rw {path.parent}`" in found["mend"]
     assert "mounted read-only" in done.stderr
     assert "setup --group" not in done.stderr

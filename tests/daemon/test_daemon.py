@@ -151,15 +151,19 @@ def test_two_daemons_without_the_lock_keep_every_view_exact(database: Database) 
     lock = database.path.with_name("local.db-projector.lock")
     with daemon(database.url) as first:
         first.wait_for("started")
+        first.suspend()  # so that it does not take the lock again first
         lock.unlink()
         with daemon(database.url) as second:
             second.wait_for("started")
+            first.process.send_signal(signal.SIGCONT)
             for number in range(200):
                 if number < 5:
                     database.created(f"A-{number}")
                 else:
                     database.appended(f"A-{number % 5}", str(number))
             projector("run", "--once", "-d", database.url)
+            first.wait_for("leadership_lost")
+            first.wait_for("standing_by", daemon_pid=second.process.pid)
             assert first.stop(signal.SIGTERM) == second.stop(signal.SIGTERM) == 0
 
     assert database.views() == oracle.fold(database.log()).views

@@ -23,7 +23,8 @@ _STATES: Final = ("trouble", "daemon", "  state")
 
 def status(database: Database = "local.db", json: Json = False) -> None:
     """Show position, lag, views, quarantine and daemon."""
-    found = operations.status(storage.database(database))
+    target = storage.database(database)
+    found = operations.status(target)
     if json:
         print(output.to_json(to_builtins(found)))
         return
@@ -32,7 +33,8 @@ def status(database: Database = "local.db", json: Json = False) -> None:
     for label, value in lines:
         text = output.one_line(value)
         print(f"{label:{width}}  {painted(text) if label in _STATES else text}")
-    for advice in _advice(found):
+    barred = "" if found.daemons else target.leadership().barred()
+    for advice in _advice(found, barred):
         print(f"\n{printable(pasteable(advice))}")
 
 
@@ -106,11 +108,13 @@ def _deferred(views: list[DeferredView]) -> str:
     )
 
 
-def _advice(found: Status) -> Iterator[str]:
+def _advice(found: Status, barred: str) -> Iterator[str]:
     if any(each.trouble and not each.suspended for each in found.daemons):
         yield "see what keeps the daemon back: `projector doctor`"
     if unfit := [f"{one.name}@{one.position}" for one in found.projections if not one.fits_log]:
         yield f"{rewound(unfit)}.\n{FOLD_AGAIN}"
+    elif barred:
+        yield f"none can be started by this user: {barred}.\nSee what to do: `projector doctor`"
     elif not found.daemon.alive:
         yield "start one: `projector run`"
     elif found.daemon.suspended:

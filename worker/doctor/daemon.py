@@ -75,7 +75,9 @@ def daemon(database: Database) -> Iterator[Check]:
     leaders = leadership.leaders()
     if not leaders:
         said = "none is alive: nothing is folded until one runs"
-        yield Check("daemon", "warn", said, START)
+        first = "when what keeps it from starting is gone (see rights): "
+        fix = f"{first if leadership.barred() else ''}{START}"
+        yield Check("daemon", "warn", said, fix)
     waiting = leadership.standing_by() if leaders else []
     standing_by = f"; standing by: {', '.join(waiting)}" if waiting else ""
     found = [one for leader in leaders for one in _alive(database, leader, standing_by)]

@@ -43,6 +43,9 @@ def check(database: Database) -> str:
                     FOLD_AGAIN,
                 )
         if not leaders:
+            if barred := database.leadership().barred():
+                said = f"no daemon is alive, and none can be started by this user: {barred}"
+                raise CheckFailed(said, "see what to do: `projector doctor`")
             raise CheckFailed("no daemon is alive", "start one: `projector run`")
         said = "; ".join(_check(store, leader) for leader in leaders)
     # A daemon with nothing to fold waits for no lock.

@@ -813,11 +813,14 @@ class Leadership(Protocol):
         It may not get through."""
 
     async def lost(self) -> None:
-        """Return once another daemon may lead what this one led, as its connection has ended; never
-        where leading ends with the process alone. Nothing else is called meanwhile."""
+        """Return once another daemon may lead what this one led, as its connection has ended or its
+        lock file was replaced. Nothing else is called meanwhile."""
 
     def release(self) -> None:
         """Let other daemons lead, and stand by no longer."""
+
+    def barred(self) -> str:
+        """Why this user can start no daemon here, as far as it is seen at once; '' for nothing."""
 
     def leaders(self) -> list[Leader]:
         """The daemons that lead, each with what it runs."""

@@ -169,6 +169,20 @@ def test_a_deleted_file_can_be_had_back_and_nothing_is_made_in_its_place(
     assert keys(rescued) == ["session:A"]
 
 
+def test_a_write_ahead_log_that_a_writer_alone_has_is_put_back(database: Database) -> None:
+    with elsewhere(str(database.path), STORE) as process:
+        assert said(process) == "opened"
+        remove(database, "-wal")
+        refused = projector("status", "-d", database.path, check=3)
+        assert f"local.db-wal was removed, and {process.pid} (" in refused.stderr
+        assert "make room" not in refused.stderr
+
+        (back,) = re.findall("`(kill -STOP [^`]+)`", refused.stderr)
+        subprocess.run(back, shell=True, check=True)
+        process.communicate()
+    assert keys(database) == ["session:A"]
+
+
 def test_a_link_that_leads_to_another_database_ends_the_daemon(
     database: Database, tmp_path: Path
 ) -> None:

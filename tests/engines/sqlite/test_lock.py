@@ -1,12 +1,16 @@
 """The lock file beside the database, which is what makes a daemon the leader."""
 
 import fcntl
+import os
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
-from support import Database
+from support import Database, projector
 
 from session_projector.worker.storage.port import Trouble
+from session_projector.worker.storage.sqlite import lock as module
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
 
 
@@ -48,3 +52,41 @@ def test_what_is_waited_for_is_written_where_the_file_has_its_room_already(
     assert said.endswith(" ")
     assert said.split()[-1] == "WAITING_FOR_SPACE=1764339000"
     assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
+
+
+async def test_a_file_that_was_removed_is_made_again_once_it_can_be(
+    database: Database, lock_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0)
+    file = anyio.Path(lock_file)
+    lock = DaemonLock(database.path, {"one": 1})
+    lock.acquire()
+    lock.tell(trouble := Trouble("space", 1_764_339_000_000))
+    await file.unlink()
+    await file.mkdir()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lock.lost)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        await file.rmdir()
+        while not await file.exists():
+            pass
+        tasks.cancel_scope.cancel()
+    leader = DaemonLock(database.path).leader()
+    lock.release()
+
+    assert leader is not None
+    assert (leader.pid, leader.running, leader.trouble) == (os.getpid(), {"one": 1}, trouble)
+
+
+def test_where_no_daemon_can_start_nobody_is_told_to_start_one(
+    database: Database, lock_file: Path
+) -> None:
+    lock_file.mkdir()
+    healthy = projector("health", "-d", database.path, check=1).stdout
+    status = projector("status", "-d", database.path).stdout
+
+    for said in (healthy, status):
+        assert f"none can be started by this user: {lock_file} cannot be opened" in said
+        assert "projector doctor" in said
+        assert "projector run" not in said

@@ -148,6 +148,9 @@ class PostgresLeadership:
     def leader(self) -> Leader | None:
         return together(self.leaders())
 
+    def barred(self) -> str:
+        return ""
+
     def leaders(self) -> list[Leader]:
         with opened(self._target, writable=False) as connection:
             return [*_leaders(connection).values()]

@@ -22,7 +22,7 @@ from session_projector.worker.storage.port import (
 from session_projector.worker.storage.sqlite.connection import connect
 from session_projector.worker.storage.sqlite.errors import is_read_only, translated
 from session_projector.worker.storage.sqlite.identity import FileIdentity
-from session_projector.worker.storage.sqlite.lock import DaemonLock
+from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock
 from session_projector.worker.storage.sqlite.schema import migrate
 from session_projector.worker.storage.sqlite.store import PATIENCE_S, SqliteStore
 from session_projector.worker.storage.sqlite.wal import WARNING_BYTES
@@ -141,7 +141,9 @@ class SqliteDatabase:
             return iter(found)
 
         inside: Checks = {
-            "database": lambda: checks.opens(path, [*allowed()]),
+            "database": lambda: checks.opens(
+                path, [one for one in allowed() if LOCK_SUFFIX not in one.found]
+            ),
             "schema": lambda: checks.schema(path),
             "journal mode": lambda: checks.journal_mode(path),
             "files": lambda: beside.files(path),

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from session_projector.worker import linux
 from session_projector.worker.errors import (
     DatabaseUnavailable,
     InterventionRequired,
@@ -19,12 +20,8 @@ from session_projector.worker.errors import (
 )
 from session_projector.worker.storage.sqlite import locked, sidecars
 
-REMOUNT: Final = (
-    "see why with `dmesg | tail` (a failing disk is mounted read-only), then mount it again:"
-    " `mount -o remount,rw` on the mount that `findmnt -T` names; in a systemd unit, name its"
-    " folder with ReadWritePaths="
-)
 _NO_SPACE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+_READING: Final = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
 _FILES: Final = 4
 """A database, its write-ahead log, the shared memory and a temporary file."""
 _LONG_PATTERN: Final = "LIKE or GLOB pattern too complex"
@@ -42,6 +39,19 @@ def is_read_only(path: Path) -> bool:
         return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     except OSError:
         return False
+
+
+def remount(path: Path) -> str:
+    """How to get a file system that can be written."""
+    try:
+        place = linux.mounted(path.parent, linux.MOUNTS.read_bytes().splitlines())[1]
+    except OSError:
+        place = ""
+    command = f"mount -o remount,rw {quoted(place)}" if place else f"findmnt -T {quoted(path)}"
+    return (
+        "see why with `dmesg | tail` (a failing disk is mounted read-only), then mount it again, as"
+        f" root: `{command}`; in a systemd unit, name its folder with ReadWritePaths="
+    )
 
 
 def see_triggers(path: Path, table: str) -> str:
@@ -109,6 +119,8 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
         # SQLITE_PROTOCOL: for 10 s another process held the locks on the shared memory.
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
             return _locked(path, error)
+        case sqlite3.SQLITE_IOERR if code in _READING:
+            return DatabaseUnavailable(f"{path} cannot be read ({error})", _unread(path))
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
             return DatabaseUnavailable(
                 f"{path} cannot be written or read ({error})",
@@ -121,7 +133,7 @@ def _translate(path: Path, error: sqlite3.Error) -> ProjectorError:
             return told
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN if is_read_only(path):
             return InterventionRequired(
-                f"{path} is on a file system that is mounted read-only ({error})", REMOUNT
+                f"{path} is on a file system that is mounted read-only ({error})", remount(path)
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return InterventionRequired(
@@ -147,6 +159,26 @@ def _locked(path: Path, error: sqlite3.Error) -> DatabaseUnavailable:
         holder = locked.holder(found)
         said, hint = f"{said}: {holder.who} holds the write lock", holder.cure
     return DatabaseUnavailable(said, f"{hint}; then try again", lacks="lock")
+
+
+def _unread(path: Path) -> str:
+    """The hint where SQLite cannot read what should be there: a disk that fails, or a write-ahead
+    log that somebody removed, which the processes that have it open go on to use."""
+    wal = path.with_name(f"{path.name}-wal")
+    found = [*linux.deleted(wal)]
+    if not found:
+        return (
+            f"see whether the disk fails (`dmesg | tail`), or whether {wal.name} was removed while"
+            " a process had it open, as root: `projector doctor`"
+        )
+    who = linux.named(pid for pid, _ in found)
+    file = found[0][1]
+    numbers = " ".join(str(pid) for pid, _ in found)
+    return (
+        f"{wal.name} was removed, and {who} has it open still, with what was committed last: let it"
+        f" end well, which writes all of it back; or put that back and kill it: `kill -STOP"
+        f" {numbers} && cp --backup=numbered {file} {quoted(wal)} && kill -KILL {numbers}`"
+    )
 
 
 def _no_descriptor() -> DatabaseUnavailable | None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from session_projector.worker import linux
-from session_projector.worker.errors import InterventionRequired, quoted, run_out
+from session_projector.worker.errors import InterventionRequired, ProjectorError, quoted, run_out
 from session_projector.worker.storage.port import Leader, Trouble, marked
 from session_projector.worker.storage.sqlite import sidecars
 from session_projector.worker.storage.sqlite.connection import require
-from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
+from session_projector.worker.storage.sqlite.errors import is_read_only, remount
 
 LOCK_SUFFIX: Final = "-projector.lock"
+LOOK_S: Final = 3.0
+"""How often the holder looks whether the file is still the one that others try."""
 _LOCK_BYTES: Final = 64 * 1024
 _BLOCK_BYTES: Final = 4096
 _TROUBLE_BYTES: Final = 64
@@ -39,6 +41,7 @@ class DaemonLock:
         self._database = path
         self._descriptor: int | None = None
         self._awaited: int | None = None
+        self._trouble: Trouble | None = None
 
     @property
     def who_holds_it(self) -> str:
@@ -72,6 +75,7 @@ class DaemonLock:
     def tell(self, trouble: Trouble | None) -> None:
         """Write who we are, and what we wait for, into whole blocks: on a full disk what has its
         blocks already can be written again."""
+        self._trouble = trouble
         if self._descriptor is None:
             return
         said = "\n".join([str(os.getpid()), *self._running])
@@ -82,15 +86,52 @@ class DaemonLock:
             os.ftruncate(self._descriptor, blocks * _BLOCK_BYTES)
 
     async def lost(self) -> None:
+        """Where somebody removed or replaced the file, take the one that others try; return if
+        another daemon has it by then. Nobody gets what cannot be opened: then look again."""
         import anyio  # commands do not need it
 
-        await anyio.sleep_forever()
+        while True:
+            await anyio.sleep(LOOK_S)
+            held, trouble = self._descriptor, self._trouble
+            if held is None or self._is_at_path(held):
+                continue
+            self._descriptor = None
+            try:
+                is_ours = self.acquire()
+            except (ProjectorError, OSError):
+                self._descriptor = held
+                continue
+            os.close(held)
+            if not is_ours:
+                return
+            self.tell(trouble)
+
+    def _is_at_path(self, descriptor: int) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(descriptor), self._path.lstat())
+        return False
 
     def release(self) -> None:
         self._await(None)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def barred(self) -> str:
+        if is_read_only(self._path):
+            return f"{self._path.parent} is on a file system that is mounted read-only"
+        why = ""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | sidecars.SAFELY)
+            try:
+                why = self._no_lock(descriptor, os.fstat(descriptor), self._database.lstat())
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            why = f"cannot be opened ({error.strerror})"
+        return f"{self._path} {why}" if why else ""
 
     def leaders(self) -> list[Leader]:
         leader = self.leader()
@@ -208,7 +249,7 @@ class DaemonLock:
 
     def _fix(self) -> str:
         if is_read_only(self._path):
-            return REMOUNT
+            return remount(self._path)
         try:
             found = self._path.lstat()
         except OSError:

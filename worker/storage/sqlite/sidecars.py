@@ -8,6 +8,7 @@ import os
 import pwd
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -135,7 +136,11 @@ def refuse_root(path: Path) -> None:
     said = f"root does not open {path}, because other users can write its folder"
     if folder.st_uid != 0:
         command = f"{linux.run_as(folder.st_uid, folder.st_gid)} projector doctor"
-        raise InterventionRequired(said, f"run it as the owner of the folder, such as `{command}`")
+        raise InterventionRequired(
+            said,
+            f"run it as the owner of the folder, who must be able to execute {sys.executable}, such"
+            f" as `{command}`",
+        )
     if folder.st_mode & stat.S_IWOTH or (folder.st_mode & stat.S_IWGRP and folder.st_gid != 0):
         raise InterventionRequired(
             said,

@@ -10,7 +10,7 @@ from session_projector.worker import linux
 from session_projector.worker.errors import quoted
 from session_projector.worker.storage.port import Check
 from session_projector.worker.storage.sqlite import sidecars
-from session_projector.worker.storage.sqlite.errors import REMOUNT, is_read_only
+from session_projector.worker.storage.sqlite.errors import is_read_only, remount
 from session_projector.worker.storage.sqlite.lock import LOCK_SUFFIX, DaemonLock, lock_mode
 from session_projector.worker.storage.sqlite.sidecars import group, user
 
@@ -35,7 +35,7 @@ def rights(path: Path) -> Iterator[Check]:
         return
     if is_read_only(path):
         said = f"{folder} is on a file system that is mounted read-only"
-        yield Check("rights", "fail", said, REMOUNT)
+        yield Check("rights", "fail", said, remount(path))
         return
     uid, who = _asked_for(path)
     odd = [*_open_to_others(path, uid)]
@@ -169,7 +169,9 @@ def _unlike(file: Path, path: Path) -> Iterator[Check]:
             fix = _LOCK_ASIDE + sidecars.aside(file)
         elif found.st_uid in (database.st_uid, path.parent.stat().st_uid):
             fix = _given(file, found.st_uid, like=path, mode=wanted)
-        yield Check("rights", "warn", said, fix)
+        stops = is_lock and bool(DaemonLock(path).barred())
+        said = said.replace("it may lock users out", "it keeps a daemon out") if stops else said
+        yield Check("rights", "fail" if stops else "warn", said, fix)
 
 
 def _given(file: Path, uid: int, *, like: Path, mode: int) -> str:
