@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any, Final, Literal
@@ -30,6 +30,8 @@ WITHOUT_INOTIFY: Final = [
 ]
 """`projector` without any library that reports changes in a folder."""
 PATIENCE_S: Final = 600.0
+LOOK_S: Final = 0.01
+"""Between two looks at the memory of a command."""
 
 
 class Figure(msgspec.Struct):
@@ -157,12 +159,16 @@ def timed(*command: str, code: int = 0) -> tuple[float, float]:
     """Run a command that must exit with `code`; returns its seconds and peak MiB."""
     started = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+    peak_mib = 0.0
+    # Not by `ru_maxrss` of the child, which counts what this process had when it was forked.
+    while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        with suppress(OSError, KeyError):  # it ends just now
+            peak_mib = memory_mib(child.pid, "VmHWM")
+        time.sleep(LOOK_S)
     took = time.monotonic() - started
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != code:
+    if child.wait() != code:
         raise RuntimeError(f"{command} ended with exit code {child.returncode}")
-    return took, usage.ru_maxrss / 1024
+    return took, peak_mib
 
 
 def memory_mib(pid: int, field: Literal["VmRSS", "VmHWM"]) -> float:

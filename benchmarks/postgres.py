@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import workload
 from footprint import LARGE
-from latency import SMALL, delays_ms
+from latency import SMALL, appends_of, delays_ms
 from measure import Daemon, Figure, Options, cpu_s, daemon, quantile, wake_ups
 from server import Server, running
 from throughput import HOT, LOCAL, LONG, RANDOM, W1, W2, catch_up, floor_s, folded, scanned, sized
@@ -30,7 +30,7 @@ LOGS: Final[tuple[tuple[str, Log, float | None, float | None], ...]] = (
 """Each log with its targets: events per second, and the ratio to the floor."""
 SEEN: Final = "SELECT last_offset_id FROM view WHERE key = %s"
 LOOK_S: Final = 0.0002
-MISSED_AFTER_S: Final = 20.0
+MISSED_AFTER_S: Final = 60.0
 TRANSACTIONS: Final = (
     "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{}'"
 )
@@ -208,13 +208,14 @@ def append(server: Server, options: Options) -> Iterator[Figure]:
     for messages in (1_000,) if options.quick else (1_000, 10_000):
         held = messages // (100 if options.quick else 1)
         log = Log(held + 1, 1, content_bytes=LARGE.content_bytes)
-        count, taken = 5 if options.quick else 20, []
+        count, every_s = appends_of(held, options)
+        taken = []
         for _ in range(options.runs):
             with server.fresh(log) as url:
                 with daemon(url) as running:
                     running.caught_up(log.events)
                     time.sleep(1)  # by now it is tailing and idle
-                    delays = appended(url, running, count, every_s=0.5, log=log)
+                    delays = appended(url, running, count, every_s=every_s, log=log)
                 workload.check(url)
             taken.append(statistics.median(delays))
         yield Figure(f"append to {messages:,} messages of 1 KB", "ms", taken)
