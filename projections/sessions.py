@@ -86,19 +86,15 @@ class Sessions(PerSession[Session]):
         raise AssertionError(f"{event.type} changes no session")
 
     def appended(self, view: Session, last: Event, added: Sequence[Messages]) -> Session:
-        count, body_bytes, chunks = view.count, view.body_bytes, view.chunks
-        for messages in added:
-            count += messages.count
-            body_bytes += len(messages.body)
-            chunks = chunks, messages.body
+        body = b"".join([messages.body for messages in added])
         return _within_limit(
             replace(
                 view,
                 updated_at=last.time,
                 last_event_id=last.id,
-                count=count,
-                body_bytes=body_bytes,
-                chunks=chunks,
+                count=view.count + sum([messages.count for messages in added]),
+                body_bytes=view.body_bytes + len(body),
+                chunks=(view.chunks, body),
             )
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from support import Database, daemon, event, fill, logs, oracle
 from support.extensions import PerProject
@@ -19,11 +20,13 @@ from session_projector.projections.projection import Projection, Table
 from session_projector.worker.daemon.batch_size import FIRST_EVENTS
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
+from session_projector.worker.daemon.page import Page
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import (
     CheckFailed,
     DatabaseUnavailable,
     InterventionRequired,
+    LostRace,
     TransientError,
 )
 from session_projector.worker.operations import health
@@ -63,16 +66,22 @@ class LockedThread:
         return await self._thread.run(lambda store: work(LockedStore(store, self._locked)))
 
 
-@logs.examples(25, on_server=6, log=logs.logs, sizes=logs.batchings)
+@logs.examples(
+    *(25,),
+    on_server=6,
+    log=logs.logs,
+    sizes=logs.batchings,
+    page_bytes=st.sampled_from([300, 8192]),
+)
 def test_a_database_caught_up_in_any_batches_equals_the_oracle(
-    database: Database, log: list[Any], sizes: list[int]
+    database: Database, log: list[Any], sizes: list[int], page_bytes: int
 ) -> None:
-    database = database.renewed()
-    catch_up(database)
+    database, limits = database.renewed(), Limits(page_bytes=page_bytes)
+    catch_up(database, limits=limits)
     for batch in logs.batches(log, sizes):
         for key, data, created_at in batch:
             database.insert(key, data, created_at=created_at)
-        catch_up(database)
+        catch_up(database, limits=limits)
 
     expected = oracle.fold(database.log())
     assert database.views() == expected.views
@@ -91,6 +100,48 @@ def test_pages_of_any_size_give_the_same(database: Database) -> None:
     catch_up(database, limits=limits)
 
     assert database.everything() == expected
+
+
+async def test_what_many_pages_change_is_written_once(database: Database) -> None:
+    fill(database, sessions=20, events=300)
+    state = DaemonState()
+    async with target(database.url, Limits(page_bytes=5000)).open_thread() as thread:
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        await Tail(thread, members, state=state).run(anyio.Event())
+
+    # On a server the first page may come while others write.
+    assert sum(state.batch_events.counts) <= (1 if database.engine == "sqlite" else 2)
+    assert state.batch_events.sum == 300
+    assert database.views() == oracle.fold(database.log()).views
+    assert database.index() == oracle.index(database.log())
+
+
+async def test_a_log_that_is_replaced_between_two_pages_of_a_batch_is_folded_from_the_checkpoint(
+    database: Database,
+) -> None:
+    fill(database, sessions=20, events=300)
+    other = database.another()
+    fill(other, sessions=10, events=300)
+
+    class ReplacedBeforePage2(LockedThread):
+        pages = 0
+
+        async def run(self, work: Callable[[Any], Any]) -> Any:
+            found = await self._thread.run(work)
+            if isinstance(found, Page):
+                self.pages += 1
+                if self.pages == 1:
+                    database.restore(other)
+            return found
+
+    async with target(database.url, Limits(page_bytes=5000)).open_thread() as thread:
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        with pytest.raises(LostRace):
+            await Tail(ReplacedBeforePage2(thread, repeat(False)), members).run(anyio.Event())
+
+    await run_once(database.url)
+    assert database.log() == other.log()
+    assert database.views() == oracle.fold(other.log()).views
 
 
 @pytest.mark.sqlite  # no other engine keeps such an event
@@ -159,7 +210,8 @@ async def test_what_was_read_ahead_is_not_used_after_a_failure(database: Databas
         await Tail(thread, members).run(anyio.Event(), until=FIRST_EVENTS)
 
     async with target(database.url, Limits(busy_timeout_s=0)).open_thread() as thread:
-        tail = Tail(thread, [await load(thread, projection) for projection in BUILT_IN])
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        tail = Tail(thread, members, batch_bytes=0)  # each page is a batch
         assert await tail.iterate()
         assert database.position() == FIRST_EVENTS
         with database.locked(), pytest.raises(DatabaseUnavailable):
@@ -195,7 +247,8 @@ async def test_what_was_read_ahead_is_decoded_for_one_that_joins_meanwhile(
     for _ in range(10):
         database.insert("F-1", event("note_added", {}))
     async with opened(database.url) as thread, opened(database.url) as own:
-        tail = Tail(thread, [await load(thread, projection) for projection in BUILT_IN])
+        members = [await load(thread, projection) for projection in BUILT_IN]
+        tail = Tail(thread, members, batch_bytes=0)  # each page is a batch
         assert await tail.iterate()
         assert database.position() == FIRST_EVENTS
         joining = Tail(own, [await load(own, Notes())])
@@ -253,7 +306,7 @@ async def test_only_the_first_batch_after_a_quiet_time_counts_as_a_wake_up(
     async with opened(database.url) as thread:
         members = [await load(thread, projection) for projection in BUILT_IN]
         with closing(target(database.url).wakeup()) as wakeup:
-            await Tail(thread, members, Outage(state), wakeup=wakeup).run(stop)
+            await Tail(thread, members, Outage(state), wakeup=wakeup, batch_bytes=0).run(stop)
 
     assert sum(state.batch_events.counts) > 1
     assert sum(state.wakeup_s.counts) == 1

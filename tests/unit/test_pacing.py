@@ -101,17 +101,13 @@ def test_a_lock_that_was_held_for_too_long_halves_the_next_batch_and_a_short_one
 # A batch that is written by several transactions
 
 
-def row(size: int) -> tuple[bytes]:
-    return (b"x" * size,)
-
-
 @pytest.mark.parametrize(("size", "row_us"), [(0, 30), (4000, 50), (100_000, 700)])
 def test_a_transaction_has_as_many_rows_as_are_written_in_the_time_that_it_may_take(
     size: int, row_us: float
 ) -> None:
     pacing = WritePacing()
     for _ in range(50):
-        rows = [row(size)] * max(int(pacing.most_bytes / cost_of(row(size))), 1)
+        rows = [size] * max(int(pacing.most_bytes / cost_of(size)), 1)
         pacing.wrote_bytes(len(rows) * row_us * MICROSECONDS, rows)
 
     assert len(rows) * row_us * MICROSECONDS == pytest.approx(CHUNK_HOLD_S, rel=0.5)
@@ -120,7 +116,7 @@ def test_a_transaction_has_as_many_rows_as_are_written_in_the_time_that_it_may_t
 def test_one_transaction_that_was_held_up_does_not_make_all_others_tiny() -> None:
     pacing = WritePacing()
     usual = pacing.most_bytes
-    pacing.wrote_bytes(10, [row(1000)])
+    pacing.wrote_bytes(10, [1000])
 
     assert usual / 2 < pacing.most_bytes < usual
 

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -42,6 +42,8 @@ class Part(msgspec.Struct, frozen=True):
     change: Change
     folded: Folded
     views: dict[str, Any]
+    sizes: Sequence[int]
+    """The bytes of the row of each view."""
     types: Counter[str | None]
     """How many events of each type it is about."""
 
@@ -50,41 +52,69 @@ class Part(msgspec.Struct, frozen=True):
         not ours none are, as a view may hold more than its row says."""
         if self.member.projection.built_in:
             self.member.cache.forget(self.change.removed)
-            self.member.cache.keep(self.views, map(size_of, self.change.rows))
+            self.member.cache.keep(self.views, self.sizes)
         return msgspec.structs.replace(self.member, checkpoint=self.change.after)
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """Events, and what they do to each projection."""
+class Folding(msgspec.Struct, frozen=True):
+    """What the events of a batch have done to one projection so far, and the checkpoint `after`
+    them. Of the views that were `repaired`, those that are `corrupt` have a row."""
 
-    events: Sequence[Event | Rejected]
-    parts: Sequence[Part]
+    member: Member
+    after: Checkpoint
+    folded: Folded = msgspec.field(default_factory=lambda: Folded({}, [], []))
+    repaired: dict[str, Any | None] = {}
+    corrupt: frozenset[str] = frozenset()
+    types: Counter[str | None] = msgspec.field(default_factory=Counter)
 
     @property
-    def changes(self) -> list[Change]:
-        return [part.change for part in self.parts]
+    def views(self) -> dict[str, Any]:
+        """Those that are to be written."""
+        standing = {key: view for key, view in self.repaired.items() if view is not None}
+        return standing | self.folded.views if standing else self.folded.views
+
+    def part(self) -> Part:
+        """The same as rows."""
+        projection, changed = self.member.projection, self.views
+        with faults_of(projection):
+            # In the order of the index on the key: a third off the writing of many rows.
+            settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
+            rows = [projection.to_row(view) for view in settled.values()]
+        change = Change(
+            *(projection.table, self.member.checkpoint, self.after),
+            rows=rows,
+            removed=[key for key in sorted(self.corrupt) if key not in changed],
+            quarantined=self.folded.quarantined,
+        )
+        return Part(self.member, change, self.folded, settled, [*map(size_of, rows)], self.types)
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Events that were folded and are not committed yet: `done` of the last page, and those of the
+    pages before it. `size`: the bytes of the events, and of the rows of views that were loaded."""
+
+    foldings: Sequence[Folding]
+    events: int = 0
+    done: int = 0
+    size: int = 0
+    last_ms: int | None = None
+    """The time of the last event that some projection folds."""
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Those after it."""
+        return [one.after for one in self.foldings]
 
     @property
     def built_in(self) -> bool:
         """Whether all of its projections are ours."""
-        return all(part.member.projection.built_in for part in self.parts)
-
-    @property
-    def size(self) -> int:
-        """The bytes of the rows that it writes."""
-        return sum(map(size_of, chain(*(change.rows for change in self.changes))))
-
-    @property
-    def last_ms(self) -> int | None:
-        """The time of the last event that some projection folds."""
-        times = (e.time for e in reversed(self.events) if isinstance(e, Event) and e.body)
-        return next(times, None)
+        return all(one.member.projection.built_in for one in self.foldings)
 
     def outcomes(self) -> Outcomes:
         """What became of its events."""
         counted = Outcomes()
-        for part in self.parts:
-            counted.update(outcomes(part.member.projection, part.types, part.folded))
+        for one in self.foldings:
+            counted.update(outcomes(one.member.projection, one.types, one.folded))
         return counted
 
 
@@ -98,9 +128,14 @@ class _Touched(msgspec.Struct, frozen=True):
     rows: dict[str, tuple[Any, ...]]
 
 
-async def fold_batch(
+def begun(members: Sequence[Member]) -> Batch:
+    """A batch of no events yet."""
+    return Batch([Folding(member, member.checkpoint) for member in members])
+
+
+async def fold_page(
     thread: Thread,
-    members: Sequence[Member],
+    batch: Batch,
     page: Page,
     deferral: Deferral,
     *,
@@ -108,8 +143,8 @@ async def fold_batch(
     brief: bool,
     share: bool,
 ) -> Batch:
-    """Fold the events of a page; of the first only, if all touch more views than may be loaded, or
-    more than `most_views` of a projection.
+    """The batch with the events of the page that follows it; with the first of them only, if all
+    touch more views than may be loaded, or more than `most_views` of a projection.
 
     Those of views that cost much to write are left for `fold_deferred`. `brief`: a projection whose
     views need the whole log to be folded again fails instead. `share`: as of `fold_in_slices`.
@@ -117,34 +152,45 @@ async def fold_batch(
     events = page.events
     touched: list[_Touched] = []
     runs = folding.runs_of(events)
-    for member in members:
-        with faults_of(member.projection):
-            here, _ = _parted(member, runs, deferral)
-            touched.append(await _load(thread, member, events, here, most_views))
+    for so_far in batch.foldings:
+        with faults_of(so_far.member.projection):
+            here, _ = _parted(so_far, runs, deferral)
+            touched.append(await _load(thread, so_far, events, here, most_views))
         if touched[-1].events < len(events):
             events = events[: touched[-1].events]
             runs = folding.runs_of(events)
     last = page.rows[len(events) - 1]
     moved = {"position": last.seq, "digest": digest(last)}
     types = Counter(map(attrgetter("type"), events))
-    parts: list[Part] = []
-    for member, found in zip(members, touched, strict=True):
-        with faults_of(member.projection):
+    foldings: list[Folding] = []
+    for so_far, found in zip(batch.foldings, touched, strict=True):
+        projection, before = so_far.member.projection, so_far.after
+        with faults_of(projection):
             views, repaired = await _views(
-                thread, member, found, last.seq, brief=brief, share=share
+                thread, so_far.member, found, last.seq, brief=brief, share=share
             )
-            here, left = _parted(member, runs, deferral)
-            folded = await fold_in_slices(member.projection, views, events, here, share=share)
-            before = member.checkpoint
+            here, left = _parted(so_far, runs, deferral)
+            folded = await fold_in_slices(projection, views, events, here, share=share)
             after = msgspec.structs.replace(
                 before,
                 **moved,
                 skipped=before.skipped + folded.skipped,
-                deferred=before.deferred | _deferred(member, left, deferral),
+                deferred=before.deferred | _deferred(so_far, left, deferral),
             )
             of = types - Counter(event.type for run in left.values() for event in run)
-            parts.append(_part(member, found, after, folded, repaired, of))
-    return Batch(events, parts)
+            foldings.append(_folded_on(so_far, found, after, folded, repaired, of))
+    times = (e.time for e in reversed(events) if isinstance(e, Event) and e.body)
+    return Batch(
+        foldings,
+        events=batch.events + len(events),
+        done=len(events),
+        size=batch.size
+        + sum(
+            len(row.data) for row in page.rows[: len(events)] if isinstance(row.data, str | bytes)
+        )
+        + sum(size_of(row) for found in touched for row in found.rows.values()),
+        last_ms=next(times, batch.last_ms),
+    )
 
 
 async def fold_deferred(
@@ -175,17 +221,19 @@ async def fold_deferred(
         deferred = {key: view for key, view in before.deferred.items() if key not in written}
         after = msgspec.structs.replace(before, generation=before.generation + 1, deferred=deferred)
         folded = Folded(since.views, since.quarantined, [])
-        return _part(member, found, after, folded, repaired, since.types)
+        behind_it = Folding(member, member.checkpoint)
+        return _folded_on(behind_it, found, after, folded, repaired, since.types).part()
 
 
 def _parted(
-    member: Member, runs: Runs, deferral: Deferral
+    so_far: Folding, runs: Runs, deferral: Deferral
 ) -> tuple[Runs, dict[str, Sequence[Event]]]:
     """The events to be folded, and by view those that are left for later."""
-    name, deferred = member.projection.name, member.checkpoint.deferred
-    if not (member.projection.built_in and (deferred or deferral.any_costly)):
+    projection, deferred = so_far.member.projection, so_far.after.deferred
+    name = projection.name
+    if not (projection.built_in and (deferred or deferral.any_costly)):
         return runs, {}
-    keys = {session: str(member.projection.key_of(run[0])) for session, run in runs.of.items()}
+    keys = {session: str(projection.key_of(run[0])) for session, run in runs.of.items()}
     left = {
         session: key
         for session, key in keys.items()
@@ -198,31 +246,32 @@ def _parted(
 
 
 def _deferred(
-    member: Member, left: Mapping[str, Sequence[Event]], deferral: Deferral
+    so_far: Folding, left: Mapping[str, Sequence[Event]], deferral: Deferral
 ) -> dict[str, Deferred]:
     """The views of some events that are deferred from here on."""
     return {
-        key: deferral.defer(member.projection.name, key, run[0].seq - 1)
+        key: deferral.defer(so_far.after.name, key, run[0].seq - 1)
         for key, run in left.items()
-        if key not in member.checkpoint.deferred
+        if key not in so_far.after.deferred
     }
 
 
 async def _load(
     thread: Thread,
-    member: Member,
+    so_far: Folding,
     events: Sequence[Event | Rejected],
     runs: Runs,
     most_views: int | None,
 ) -> _Touched:
     """What events touch; of the first events only, if that is more than may be loaded, or more than
     `most_views`."""
+    member, folded = so_far.member, so_far.views
     first = folding.touched(member.projection, events, runs)
     if most_views is not None and len(first) > most_views:
         *some, beyond = islice(first, most_views + 1)
         events = events[: bisect_left(events, first[beyond], key=attrgetter("seq"))]
         first = {key: first[key] for key in some}
-    cached = member.cache.take(first)
+    cached = member.cache.take(first) | {key: folded[key] for key in first if key in folded}
     cold = [key for key in first if key not in cached]
     if not cold or member.projection.per_event:
         return _Touched(len(events), first, cached, {})
@@ -281,20 +330,25 @@ async def _missing(thread: Thread, member: Member, keys: set[str]) -> set[str]:
     return {absent[key] for key in present}
 
 
-def _part(
-    member: Member,
+def _folded_on(
+    so_far: Folding,
     touched: _Touched,
     after: Checkpoint,
     folded: Folded,
-    repaired: Mapping[str, Any],
+    repaired: dict[str, Any | None],
     types: Counter[str | None],
-) -> Part:
-    """What events of some types do to a projection, and the checkpoint `after` them."""
-    projection, before = member.projection, member.checkpoint
-    changed = {key: view for key, view in repaired.items() if view is not None} | folded.views
-    # In the order of the index on the key: a third off the writing of many rows.
-    settled = {key: projection.settled(changed[key]) for key in sorted(changed)}
-    removed = [key for key in repaired if key in touched.rows and key not in changed]
-    rows = [projection.to_row(view) for view in settled.values()]
-    change = Change(projection.table, before, after, rows, removed, folded.quarantined)
-    return Part(member, change, folded, settled, types)
+) -> Folding:
+    """A folding with what further events of some types did, and the checkpoint `after` them."""
+    before = so_far.folded
+    return Folding(
+        so_far.member,
+        after,
+        Folded(
+            before.views | folded.views,
+            before.quarantined + folded.quarantined,
+            before.skipped_types + folded.skipped_types,
+        ),
+        so_far.repaired | repaired,
+        so_far.corrupt | (repaired.keys() & touched.rows.keys()),
+        so_far.types + types,
+    )

@@ -9,9 +9,9 @@ import msgspec
 from session_projector.worker.clock import now_ms
 from session_projector.worker.daemon.batch import Part
 from session_projector.worker.folding.pacing import cost_of
-from session_projector.worker.storage.port import Change, Deferred, size_of
+from session_projector.worker.storage.port import Change, Deferred
 
-CHUNKED_VIEWS: Final = 256
+CHUNKED_VIEWS: Final = 512
 """The most views of a projection that such a batch touches, as its first transaction lists them."""
 
 
@@ -25,14 +25,14 @@ def split(parts: Sequence[Part], most_bytes: float) -> tuple[list[Part], list[Pa
     now: list[Part] = []
     left: list[Part] = []
     for part in sorted(parts, key=lambda part: not part.member.projection.followed):
-        rows = part.change.rows
+        costs = [*map(cost_of, part.sizes)]
         if part.member.projection.followed:
-            count = len(rows)
+            count = len(costs)
         else:
-            costs = takewhile(lambda cost: cost <= most_bytes, accumulate(map(cost_of, rows)))
-            count = min(max(len([*costs]), not now), len(rows))
-        most_bytes -= sum(map(cost_of, rows[:count]))
-        if count == len(rows):
+            fit = takewhile(lambda cost: cost <= most_bytes, accumulate(costs))
+            count = min(max(len([*fit]), not now), len(costs))
+        most_bytes -= sum(costs[:count])
+        if count == len(costs):
             now.append(part)
         elif count or part.change.after.position > part.change.before.position:
             first, rest = _halves(part, count)
@@ -49,8 +49,8 @@ def _halves(part: Part, count: int) -> tuple[Part, Part]:
     change, before, now = part.change, part.change.before, now_ms()
     keys = [*part.views]
     late = {
-        key: before.deferred.get(key) or Deferred(before.position, size_of(row), 0, now)
-        for key, row in zip(keys[count:], change.rows[count:], strict=True)
+        key: before.deferred.get(key) or Deferred(before.position, size, 0, now)
+        for key, size in zip(keys[count:], part.sizes[count:], strict=True)
     }
     middle = msgspec.structs.replace(change.after, deferred=change.after.deferred | late)
     after = msgspec.structs.replace(change.after, generation=change.after.generation + 1)
@@ -58,11 +58,13 @@ def _halves(part: Part, count: int) -> tuple[Part, Part]:
         part,
         change=msgspec.structs.replace(change, after=middle, rows=change.rows[:count]),
         views=dict(islice(part.views.items(), count)),
+        sizes=part.sizes[:count],
     )
     rest = msgspec.structs.replace(
         part,
         member=msgspec.structs.replace(part.member, checkpoint=middle),
         change=Change(change.table, middle, after, change.rows[count:]),
         views={key: part.views[key] for key in keys[count:]},
+        sizes=part.sizes[count:],
     )
     return first, rest

@@ -43,10 +43,12 @@ def read_page(
     until: int | None,
     events: int,
     patience_s: float = 0,
+    *,
+    committed: bool = True,
 ) -> Page:
     """Read the next `events` after some checkpoints, which are at one position. Where there are
     none this waits for `patience_s`, here in the store's thread, as the event loop's timers are
-    whole milliseconds.
+    whole milliseconds. Not `committed`: they are those after a batch that is not stored yet.
 
     Raises `InterventionRequired` where the log is not the one that a checkpoint remembers, and
     `LostRace` where that or an empty page comes of a checkpoint that was moved: what follows the
@@ -63,7 +65,9 @@ def read_page(
             touched = True
     found = digest(rows.pop(0)) if start and rows and rows[0].seq == start else ""
     odd = [checkpoint for checkpoint in checkpoints if checkpoint.digest != found]
-    if (odd or not rows) and any(store.checkpoints.get(c.name) != c for c in checkpoints):
+    if (odd or (committed and not rows)) and any(
+        store.checkpoints.get(c.name) != c for c in checkpoints
+    ):
         raise LostRace  # as in a database that was restored in place
     if odd:
         raise does_not_fit(odd[0].name, start)

@@ -22,7 +22,7 @@ from session_projector.worker.errors import DatabaseUnavailable, LostRace, Proje
 from session_projector.worker.folding.checkpoints import checkpoint_of, needs_rebuild
 from session_projector.worker.folding.deferral import Deferral
 from session_projector.worker.folding.faults import faults_of, told
-from session_projector.worker.replay.plan import calls_for_full_scan
+from session_projector.worker.replay.plan import Reaches, calls_for_full_scan
 from session_projector.worker.replay.rebuild import rebuild
 from session_projector.worker.replay.round_robin import STANDBY_POLL_S, Attempt, Scan, interleave
 from session_projector.worker.replay.verify import leader_rebuilds
@@ -122,6 +122,7 @@ class Supervisor:
         """Let those lead that can; returns those to be rebuilt, and the others."""
         ready: list[Member] = []
         walked: list[Projection] = []
+        reaches: Reaches = {}
         for projection in projections:
             name = projection.name
             try:
@@ -129,7 +130,7 @@ class Supervisor:
                     checkpoint = await thread.run(lambda store: checkpoint_of(store, projection))
                     self._state.checkpoint_read(name, checkpoint.position)
                     member = await load(thread, projection)
-                    if await _calls_for_full_scan(thread, member):
+                    if await _calls_for_full_scan(thread, member, reaches):
                         self._state.rebuilding(name, 0, 1)
                         walked.append(projection)
                     else:
@@ -200,7 +201,7 @@ class Supervisor:
     ) -> None:
         """Bring one projection to where the others stand, on a connection of its own."""
         member = await load(thread, projection)
-        if await _calls_for_full_scan(thread, member):
+        if await _calls_for_full_scan(thread, member, {}):
             await _rebuild(thread, [projection], faults_of, self._stop, outage, share=True)
             member = await load(thread, projection)
         self._state.rebuilt(projection.name, member.checkpoint.position)
@@ -264,12 +265,13 @@ async def _groups(
 ) -> Iterable[list[Member]]:
     """The projections by the position where they stand, none of them in need of a rebuild."""
     walked: list[Projection] = []
+    reaches: Reaches = {}
     for projection in projections:
         with faults_of(projection):
             await load(thread, projection)
             ours = await _is_ours(thread, projection, leadership)
             member = await load(thread, projection)
-            if ours and await _calls_for_full_scan(thread, member):
+            if ours and await _calls_for_full_scan(thread, member, reaches):
                 walked.append(projection)
     await _rebuild(thread, walked, faults_of, stop, state=state)
     groups: dict[int, list[Member]] = {}
@@ -336,9 +338,9 @@ async def _rebuild(
     await interleave(thread, projections, scan, attempt, share=share)
 
 
-async def _calls_for_full_scan(thread: Thread, member: Member) -> bool:
+async def _calls_for_full_scan(thread: Thread, member: Member, reaches: Reaches) -> bool:
     return await thread.run(
-        lambda store: calls_for_full_scan(store, member.projection, member.checkpoint)
+        lambda store: calls_for_full_scan(store, member.projection, member.checkpoint, reaches)
     )
 
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 import anyio
@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from session_projector.projections.projection import Projection
-from session_projector.worker.daemon.batch import Batch, Part, fold_batch, fold_deferred
+from session_projector.worker.daemon.batch import Batch, Part, begun, fold_deferred, fold_page
 from session_projector.worker.daemon.batch_log import BatchLog
 from session_projector.worker.daemon.batch_size import BatchSize
 from session_projector.worker.daemon.chunks import CHUNKED_VIEWS, split
@@ -31,7 +31,6 @@ from session_projector.worker.storage.port import (
     Store,
     Thread,
     Wakeup,
-    size_of,
 )
 from session_projector.worker.telemetry.state import Batch as BatchStats
 from session_projector.worker.telemetry.state import DaemonState
@@ -44,6 +43,10 @@ PATIENCE_S: Final = 0.008
 
 FAR_EVENTS: Final = 4 * BATCH_EVENTS
 """A tail that had caught up and is so far behind gives way: a full scan may be quicker."""
+BATCH_S: Final = 0.5
+BATCH_BYTES: Final = 24 * 1024 * 1024
+"""A batch goes on to the next page up to this time and `Batch.size`: what many events change is
+written once."""
 Then = Callable[[Store, CommitStats, Sequence[Checkpoint]], None]
 """Called in the store's thread after a commit, with the checkpoints that the members have then."""
 
@@ -66,10 +69,11 @@ class Tail:
         wakeup: Wakeup | None = None,
         deferral: Deferral | None = None,
         pacing: WritePacing | None = None,
+        batch_bytes: int = BATCH_BYTES,
     ) -> None:
         """`wakeup`: the others join it; `share`: it leaves the others as much time as it takes.
         `deferral` has views that cost much written less often than their events come, `pacing` much
-        written in short transactions while others write."""
+        written in short transactions while others write. A batch of `batch_bytes` is committed."""
         self.members = list(members)
         self.lock = anyio.Lock()
         """Held for an iteration; whoever holds it may add a member that stands where these do."""
@@ -83,6 +87,7 @@ class Tail:
         self._wakeup = wakeup
         self._deferral = Deferral(costly_s=math.inf) if deferral is None else deferral
         self._pacing = WritePacing() if pacing is None else pacing
+        self._batch_bytes = batch_bytes
         self._size = BatchSize(self._pacing)
         self._newest = 0
         self._had_caught_up = False
@@ -175,42 +180,63 @@ class Tail:
 
     async def iterate(self, until: int | None = None) -> bool:
         """Fold one batch, and deferred views that are due; returns whether there was either."""
-        moved = await self._fold_page(until)
+        moved = await self._fold_batch(until)
         if late := self._late():
             await self._write_deferred(*late)
         return moved or late is not None
 
-    async def _fold_page(self, until: int | None) -> bool:
+    async def _fold_batch(self, until: int | None) -> bool:
         started = time.perf_counter()
-        page = await self._next_page(until)
+        page = await self._next_page(self._checkpoints, until)
         if not self.members or not page.rows:
             return False
-        brief = self._leading and len(self.members) > 1  # so as not to hold up the others
-        batch = await fold_batch(
-            *(self._thread, self.members, page, self._deferral),
+        batch = await self._fold_page(begun(self.members), page, started)
+        while page.more and self._folds_on(batch, page, started):
+            read = time.perf_counter()
+            following = await self._next_page(batch.checkpoints, until)
+            if not following.rows:
+                break
+            page = following
+            batch = await self._fold_page(batch, page, read)
+            self._iterated()
+        parts = [folding.part() for folding in batch.foldings]
+        committed = await self._commit_batch(parts, batch, page)
+        self._report(batch, parts, page, committed, started)
+        await self._learn(parts, page, committed, started)
+        return True
+
+    async def _fold_page(self, batch: Batch, page: Page, started: float) -> Batch:
+        batch = await fold_page(
+            *(self._thread, batch, page, self._deferral),
             most_views=CHUNKED_VIEWS if self._in_chunks else None,
-            brief=brief,
+            brief=self._leading and len(self.members) > 1,  # so as not to hold up the others
             share=self._share,
         )
         if page.more:
             self._size.grow(time.perf_counter() - started, built_in=batch.built_in)
-        committed = await self._commit_batch(batch, page)
-        self._report(batch, page, committed, started)
-        await self._learn(batch, page, committed, started)
-        return True
+        return batch
 
-    async def _next_page(self, until: int | None) -> Page:
-        """The page that was read ahead, if it is what follows; else one that is read now. Its
-        events are decoded."""
-        checkpoints = [member.checkpoint for member in self.members]
+    def _folds_on(self, batch: Batch, page: Page, started: float) -> bool:
+        """Whether the next page is folded before a batch is committed: not beside other writers,
+        nor where less than the page could be folded."""
+        alone = batch.built_in and not (self._pacing or page.touched)
+        small = batch.size < self._batch_bytes and time.perf_counter() - started < BATCH_S
+        return alone and small and batch.done == len(page.rows)
+
+    async def _next_page(self, checkpoints: Sequence[Checkpoint], until: int | None) -> Page:
+        """What follows some checkpoints: the page that was read ahead, else one that is read now.
+        Its events are decoded."""
         if until is not None:
             until = max(until, self.position)
         page, self._ahead = self._ahead, None  # what fails from here on is read again
         if page is None or (page.checkpoints, page.until) != (checkpoints, until):
             most = self._size.events(built_in=self._built_in) if self.members else 1
             patience_s = 0 if self._woken is None else PATIENCE_S
+            committed = checkpoints == self._checkpoints
             page = await self._thread.run(
-                lambda store: read_page(store, checkpoints, until, most, patience_s)
+                lambda store: read_page(
+                    store, checkpoints, until, most, patience_s, committed=committed
+                )
             )
         self._newest = page.newest
         self._state.polled(page.newest, self._positions(), leading=self._leading)
@@ -221,6 +247,10 @@ class Tail:
         return msgspec.structs.replace(page, events=events)
 
     @property
+    def _checkpoints(self) -> list[Checkpoint]:
+        return [member.checkpoint for member in self.members]
+
+    @property
     def _built_in(self) -> bool:
         return all(member.projection.built_in for member in self.members)
 
@@ -229,10 +259,10 @@ class Tail:
         """Whether a batch is written by several transactions."""
         return bool(self._pacing) and self._built_in
 
-    async def _commit_batch(self, batch: Batch, page: Page) -> CommitStats:
+    async def _commit_batch(self, parts: Sequence[Part], batch: Batch, page: Page) -> CommitStats:
         """Commit a batch. In the hop of the last transaction what follows is read ahead, unless it
         is the rest of this page."""
-        done, most = len(batch.events), self._size.events(built_in=batch.built_in)
+        done, most = batch.done, self._size.events(built_in=batch.built_in)
         ahead = page
 
         def read_ahead(store: Store, _: CommitStats, after: Sequence[Checkpoint]) -> None:
@@ -244,7 +274,7 @@ class Tail:
                 with suppress(DatabaseUnavailable, LostRace):  # the next read meets it again
                     ahead = read_page(store, after, page.until, most)
 
-        committed = await self._write(batch.parts, read_ahead)
+        committed = await self._write(parts, read_ahead)
         self._ahead = ahead if ahead.rows else None
         return committed
 
@@ -262,9 +292,7 @@ class Tail:
             waited_s, held_s = waited_s + committed.waited_s, max(held_s, committed.held_s)
             if not left:
                 return msgspec.structs.replace(committed, waited_s=waited_s, held_s=held_s)
-            self._pacing.wrote_bytes(
-                committed.held_s, (row for part in some for row in part.change.rows)
-            )
+            self._pacing.wrote_bytes(committed.held_s, chain(*(part.sizes for part in some)))
             self._pacing.wrote(others=committed.others_wrote)
             self._iterated()
 
@@ -273,7 +301,7 @@ class Tail:
         changes = [part.change for part in parts]
         after = {change.after.name: change.after for change in changes}
         checkpoints = [after.get(m.projection.name, m.checkpoint) for m in self.members]
-        much = sum(size_of(row) for change in changes for row in change.rows) > MUCH_BYTES
+        much = sum(chain(*(part.sizes for part in parts))) > MUCH_BYTES
         self._took_memory = self._took_memory or much
         bulk = much and not self._pacing
 
@@ -293,11 +321,11 @@ class Tail:
         """Which views took much of the time that a commit took, by the size of their rows."""
         if committed.held_s <= self._deferral.costly_s:
             return
-        all_bytes = max(sum(size_of(row) for part in parts for row in part.change.rows), 1)
+        all_bytes = max(sum(chain(*(part.sizes for part in parts))), 1)
         for part in (p for p in parts if p.member.projection.built_in):
-            for key, row in zip(part.views, part.change.rows, strict=True):
-                cost_s = committed.held_s * size_of(row) / all_bytes
-                self._deferral.wrote(part.change.after.name, key, size_of(row), cost_s, alone=False)
+            for key, size in zip(part.views, part.sizes, strict=True):
+                cost_s = committed.held_s * size / all_bytes
+                self._deferral.wrote(part.change.after.name, key, size, cost_s, alone=False)
 
     def _late(self, *, due: bool = True) -> tuple[Member, list[str]] | None:
         """Deferred views to be written next, of those that are due, or of all: one that costs much,
@@ -321,7 +349,7 @@ class Tail:
         part = await fold_deferred(self._thread, member, keys, share=self._share)
         committed = await self._write([part])
         if member.checkpoint.deferred[keys[0]].is_costly:
-            name, size = member.projection.name, sum(map(size_of, part.change.rows))
+            name, size = member.projection.name, sum(part.sizes)
             cost_s = time.perf_counter() - started - committed.waited_s
             self._deferral.wrote(name, keys[0], size, cost_s, alone=True)
             if self._deferral.is_costly(name, keys[0]):
@@ -336,22 +364,30 @@ class Tail:
             self._state.defers(member.projection.name, delays_s)
 
     async def _learn(
-        self, batch: Batch, page: Page, committed: CommitStats, started: float
+        self, parts: Sequence[Part], page: Page, committed: CommitStats, started: float
     ) -> None:
         """Size the next batches by how this one went, and leave the lock to others that write."""
-        self._size.shrink(time.perf_counter() - started, built_in=batch.built_in)
+        built_in = self._built_in
+        self._size.shrink(time.perf_counter() - started, built_in=built_in)
         self._pacing.wrote(others=committed.exclusive and page.touched and page.more)
         if self._pacing and page.more:
-            if not batch.built_in:
-                rows = sum(len(change.rows) for change in batch.changes)
-                self._pacing.held(committed.held_s, rows=rows, projections=len(batch.parts))
+            if not built_in:
+                rows = sum(len(part.change.rows) for part in parts)
+                self._pacing.held(committed.held_s, rows=rows, projections=len(parts))
             await anyio.sleep(committed.held_s)
 
-    def _report(self, batch: Batch, page: Page, committed: CommitStats, started: float) -> None:
+    def _report(
+        self,
+        batch: Batch,
+        parts: Sequence[Part],
+        page: Page,
+        committed: CommitStats,
+        started: float,
+    ) -> None:
         """Tell the metrics, systemd and the log of a batch that is committed."""
         now = time.perf_counter()
         stats = BatchStats(
-            events=len(batch.events),
+            events=batch.events,
             outcomes=batch.outcomes(),
             last_ms=batch.last_ms,
             duration_s=now - started,
@@ -364,7 +400,7 @@ class Tail:
         if self._deferral.any_costly:
             self._tell_deferred()
         self._batch_log.committed(
-            batch.changes,
+            [part.change for part in parts],
             position=self.position,
             lag=max(page.newest - self.position, 0),
             duration_s=time.perf_counter() - started,

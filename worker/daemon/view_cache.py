@@ -42,8 +42,10 @@ class ViewCache:
             self._forget(key)
             self._views[key] = (view, size + VIEW_BYTES)
             self._bytes += size + VIEW_BYTES
-        while self._bytes > CACHE_BYTES and len(self._views) > 1:
-            self._forget(next(iter(self._views)))
+        for key in [*self._views]:  # not the first again and again, which is slow in a dict
+            if self._bytes <= CACHE_BYTES or len(self._views) == 1:
+                break
+            self._forget(key)
 
     def forget(self, keys: Iterable[str]) -> None:
         for key in keys:

@@ -1,11 +1,10 @@
 """Back-off beside other writers: short transactions, and the lock left to them for as long as it
 was held."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from session_projector.worker.storage.limits import BATCH_EVENTS
-from session_projector.worker.storage.port import size_of
 
 TRANSACTIONS: Final = 50
 """So many after somebody else's last commit are still short."""
@@ -29,9 +28,9 @@ SMOOTHING: Final = 0.2
 """How much the last transaction counts against those before it."""
 
 
-def cost_of(row: Sequence[Any]) -> int:
-    """How long it takes to write a row, as the bytes that take as long."""
-    return size_of(row) + ROW_BYTES
+def cost_of(size: int) -> int:
+    """How long it takes to write a row of so many bytes, as the bytes that take as long."""
+    return size + ROW_BYTES
 
 
 class WritePacing:
@@ -45,12 +44,12 @@ class WritePacing:
 
     @property
     def most_bytes(self) -> float:
-        """Of one of the transactions that write a batch meanwhile, as `cost_of` its rows."""
+        """Of one of the transactions that write a batch meanwhile, by the `cost_of` its rows."""
         return CHUNK_HOLD_S / self._byte_s
 
-    def wrote_bytes(self, seconds: float, rows: Iterable[Sequence[Any]]) -> None:
-        """The lock was held by a transaction that wrote some rows."""
-        if cost := sum(map(cost_of, rows)):
+    def wrote_bytes(self, seconds: float, sizes: Iterable[int]) -> None:
+        """The lock was held by a transaction that wrote rows of so many bytes."""
+        if cost := sum(map(cost_of, sizes)):
             # One that was held up by something else tells little of the next.
             byte_s = min(seconds / cost, 2 * self._byte_s)
             self._byte_s += SMOOTHING * (byte_s - self._byte_s)

@@ -13,7 +13,13 @@ EVENT_COST_BYTES: Final = 600
 """An event that is scanned takes as long as to read so many bytes more than its own."""
 
 
-def calls_for_full_scan(store: Store, projection: Projection, checkpoint: Checkpoint) -> bool:
+Reaches = dict[int, BatchReach | None]
+"""How far a batch comes from a position: the same for all projections, and found out once."""
+
+
+def calls_for_full_scan(
+    store: Store, projection: Projection, checkpoint: Checkpoint, reaches: Reaches
+) -> bool:
     """Whether a full scan is to bring the views to the newest event: it must, or it is quicker.
 
     It never is where only the events tell which view they are about, as these are read twice.
@@ -24,7 +30,10 @@ def calls_for_full_scan(store: Store, projection: Projection, checkpoint: Checkp
     left = newest - checkpoint.position
     if projection.log_keys("") is None or not left:
         return False
-    reach = store.log.batch_reach(start=checkpoint.position + left // 2, events=BATCH_EVENTS)
+    if checkpoint.position not in reaches:
+        start = checkpoint.position + left // 2
+        reaches[checkpoint.position] = store.log.batch_reach(start=start, events=BATCH_EVENTS)
+    reach = reaches[checkpoint.position]
     if not reach or not scan_is_quicker(left, newest, reach):
         return False
     return fits_log(store, checkpoint)  # where it does not, the tail says so

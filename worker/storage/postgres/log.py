@@ -1,7 +1,6 @@
 """`event_log` in PostgreSQL."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -285,29 +284,26 @@ class PostgresLog:
         return int(self._connection.value(count, (after,)))
 
     def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
-        rows = self._connection.rows(
-            f"SELECT key, {_SIZE} FROM {self._table} WHERE seq >= %s ORDER BY seq LIMIT %s",
+        keys = self._connection.rows(
+            f"SELECT min(seq), key, avg(size) FROM (SELECT seq, key, {_SIZE} AS size"
+            f" FROM {self._table} WHERE seq >= %s ORDER BY seq LIMIT %s) AS events"
+            " WHERE key IS NOT NULL GROUP BY key ORDER BY 1",
             (start, events),
         )
-        sizes: defaultdict[Any, list[int]] = defaultdict(list)
-        for key, size in rows:
-            sizes[key].append(size)
         counts = dict(
             self._connection.rows(
                 f"SELECT key, count(*) FROM {self._table} WHERE key = ANY(%s::text[]) GROUP BY key",
-                ([key for key in sizes if key is not None],),
+                ([key for _, key, _ in keys],),
             )
         )
-        views: set[Any] = {None}
         size = 0.0
-        for number, (key, _) in enumerate(rows):
-            if key in views:
-                continue
-            views.add(key)
-            size += KEY_BYTES + counts[key] * sum(sizes[key]) / len(sizes[key])
+        for seq, key, average in keys:
+            size += KEY_BYTES + counts[key] * float(average)
             if size > self._limits.view_bytes:
                 size_of_log = "SELECT pg_catalog.pg_total_relation_size(%s::regclass)"
                 log_bytes = self._connection.value(size_of_log, (self._connection.log_name,))
+                before = f"SELECT count(*) FROM {self._table} WHERE seq >= %s AND seq < %s"
+                number = self._connection.value(before, (start, seq))
                 return BatchReach(max(number, 1), int(log_bytes))
         return None
 

@@ -1,10 +1,8 @@
 """`event_log` in SQLite."""
 
 import sqlite3
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from itertools import starmap
 from typing import Any, Final
 
 from session_projector.projections.event import LogRow, session_of
@@ -20,6 +18,7 @@ from session_projector.worker.storage.port import (
     ID_TAKEN,
     BatchReach,
     Holder,
+    T,
     not_restored,
     size_of,
 )
@@ -40,6 +39,10 @@ _MOST_IDS: Final = 1000
 """How many ids one statement asks for."""
 _SELECT: Final = f"SELECT {EVENT_COLUMNS} FROM event_log WHERE "
 _FROM: Final = _SELECT + "seq >= :position AND seq <= :until ORDER BY seq"
+_SIZE: Final = (
+    "CASE typeof(data) WHEN 'text' THEN length(CAST(data AS BLOB))"
+    " ELSE coalesce(length(data), 0) END"
+)
 _BY_KEY: Final = "INDEXED BY idx_event_log_key"
 _KEY_AT: Final = "(SELECT key FROM event_log WHERE seq = :{})"
 """By the position, as of a long key no more is known than its beginning."""
@@ -54,6 +57,12 @@ _UNFOUND: Final = (
     " (SELECT seq, key FROM event_log NOT INDEXED WHERE seq > ? ORDER BY seq LIMIT ?) AS t"
 )
 """How many events of a page there are, the last one, and the last that the index lacks."""
+
+_KEYS_OF_BATCH: Final = (
+    f"SELECT min(seq), key, avg(size) FROM (SELECT seq, key, {_SIZE} AS size FROM event_log"
+    " WHERE seq >= ? ORDER BY seq LIMIT ?) WHERE key IS NOT NULL GROUP BY key ORDER BY 1"
+)
+"""Of each key in a batch, its first event and how large its events are."""
 
 
 def _asked(keys: Sequence[Any]) -> tuple[str, dict[str, Any]]:
@@ -89,7 +98,7 @@ class SqliteLog:
 
     def page(self, *, start: int, until: int = ANY_POSITION, events: int = 0) -> list[LogRow]:
         most = (events or self._limits.page_events) + (start > 0)  # the one at `start`
-        return [*starmap(LogRow, self.rows([_FROM], {"position": start, "until": until}, most))]
+        return self.rows([_FROM], {"position": start, "until": until}, most, LogRow)
 
     def event(self, seq: int, *, whole: bool = False) -> LogRow | None:
         if whole:
@@ -100,11 +109,7 @@ class SqliteLog:
         return LogRow(*row) if row else None
 
     def size(self, seq: int) -> int:
-        size = self._connection.value(
-            "SELECT CASE typeof(data) WHEN 'text' THEN length(CAST(data AS BLOB))"
-            " ELSE coalesce(length(data), 0) END FROM event_log WHERE seq = ?",
-            (seq,),
-        )
+        size = self._connection.value(f"SELECT {_SIZE} FROM event_log WHERE seq = ?", (seq,))
         return size or 0
 
     def of(self, keys: Sequence[Any], *, after: int, until: int) -> list[LogRow]:
@@ -121,7 +126,7 @@ class SqliteLog:
         which += f"key IN ({asked}) AND seq <= :until ORDER BY seq DESC LIMIT {most}"
         select = f"{_SELECT}seq IN ({which}) ORDER BY seq DESC"
         values |= {"position": 0, "until": until}
-        return [*starmap(LogRow, self.rows([select], values, most))]
+        return self.rows([select], values, most, LogRow)
 
     def by_session(
         self, *, after: LogRow | None, until: int, end: LogRow | None = None
@@ -205,23 +210,24 @@ class SqliteLog:
         return int(self._connection.value(count))
 
     def batch_reach(self, *, start: int, events: int) -> BatchReach | None:
-        values = {"position": start, "until": ANY_POSITION}
-        rows = [LogRow(*row) for row in self.rows([_FROM], values, events)]
-        sizes: defaultdict[Any, list[int]] = defaultdict(list)
-        for row in rows:
-            sizes[row.key].append(size_of((row.data,)))
-        views: set[Any] = {None}
+        connection = self._connection.raw
+        with self._connection.errors():
+            try:
+                with bounded(connection):
+                    keys = connection.execute(_KEYS_OF_BATCH, (start, events)).fetchall()
+            except sqlite3.DataError as error:
+                if not is_too_big(error):
+                    raise
+                return None  # an event that is too large to be folded, so the batch ends before it
         size = 0.0
-        for number, row in enumerate(rows):
-            if row.key in views:
-                continue
-            views.add(row.key)
-            of = sizes[row.key]
-            count = f"SELECT count(*) FROM event_log WHERE key IS {bound('?', row.key)}"
-            size += KEY_BYTES + self._connection.value(count, (raw(row.key),)) * sum(of) / len(of)
+        for seq, key, average in keys:
+            count = f"SELECT count(*) FROM event_log WHERE key IS {bound('?', key)}"
+            size += KEY_BYTES + self._connection.value(count, (raw(key),)) * average
             if size > self._limits.view_bytes:
+                before = "SELECT count(*) FROM event_log WHERE seq >= ? AND seq < ?"
                 pages = self._connection.value("PRAGMA page_count")
                 page_bytes = self._connection.value("PRAGMA page_size")
+                number = self._connection.value(before, (start, seq))
                 return BatchReach(max(number, 1), pages * page_bytes)
         return None
 
@@ -314,20 +320,21 @@ class SqliteLog:
         return highest
 
     def _page(self, selects: Sequence[str], values: dict[str, Any]) -> list[LogRow]:
-        return [*starmap(LogRow, self.rows(selects, values, self._limits.page_events))]
+        return self.rows(selects, values, self._limits.page_events, LogRow)
 
     def rows(
-        self, selects: Sequence[str], values: dict[str, Any], most: int
-    ) -> list[tuple[Any, ...]]:
-        """Rows of the first statement, then of the next: `most` of them, and about `page_bytes`
-        without the event at `position`. Each row ends with the columns of an event."""
+        self, selects: Sequence[str], values: dict[str, Any], most: int, made: Callable[..., T]
+    ) -> list[T]:
+        """What is `made` of the columns of rows of the first statement, then of the next: `most`
+        of them, and about `page_bytes` without the event at `position`. The last columns are those
+        of an event."""
         connection = self._connection.raw
         with self._connection.errors():
             # Only SQLite's own way to text is quick, and only ours can read what is not UTF-8.
             connection.text_factory = str
             try:
                 with bounded(connection):
-                    return self._rows(selects, values, most)
+                    return self._rows(selects, values, most, made)
             except sqlite3.OperationalError as error:
                 if hasattr(error, "sqlite_errorcode"):
                     raise  # what SQLite says, and not what Python says of a text
@@ -343,15 +350,21 @@ class SqliteLog:
                 ) from None
             finally:
                 connection.text_factory = lossless_text
-            return self._rows(selects, values, most, each=True)
+            return self._rows(selects, values, most, made, each=True)
 
     def _rows(
-        self, selects: Sequence[str], values: dict[str, Any], most: int, *, each: bool = False
-    ) -> list[tuple[Any, ...]]:
+        self,
+        selects: Sequence[str],
+        values: dict[str, Any],
+        most: int,
+        made: Callable[..., T],
+        *,
+        each: bool = False,
+    ) -> list[T]:
         """`each`: every event is read by itself, as the value of one is larger than any may be."""
         connection = self._connection.raw
-        rows: list[tuple[Any, ...]] = []
-        left = self._limits.page_bytes
+        rows: list[T] = []
+        position, left = values["position"], self._limits.page_bytes
         for select in selects:
             limited = f"{select} LIMIT {most - len(rows)}"
             if each:
@@ -360,8 +373,8 @@ class SqliteLog:
                 for row in cursor:
                     if each:
                         row = (*row[:-1], *(event(connection, row[-1]) or ()))
-                    rows.append(row)
-                    if row[-5] == values["position"]:
+                    rows.append(made(*row))
+                    if row[-5] == position:
                         continue
                     try:
                         left -= len(row[-4]) + len(row[-3]) + len(row[-2])

@@ -356,8 +356,8 @@ class SqliteScratch:
             " CROSS JOIN event_log ON seq = at ORDER BY view_key, at"
         )
         values = {"name": name, "key": after[0], "position": after[1]}
-        rows = self._log.rows([select], values, self._limits.page_events)
-        return [(row[0], LogRow(*row[1:])) for row in rows]
+        most = self._limits.page_events
+        return self._log.rows([select], values, most, lambda key, *row: (key, LogRow(*row)))
 
     def present(self, name: str, keys: Sequence[str]) -> set[str]:
         rows = self._connection.rows(
