@@ -1,10 +1,12 @@
-"""The minimum work that any fold must do: floor.py python|sqlite|postgres DATABASE prints seconds.
+"""The minimum work that any fold must do: floor.py python|sqlite|postgres|tail DATABASE.
 
-`python` is one process with one transaction and everything in memory: it reads the log, decodes and
-folds it, and writes each view once. `postgres` is the same on a PostgreSQL server: it reads batches
-of 8,192 events and writes 1,000 rows a statement, all of it in binary. `sqlite` is one
-`INSERT … SELECT` over a log of JSON. None has a checkpoint, checks, a second projection or a second
-run. The rows that the first two write are those of `projector`, byte for byte.
+The first three print how many seconds they took. `python` is one process with one transaction and
+everything in memory: it reads the log, decodes and folds it, and writes each view once. `postgres`
+is the same on a PostgreSQL server: it reads batches of 8,192 events and writes 1,000 rows a
+statement, all of it in binary. `sqlite` is one `INSERT … SELECT` over a log of JSON. `tail` waits
+for events on a PostgreSQL server, and writes the view of each as it comes, with one read and one
+statement; it prints a line once it waits. None has a checkpoint, checks, a second projection or a
+second run. The rows that `python` and `postgres` write are those of `projector`, byte for byte.
 """
 
 import sqlite3
@@ -13,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -95,10 +97,47 @@ def in_postgres(url: str) -> float:
         return time.perf_counter() - started
 
 
+RING: Final = (
+    "CREATE FUNCTION ring() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN PERFORM pg_notify('floor', ''); RETURN NULL; END $$",
+    "CREATE TRIGGER ring AFTER INSERT ON event_log FOR EACH STATEMENT EXECUTE FUNCTION ring()",
+    "LISTEN floor",
+)
+UPSERT: Final = (
+    "INSERT INTO view (id, key, data, last_offset_id, created_at, updated_at)"
+    " VALUES (%b, %b, %b, %b, %b, %b)"
+    " ON CONFLICT (key) DO UPDATE SET data = excluded.data,"
+    " last_offset_id = excluded.last_offset_id, updated_at = excluded.updated_at"
+)
+
+
+def tail_postgres(url: str) -> None:
+    import psycopg
+
+    decode, encode = msgspec.msgpack.Decoder().decode, msgspec.msgpack.Encoder().encode
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in RING:
+            connection.execute(statement)
+        stored = connection.execute("SELECT key, data FROM view", binary=True)
+        views = {key: decode(data) for key, data in stored}
+        ((position,),) = connection.execute("SELECT max(seq) FROM event_log")
+        print(flush=True)
+        for _ in connection.notifies():
+            for row in connection.execute(READ, (position, READ_ROWS), binary=True).fetchall():
+                position, event_id, key, data = row
+                event, view = decode(data), views[key]
+                view["messages"] += event["data"]["messages"]
+                view["updatedAt"] = event["timestamp"]
+                times = view["createdAt"], view["updatedAt"]
+                connection.execute(UPSERT, (key, key, encode(view), event_id, *times))
+
+
 def main() -> None:
     kind, database = sys.argv[1:]
     if kind == "postgres":
         print(in_postgres(database))
+    elif kind == "tail":
+        tail_postgres(database)
     else:
         print(in_sqlite(database, inside=kind == "sqlite"))
 

@@ -6,9 +6,12 @@ is named (see `server`).
 
 import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import workload
@@ -77,7 +80,15 @@ def scans(server: Server, options: Options) -> Iterator[Figure]:
     yield from scanned(log, partial(server.fresh, log), options.runs)
 
 
-def appended(url: str, running: Daemon, count: int, *, every_s: float, log: Log) -> list[float]:
+def appended(
+    url: str,
+    running: subprocess.Popen[Any],
+    count: int,
+    *,
+    every_s: float,
+    log: Log,
+    name: str = "w",
+) -> list[float]:
     """Append events one at a time; returns the ms from each commit until it is seen in its view.
 
     This process writes and looks, so that nothing else needs a processor meanwhile.
@@ -89,7 +100,7 @@ def appended(url: str, running: Daemon, count: int, *, every_s: float, log: Log)
         for number in range(count):
             time.sleep(max(due - time.monotonic(), 0))
             due = time.monotonic() + every_s
-            one = row("w", number, log.sessions, size)
+            one = row(name, number, log.sessions, size)
             begin = time.monotonic()
             connection.execute(POSTGRES_INSERT, one)
             commits.append((begin, time.monotonic()))
@@ -97,32 +108,45 @@ def appended(url: str, running: Daemon, count: int, *, every_s: float, log: Log)
     return delays_ms(Written(0, commits), seen)
 
 
-def _seen_at(connection: Any, running: Daemon, event: tuple[Any, ...]) -> float:
+def _seen_at(connection: Any, running: subprocess.Popen[Any], event: tuple[Any, ...]) -> float:
     event_id, key = event[:2]
     give_up = time.monotonic() + MISSED_AFTER_S
     while connection.execute(SEEN, (key,)).fetchone() != (event_id,):
         if time.monotonic() > give_up:
-            raise WrongViews(f"{event_id} is not seen; exit code {running.child.poll()}")
+            raise WrongViews(f"{event_id} is not seen; exit code {running.poll()}")
         time.sleep(LOOK_S)
     return time.monotonic()
 
 
 def tail(server: Server, options: Options) -> Iterator[Figure]:
-    """Measure one event every 20 ms."""
+    """Measure one event every 20 ms, and how soon a bare loop writes its view."""
     count = 20 if options.quick else 500
-    p50, p99, longest = [], [], []
+    p50, p99, longest, floor = [], [], [], []
     for _ in range(options.runs):
         with server.fresh(SMALL) as url:
             with daemon(url) as running:
                 running.caught_up(SMALL.events)
-                delays = appended(url, running, count, every_s=0.02, log=SMALL)
+                delays = appended(url, running.child, count, every_s=0.02, log=SMALL)
             workload.check(url)
+            floor.append(statistics.median(_by_floor(url, count)))
         p50.append(statistics.median(delays))
         p99.append(quantile(delays, 0.99))
         longest.append(max(delays))
     yield Figure("commit → visible: p50", "ms", p50, 3)
     yield Figure("commit → visible: p99", "ms", p99, 10)
     yield Figure("commit → visible: longest", "ms", longest)
+    yield Figure("commit → visible: p50 of the floor", "ms", floor)
+
+
+def _by_floor(url: str, count: int) -> list[float]:
+    script = Path(__file__).with_name("floor.py")
+    command = [sys.executable, str(script), "tail", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        running.stdout.readline()
+        delays = appended(url, running, count, every_s=0.02, log=SMALL, name="f")
+        running.kill()
+    return delays
 
 
 def idle(server: Server, options: Options) -> Iterator[Figure]:
@@ -215,7 +239,7 @@ def append(server: Server, options: Options) -> Iterator[Figure]:
                 with daemon(url) as running:
                     running.caught_up(log.events)
                     time.sleep(1)  # by now it is tailing and idle
-                    delays = appended(url, running, count, every_s=every_s, log=log)
+                    delays = appended(url, running.child, count, every_s=every_s, log=log)
                 workload.check(url)
             taken.append(statistics.median(delays))
         yield Figure(f"append to {messages:,} messages of 1 KB", "ms", taken)
@@ -247,4 +271,4 @@ def _visible_ms(url: str, running: Daemon, name: str) -> float:
     with workload.connected(url) as connection:
         one = row(name, 0, SMALL.sessions, 300)
         connection.execute(POSTGRES_INSERT, one)
-        return (_seen_at(connection, running, one) - began) * 1000
+        return (_seen_at(connection, running.child, one) - began) * 1000
