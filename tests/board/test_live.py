@@ -1,5 +1,6 @@
 """The stream of changes: resumed where it broke off, begun again where that cannot be."""
 
+import asyncio
 import json
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from support import T0, Daemon, Database, daemon, event, projector
 from support.board import Board, Stream, board
 
-from session_projector.worker.board.live import News, look
+from session_projector.worker.board.live import Client, News, look
 from session_projector.worker.clock import now_ms
 from session_projector.worker.sessions.timeline import SESSIONS
 from session_projector.worker.storage import open as storage
@@ -246,6 +247,25 @@ def test_one_that_is_too_far_behind_is_told_to_begin_again(
         assert slow.wait_for("reset") == {}
         database.appended("S", "two")
         assert slow.wait_for_session("S")["messages"] == 2
+
+
+async def test_what_comes_soon_after_goes_together_where_there_are_many() -> None:
+    paused = asyncio.Event()
+
+    def pause_s() -> float:
+        paused.set()
+        return 0.05
+
+    client = Client(None, {})
+    frames = client.frames(pause_s)
+    client.give(b"one")
+    assert await anext(frames) == b"one"
+    following = asyncio.ensure_future(anext(frames))
+    client.give(b"two")
+    await paused.wait()
+    client.give(b"three")
+
+    assert await following == b"twothree"
 
 
 def test_very_many_changes_at_once_are_a_reset(database: Database, shown: Board) -> None:

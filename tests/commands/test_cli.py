@@ -50,6 +50,23 @@ def test_queue_append_and_status_without_waiting_for_a_fold(database: Database) 
     assert run(database, "session", "status", "web-1") == "review\n"
 
 
+def test_what_was_written_is_told_as_json(database: Database) -> None:
+    said = '[{"role": "user", "content": "x"}]'
+    queue = ("session", "queue", "-p", "web", "Fix it")
+    writes = [
+        queue,
+        ("session", "append", "web-1", "-m", said),
+        ("session", "status", "web-1", "a"),
+    ]
+
+    told = [json.loads(run(database, *write, "--json")) for write in writes]
+
+    assert told == [{"session_id": "web-1", "seq": seq} for seq in (1, 2, 3)]
+    fold(database)
+    status = json.loads(run(database, "session", "status", "web-1", "--json"))
+    assert status == {"session_id": "web-1", "status": "a"}
+
+
 def test_queue_takes_the_id_of_a_session_that_is_not_there_yet(database: Database) -> None:
     database.appended("mine", "too early")
     said = '[{"role": "user", "content": "Go on"}]'

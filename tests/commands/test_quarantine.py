@@ -1,6 +1,7 @@
 """The quarantine and the way back: show, resubmit, dismiss."""
 
 import json
+from typing import Any
 
 import pytest
 from support import T0, Database, daemon, event, projector
@@ -257,6 +258,18 @@ def test_many_are_resubmitted_at_once_and_those_that_cannot_be_are_said(many: Da
     projector("run", "--once", "-d", many.url)
     assert many.contents("A-1") == ["early", "early"]
     assert alerts(many) == [4, 4]
+
+
+def test_what_was_done_is_told_as_json(many: Database) -> None:
+    def told(command: str, *arguments: str, code: int = 0) -> list[Any]:
+        done = projector("quarantine", command, *arguments, "--json", "-d", many.url, check=code)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert told("resubmit", "1", "--dry-run") == [{"seq": 1, "would": "resubmit"}]
+    assert told("resubmit", "1") == [{"seq": 1, "new_seq": 8}]
+    done = told("resubmit", "2", "5", code=1)
+    assert (done[0], done[1].keys()) == ({"seq": 2, "new_seq": 9}, {"seq", "error"})
+    assert told("dismiss", "3", "--note", "known") == [{"seq": 3, "dismissed": "known"}]
 
 
 @pytest.mark.once

@@ -212,7 +212,7 @@ async def _changes(board: Board, request: Request) -> Response:
     async def frames() -> AsyncIterator[bytes]:
         try:
             yield first
-            async for frame in client.frames():
+            async for frame in client.frames(board.hub.pause_s):
                 yield frame
         finally:
             board.hub.leave(client)

@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 from session_projector.worker.cli import output
 from session_projector.worker.cli.commands import HELP, SETTINGS
 from session_projector.worker.cli.inert import printable
-from session_projector.worker.cli.options import Database, Json, read_stdin
+from session_projector.worker.cli.options import Database, Json, JsonLines, read_stdin
 from session_projector.worker.cli.progress import Progress
 from session_projector.worker.errors import CheckFailed, UsageError, many
 from session_projector.worker.operations import quarantine as events
@@ -124,18 +124,28 @@ def _chosen(
     return seqs or [entries[0].seq for entries in events.found(store, wanted)]
 
 
-def _each(seqs: Sequence[int], work: Callable[[int], str], command: str, verb: str) -> None:
-    """Do something with each event, one after the other; what cannot be done is said at the end."""
+def _each(
+    seqs: Sequence[int],
+    work: Callable[[int], tuple[str, dict[str, Any]]],
+    command: str,
+    verb: str,
+    json: bool,
+) -> None:
+    """Do something with each event, one after the other; what cannot be done is said at the end.
+
+    `work` returns what was done in words, and as what `json` prints of it.
+    """
     progress, failed, hint = Progress(), list[int](), ""
     for done, seq in enumerate(seqs):
         progress.tell(verb, done, len(seqs))
         try:
-            said = work(seq)
+            said, found = work(seq)
         except CheckFailed as error:
             failed.append(seq)
             hint, said = error.hint, f"event {seq}: {error}"
+            found = {"error": str(error)}
         progress.clear()
-        print(said)
+        print(output.to_json({"seq": seq, **found}, indent=None) if json else said)
     if failed and len(seqs) > 1:
         hint = f"what helps one of them: `projector quarantine {command} {failed[0]} --dry-run`"
     if failed:
@@ -194,6 +204,7 @@ def quarantine_resubmit(
     all_: All = False,
     dry_run: DryRun = False,
     database: Database = "local.db",
+    json: JsonLines = False,
 ) -> None:
     """Append events again, fixed or not; print their new positions."""
     since_ms = time_travel.time_ms(since)
@@ -205,18 +216,21 @@ def quarantine_resubmit(
     with storage.database(database).open(writable=not dry_run) as store:
         chosen = _chosen(store, seqs, wanted, all_)
         if seqs and len(seqs) == 1 and not dry_run:
-            print(events.resubmit(store, seqs[0], data))
+            new = events.resubmit(store, seqs[0], data)
+            told = {"seq": seqs[0], "new_seq": new}
+            print(output.to_json(told, indent=None) if json else new)
             return
         if data is not None:
             raise UsageError("-m is one event", "give one position with it, and no --dry-run")
 
-        def resubmit(seq: int) -> str:
+        def resubmit(seq: int) -> tuple[str, dict[str, Any]]:
             if dry_run:
                 events.require_resubmittable(store, seq)
-                return f"would append event {seq} again"
-            return f"appended event {seq} again as {events.resubmit(store, seq, None)}"
+                return f"would append event {seq} again", {"would": "resubmit"}
+            new = events.resubmit(store, seq, None)
+            return f"appended event {seq} again as {new}", {"new_seq": new}
 
-        _each(chosen, resubmit, "resubmit", "resubmitted")
+        _each(chosen, resubmit, "resubmit", "resubmitted", json)
 
 
 @quarantine.command("dismiss")
@@ -231,6 +245,7 @@ def quarantine_dismiss(
     all_: All = False,
     dry_run: DryRun = False,
     database: Database = "local.db",
+    json: JsonLines = False,
 ) -> None:
     """Leave events out of the count that `status` warns about."""
     if not note.strip():
@@ -243,14 +258,14 @@ def quarantine_dismiss(
     with storage.database(database).open(writable=not dry_run) as store:
         chosen = _chosen(store, seqs, wanted, all_)
 
-        def dismiss(seq: int) -> str:
+        def dismiss(seq: int) -> tuple[str, dict[str, Any]]:
             if dry_run:
                 events.require_quarantined(store, seq)
-                return f"would dismiss event {seq}"
+                return f"would dismiss event {seq}", {"would": "dismiss"}
             events.dismiss(store, seq, text)
-            return f"dismissed event {seq}"
+            return f"dismissed event {seq}", {"dismissed": text}
 
-        _each(chosen, dismiss, "dismiss", "dismissed")
+        _each(chosen, dismiss, "dismiss", "dismissed", json)
 
 
 def _hex(data: bytes) -> str:

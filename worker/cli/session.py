@@ -91,12 +91,13 @@ def session_queue(
     event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
+    json: Json = False,
 ) -> None:
     """Start a session with its first message; print its id."""
     target = storage.database(database)
     with target.open(writable=True) as store:
         started, seq = write.queue(store, project, message, event_id, session_id)
-        print(printable(started), flush=True)
+        _tell(started, seq, printable(started), json)
         _wait(target, store, seq, wait)
 
 
@@ -113,13 +114,14 @@ def session_append(
     event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
+    json: Json = False,
 ) -> None:
     """Append messages to a session; print the position of the event."""
     data = read_stdin() if messages == "-" else messages.encode()
     target = storage.database(database)
     with target.open(writable=True) as store:
         seq = write.append(store, session_id, data, stop=stop, event_id=event_id)
-        print(seq, flush=True)
+        _tell(session_id, seq, seq, json)
         _wait(target, store, seq, wait)
 
 
@@ -137,18 +139,23 @@ def session_status(
     event_id: EventId = None,
     database: Database = "local.db",
     wait: Wait = False,
+    json: Json = False,
 ) -> None:
     """Print a session's status, or set it and print the position."""
     target = storage.database(database)
     with target.open(writable=new_status is not None) as store:
         if new_status is not None:
             seq = write.set_status(store, session_id, new_status, event_id)
-            print(seq, flush=True)
+            _tell(session_id, seq, seq, json)
             _wait(target, store, seq, wait)
             return
         if wait:
             wait_for(target, store, names=[timeline.SESSIONS.name], needs_daemon=True)
-        print(output.one_line(read.session(store, session_id)["status"]))
+        status = read.session(store, session_id)["status"]
+        if json:
+            print(output.to_json({"session_id": session_id, "status": status}))
+        else:
+            print(output.one_line(status))
 
 
 @session.command("list")
@@ -288,6 +295,12 @@ def session_why(session_id: Known, database: Database = "local.db", json: Json =
         for name, value, origin in found_in
     ]
     print(output.table(("field", "value", "seq", "time", "type", "id"), rows))
+
+
+def _tell(session_id: str, seq: int, text: str | int, json: bool) -> None:
+    """What was written, before anything is waited for."""
+    found = {"session_id": session_id, "seq": seq}
+    print(output.to_json(found, indent=None) if json else text, flush=True)
 
 
 def _wait(database: port.Database, store: port.Store, seq: int, wanted: bool) -> None:
