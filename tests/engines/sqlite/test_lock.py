@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
+from structlog.testing import capture_logs
 from support import Database, projector
 
 from session_projector.worker.storage.port import Trouble
@@ -64,19 +65,23 @@ async def test_a_file_that_was_removed_is_made_again_once_it_can_be(
     lock.tell(trouble := Trouble("space", 1_764_339_000_000))
     await file.unlink()
     await file.mkdir()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lock.lost)
-        for _ in range(5):
-            await anyio.lowlevel.checkpoint()
-        await file.rmdir()
-        while not await file.exists():
-            pass
-        tasks.cancel_scope.cancel()
+    with capture_logs() as said:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lock.lost)
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            await file.rmdir()
+            while not said:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
     leader = DaemonLock(database.path).leader()
     lock.release()
 
     assert leader is not None
     assert (leader.pid, leader.running, leader.trouble) == (os.getpid(), {"one": 1}, trouble)
+    assert [(line["event"], line["file"]) for line in said] == [
+        ("lock_taken_again", str(lock_file))
+    ]
 
 
 def test_where_no_daemon_can_start_nobody_is_told_to_start_one(

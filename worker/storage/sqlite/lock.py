@@ -88,7 +88,8 @@ class DaemonLock:
     async def lost(self) -> None:
         """Where somebody removed or replaced the file, take the one that others try; return if
         another daemon has it by then. Nobody gets what cannot be opened: then look again."""
-        import anyio  # commands do not need it
+        import anyio  # commands need neither
+        import structlog
 
         while True:
             await anyio.sleep(LOOK_S)
@@ -105,6 +106,7 @@ class DaemonLock:
             if not is_ours:
                 return
             self.tell(trouble)
+            structlog.get_logger().warning("lock_taken_again", file=str(self._path))
 
     def _is_at_path(self, descriptor: int) -> bool:
         with suppress(OSError):
