@@ -89,8 +89,8 @@ def floor_s(kind: str, database: Path | str) -> float:
 
 
 def against_floor(options: Options) -> Iterator[Figure]:
-    """Measure W1 and W2 against the floor, run by run; both must give the same views."""
-    for name, whole in (("W1", W1), ("W2", W2)):
+    """Measure against the floor, run by run; both must give the same views."""
+    for name, whole in (("W1", W1), ("W2", W2), ("LOCAL", LOCAL), ("HOT", HOT)):
         log = sized(whole, options)
         reached, floors, inside = [], [], []
         as_json = options.folder / "json.db"

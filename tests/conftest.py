@@ -19,6 +19,7 @@ settings.register_profile(
     derandomize=bool(os.environ.get("CI")),  # what lands must not hang on chance
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+settings.register_profile("few", settings.get_profile("projector"), max_examples=10)
 settings.load_profile("projector")
 
 
