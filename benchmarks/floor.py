@@ -103,11 +103,9 @@ RING: Final = (
     "CREATE TRIGGER ring AFTER INSERT ON event_log FOR EACH STATEMENT EXECUTE FUNCTION ring()",
     "LISTEN floor",
 )
-UPSERT: Final = (
-    "INSERT INTO view (id, key, data, last_offset_id, created_at, updated_at)"
-    " VALUES (%b, %b, %b, %b, %b, %b)"
-    " ON CONFLICT (key) DO UPDATE SET data = excluded.data,"
-    " last_offset_id = excluded.last_offset_id, updated_at = excluded.updated_at"
+UPDATE: Final = (
+    "UPDATE view SET data = %b, last_offset_id = %b, updated_at = %b"
+    " WHERE key >= 'session:' AND key < 'session;' AND key = %b"
 )
 
 
@@ -115,21 +113,24 @@ def tail_postgres(url: str) -> None:
     import psycopg
 
     decode, encode = msgspec.msgpack.Decoder().decode, msgspec.msgpack.Encoder().encode
-    with psycopg.connect(url, autocommit=True) as connection:
+    with (
+        psycopg.connect(url, autocommit=True) as bell,
+        psycopg.connect(url, autocommit=True) as connection,
+    ):
         for statement in RING:
-            connection.execute(statement)
+            bell.execute(statement)
         stored = connection.execute("SELECT key, data FROM view", binary=True)
         views = {key: decode(data) for key, data in stored}
         ((position,),) = connection.execute("SELECT max(seq) FROM event_log")
         print(flush=True)
-        for _ in connection.notifies():
+        for _ in bell.notifies():
             for row in connection.execute(READ, (position, READ_ROWS), binary=True).fetchall():
                 position, event_id, key, data = row
                 event, view = decode(data), views[key]
                 view["messages"] += event["data"]["messages"]
                 view["updatedAt"] = event["timestamp"]
-                times = view["createdAt"], view["updatedAt"]
-                connection.execute(UPSERT, (key, key, encode(view), event_id, *times))
+                written = (encode(view), event_id, view["updatedAt"], key)
+                connection.execute(UPDATE, written)
 
 
 def main() -> None:

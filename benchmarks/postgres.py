@@ -144,9 +144,10 @@ def _by_floor(url: str, count: int) -> list[float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
         assert running.stdout
         running.stdout.readline()
-        delays = appended(url, running, count, every_s=0.02, log=SMALL, name="f")
-        running.kill()
-    return delays
+        try:
+            return appended(url, running, count, every_s=0.02, log=SMALL, name="f")
+        finally:
+            running.kill()
 
 
 def idle(server: Server, options: Options) -> Iterator[Figure]:

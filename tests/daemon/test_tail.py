@@ -21,7 +21,7 @@ from session_projector.worker.daemon.batch_size import FIRST_EVENTS
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.outage import Outage
 from session_projector.worker.daemon.page import Page
-from session_projector.worker.daemon.tail import Tail
+from session_projector.worker.daemon.tail import BATCH_BYTES, Tail
 from session_projector.worker.errors import (
     CheckFailed,
     DatabaseUnavailable,
@@ -49,10 +49,10 @@ class LockedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def changed(self) -> bool:
+    def read(self, **asked: Any) -> Any:
         if next(self._locked):
             raise DatabaseUnavailable("locked", "try again")
-        return bool(self._store.changed())
+        return self._store.read(**asked)
 
 
 class LockedThread:
@@ -181,15 +181,18 @@ def test_rows_of_view_under_other_keys_are_never_touched(database: Database) -> 
     assert len(database.views()) == 1
 
 
-async def test_a_read_ahead_that_fails_undoes_nothing_of_the_commit_beside_it(
-    database: Database,
+@pytest.mark.parametrize("batch_bytes", [0, BATCH_BYTES])
+async def test_a_read_of_the_next_page_that_fails_undoes_nothing_of_the_page_before(
+    database: Database, batch_bytes: int
 ) -> None:
+    """Whether it is beside the commit, or before it."""
     fill(database, sessions=20, events=200)
-    locked = chain([False, True], repeat(False))  # for the read beside the first commit
+    locked = chain([False, True], repeat(False))
     state = DaemonState()
     async with opened(database.url) as thread:
         members = [await load(thread, projection) for projection in BUILT_IN]
-        tail = Tail(LockedThread(thread, locked), members, Outage(state))
+        outage, thread = Outage(state), LockedThread(thread, locked)
+        tail = Tail(thread, members, outage, batch_bytes=batch_bytes)
 
         await tail.run(anyio.Event(), until=200)
 

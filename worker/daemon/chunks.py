@@ -11,7 +11,7 @@ from session_projector.worker.daemon.batch import Part
 from session_projector.worker.folding.pacing import cost_of
 from session_projector.worker.storage.port import Change, Deferred
 
-CHUNKED_VIEWS: Final = 512
+CHUNKED_VIEWS: Final = 320
 """The most views of a projection that such a batch touches, as its first transaction lists them."""
 
 

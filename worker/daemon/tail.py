@@ -191,14 +191,14 @@ class Tail:
         if not self.members or not page.rows:
             return False
         batch = await self._fold_page(begun(self.members), page, started)
-        while page.more and self._folds_on(batch, page, started):
-            read = time.perf_counter()
-            following = await self._next_page(batch.checkpoints, until)
-            if not following.rows:
-                break
-            page = following
-            batch = await self._fold_page(batch, page, read)
-            self._iterated()
+        with suppress(DatabaseUnavailable):  # it is met again, once what is folded is committed
+            while page.more and self._folds_on(batch, page, started):
+                read = time.perf_counter()
+                following = await self._next_page(batch.checkpoints, until)
+                if not following.rows:
+                    break
+                batch, page = await self._fold_page(batch, following, read), following
+                self._iterated()
         parts = [folding.part() for folding in batch.foldings]
         committed = await self._commit_batch(parts, batch, page)
         self._report(batch, parts, page, committed, started)
