@@ -193,8 +193,10 @@ def test_a_replaced_file_with_nothing_left_of_it_ends_it_with_exit_3(
 ) -> None:
     projector("db", "setup", "-d", tmp_path / "new.db")
     with daemon(database.url) as running:
-        running.wait_for("started")
-        database.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.created("A-1")
+        running.wait_for("batch_committed")  # before that it writes its checkpoints
+        while database.sql("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]:
+            pass  # it reads
         os.replace(tmp_path / "new.db", database.path)
 
         _, said = running.process.communicate(timeout=10)

@@ -91,6 +91,7 @@ class DaemonLock:
         import anyio  # commands need neither
         import structlog
 
+        log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
         while True:
             await anyio.sleep(LOOK_S)
             held, trouble = self._descriptor, self._trouble
@@ -106,7 +107,7 @@ class DaemonLock:
             if not is_ours:
                 return
             self.tell(trouble)
-            structlog.get_logger().warning("lock_taken_again", file=str(self._path))
+            log.warning("lock_taken_again", file=str(self._path))
 
     def _is_at_path(self, descriptor: int) -> bool:
         with suppress(OSError):
