@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 
+import anyio
 import psycopg
 import pytest
+from support.folding import opened as opened_thread
 from support.postgres import Server
 
+from session_projector.projections import BUILT_IN
 from session_projector.projections.event import LogRow
+from session_projector.worker.daemon.batch_size import FIRST_EVENTS
+from session_projector.worker.daemon.member import load
+from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.operations.status import status
 from session_projector.worker.storage import open as storage
 from session_projector.worker.storage.port import Store
@@ -59,6 +65,21 @@ def test_an_event_that_is_not_committed_holds_back_those_behind_it_and_no_others
         assert changed == [True, True]  # nobody will tell that the gap is filled
         assert seqs(store) == [1, 2, 3]
         assert not store.changed()
+
+
+async def test_a_batch_that_folds_on_up_to_a_gap_is_committed(url: str) -> None:
+    """What follows it cannot be read, though it is there."""
+    with connect(url, autocommit=True) as quick, connect(url) as slow:
+        for number in range(FIRST_EVENTS + 5):
+            one = slow if number == FIRST_EVENTS else quick
+            one.execute(INSERT, (f"e{number}",))
+        async with opened_thread(url) as thread:
+            members = [await load(thread, projection) for projection in BUILT_IN]
+            await thread.run(lambda store: store.changed())  # what was committed until now
+            tail = Tail(thread, members)
+            await tail.run(anyio.Event())
+
+    assert tail.position == FIRST_EVENTS
 
 
 def test_a_position_that_was_given_up_is_passed(url: str, store: Store) -> None:
