@@ -34,6 +34,7 @@ from support import (
     users,
 )
 from support.folding import examine, run_once, target
+from support.snippets import snippets
 
 from session_projector.projections import BUILT_IN
 from session_projector.worker import linux
@@ -354,7 +355,7 @@ def test_a_seq_that_is_no_autoincrement_is_copied_into_a_log_that_is(folded: Dat
     found = look(folded, "seq")
     (title,) = re.findall('docs/operating.md tells under "(.*)"', found.fix)
     section = OPERATING.read_text().split(f"### {title}\n")[1]
-    paste(section.split("```sh\n")[1].split("```")[0], folded.path.parent)
+    paste(snippets(section)["log"][1], folded.path.parent)
     new = Database(folded.path.with_name("new.db"))
 
     assert found.level == "fail"

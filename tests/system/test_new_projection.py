@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import Database, projector, shell
+from support.snippets import needs, run_snippets
 
 PAGE = Path(__file__).parents[2] / "docs" / "projections.md"
 
@@ -31,14 +32,21 @@ def test_it_folds_passes_its_test_and_is_announced(database: Database, tmp_path:
     assert "`per_day`" in (package / "README.md").read_text()
 
 
-def test_the_page_begins_with_it(database: Database, tmp_path: Path) -> None:
-    (name,) = re.findall("projector projection new (\\w+)", PAGE.read_text())
-    (spec,) = re.findall("run --once --projection (\\S+)", PAGE.read_text())
+@needs("sqlite3")
+def test_the_page_begins_with_it_and_installs_it(database: Database, tmp_path: Path) -> None:
+    database.created("A-1", "x")
+    site = tmp_path / "site"
+    offline = f"pip install --no-deps --no-build-isolation --no-index --target {site} ."
+    page = PAGE.read_text().replace("pip install .", offline).replace("drop", "drop --yes")
 
-    projector("projection", "new", name, cwd=tmp_path)
+    made = run_snippets(page, tmp_path, "new")
+    settings = {"PYTHONPATH": str(site), "PROJECTOR_DATABASE": database.url}
+    told = run_snippets(page, tmp_path / "messages_per_day", "install", **settings)
 
-    projector("run", "--once", "--projection", spec, "-d", database.path, cwd=tmp_path / name)
-    assert database.sql(f"SELECT * FROM {name}") == []
+    assert "1 passed" in made
+    assert made.endswith("2023-11-14|1\n")
+    assert "messages_per_day" in told
+    assert ("messages_per_day",) not in database.sql("SELECT name FROM sqlite_master")
 
 
 @pytest.mark.parametrize(

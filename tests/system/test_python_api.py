@@ -16,6 +16,7 @@ import msgpack
 import pytest
 from support import T0, Database, daemon, event
 from support.folding import catch_up
+from support.snippets import snippets
 
 import session_projector
 from session_projector import (
@@ -34,10 +35,8 @@ USER = {"role": "user", "content": "Fix the login form"}
 
 
 def test_the_page_does_what_it_says(database: Database) -> None:
-    blocks = re.findall(r"<!-- test: \w+ -->\n```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == PAGE.count("```python")
     script = database.path.with_name("page.py")
-    script.write_text("\n".join(blocks))
+    script.write_text("\n".join(text for _, text in snippets(PAGE).values()))
 
     with daemon(database.path) as running:
         running.wait_for("started")
