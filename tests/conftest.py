@@ -1,6 +1,7 @@
 """What every test file shares."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,8 @@ settings.register_profile(
 settings.register_profile("few", settings.get_profile("projector"), max_examples=10)
 settings.load_profile("projector")
 
+# A shell's background job ignores it, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BOTH = ("daemon", "replay", "commands", "board")
 """The folders of tests that run on every engine."""
