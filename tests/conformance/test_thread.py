@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 
 import anyio
+import anyio.lowlevel
 import pytest
 from conformance.engines import Outsider
 from support.interrupted import Interrupted
@@ -154,6 +155,28 @@ async def test_two_threads_at_one_database_see_what_the_other_commits(
         await other.run(lambda store: append(store, "e1"))
 
         assert await thread.run(lambda store: (store.changed(), store.log.count())) == (True, 1)
+
+
+async def test_it_tells_once_that_others_have_committed_also_beside_work_under_way(
+    thread: Thread, store: Store
+) -> None:
+    assert not await thread.changed()
+    append(store, "e1")
+    assert [await thread.changed(), await thread.changed()] == [True, False]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(_: Store) -> None:
+        begun.set()
+        go_on.wait()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(thread.run, work)
+        await anyio.to_thread.run_sync(begun.wait)
+        append(store, "e2")
+        asked = asyncio.create_task(thread.changed())
+        await anyio.lowlevel.checkpoint()
+        go_on.set()
+        assert await asked
 
 
 async def test_a_thread_that_is_not_writable_reads(database: Database, store: Store) -> None:

@@ -18,13 +18,9 @@ with database.open(writable=True) as store:
 """
 
 
-async def changed_in(thread: Thread) -> bool:
-    return await thread.run(lambda store: store.changed())
-
-
 async def until_no_more(thread: Thread, wakeup: Wakeup) -> None:
     """Wait as the daemon does that has nothing to do."""
-    while await wakeup.wait(lambda: changed_in(thread), found=False):
+    while await wakeup.wait(thread.changed, found=False):
         pass
 
 
@@ -33,9 +29,10 @@ async def until_found(thread: Thread, wakeup: Wakeup, after: int) -> int:
     while True:
         rows = await thread.run(lambda store: store.log.page(start=after + 1))
         if rows:
-            await wakeup.wait(lambda: changed_in(thread), found=True)
+            if not wakeup.hears_on():
+                await wakeup.wait(thread.changed, found=True)
             return rows[-1].seq
-        await wakeup.wait(lambda: changed_in(thread), found=False)
+        await wakeup.wait(thread.changed, found=False)
 
 
 async def test_each_event_of_another_process_is_found_by_whoever_waits(
@@ -72,7 +69,7 @@ with database.open(writable=True) as store:
                 assert said(writer) == str(number)
                 while True:
                     got = await thread.run(lambda store: store.views.row(COUNTED, f"k{number}"))
-                    await wakeup.wait(lambda: changed_in(thread), found=got is not None)
+                    await wakeup.wait(thread.changed, found=got is not None)
                     if got is not None:
                         break
                 tell(writer)
@@ -83,12 +80,12 @@ async def test_one_who_only_looks_on_keeps_nobody_from_the_bell(
 ) -> None:
     async with database.open_thread() as thread, database.open_thread(writable=False) as looking:
         with closing(database.wakeup()) as wakeup, closing(database.view_wakeup()) as other:
-            await other.wait(lambda: changed_in(looking), found=False)
+            await other.wait(looking.changed, found=False)
             await until_no_more(thread, wakeup)
             append(store, "e1")
             assert await until_found(thread, wakeup, 0) == 1
             while not await looking.run(lambda store: store.log.newest()):
-                await other.wait(lambda: changed_in(looking), found=False)
+                await other.wait(looking.changed, found=False)
 
 
 async def test_an_event_that_is_there_before_the_waiting_begins_is_found(
@@ -109,7 +106,7 @@ async def test_whoever_waits_goes_on_when_it_is_closed(database: Database) -> No
 
         async def wait() -> None:
             while not stop.is_set():
-                await wakeup.wait(lambda: changed_in(thread), found=False)
+                await wakeup.wait(thread.changed, found=False)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)

@@ -91,6 +91,9 @@ class GatedThread:
         self.close = leave
         self._thread = thread
 
+    async def changed(self) -> bool:
+        return await self._thread.changed()
+
     async def run(self, work: Callable[[Any], Any]) -> Any:
         if self.gate is not None:
             try:

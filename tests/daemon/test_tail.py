@@ -62,6 +62,9 @@ class LockedThread:
         self._thread = thread
         self._locked = locked
 
+    async def changed(self) -> bool:
+        return await self._thread.changed()
+
     async def run(self, work: Callable[[Any], Any]) -> Any:
         return await self._thread.run(lambda store: work(LockedStore(store, self._locked)))
 

@@ -71,7 +71,7 @@ def look(store: Store, before: Seen | None, watched: Iterable[str] = ()) -> News
     """What changed since `before`, all of one moment."""
     with store.snapshot():
         seen = Seen(api.generation(store), api.seq(store))
-        if before is None:
+        if before in (None, seen):
             return News(seen)
         if before.generation != seen.generation or before.seq > seen.seq:
             return News(seen, reset=True)
@@ -223,9 +223,6 @@ class Hub:
             recent = await thread.run(lambda store: overview.latest(store, limit=MOST_CHANGES))
             self._note(entry for entry in recent if not overview.waits(entry, now_ms()))
 
-        async def changed() -> bool:
-            return await thread.run(lambda store: store.changed())
-
         while True:
             watched = frozenset(one for client in self._clients for one in client.sessions)
             news = await thread.run(partial(look, before=self._seen, watched=watched))
@@ -244,7 +241,7 @@ class Hub:
                 count_at = began + max(COUNT_S, 50 * (time.monotonic() - began))
             if news.reset:  # where much changes at once, not at each commit
                 await asyncio.sleep(RETRY_S)
-            await wakeup.wait(changed, found=found)
+            await wakeup.wait(thread.changed, found=found and not wakeup.hears_on())
 
     def _give_all(self, data: bytes, cursor: str = "") -> None:
         for client in self._clients:

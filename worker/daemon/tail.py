@@ -164,7 +164,7 @@ class Tail:
         for _ in range(VAIN_WAITS):
             if self._late():
                 return
-            if await wakeup.wait(self._changed, found=found):
+            if await wakeup.wait(self._thread.changed, found=found):
                 if not found:
                     self._woken = self._woken or time.perf_counter()
                 return
@@ -418,9 +418,6 @@ class Tail:
                 lambda store: {name: store.quarantine.count(name) for name in names}
             )
         )
-
-    async def _changed(self) -> bool:
-        return await self._thread.run(lambda store: store.changed())
 
     def _iterated(self) -> None:
         """Tell the metrics and systemd that this goes on."""

@@ -13,3 +13,6 @@ class Here:
 
     async def run(self, work: Callable[[Store], T]) -> T:
         return work(self._store)
+
+    async def changed(self) -> bool:
+        return self._store.changed()

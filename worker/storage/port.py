@@ -717,6 +717,10 @@ class Store(Protocol):
         """The database's, as `Database.name`."""
 
     @property
+    def answers_at_once(self) -> bool:
+        """Whether `changed` takes microseconds, and waits for nobody."""
+
+    @property
     def log(self) -> Log: ...
     @property
     def views(self) -> Views: ...
@@ -788,6 +792,10 @@ class Thread(Protocol):
         what it raises comes out as it is."""
         ...
 
+    async def changed(self) -> bool:
+        """`Store.changed`, without a hop where that `answers_at_once` and the thread is idle."""
+        ...
+
 
 # The database
 
@@ -840,8 +848,8 @@ class Wakeup(Protocol):
     """Tells when it is worth to read new events."""
 
     def hears_on(self) -> bool:
-        """After a read that found all that there was: whether nothing came since, and whatever
-        comes is sure to end a wait, so that no other read is needed to see that there is no more.
+        """After a read that found all that there was: whether the next wait ends for whatever has
+        come since, or comes, so that no other read is needed to see that there is no more.
         """
         ...
 

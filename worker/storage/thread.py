@@ -8,6 +8,7 @@ called here alone, and looked for when this module is imported.
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -35,6 +36,16 @@ class StoreThread:
         self._store = store
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        """Whoever holds it uses the store."""
+
+    async def changed(self) -> bool:
+        if self._store.answers_at_once and self._lock.acquire(blocking=False):
+            try:
+                return self._store.changed()
+            finally:
+                self._lock.release()
+        return await self.run(lambda store: store.changed())
 
     async def run(self, work: Callable[[Store], T]) -> T:
         def look() -> None:
@@ -47,10 +58,14 @@ class StoreThread:
             # A cancelled task does not take back what the thread has begun: a BEGIN that is
             # abandoned would open a transaction later, and lock every writer out.
             with anyio.CancelScope(shield=True):
-                done: T = await self._connection._execute(work, self._store)  # type: ignore[no-untyped-call]
+                done: T = await self._connection._execute(self._do, work)  # type: ignore[no-untyped-call]
         finally:
             timers[-1].cancel()
         return done
+
+    def _do(self, work: Callable[[Store], T]) -> T:
+        with self._lock:
+            return work(self._store)
 
 
 @asynccontextmanager

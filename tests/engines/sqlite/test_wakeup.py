@@ -48,10 +48,6 @@ async def thread(database: Database) -> AsyncIterator[Thread]:
         yield thread
 
 
-def changed(thread: Thread) -> Callable[[], Awaitable[bool]]:
-    return lambda: thread.run(lambda store: store.changed())
-
-
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but what is heard ends a wait within the time of a test."""
@@ -158,7 +154,7 @@ async def test_what_was_committed_before_there_was_a_wal_to_listen_to_is_looked_
     with closing(Wakeup(database.path)) as heard:
         async with opened(database.path) as thread:
             database.created("A-1")
-            assert await heard.wait(changed(thread), found=False)
+            assert await heard.wait(thread.changed, found=False)
             assert await heard.wait(never, found=True)
             database.created("A-2")
             assert await heard.wait(never, found=False)
@@ -171,12 +167,12 @@ async def test_where_inotify_says_nothing_of_commits_it_is_asked_again_and_again
         monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 0.01)
         for number in range(UNHEARD):
             database.created(f"A-{number}")
-            assert await deaf.wait(changed(thread), found=False)  # asked at the end
+            assert await deaf.wait(thread.changed, found=False)  # asked at the end
             assert await deaf.wait(never, found=True)
         monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
         database.created("A-9")
 
-        assert await deaf.wait(changed(thread), found=False)
+        assert await deaf.wait(thread.changed, found=False)
 
 
 async def test_scattered_commits_that_were_not_heard_of_do_not_end_the_listening(
@@ -190,7 +186,7 @@ async def test_scattered_commits_that_were_not_heard_of_do_not_end_the_listening
             database.created("A-1")
             if not hears:
                 heard._hears()
-            assert await heard.wait(never if hears else changed(thread), found=False)
+            assert await heard.wait(never if hears else thread.changed, found=False)
             assert await heard.wait(never, found=True)
 
         for hears in (False, True, *[False] * (UNHEARD - 1), True):
@@ -215,10 +211,10 @@ async def test_without_inotify_it_asks(
     monkeypatch.setitem(sys.modules, "inotify_simple", None)
     monkeypatch.setattr(wakeup, "LONGEST_IDLE_S", 3600)
     with closing(Wakeup(database.path)) as asking:
-        await changed(thread)()
+        await thread.changed()
         database.created("A-1")
 
-        assert await asking.wait(changed(thread), found=False)
+        assert await asking.wait(thread.changed, found=False)
 
 
 @pytest.mark.parametrize("others", [[], ["INSERT INTO view VALUES ('p', 'p', x'80', '', 1, 1)"]])
@@ -241,8 +237,10 @@ async def test_a_patient_look_sees_what_is_committed_meanwhile(
 async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
     database: Database, thread: Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unchanged(Tail):
-        async def _changed(self) -> bool:
+    class Unchanged:
+        run = staticmethod(thread.run)
+
+        async def changed(self) -> bool:
             if not database.log():
                 database.created("A-1")
             return False
@@ -252,7 +250,7 @@ async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
         members = [await load(thread, projection) for projection in BUILT_IN]
         state, stop = DaemonState(), anyio.Event()
         monkeypatch.setattr(state, "committed", lambda *_: stop.set())
-        tail = Unchanged(thread, members, Outage(state), wakeup=deaf)
+        tail = Tail(Unchanged(), members, Outage(state), wakeup=deaf)
         await tail.run(stop)
 
     assert database.contents("A-1") == []

@@ -46,6 +46,8 @@ class _News(NamedTuple):
 class PostgresStore:
     """Open it with `open`; all of it is used by one thread at a time."""
 
+    answers_at_once = False  # the server does
+
     def __init__(self, connection: Connection, limits: Limits) -> None:
         self.connection = connection
         self.name = connection.name

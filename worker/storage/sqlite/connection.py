@@ -117,6 +117,7 @@ def connect(path: Path, *, mode: str, busy_timeout_s: float = BUSY_TIMEOUT_S) ->
             isolation_level=None,
             factory=TimedConnection,
             timeout=busy_timeout_s,
+            check_same_thread=False,  # one at a time is enough
         )
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _PATTERN_BYTES)
         connection.text_factory = lossless_text

@@ -52,9 +52,12 @@ Each asks for Python's lock, so that a daemon's statements are watched from outs
 class SqliteStore:
     """Open it with `open`; all of it is used by one thread at a time."""
 
-    def __init__(self, connection: Connection, limits: Limits, *, writable: bool) -> None:
+    def __init__(
+        self, connection: Connection, limits: Limits, *, writable: bool, is_wal: bool
+    ) -> None:
         self.connection = connection
         self.name = str(connection.path)
+        self.answers_at_once = is_wal  # otherwise it waits for who writes
         self._writable = writable
         self.log = SqliteLog(connection, limits)
         self.checkpoints = SqliteCheckpoints(connection)
@@ -99,10 +102,11 @@ class SqliteStore:
                 # In a command's only thread; this also lets it be interrupted.
                 limit_s = PATIENCE_S if writable else math.inf
                 opened.set_progress_handler(lambda: opened.is_overdue(limit_s), _STEPS)
-            if connection.value("PRAGMA journal_mode") == "wal":
+            is_wal = connection.value("PRAGMA journal_mode") == "wal"
+            if is_wal:
                 connection.rows("SELECT 1 FROM sqlite_master LIMIT 1")  # now it has them open
                 identity.opened()
-            return cls(connection, limits, writable=mode == "rw")
+            return cls(connection, limits, writable=mode == "rw", is_wal=is_wal)
         except BaseException:
             opened.close()
             raise

@@ -47,6 +47,7 @@ class InotifyWakeup:
         self._listens = True
         """Also during `_again`; not after a hint that no event was found for, as a writer that
         writes all the time, but no events, would make the tail read all the time."""
+        self._asks_first = False
         self._waiting: anyio.CancelScope | None = None
         self._closed = False
         self._attach()
@@ -59,14 +60,13 @@ class InotifyWakeup:
             self._listen_no_more()
 
     def hears_on(self) -> bool:
-        return False  # what is heard may be of no commit, or of one that is seen later
+        self._look_on()
+        self._asks_first = True
+        return not self._closed
 
     async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
         if found:
-            self._poll_s = FIRST_POLL_S
-            if self._inotify:
-                self._hears()  # of what was read, of the tail's own commit, perhaps of the next
-                self._again, self._listens = iter(AGAIN_S), True
+            self._look_on()
             return True
         if self._closed:
             return False
@@ -80,8 +80,19 @@ class InotifyWakeup:
                 self._listen_no_more()
         return not self._closed and await self._overdue(changed)
 
+    def _look_on(self) -> None:
+        """After something was found."""
+        self._asks_first, self._poll_s = False, FIRST_POLL_S
+        if self._inotify:
+            self._hears()  # of what was read, of the tail's own commit, perhaps of the next
+            self._again, self._listens = iter(AGAIN_S), True
+
     async def _hint(self, changed: Callable[[], Awaitable[bool]]) -> bool:
         """Wait until there may be something new."""
+        if self._asks_first:
+            self._asks_first = False
+            if await changed():
+                return True
         for delay_s in self._again:
             if await self._heard(delay_s) or await changed():
                 return True
