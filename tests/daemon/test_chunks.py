@@ -24,7 +24,7 @@ from support.folding import (
 )
 
 from session_projector.projections import BUILT_IN
-from session_projector.worker.daemon import tail
+from session_projector.worker.daemon import batch_size, tail
 from session_projector.worker.daemon.member import load
 from session_projector.worker.daemon.tail import Tail
 from session_projector.worker.errors import CheckFailed, DatabaseUnavailable, LostRace
@@ -153,6 +153,18 @@ def test_beside_others_a_batch_is_written_row_by_row_and_without_them_at_once(
     assert anyio.run(partial(fold, twin, nothing, beside=False)) == 1
     assert behind.everything() == twin.everything() == refolded(behind).everything()
     assert deferred(behind) == []
+
+
+@pytest.mark.sqlite
+async def test_the_first_batch_is_written_row_by_row_where_others_wrote_while_it_was_read(
+    behind: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_size, "FIRST_EVENTS", 3)
+    async with tailing(behind, nothing, beside=False) as (one, pausing):
+        behind.appended(NEW[0], "2")
+        assert await one.iterate()
+
+    assert pausing.commits == 1 + 3
 
 
 def test_no_more_views_are_deferred_at_once_than_are_soon_listed(

@@ -26,6 +26,8 @@ class Page(msgspec.Struct, frozen=True):
     newest: int
     touched: bool
     """Whether another connection may have committed since the read before."""
+    others_wait: bool
+    """Whether those who did may wait for the next commit."""
     events: Sequence[Event | Rejected] = ()
     """The rows as the projections of the checkpoints are to fold them, once they are decoded."""
 
@@ -71,4 +73,4 @@ def read_page(
         raise LostRace  # as in a database that was restored in place
     if odd:
         raise does_not_fit(odd[0].name, start)
-    return Page(checkpoints, until, rows, newest, touched)
+    return Page(checkpoints, until, rows, newest, touched, touched and store.exclusive)

@@ -200,6 +200,8 @@ class Tail:
                 batch, page = await self._fold_page(batch, following, read), following
                 self._iterated()
         parts = [folding.part() for folding in batch.foldings]
+        is_long = page.more or batch.events > len(page.rows)
+        self._pacing.wrote(others=page.others_wait and is_long)
         committed = await self._commit_batch(parts, batch, page)
         self._report(batch, parts, page, committed, started)
         await self._learn(parts, page, committed, started)
@@ -369,7 +371,6 @@ class Tail:
         """Size the next batches by how this one went, and leave the lock to others that write."""
         built_in = self._built_in
         self._size.shrink(time.perf_counter() - started, built_in=built_in)
-        self._pacing.wrote(others=committed.exclusive and page.touched and page.more)
         if self._pacing and page.more:
             if not built_in:
                 rows = sum(len(part.change.rows) for part in parts)

@@ -152,16 +152,12 @@ class LoadedViews(msgspec.Struct, frozen=True):
 
 class CommitStats(msgspec.Struct, frozen=True):
     """How long a commit waited for the write lock and how long it held it, in seconds, and whether
-    another connection has committed since the commit before.
-
-    `exclusive`: nobody else could write while it was held, so that others may wait for it. Where
-    that is not so, the other values say nothing.
-    """
+    another connection has committed since the commit before; they say nothing of a store that is
+    not `exclusive`."""
 
     waited_s: float
     held_s: float
     others_wrote: bool
-    exclusive: bool = True
 
 
 class ProjectionStatus(msgspec.Struct, frozen=True):
@@ -715,6 +711,10 @@ class Store(Protocol):
     @property
     def name(self) -> str:
         """The database's, as `Database.name`."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether nobody else can write while it commits, so that others may wait for it."""
 
     @property
     def answers_at_once(self) -> bool:

@@ -46,6 +46,7 @@ class _News(NamedTuple):
 class PostgresStore:
     """Open it with `open`; all of it is used by one thread at a time."""
 
+    exclusive = False
     answers_at_once = False  # the server does
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
@@ -94,7 +95,7 @@ class PostgresStore:
         for change in changes:
             after = change.after
             self._known.moved[after.name] = (after.version, after.complete, after.generation)
-        return CommitStats(0.0, time.perf_counter() - asked, False, exclusive=False)
+        return CommitStats(0.0, time.perf_counter() - asked, False)
 
     def _commit_together(self, changes: Sequence[Change]) -> None:
         """All of it in one round trip."""

@@ -52,6 +52,8 @@ Each asks for Python's lock, so that a daemon's statements are watched from outs
 class SqliteStore:
     """Open it with `open`; all of it is used by one thread at a time."""
 
+    exclusive = True
+
     def __init__(
         self, connection: Connection, limits: Limits, *, writable: bool, is_wal: bool
     ) -> None:
