@@ -116,8 +116,8 @@ def start(options: Options) -> Iterator[Figure]:
             ready.append((time.monotonic() - running.executed_at) * 1000)
         workload.check(path)
         helped.append(timed(*PROJECTOR, "--help")[0] * 1000)
-    yield Figure("daemon start to tailing, small database", "ms", ready, 300)
-    yield Figure("projector --help", "ms", helped, 120)
+    yield Figure("daemon start to tailing, small database", "ms", ready, 250)
+    yield Figure("projector --help", "ms", helped, 100)
 
 
 def memory(options: Options) -> Iterator[Figure]:
