@@ -179,6 +179,19 @@ async def test_it_tells_once_that_others_have_committed_also_beside_work_under_w
         assert await asked
 
 
+async def test_with_patience_it_waits_until_another_has_committed(
+    thread: Thread, store: Store
+) -> None:
+    assert not await thread.changed(0.001)
+    asked = asyncio.create_task(thread.changed(3600))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not asked.done()
+    append(store, "e1")
+
+    assert await asked
+
+
 async def test_a_thread_that_is_not_writable_reads(database: Database, store: Store) -> None:
     append(store, "e1")
     async with database.open_thread(writable=False) as thread:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 
@@ -10,10 +9,8 @@ from session_projector.projections.event import Event, LogRow
 from session_projector.projections.fold import Rejected
 from session_projector.worker.errors import LostRace
 from session_projector.worker.folding.checkpoints import does_not_fit
+from session_projector.worker.storage.limits import ASK_EVERY_S
 from session_projector.worker.storage.port import ANY_POSITION, Checkpoint, Store, digest
-
-AGAIN_S: Final = 0.00005
-"""Between two questions of a read that waits for a commit."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -61,7 +58,7 @@ def read_page(
     touched, rows, newest = store.read(start=start, until=last, events=events)
     until_s = time.perf_counter() + patience_s
     while patience_s and (not rows or rows[-1].seq <= start) and time.perf_counter() < until_s:
-        time.sleep(AGAIN_S)
+        time.sleep(ASK_EVERY_S)
         if store.changed():
             _, rows, newest = store.read(start=start, until=last, events=events)
             touched = True

@@ -14,5 +14,6 @@ class Here:
     async def run(self, work: Callable[[Store], T]) -> T:
         return work(self._store)
 
-    async def changed(self) -> bool:
+    async def changed(self, patience_s: float = 0) -> bool:
+        del patience_s  # nobody waits here
         return self._store.changed()

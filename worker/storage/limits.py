@@ -8,6 +8,9 @@ BATCH_EVENTS: Final = 8192
 """The most events of one batch: what falls into it for one view is one write."""
 BUSY_TIMEOUT_S: Final = 5.0
 """How long a statement waits for a lock of another process, in seconds."""
+ASK_EVERY_S: Final = 0.00005
+"""Between two questions of a thread that waits for a commit; an event loop's timers are whole
+milliseconds."""
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -792,8 +792,9 @@ class Thread(Protocol):
         what it raises comes out as it is."""
         ...
 
-    async def changed(self) -> bool:
-        """`Store.changed`, without a hop where that `answers_at_once` and the thread is idle."""
+    async def changed(self, patience_s: float = 0) -> bool:
+        """`Store.changed`, without a hop where that `answers_at_once` and the thread is idle. With
+        patience it is asked again and again for so long, in the thread."""
         ...
 
 
@@ -853,10 +854,10 @@ class Wakeup(Protocol):
         """
         ...
 
-    async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
+    async def wait(self, changed: Callable[..., Awaitable[bool]], *, found: bool) -> bool:
         """Wait, between one read and the next, until there may be new events, at most for a second;
         returns whether there may be. `found`: the read found some, so that the next one follows at
-        once. `changed`: `Store.changed`, in the thread that reads.
+        once. `changed`: `Thread.changed` of the thread that reads.
         """
         ...
 

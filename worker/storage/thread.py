@@ -9,6 +9,7 @@ called here alone, and looked for when this module is imported.
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -17,6 +18,7 @@ import aiosqlite
 import anyio
 
 from session_projector.worker.errors import no_thread
+from session_projector.worker.storage.limits import ASK_EVERY_S
 from session_projector.worker.storage.port import Store, T
 
 if not callable(getattr(aiosqlite.Connection, "_execute", None)):
@@ -39,13 +41,15 @@ class StoreThread:
         self._lock = threading.Lock()
         """Whoever holds it uses the store."""
 
-    async def changed(self) -> bool:
+    async def changed(self, patience_s: float = 0) -> bool:
         if self._store.answers_at_once and self._lock.acquire(blocking=False):
             try:
-                return self._store.changed()
+                found = self._store.changed()
             finally:
                 self._lock.release()
-        return await self.run(lambda store: store.changed())
+            if found or not patience_s:
+                return found
+        return await self.run(lambda store: _changed(store, patience_s))
 
     async def run(self, work: Callable[[Store], T]) -> T:
         def look() -> None:
@@ -66,6 +70,13 @@ class StoreThread:
     def _do(self, work: Callable[[Store], T]) -> T:
         with self._lock:
             return work(self._store)
+
+
+def _changed(store: Store, patience_s: float) -> bool:
+    until_s = time.perf_counter() + patience_s
+    while not (found := store.changed()) and time.perf_counter() < until_s:
+        time.sleep(ASK_EVERY_S)
+    return found
 
 
 @asynccontextmanager

@@ -240,7 +240,8 @@ async def test_an_idle_tail_looks_for_itself_now_and_then_whatever_is_heard(
     class Unchanged:
         run = staticmethod(thread.run)
 
-        async def changed(self) -> bool:
+        async def changed(self, patience_s: float = 0) -> bool:
+            del patience_s
             if not database.log():
                 database.created("A-1")
             return False

@@ -18,6 +18,8 @@ LONGEST_IDLE_S: Final = 1.0
 FIRST_POLL_S: Final = 0.001
 IDLE_POLL_S: Final = 0.1
 """Between two questions where nothing is heard."""
+PATIENCE_S: Final = 0.001
+"""After an event was found, as the writer may have waited for it and commit the next one now."""
 AGAIN_S: Final = (0.001, 0.001, 0.004, 0.016, *[0.032] * 15)
 """Between further questions after something was heard: a commit may take until it can be seen. None
 is longer than an event may be late, and together they are as long as a slow disk takes."""
@@ -64,7 +66,7 @@ class InotifyWakeup:
         self._asks_first = True
         return not self._closed
 
-    async def wait(self, changed: Callable[[], Awaitable[bool]], *, found: bool) -> bool:
+    async def wait(self, changed: Callable[..., Awaitable[bool]], *, found: bool) -> bool:
         if found:
             self._look_on()
             return True
@@ -87,11 +89,11 @@ class InotifyWakeup:
             self._hears()  # of what was read, of the tail's own commit, perhaps of the next
             self._again, self._listens = iter(AGAIN_S), True
 
-    async def _hint(self, changed: Callable[[], Awaitable[bool]]) -> bool:
+    async def _hint(self, changed: Callable[..., Awaitable[bool]]) -> bool:
         """Wait until there may be something new."""
         if self._asks_first:
             self._asks_first = False
-            if await changed():
+            if await changed(PATIENCE_S):
                 return True
         for delay_s in self._again:
             if await self._heard(delay_s) or await changed():
@@ -116,7 +118,7 @@ class InotifyWakeup:
             return True
         return False
 
-    async def _overdue(self, changed: Callable[[], Awaitable[bool]]) -> bool:
+    async def _overdue(self, changed: Callable[..., Awaitable[bool]]) -> bool:
         """Ask, after nothing was heard; expect no more of inotify that misses what is seen."""
         if not await changed():
             return False
