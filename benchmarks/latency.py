@@ -42,12 +42,12 @@ def appends(
         return running.wait(), seen
 
 
-def _last(connection: sqlite3.Connection, session: int) -> int:
-    """Return the number of the writer's newest event in the view of a session, or -1."""
+def _last(connection: sqlite3.Connection, session: int, writer_name: str = "w") -> int:
+    """Return the number of a writer's newest event in the view of a session, or -1."""
     query = "SELECT last_offset_id FROM view WHERE key = ?"
     event_id: str = connection.execute(query, (f"session:S-{session}",)).fetchone()[0]
     name, _, number = event_id.partition("-")
-    return int(number) if name == "w" else -1
+    return int(number) if name == writer_name else -1
 
 
 def delays_ms(written_: Written, seen: Sequence[float]) -> list[float]:
@@ -90,15 +90,18 @@ def _slowly(path: Path, count: int) -> list[float]:
     return delays_ms(*appends(path, slowly(path, count), count, 50))
 
 
-def ping_pong(path: Path, count: int) -> list[float]:
-    """Write an event, synchronous FULL, as soon as the one before is seen; returns the ms from each
-    commit until its view has it."""
+def ping_pong(path: Path, count: int, name: str = "w", every_s: float = 0) -> list[float]:
+    """Write an event, synchronous FULL, as soon as the one before is seen, at most one in `every_s`;
+    returns the ms from each commit until its view has it."""
     delays: list[float] = []
     with workload.connected(path) as connection:
+        due = time.monotonic()
         for number in range(count):
-            connection.execute(workload.INSERT, row("w", number, 50, 300))
+            time.sleep(max(due - time.monotonic(), 0))
+            due += every_s
+            connection.execute(workload.INSERT, row(name, number, 50, 300))
             committed = time.monotonic()
-            while _last(connection, number % 50) < number:
+            while _last(connection, number % 50, name) < number:
                 time.sleep(
                     0.00005
                 )  # it leaves the processor to others, as a writer that waits would
