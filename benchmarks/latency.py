@@ -91,7 +91,7 @@ def _slowly(path: Path, count: int) -> list[float]:
 
 
 def ping_pong(path: Path, count: int, name: str = "w", every_s: float = 0) -> list[float]:
-    """Write an event, synchronous FULL, as soon as the one before is seen, at most one in `every_s`;
+    """Write an event, synchronous FULL, as soon as the one before is seen and `every_s` has passed;
     returns the ms from each commit until its view has it."""
     delays: list[float] = []
     with workload.connected(path) as connection:
