@@ -51,6 +51,18 @@ def test_rows_are_found_by_all_of_their_words_newest_first(store: Store) -> None
     assert find(store) == []
 
 
+@pytest.mark.parametrize("every", [1, 12, 70, 399])
+def test_page_by_page_all_rows_are_found_however_many_have_a_word(store: Store, every: int) -> None:
+    """An engine may look in other ways for what many rows have."""
+    keep(store, SEARCH, *(row(n, "red" if n % every == 0 else "blue") for n in range(1, 400)))
+
+    found: list[int] = []
+    while some := find(store, "red", below=min(found, default=400), start=3):
+        found += some
+
+    assert found == [n for n in range(399, 2, -1) if n % every == 0]
+
+
 @pytest.mark.parametrize(
     ("text", "asked", "found"),
     [
