@@ -89,6 +89,8 @@ def _clients(url: str, count: int) -> Iterator[None]:
     reading.start()
     try:
         yield
+        if not reading.is_alive():
+            raise ConnectionError("the streams were not read to the end")
     finally:
         reading.terminate()
         reading.join()

@@ -174,7 +174,9 @@ async def test_it_tells_once_that_others_have_committed_also_beside_work_under_w
         await anyio.to_thread.run_sync(begun.wait)
         append(store, "e2")
         asked = asyncio.create_task(thread.changed())
-        await anyio.lowlevel.checkpoint()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        assert not asked.done()  # the work uses the store
         go_on.set()
         assert await asked
 
